@@ -1,0 +1,1 @@
+//! Realms, users, tokens, roles, ACLs, tickets.

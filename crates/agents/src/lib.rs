@@ -1,0 +1,1 @@
+//! Shells around the pure cores: heartbeats, HA, status, scheduler.

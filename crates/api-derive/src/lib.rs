@@ -1,0 +1,1 @@
+//! `derive(Params)`: one struct gives form, JSON and query parsing and the schema.

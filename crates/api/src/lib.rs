@@ -1,0 +1,1 @@
+//! The endpoint registry and its handlers; folders mirror the URL tree.

@@ -1,0 +1,2 @@
+//! `stead`: the command line.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The replicated configuration tree: Raft over redb, transactions, watches, history.

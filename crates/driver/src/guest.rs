@@ -1,0 +1,279 @@
+//! A guest's process: made, watched, moved and ended by a driver.
+//!
+//! ```text
+//!             launch                fence.run / resume            exit, kill
+//!   absent ───────────▶ prelaunch ───────────────────▶ running ─────────────▶ absent
+//!             incoming              migration completes ▲   │ pause
+//!   absent ───────────▶ inmigrate ──▶ postmigrate ──────┘   ▼
+//!                                                         paused
+//! ```
+//!
+//! The process belongs to the operating system: a driver that is restarted finds it again by [`GuestDriver::adopt`].
+
+use crate::fence::Registration;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
+use stead_model::{Epoch, Vmid};
+use tokio::net::UnixStream;
+use tokio::sync::broadcast;
+
+/// A disk's file or address, resolved by its storage before launch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedVolume {
+    /// The volume as the configuration names it.
+    pub volume: String,
+    /// The path (of a file or block device) to open.
+    pub path: PathBuf,
+    /// `raw` or `qcow2`.
+    pub format: String,
+}
+
+/// Everything that a driver needs to make the process. The driver decides nothing more.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The guest.
+    pub vmid: Vmid,
+    /// The ownership under which it will run (see [`Registration::epoch`]).
+    pub epoch: Epoch,
+    /// Its configuration's text, in the known format.
+    pub config: String,
+    /// Each volume that the configuration names.
+    pub volumes: Vec<ResolvedVolume>,
+    /// For an incoming migration: the source's running machine type, accelerator and what else must be alike.
+    pub incoming: Option<Incoming>,
+}
+
+/// What an incoming migration's process must have in common with its source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incoming {
+    /// The versioned machine type, e.g. `pc-i440fx-10.0`.
+    pub machine: String,
+    /// `kvm` or `tcg`: a guest never moves between the two.
+    pub accel: String,
+}
+
+/// What runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// The process is there, its CPUs have never run here.
+    Prelaunch,
+    /// Waits for or receives a migration.
+    Inmigrate,
+    /// Its CPUs run.
+    Running,
+    /// Paused, by its user or by the fence process.
+    Paused,
+    /// Its state was migrated away, or received and not continued.
+    Postmigrate,
+    /// Switched itself off or panicked; the process is still there.
+    Shutdown,
+    /// The process answers no question.
+    Unresponsive,
+}
+
+/// A running guest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GuestProcess {
+    /// The guest.
+    pub vmid: Vmid,
+    /// The ownership it was launched under.
+    pub epoch: Epoch,
+    /// Its process.
+    pub pid: u32,
+    /// Where it stands.
+    pub state: RunState,
+    /// Seconds since launch.
+    pub uptime: u64,
+    /// Share of its CPUs used since the last question: 0 to 1.
+    pub cpu: f64,
+    /// Resident memory in bytes.
+    pub mem: u64,
+    /// Bytes received and sent by its network devices, read and written on its disks: since launch.
+    pub net_in: u64,
+    /// See `net_in`.
+    pub net_out: u64,
+    /// See `net_in`.
+    pub disk_read: u64,
+    /// See `net_in`.
+    pub disk_write: u64,
+    /// The versioned machine type that runs.
+    pub machine: String,
+    /// `kvm` or `tcg`.
+    pub accel: String,
+    /// The program's version, e.g. `10.0.2`.
+    pub version: String,
+}
+
+/// What a driver noticed by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestEvent {
+    /// The process ended. Announced within a second.
+    Gone {
+        /// The guest.
+        vmid: Vmid,
+        /// The ownership it was launched under.
+        epoch: Epoch,
+        /// Whether it switched itself off (shutdown from inside or by request) rather than crashed or was killed.
+        clean: bool,
+    },
+    /// Its run state changed.
+    State {
+        /// The guest.
+        vmid: Vmid,
+        /// The new one.
+        state: RunState,
+    },
+}
+
+/// A migration's progress. Bytes; milliseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationProgress {
+    /// Where it stands.
+    pub phase: MigrationPhase,
+    /// Sent so far.
+    pub transferred: u64,
+    /// Left to send.
+    pub remaining: u64,
+    /// RAM in total.
+    pub total: u64,
+    /// Rounds over all RAM.
+    pub rounds: u64,
+    /// Pause: expected while it runs, measured once it has completed.
+    pub downtime_ms: u64,
+    /// Time since it began.
+    pub total_ms: u64,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// A migration's phase, seen from the source.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MigrationPhase {
+    /// None was begun.
+    #[default]
+    None,
+    /// RAM is being sent.
+    Active,
+    /// The source's CPUs have stopped, the rest is being sent.
+    Switchover,
+    /// All was sent and received; the source is paused and stays so.
+    Completed,
+    /// It failed; the source's CPUs run, or can be continued.
+    Failed,
+    /// Cancelled; the source goes on.
+    Cancelled,
+}
+
+impl MigrationPhase {
+    /// Whether it will not change any more.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// A failed operation on a guest's process.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// No process of that guest.
+    #[error("guest {0} is not running")]
+    NotRunning(Vmid),
+    /// A process of that guest is already there.
+    #[error("guest {0} is already running")]
+    Running(Vmid),
+    /// The configuration asks for what this driver or machine cannot do.
+    #[error("{key}: {why}")]
+    Config {
+        /// The option.
+        key: String,
+        /// What is wrong with it and what to do.
+        why: String,
+    },
+    /// The program could not be started or ended at once.
+    #[error("could not start guest {vmid}: {why}")]
+    Launch {
+        /// The guest.
+        vmid: Vmid,
+        /// The program's own words.
+        why: String,
+    },
+    /// The process refused or did not answer.
+    #[error("could not {what} guest {vmid}: {why}")]
+    Refused {
+        /// What was attempted.
+        what: &'static str,
+        /// On which guest.
+        vmid: Vmid,
+        /// Why it failed.
+        why: String,
+    },
+    /// It took longer than allowed.
+    #[error("{what} of guest {vmid} did not end within {seconds} s")]
+    TimedOut {
+        /// What was attempted.
+        what: &'static str,
+        /// On which guest.
+        vmid: Vmid,
+        /// The limit.
+        seconds: u64,
+    },
+}
+
+/// A driver for one kind of guest.
+///
+/// Every method may be called again after the daemon was restarted in its middle. A future that is dropped
+/// leaves the process in a state that `state` tells.
+#[async_trait]
+pub trait GuestDriver: Send + Sync {
+    /// Finds the guests that an earlier daemon started, and watches them from now on.
+    async fn adopt(&self) -> Vec<GuestProcess>;
+    /// What the fence process must know before [`Self::launch`]. Makes the cgroup and the run directory.
+    async fn prepare(&self, vmid: Vmid, epoch: Epoch) -> Result<Registration, GuestError>;
+    /// Starts the process with stopped CPUs and waits until it answers. After an error nothing of it is left.
+    async fn launch(&self, launch: Launch) -> Result<GuestProcess, GuestError>;
+    /// What the command line would be, for people.
+    async fn describe(&self, launch: &Launch) -> Result<Vec<String>, GuestError>;
+    /// Every guest with a process.
+    async fn list(&self) -> Vec<GuestProcess>;
+    /// One guest's process.
+    async fn state(&self, vmid: Vmid) -> Option<GuestProcess>;
+    /// Events from now on.
+    fn events(&self) -> broadcast::Receiver<GuestEvent>;
+    /// Continues the CPUs: after a pause, or for the first time where the fence process does not do it.
+    async fn resume(&self, vmid: Vmid) -> Result<(), GuestError>;
+    /// Stops the CPUs; returns when they have stopped.
+    async fn pause(&self, vmid: Vmid) -> Result<(), GuestError>;
+    /// Presses the reset button.
+    async fn reset(&self, vmid: Vmid) -> Result<(), GuestError>;
+    /// Asks the guest's system to shut down (agent where enabled, else the power button) and waits.
+    async fn shutdown(&self, vmid: Vmid, timeout: Duration) -> Result<(), GuestError>;
+    /// Asks the guest's system to restart and waits until it has.
+    async fn reboot(&self, vmid: Vmid, timeout: Duration) -> Result<(), GuestError>;
+    /// Ends the process in order: the program's own quit (disks flushed), SIGKILL of its cgroup after 10 s.
+    async fn stop(&self, vmid: Vmid) -> Result<(), GuestError>;
+    /// SIGKILL of its cgroup without a thaw or a word before; waits until nothing of it is left.
+    async fn kill(&self, vmid: Vmid) -> Result<(), GuestError>;
+    /// Where an incoming guest takes its migration stream.
+    async fn migration_inlet(&self, vmid: Vmid) -> Result<PathBuf, GuestError>;
+    /// Begins to send the guest's state into a unix socket. At the end the source stays paused.
+    async fn migrate(&self, vmid: Vmid, to: PathBuf, bytes_per_second: Option<u64>) -> Result<(), GuestError>;
+    /// How the migration stands.
+    async fn migration(&self, vmid: Vmid) -> Result<MigrationProgress, GuestError>;
+    /// Waits until the phase differs from `seen`, or a second has passed.
+    async fn migration_changed(&self, vmid: Vmid, seen: MigrationPhase) -> Result<MigrationProgress, GuestError>;
+    /// Cancels it; returns in a terminal phase.
+    async fn cancel_migration(&self, vmid: Vmid) -> Result<MigrationProgress, GuestError>;
+    /// Tells a running guest that a disk has grown. Bytes.
+    async fn resize_disk(&self, vmid: Vmid, device: &str, size: u64) -> Result<(), GuestError>;
+    /// Puts a medium in (or with none, out of) a CD drive of a running guest.
+    async fn change_medium(&self, vmid: Vmid, device: &str, medium: Option<ResolvedVolume>) -> Result<(), GuestError>;
+    /// A line for the program's human monitor.
+    async fn monitor(&self, vmid: Vmid, line: &str) -> Result<String, GuestError>;
+    /// Sets the VNC password (8 characters) and connects to the screen.
+    async fn screen(&self, vmid: Vmid, password: &str) -> Result<UnixStream, GuestError>;
+    /// Connects to a serial terminal: `serial0` to `serial3`.
+    async fn terminal(&self, vmid: Vmid, port: &str) -> Result<UnixStream, GuestError>;
+}

@@ -1,0 +1,8 @@
+//! The traits that drivers implement, with their conformance suites and fakes.
+//!
+//! `ops` and `agents` know guests, storages and the fence process by these traits alone; `node` (and the
+//! testbed) name the concrete drivers. Whoever writes a driver gets its tests with the trait.
+
+pub mod fence;
+pub mod guest;
+pub mod storage;

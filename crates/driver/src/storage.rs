@@ -1,0 +1,165 @@
+//! A storage: a place for volumes.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use stead_model::{StorageId, Vmid, VolumeId};
+
+use crate::guest::ResolvedVolume;
+
+/// What a storage may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Content {
+    /// Disks of VMs.
+    Images,
+    /// Container file systems.
+    Rootdir,
+    /// CD images.
+    Iso,
+    /// Container templates.
+    Vztmpl,
+    /// Backups.
+    Backup,
+    /// Hook scripts, cloud-init files.
+    Snippets,
+    /// Images to import.
+    Import,
+}
+
+/// A volume as `content` lists it. Sizes in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// The volume.
+    pub volid: VolumeId,
+    /// What it is.
+    pub content: Content,
+    /// `raw`, `qcow2`, `iso`, `snippet`, ...
+    pub format: String,
+    /// What a guest sees.
+    pub size: u64,
+    /// What it takes.
+    pub used: u64,
+    /// Whose it is.
+    pub vmid: Option<Vmid>,
+    /// Made, seconds since 1970.
+    pub ctime: u64,
+    /// The base image below it.
+    pub parent: Option<String>,
+}
+
+/// Space in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// In all.
+    pub total: u64,
+    /// Taken.
+    pub used: u64,
+    /// Left.
+    pub avail: u64,
+}
+
+/// A failed operation on a storage.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// Its text carries "does not exist": clients decide by it.
+    #[error("volume '{0}' does not exist")]
+    NoVolume(String),
+    /// The name is taken.
+    #[error("volume '{0}' already exists")]
+    Exists(String),
+    /// The storage may not hold this.
+    #[error("storage '{storage}' does not support {what}")]
+    Unsupported {
+        /// The storage.
+        storage: StorageId,
+        /// What was asked of it.
+        what: String,
+    },
+    /// A value that cannot be.
+    #[error("{parameter}: {why}")]
+    Invalid {
+        /// Which one.
+        parameter: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Not enough room; what was begun is removed.
+    #[error("storage '{storage}' is full: could not {what}")]
+    Full {
+        /// The storage.
+        storage: StorageId,
+        /// What was attempted.
+        what: String,
+    },
+    /// The storage is not there: not mounted, server away.
+    #[error("storage '{storage}' is not available: {why}")]
+    Unavailable {
+        /// The storage.
+        storage: StorageId,
+        /// Why.
+        why: String,
+    },
+    /// Anything else.
+    #[error("could not {what} on storage '{storage}': {why}")]
+    Failed {
+        /// What was attempted.
+        what: String,
+        /// The storage.
+        storage: StorageId,
+        /// The cause.
+        why: String,
+    },
+}
+
+/// What [`StorageDriver::alloc`] is to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewVolume {
+    /// Whose.
+    pub vmid: Vmid,
+    /// Its name (`vm-100-disk-0.qcow2`), or none: the first free `vm-VMID-disk-N`.
+    pub name: Option<String>,
+    /// `raw` or `qcow2`; none: the storage's default.
+    pub format: Option<String>,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// One configured storage of one type. Blocking work runs off the async threads.
+#[async_trait]
+pub trait StorageDriver: Send + Sync {
+    /// Its name.
+    fn id(&self) -> &StorageId;
+    /// Makes it usable on this node; repeated calls are cheap.
+    async fn activate(&self) -> Result<(), StorageError>;
+    /// How full it is.
+    async fn space(&self) -> Result<Space, StorageError>;
+    /// Its volumes, of one content and guest or all.
+    async fn list(&self, content: Option<Content>, vmid: Option<Vmid>) -> Result<Vec<VolumeInfo>, StorageError>;
+    /// One volume.
+    async fn info(&self, name: &str) -> Result<VolumeInfo, StorageError>;
+    /// Makes a disk. After an error, or a crash in the middle, no volume with a valid name is half made.
+    async fn alloc(&self, new: &NewVolume) -> Result<VolumeInfo, StorageError>;
+    /// Removes a volume.
+    async fn free(&self, name: &str) -> Result<(), StorageError>;
+    /// Grows a disk that no guest has open, to `size` bytes.
+    async fn resize(&self, name: &str, size: u64) -> Result<(), StorageError>;
+    /// What a guest's process opens.
+    async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError>;
+    /// A file on the storage's own file system to spool an upload into; removed at the next start if left over.
+    async fn spool(&self) -> Result<PathBuf, StorageError>;
+    /// Makes a spooled file a volume, in one step.
+    async fn adopt_file(&self, spooled: PathBuf, content: Content, name: &str) -> Result<VolumeInfo, StorageError>;
+}
+
+/// Makes drivers of one storage type from their section of `storage.cfg`.
+pub trait StorageType: Send + Sync {
+    /// The type's name in `storage.cfg`, e.g. `dir`.
+    fn name(&self) -> &'static str;
+    /// Checks a section's options and makes its driver. `options` are the section's keys and values.
+    fn open(
+        &self,
+        id: &StorageId,
+        options: &std::collections::BTreeMap<String, String>,
+    ) -> Result<std::sync::Arc<dyn StorageDriver>, StorageError>;
+}

@@ -1,0 +1,1 @@
+//! The fence process: leases' deadline, registered guests, first cont.

@@ -1,0 +1,2 @@
+//! `stead-fenced`.
+fn main() {}

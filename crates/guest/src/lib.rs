@@ -1,0 +1,1 @@
+//! What VMs and containers share: request queue, migration plan. Pure.

@@ -1,0 +1,1 @@
+//! HA manager and per-node agent, rules, placement. Pure.

@@ -1,0 +1,1 @@
+//! Leases, epochs, liveness and fencing decisions. Pure.

@@ -1,0 +1,125 @@
+//! The cluster and its nodes, as recorded in the configuration.
+
+use crate::{BootId, Epoch, NodeName, NodeUuid, RaftId};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// The cluster itself, at [`crate::paths::CLUSTER`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    /// The name shown to users.
+    pub name: String,
+    /// Distinguishes this cluster from any other, also on shared storage.
+    pub uuid: String,
+    /// Raised when a majority was given up for lost by the operator's word.
+    pub epoch: Epoch,
+    /// Times of leases and fencing.
+    #[serde(default)]
+    pub profile: FenceProfile,
+}
+
+/// A node, at [`crate::paths::node`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its name.
+    pub name: NodeName,
+    /// Its identity.
+    pub uuid: NodeUuid,
+    /// Its number in Raft.
+    pub raft_id: RaftId,
+    /// Where its one TLS port is.
+    pub addr: SocketAddr,
+    /// Whether it takes part.
+    pub state: NodeState,
+    /// The daemon's version, for the limit on how far versions may be apart.
+    #[serde(default)]
+    pub version: String,
+}
+
+/// Whether a node takes part. *Lost is sticky*: once committed, the node gets no lease until it has come back
+/// by a commit of its own, with a new boot id or after it has destroyed what it no longer owns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "is")]
+pub enum NodeState {
+    /// It takes part; `boot` is the boot that entered.
+    Member {
+        /// The boot that entered or re-entered.
+        boot: BootId,
+    },
+    /// Its lease ran out and the fence time has passed: its guests may be recovered elsewhere.
+    Lost {
+        /// The boot that was lost.
+        boot: BootId,
+    },
+}
+
+impl NodeState {
+    /// The boot concerned.
+    pub fn boot(&self) -> &BootId {
+        match self {
+            Self::Member { boot } | Self::Lost { boot } => boot,
+        }
+    }
+
+    /// Whether the node was committed lost.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost { .. })
+    }
+}
+
+/// A named set of times for leases and fencing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FenceProfile {
+    /// A quiet local network.
+    Fast,
+    /// Most clusters.
+    #[default]
+    Default,
+    /// Links of 50 ms and more.
+    Wan,
+}
+
+impl FenceProfile {
+    /// How often a node asks for its lease.
+    pub fn heartbeat(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Fast => 200,
+            Self::Default => 500,
+            Self::Wan => 2000,
+        })
+    }
+
+    /// L: how long a lease lasts, from the sending of the heartbeat.
+    pub fn lease(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Fast => 1500,
+            Self::Default => 4000,
+            Self::Wan => 20_000,
+        })
+    }
+
+    /// D: after L, how long the fence process may take to verify that every guest is safe.
+    pub fn drain(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Fast => 500,
+            Self::Default => 1000,
+            Self::Wan => 5000,
+        })
+    }
+
+    /// W: after L + D, by when the watchdog has reset a machine that did not reset itself.
+    pub fn watchdog(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Fast => 1000,
+            Self::Default => 2000,
+            Self::Wan => 5000,
+        })
+    }
+
+    /// L + D + W with 1 % for clocks that drift: the time after which a silent node's guests are safe.
+    pub fn fence_time(self) -> Duration {
+        (self.lease() + self.drain() + self.watchdog()) * 101 / 100
+    }
+}

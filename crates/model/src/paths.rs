@@ -1,0 +1,65 @@
+//! Where things lie in the configuration tree. Keys look as the files that administrators know.
+
+use crate::{GuestKind, NodeName, Vmid};
+
+/// The cluster's own record.
+pub const CLUSTER: &str = "stead/cluster";
+/// Below it: a record a node.
+pub const NODES: &str = "stead/nodes/";
+/// Below it: an ownership record a guest. Outside history and rollback.
+pub const OWNERSHIP: &str = "stead/owner/";
+/// Below it: secrets. Sealed; outside history, events and logs.
+pub const PRIVATE: &str = "priv/";
+/// Storages.
+pub const STORAGE_CFG: &str = "storage.cfg";
+/// Users, groups, tokens' comments, ACLs, pools.
+pub const USER_CFG: &str = "user.cfg";
+/// Cluster-wide options.
+pub const DATACENTER_CFG: &str = "datacenter.cfg";
+/// HA resources.
+pub const HA_RESOURCES: &str = "ha/resources.cfg";
+/// HA rules.
+pub const HA_RULES: &str = "ha/rules.cfg";
+/// The HA manager's state.
+pub const HA_STATUS: &str = "ha/manager_status";
+/// The cluster CA's certificate.
+pub const CA_CERT: &str = "pve-root-ca.pem";
+/// The cluster CA's key (sealed).
+pub const CA_KEY: &str = "priv/pve-root-ca.key";
+/// The key that signs tickets (sealed).
+pub const AUTH_KEY: &str = "priv/authkey.key";
+/// Tokens' secrets, hashed (sealed).
+pub const TOKEN_CFG: &str = "priv/token.cfg";
+/// Passwords, hashed (sealed).
+pub const SHADOW_CFG: &str = "priv/shadow.cfg";
+
+/// A node's record.
+pub fn node(name: &NodeName) -> String {
+    format!("{NODES}{name}")
+}
+
+/// A guest's ownership record.
+pub fn ownership(vmid: Vmid) -> String {
+    format!("{OWNERSHIP}{vmid}")
+}
+
+/// A guest's configuration.
+pub fn guest(node: &NodeName, kind: GuestKind, vmid: Vmid) -> String {
+    match kind {
+        GuestKind::Qemu => format!("nodes/{node}/qemu-server/{vmid}.conf"),
+        GuestKind::Lxc => format!("nodes/{node}/lxc/{vmid}.conf"),
+    }
+}
+
+/// Which guest's configuration a path is, if it is one.
+pub fn as_guest(path: &str) -> Option<(NodeName, GuestKind, Vmid)> {
+    let mut parts = path.strip_prefix("nodes/")?.split('/');
+    let node = parts.next()?.parse().ok()?;
+    let kind = match parts.next()? {
+        "qemu-server" => GuestKind::Qemu,
+        "lxc" => GuestKind::Lxc,
+        _ => return None,
+    };
+    let vmid = parts.next()?.strip_suffix(".conf")?.parse().ok()?;
+    parts.next().is_none().then_some((node, kind, vmid))
+}

@@ -1,0 +1,2 @@
+//! `steadd`: wiring only.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The VM driver: command line, QMP, devices, migration.

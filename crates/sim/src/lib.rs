@@ -1,0 +1,1 @@
+//! The simulator: ha, membership and conf on a modelled cluster; fault search.

@@ -1,0 +1,1 @@
+//! Tasks: UPIDs, persisted steps, logs, adoption after a restart.

@@ -1,0 +1,1 @@
+//! Real clusters on one machine: start, cut, freeze, power off.

@@ -1,0 +1,1 @@
+//! TLS, peer connections, the join handshake, forwarding.
