@@ -75,7 +75,13 @@ pub trait Fence: Send + Sync {
     /// A fresh nonce for a heartbeat; the fence process notes the moment, from which the lease will count.
     async fn nonce(&self) -> Result<u64, FenceError>;
     /// The leader granted `lease_ms` to the heartbeat that carried `nonce`; `drain_ms` is D of the profile.
-    async fn renew(&self, nonce: u64, lease_ms: u64, drain_ms: u64, watchdog_ms: u64) -> Result<(), FenceError>;
+    async fn renew(
+        &self,
+        nonce: u64,
+        lease_ms: u64,
+        drain_ms: u64,
+        watchdog_ms: u64,
+    ) -> Result<(), FenceError>;
     /// Makes a guest known, before its process is executed. Repeating it is no error.
     async fn register(&self, guest: Registration) -> Result<(), FenceError>;
     /// Forgets a guest whose process is gone (or was handed over and ended).

@@ -259,17 +259,27 @@ pub trait GuestDriver: Send + Sync {
     /// Where an incoming guest takes its migration stream.
     async fn migration_inlet(&self, vmid: Vmid) -> Result<PathBuf, GuestError>;
     /// Begins to send the guest's state into a unix socket. At the end the source stays paused.
-    async fn migrate(&self, vmid: Vmid, to: PathBuf, bytes_per_second: Option<u64>) -> Result<(), GuestError>;
+    async fn migrate(&self, vmid: Vmid, to: PathBuf, bytes_per_second: Option<u64>)
+    -> Result<(), GuestError>;
     /// How the migration stands.
     async fn migration(&self, vmid: Vmid) -> Result<MigrationProgress, GuestError>;
     /// Waits until the phase differs from `seen`, or a second has passed.
-    async fn migration_changed(&self, vmid: Vmid, seen: MigrationPhase) -> Result<MigrationProgress, GuestError>;
+    async fn migration_changed(
+        &self,
+        vmid: Vmid,
+        seen: MigrationPhase,
+    ) -> Result<MigrationProgress, GuestError>;
     /// Cancels it; returns in a terminal phase.
     async fn cancel_migration(&self, vmid: Vmid) -> Result<MigrationProgress, GuestError>;
     /// Tells a running guest that a disk has grown. Bytes.
     async fn resize_disk(&self, vmid: Vmid, device: &str, size: u64) -> Result<(), GuestError>;
     /// Puts a medium in (or with none, out of) a CD drive of a running guest.
-    async fn change_medium(&self, vmid: Vmid, device: &str, medium: Option<ResolvedVolume>) -> Result<(), GuestError>;
+    async fn change_medium(
+        &self,
+        vmid: Vmid,
+        device: &str,
+        medium: Option<ResolvedVolume>,
+    ) -> Result<(), GuestError>;
     /// A line for the program's human monitor.
     async fn monitor(&self, vmid: Vmid, line: &str) -> Result<String, GuestError>;
     /// Sets the VNC password (8 characters) and connects to the screen.

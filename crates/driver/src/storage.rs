@@ -135,7 +135,11 @@ pub trait StorageDriver: Send + Sync {
     /// How full it is.
     async fn space(&self) -> Result<Space, StorageError>;
     /// Its volumes, of one content and guest or all.
-    async fn list(&self, content: Option<Content>, vmid: Option<Vmid>) -> Result<Vec<VolumeInfo>, StorageError>;
+    async fn list(
+        &self,
+        content: Option<Content>,
+        vmid: Option<Vmid>,
+    ) -> Result<Vec<VolumeInfo>, StorageError>;
     /// One volume.
     async fn info(&self, name: &str) -> Result<VolumeInfo, StorageError>;
     /// Makes a disk. After an error, or a crash in the middle, no volume with a valid name is half made.
@@ -149,7 +153,12 @@ pub trait StorageDriver: Send + Sync {
     /// A file on the storage's own file system to spool an upload into; removed at the next start if left over.
     async fn spool(&self) -> Result<PathBuf, StorageError>;
     /// Makes a spooled file a volume, in one step.
-    async fn adopt_file(&self, spooled: PathBuf, content: Content, name: &str) -> Result<VolumeInfo, StorageError>;
+    async fn adopt_file(
+        &self,
+        spooled: PathBuf,
+        content: Content,
+        name: &str,
+    ) -> Result<VolumeInfo, StorageError>;
 }
 
 /// Makes drivers of one storage type from their section of `storage.cfg`.

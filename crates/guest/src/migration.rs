@@ -1,0 +1,260 @@
+//! A live migration over shared storage, as a pure state machine carried out by the source's daemon.
+//!
+//! ```text
+//!  Preparing ──ready──▶ Sending ──completed──▶ Handover ──committed──▶ Handed ──running──▶ Done
+//!     │                    │                      │  ▲
+//!     │ failed             │ failed, cancelled    │  └─ unknown: ask again, neither copy runs
+//!     ▼                    ▼                      ▼ refused (still ours)
+//!  Undo ◀──────────────────┴──────────────────────┘ ──undone──▶ Failed
+//! ```
+//!
+//! The rule that keeps a guest from running twice: the source proposes `owner = target, epoch + 1` only after
+//! its own process reports *completed* (its CPUs stand and stay so), and the target continues only on that
+//! commit. From the first proposal on, the source never runs again under the old epoch unless the record was
+//! read as still its own after a *definite* refusal. An unknown outcome is asked again: the same proposal
+//! either commits or finds that it already has.
+
+use stead_model::{Epoch, NodeName, Vmid};
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The target's process waits for the stream.
+    TargetReady,
+    /// The source's process reports the migration completed.
+    Completed,
+    /// Preparing or sending failed.
+    Failed(String),
+    /// The user, or a shutdown, asked to cancel.
+    CancelRequested,
+    /// The hand-over is committed.
+    Committed,
+    /// The hand-over was refused for good; the record still names the source and the old epoch.
+    RefusedStillOurs(String),
+    /// The hand-over was refused for good; the record names somebody else: we were recovered meanwhile.
+    RefusedNotOurs(String),
+    /// Nobody knows whether the hand-over was committed.
+    Unknown(String),
+    /// The target says that its copy's CPUs run.
+    TargetRuns,
+    /// The target could not continue, or does not answer.
+    TargetSilent(String),
+    /// The target's process is gone, or the target will end it itself when it sees that it owns nothing.
+    TargetEnded,
+    /// The source's CPUs run again.
+    SourceRuns,
+    /// The source could not be continued.
+    SourceStuck(String),
+}
+
+/// What is to be done next. Its result comes back as an [`Event`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Ask the target to register `epoch` with its fence process and to start a process that waits.
+    PrepareTarget {
+        /// Under which ownership it would run.
+        epoch: Epoch,
+    },
+    /// Connect both processes and send the state; watch it to a terminal phase.
+    Send,
+    /// Cancel the sending; the source goes on by itself.
+    CancelSending,
+    /// Commit owner = target with `to`, if the record still says source with `from`.
+    ProposeHandover {
+        /// The epoch that it starts from.
+        from: Epoch,
+        /// The epoch that it makes.
+        to: Epoch,
+    },
+    /// Ask the target to continue its copy now (it also does so by itself when it sees the commit).
+    AskTargetToRun,
+    /// Kill the source's copy, which will never run again, and forget it.
+    EndSource,
+    /// Tell the target to end its copy.
+    EndTarget,
+    /// Make sure, under the lease, that the source's CPUs run.
+    ContinueSource,
+    /// Over; with an error text unless it succeeded.
+    Finish(Result<(), String>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Preparing,
+    Sending { cancelling: bool },
+    Handover,
+    Handed,
+    Undo { why: String, target_ended: bool },
+    Done,
+}
+
+/// One migration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migration {
+    /// Which guest.
+    pub vmid: Vmid,
+    /// Where to.
+    pub target: NodeName,
+    /// The ownership that the source holds.
+    pub epoch: Epoch,
+    state: State,
+}
+
+impl Migration {
+    /// Begins; the first command is to prepare the target.
+    pub fn begin(vmid: Vmid, target: NodeName, epoch: Epoch) -> (Self, Command) {
+        let m = Self { vmid, target, epoch, state: State::Preparing };
+        (m, Command::PrepareTarget { epoch: epoch.next() })
+    }
+
+    /// Whether a cancellation can still be honoured.
+    pub fn can_cancel(&self) -> bool {
+        matches!(self.state, State::Preparing | State::Sending { .. })
+    }
+
+    /// Takes an event and tells the commands that follow, in order.
+    pub fn on(&mut self, event: Event) -> Vec<Command> {
+        let state = std::mem::replace(&mut self.state, State::Done);
+        let (state, commands) = self.next(state, event);
+        self.state = state;
+        commands
+    }
+
+    fn propose(&self) -> Command {
+        Command::ProposeHandover { from: self.epoch, to: self.epoch.next() }
+    }
+
+    fn next(&self, state: State, event: Event) -> (State, Vec<Command>) {
+        use Command as C;
+        use Event as E;
+        match (state, event) {
+            (State::Preparing, E::TargetReady) => (State::Sending { cancelling: false }, vec![C::Send]),
+            (State::Preparing, E::CancelRequested) => undo("cancelled".into()),
+            (State::Preparing | State::Sending { .. }, E::Failed(why)) => undo(why),
+            (State::Sending { .. }, E::CancelRequested) => {
+                (State::Sending { cancelling: true }, vec![C::CancelSending])
+            }
+            // A cancellation that came too late does not undo what is complete: the guest's state is there.
+            (State::Sending { .. }, E::Completed) => (State::Handover, vec![self.propose()]),
+            (State::Handover, E::Unknown(_)) => (State::Handover, vec![self.propose()]),
+            (State::Handover, E::Committed) => (State::Handed, vec![C::AskTargetToRun]),
+            (State::Handover, E::RefusedStillOurs(why)) => undo(why),
+            // Somebody recovered the guest: ours is the old copy.
+            (State::Handover, E::RefusedNotOurs(why)) => {
+                (State::Done, vec![C::EndSource, C::EndTarget, C::Finish(Err(why))])
+            }
+            (State::Handed, E::TargetRuns) => (State::Done, vec![C::EndSource, C::Finish(Ok(()))]),
+            // The guest is the target's now whatever becomes of it; ours never runs again.
+            (State::Handed, E::TargetSilent(why)) => (
+                State::Done,
+                vec![
+                    C::EndSource,
+                    C::Finish(Err(format!("handed over to {}, which did not confirm: {why}", self.target))),
+                ],
+            ),
+            (State::Undo { why, .. }, E::TargetEnded) => {
+                (State::Undo { why, target_ended: true }, vec![C::ContinueSource])
+            }
+            (State::Undo { why, target_ended: true }, E::SourceRuns) => {
+                (State::Done, vec![C::Finish(Err(why))])
+            }
+            (State::Undo { why, target_ended: true }, E::SourceStuck(more)) => (
+                State::Done,
+                vec![C::Finish(Err(format!("{why}; and the source could not be continued: {more}")))],
+            ),
+            (state, _) => (state, vec![]),
+        }
+    }
+}
+
+fn undo(why: String) -> (State, Vec<Command>) {
+    (State::Undo { why, target_ended: false }, vec![Command::EndTarget])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn new() -> (Migration, Command) {
+        Migration::begin(Vmid::new(100).unwrap(), "n2".parse().unwrap(), Epoch(7))
+    }
+
+    #[test]
+    fn the_straight_way() {
+        let (mut m, first) = new();
+        assert_eq!(first, Command::PrepareTarget { epoch: Epoch(8) });
+        assert_eq!(m.on(Event::TargetReady), [Command::Send]);
+        assert_eq!(m.on(Event::Completed), [Command::ProposeHandover { from: Epoch(7), to: Epoch(8) }]);
+        assert!(!m.can_cancel());
+        assert_eq!(m.on(Event::Committed), [Command::AskTargetToRun]);
+        assert_eq!(m.on(Event::TargetRuns), [Command::EndSource, Command::Finish(Ok(()))]);
+    }
+
+    #[test]
+    fn a_failure_before_the_end_leaves_the_guest_where_it_was() {
+        let (mut m, _) = new();
+        m.on(Event::TargetReady);
+        assert_eq!(m.on(Event::Failed("connection lost".into())), [Command::EndTarget]);
+        assert_eq!(m.on(Event::TargetEnded), [Command::ContinueSource]);
+        assert_eq!(m.on(Event::SourceRuns), [Command::Finish(Err("connection lost".into()))]);
+    }
+
+    #[test]
+    fn an_unknown_outcome_is_asked_again_and_nobody_runs_meanwhile() {
+        let (mut m, _) = new();
+        m.on(Event::TargetReady);
+        m.on(Event::Completed);
+        for _ in 0..3 {
+            let next = m.on(Event::Unknown("no leader".into()));
+            assert_eq!(next, [Command::ProposeHandover { from: Epoch(7), to: Epoch(8) }]);
+        }
+        // Failures and cancellations of the stream come too late now.
+        assert_eq!(m.on(Event::CancelRequested), []);
+        assert_eq!(m.on(Event::Failed("stream closed".into())), []);
+        assert_eq!(m.on(Event::RefusedNotOurs("recovered".into()))[0], Command::EndSource);
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            Just(Event::TargetReady),
+            Just(Event::Completed),
+            Just(Event::Failed("f".into())),
+            Just(Event::CancelRequested),
+            Just(Event::Committed),
+            Just(Event::RefusedStillOurs("r".into())),
+            Just(Event::RefusedNotOurs("n".into())),
+            Just(Event::Unknown("u".into())),
+            Just(Event::TargetRuns),
+            Just(Event::TargetSilent("s".into())),
+            Just(Event::TargetEnded),
+            Just(Event::SourceRuns),
+            Just(Event::SourceStuck("k".into())),
+        ]
+    }
+
+    proptest! {
+        /// Whatever comes in whatever order: the target is asked to run only after a commit, after which the
+        /// source is never continued; a source that proposed is continued only after a definite refusal.
+        #[test]
+        fn never_both(events in proptest::collection::vec(any_event(), 0..40)) {
+            let (mut m, _) = new();
+            let (mut proposed, mut committed, mut refused) = (false, false, false);
+            for event in events {
+                let handover = m.state == State::Handover;
+                committed |= handover && event == Event::Committed;
+                refused |= handover && matches!(event, Event::RefusedStillOurs(_));
+                for command in m.on(event.clone()) {
+                    match command {
+                        Command::ProposeHandover { .. } => proposed = true,
+                        Command::AskTargetToRun => prop_assert!(committed),
+                        Command::ContinueSource => prop_assert!(!committed && (!proposed || refused)),
+                        Command::EndSource => prop_assert!(committed || matches!(event, Event::RefusedNotOurs(_))),
+                        Command::EndTarget => prop_assert!(!committed),
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+}

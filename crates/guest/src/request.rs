@@ -1,0 +1,204 @@
+//! Which request a guest accepts, decided without I/O.
+//!
+//! `ops` asks here before it touches a guest, under the guest's own mutex, so that API, CLI, HA, autostart
+//! and declarative apply accept and refuse the same things with the same words.
+
+use std::fmt;
+use stead_model::Vmid;
+
+/// What is known of the guest at the moment of the request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// The guest.
+    pub vmid: Vmid,
+    /// Whether its process is there, and if so whether its CPUs run.
+    pub process: Process,
+    /// The configuration's `lock`, if set.
+    pub lock: Option<String>,
+    /// It is a template.
+    pub template: bool,
+    /// It is protected from removal.
+    pub protection: bool,
+    /// It is an HA resource.
+    pub ha: bool,
+}
+
+/// The guest's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Process {
+    /// None.
+    Absent,
+    /// It is there and its CPUs run.
+    Running,
+    /// It is there and its CPUs stand.
+    Paused,
+    /// It receives or has sent a migration.
+    Migrating,
+}
+
+/// What someone wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Make it run.
+    Start,
+    /// Pull its plug.
+    Stop,
+    /// Ask its system to shut down.
+    Shutdown,
+    /// Ask its system to restart.
+    Reboot,
+    /// Press reset.
+    Reset,
+    /// Stop its CPUs.
+    Pause,
+    /// Continue its CPUs.
+    Resume,
+    /// Move it while it runs.
+    MigrateLive,
+    /// Move it while it does not.
+    MigrateOffline,
+    /// Remove it with its disks.
+    Destroy,
+    /// Change its configuration.
+    Configure,
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Shutdown => "shut down",
+            Self::Reboot => "reboot",
+            Self::Reset => "reset",
+            Self::Pause => "suspend",
+            Self::Resume => "resume",
+            Self::MigrateLive | Self::MigrateOffline => "migrate",
+            Self::Destroy => "destroy",
+            Self::Configure => "configure",
+        })
+    }
+}
+
+/// What to do with a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Carry it out.
+    Accept,
+    /// Nothing to do: it is already so.
+    Already,
+    /// HA shall do it: change the resource's requested state.
+    ByHa,
+    /// Refused, with the reason for the user.
+    Refuse(String),
+}
+
+/// Decides a request by a user (`from_ha` false) or by the HA agent (`from_ha` true).
+pub fn decide(facts: &Facts, request: Request, skip_lock: bool, from_ha: bool) -> Verdict {
+    let vmid = facts.vmid;
+    if let Some(lock) = &facts.lock
+        && !skip_lock
+    {
+        return Verdict::Refuse(format!("VM is locked ({lock})"));
+    }
+    if facts.template && !matches!(request, Request::Destroy | Request::Configure | Request::MigrateOffline) {
+        return Verdict::Refuse(format!("you can't {request} VM {vmid}: it is a template"));
+    }
+    if facts.process == Process::Migrating && request != Request::Configure {
+        return Verdict::Refuse(format!("can't {request} VM {vmid} while it is being migrated"));
+    }
+    if facts.ha && !from_ha && by_ha(facts, request) {
+        return Verdict::ByHa;
+    }
+    let absent = facts.process == Process::Absent;
+    match request {
+        Request::Start if !absent => Verdict::Refuse(format!("VM {vmid} already running")),
+        Request::Stop | Request::Shutdown if absent => Verdict::Already,
+        Request::Reboot | Request::Reset | Request::Pause | Request::Resume | Request::MigrateLive
+            if absent =>
+        {
+            Verdict::Refuse(format!("VM {vmid} not running"))
+        }
+        Request::Pause if facts.process == Process::Paused => Verdict::Already,
+        Request::Resume if facts.process == Process::Running => Verdict::Already,
+        Request::MigrateOffline if !absent => {
+            Verdict::Refuse(format!("can't migrate running VM {vmid} without --online"))
+        }
+        Request::Destroy if facts.protection => {
+            Verdict::Refuse(format!("can't remove VM {vmid} - protection mode enabled"))
+        }
+        Request::Destroy if !absent => Verdict::Refuse(format!("VM {vmid} is running - destroy failed")),
+        Request::Destroy if facts.ha => Verdict::Refuse(format!(
+            "unable to remove VM {vmid} - used in HA resources and purge parameter not set"
+        )),
+        _ => Verdict::Accept,
+    }
+}
+
+/// Requests that change what HA maintains go through it: otherwise it would undo them.
+fn by_ha(facts: &Facts, request: Request) -> bool {
+    let absent = facts.process == Process::Absent;
+    match request {
+        Request::Start => absent,
+        Request::Stop | Request::Shutdown => true,
+        Request::MigrateLive | Request::MigrateOffline => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(process: Process) -> Facts {
+        let vmid = Vmid::new(100).unwrap();
+        Facts { vmid, process, lock: None, template: false, protection: false, ha: false }
+    }
+
+    fn refused(v: Verdict) -> String {
+        match v {
+            Verdict::Refuse(why) => why,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_lock_refuses_all_but_who_may_skip_it() {
+        let f = Facts { lock: Some("migrate".into()), ..facts(Process::Running) };
+        assert_eq!(refused(decide(&f, Request::Stop, false, false)), "VM is locked (migrate)");
+        assert_eq!(decide(&f, Request::Stop, true, false), Verdict::Accept);
+    }
+
+    #[test]
+    fn a_guest_starts_once_and_stopping_a_stopped_one_is_no_error() {
+        assert_eq!(decide(&facts(Process::Absent), Request::Start, false, false), Verdict::Accept);
+        assert_eq!(
+            refused(decide(&facts(Process::Running), Request::Start, false, false)),
+            "VM 100 already running"
+        );
+        assert_eq!(decide(&facts(Process::Absent), Request::Stop, false, false), Verdict::Already);
+    }
+
+    #[test]
+    fn what_ha_maintains_goes_through_ha_unless_ha_asks() {
+        let f = Facts { ha: true, ..facts(Process::Absent) };
+        assert_eq!(decide(&f, Request::Start, false, false), Verdict::ByHa);
+        assert_eq!(decide(&f, Request::Start, false, true), Verdict::Accept);
+        assert!(refused(decide(&f, Request::Destroy, false, false)).contains("HA"));
+    }
+
+    #[test]
+    fn nothing_interrupts_a_migration() {
+        for r in [Request::Stop, Request::Shutdown, Request::Pause, Request::MigrateLive, Request::Destroy] {
+            assert!(matches!(decide(&facts(Process::Migrating), r, false, true), Verdict::Refuse(_)), "{r}");
+        }
+    }
+
+    #[test]
+    fn templates_do_not_run_and_the_protected_stay() {
+        let f = Facts { template: true, ..facts(Process::Absent) };
+        assert!(matches!(decide(&f, Request::Start, false, false), Verdict::Refuse(_)));
+        let f = Facts { protection: true, ..facts(Process::Absent) };
+        assert!(refused(decide(&f, Request::Destroy, false, false)).contains("protection"));
+    }
+}
