@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# Lists the programs that are missing, says which packages have them, asks, and installs them.
+#
+#   deps.sh demo   what `make demo` needs
+#   deps.sh all    what the tests need too
+#
+# YES=1 asks nothing. On Debian 12, QEMU comes from the backports (the suite is added at the address that apt is
+# configured with) where they can be reached, otherwise from Debian 12 itself. Elsewhere than on Debian it only lists.
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+wanted=${1:-all}
+
+# program | Debian package | for
+demo_programs='
+cc|build-essential|linking Rust programs
+as|binutils|assembling the test guests'"'"' boot code
+objcopy|binutils|assembling the test guests'"'"' boot code
+qemu-system-x86_64|qemu-system-x86|virtual machines
+qemu-img|qemu-utils|disk images
+dpkg-deb|dpkg|unpacking the guest'"'"'s kernel
+'
+test_programs='
+ip|iproute2|nodes in network namespaces
+nft|nftables|cutting networks
+cmp|diffutils|comparing images
+chromium|chromium|tests of the console
+python3|python3|Proxmox clients
+shellcheck|shellcheck|lint of the scripts
+'
+programs=$demo_programs
+[ "$wanted" = all ] && programs+=$test_programs
+
+export PATH=$PATH:/usr/sbin:/sbin
+missing=()
+packages=()
+add_missing() { # program, package, what for
+    missing+=("$1 ($3)")
+    packages+=("$2")
+}
+while IFS='|' read -r program package purpose; do
+    [ -n "$program" ] || continue
+    have "$program" || add_missing "$program" "$package" "$purpose"
+done <<<"$programs"
+if [ "$wanted" = all ] && have python3 && ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
+    add_missing "python3's venv" python3-venv "Proxmox clients"
+fi
+
+# The guest's kernel and busybox are downloaded as packages without being installed; that needs apt's lists.
+lists_missing() {
+    have apt-cache && ! apt-cache policy linux-image-cloud-amd64 2>/dev/null | grep -v '(none)' | grep -q Candidate
+}
+
+if [ ${#missing[@]} -eq 0 ] && ! lists_missing; then
+    say "All programs needed are here."
+    exit 0
+fi
+if [ ${#missing[@]} -gt 0 ]; then
+    say "Missing:"
+    printf '  %s\n' "${missing[@]}"
+fi
+if ! have apt-get; then
+    [ ${#missing[@]} -eq 0 ] && exit 0
+    die "install these programs with your system's package manager (on Debian this script would do it)."
+fi
+
+mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u | sed '/^$/d')
+root=()
+if [ "$(id -u)" -ne 0 ]; then
+    have sudo || die "root is needed to install: apt-get install ${packages[*]}"
+    root=(sudo)
+fi
+[ ${#packages[@]} -eq 0 ] || say "Packages to install: ${packages[*]}"
+[ ${#packages[@]} -gt 0 ] || say "apt's lists are missing: apt-get update is needed for the guest's kernel."
+if [ "${YES:-}" != 1 ]; then
+    [ -t 0 ] || die "no terminal to ask on; run with YES=1 to install without a question."
+    read -r -p "Go on with apt-get? [Y/n] " answer
+    case $answer in '' | y | Y | yes) ;; *) die "nothing was installed." ;; esac
+fi
+
+export DEBIAN_FRONTEND=noninteractive
+codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+
+# Adds the backports at the address of the source that apt has for the release itself.
+add_backports() {
+    local file=/etc/apt/sources.list.d/stead-backports.sources uri signed
+    if grep -rqs -- "$codename-backports" /etc/apt/sources.list /etc/apt/sources.list.d; then
+        return 0
+    fi
+    # shellcheck disable=SC2016 # apt-get fills these in, not the shell
+    uri=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(CODENAME)' 'Created-By: Packages' 2>/dev/null |
+        awk -v c="$codename" '$2 == c || $3 == c { print $1; exit }')
+    [ -n "$uri" ] || return 0
+    signed=/usr/share/keyrings/debian-archive-keyring.gpg
+    printf 'Types: deb\nURIs: %s\nSuites: %s-backports\nComponents: main\nSigned-By: %s\n' "$uri" "$codename" "$signed" |
+        "${root[@]}" tee "$file" >/dev/null
+    if ! "${root[@]}" apt-get update -qq; then
+        warn "the backports cannot be reached; QEMU comes from Debian $codename itself."
+        "${root[@]}" rm -f "$file"
+        "${root[@]}" apt-get update -qq
+    fi
+}
+
+"${root[@]}" apt-get update -qq || warn "apt-get update failed; going on with the lists that are here."
+[ ${#packages[@]} -gt 0 ] || exit 0
+qemu=()
+rest=()
+for p in "${packages[@]}"; do
+    case $p in qemu-*) qemu+=("$p") ;; *) rest+=("$p") ;; esac
+done
+if [ ${#rest[@]} -gt 0 ]; then
+    "${root[@]}" apt-get install -y -qq --no-install-recommends "${rest[@]}"
+fi
+if [ ${#qemu[@]} -gt 0 ]; then
+    # Programs of one QEMU version cannot load the block modules of another: both are taken from one suite.
+    qemu=(qemu-system-x86 qemu-utils)
+    if [ "$codename" = bookworm ]; then
+        add_backports
+        "${root[@]}" apt-get install -y -qq --no-install-recommends -t bookworm-backports "${qemu[@]}" ||
+            "${root[@]}" apt-get install -y -qq --no-install-recommends "${qemu[@]}"
+    else
+        "${root[@]}" apt-get install -y -qq --no-install-recommends "${qemu[@]}"
+    fi
+fi
+say "Installed."
