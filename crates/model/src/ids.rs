@@ -366,7 +366,11 @@ impl FromStr for VolumeId {
             return bad("volume ID", s, "the name must have 1 to 1024 characters");
         }
         if name.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
-            return bad("volume ID", s, "the name must be relative and must not contain '.', '..' or empty parts");
+            return bad(
+                "volume ID",
+                s,
+                "the name must be relative and must not contain '.', '..' or empty parts",
+            );
         }
         if name.chars().any(char::is_control) {
             return bad("volume ID", s, "the name must not contain control characters");
@@ -421,15 +425,17 @@ impl FromStr for Upid {
     fn from_str(s: &str) -> Result<Self, IdError> {
         const SHAPE: &str = "it must be of the form UPID:node:pid:pstart:starttime:type:id:user:";
         let f: Vec<&str> = s.split(':').collect();
-        let [tag, node, pid, pstart, start, worker, id, user, end] = f.as_slice() else { return bad("UPID", s, SHAPE) };
-        let hex = |t: &str| if t.len() >= 8 { u64::from_str_radix(t, 16).ok() } else { None };
-        let plain = |t: &str, more: &str| {
-            t.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+        let [tag, node, pid, pstart, start, worker, id, user, end] = f.as_slice() else {
+            return bad("UPID", s, SHAPE);
         };
+        let hex = |t: &str| if t.len() >= 8 { u64::from_str_radix(t, 16).ok() } else { None };
+        let plain = |t: &str, more: &str| t.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c));
         let (Some(pid), Some(pstart), Some(start)) = (hex(pid), hex(pstart), hex(start)) else {
             return bad("UPID", s, SHAPE);
         };
-        let (Ok(pid), Ok(starttime)) = (u32::try_from(pid), u32::try_from(start)) else { return bad("UPID", s, SHAPE) };
+        let (Ok(pid), Ok(starttime)) = (u32::try_from(pid), u32::try_from(start)) else {
+            return bad("UPID", s, SHAPE);
+        };
         let ok = *tag == "UPID" && end.is_empty() && !worker.is_empty() && !user.is_empty();
         if !ok || !plain(worker, "_-") || !plain(id, "_-.@!%") || user.contains(['/', ' ']) {
             return bad("UPID", s, SHAPE);
@@ -476,14 +482,17 @@ mod tests {
         let upid: Upid = text.parse().unwrap();
         assert_eq!(upid.worker, "qmstart");
         assert_eq!(upid.to_string(), text);
-        for wrong in ["", "UPID:n1:1:2:3:a:b:c:", "UPID:n1:00001F3A:0000000B:6740A1B2:qmstart:../x:root@pam:"] {
+        for wrong in ["", "UPID:n1:1:2:3:a:b:c:", "UPID:n1:00001F3A:0000000B:6740A1B2:qmstart:../x:root@pam:"]
+        {
             assert!(wrong.parse::<Upid>().is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn volumes_cannot_climb_out_of_their_storage() {
-        for wrong in ["local", "local:", "local:../x", "local:a/../b", "local:/etc/passwd", "local:a//b", "1:x"] {
+        for wrong in
+            ["local", "local:", "local:../x", "local:a/../b", "local:/etc/passwd", "local:a//b", "1:x"]
+        {
             assert!(wrong.parse::<VolumeId>().is_err(), "{wrong}");
         }
         assert_eq!("local:iso/a b.iso".parse::<VolumeId>().unwrap().name, "iso/a b.iso");

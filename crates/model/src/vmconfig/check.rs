@@ -1,0 +1,344 @@
+//! Rules for values that somebody sets. Stricter than reading: a file may hold what does not work yet.
+
+use super::devices::{Disk, Net};
+use super::keys::{KeyError, KeySpec, Kind, MAX_MEMORY, split_index};
+use super::typed::{self, split_words};
+use crate::property::PropertyString;
+use crate::text::{parse_bool, split_list};
+
+/// The value as it is stored, checked by the option's kind.
+pub(super) fn normal(spec: &KeySpec, key: &str, value: &str) -> Result<String, KeyError> {
+    if spec.name == "description" {
+        let Kind::Text { max } = spec.kind else { return KeyError::value(key, "it takes a text") };
+        if value.chars().count() > max {
+            return KeyError::value(key, format_args!("value must have at most {max} characters"));
+        }
+        return Ok(value.trim_end_matches('\n').to_owned());
+    }
+    let value = value.trim();
+    if value.is_empty() {
+        return KeyError::value(key, "value must not be empty; delete the option to take it out");
+    }
+    if value.chars().any(char::is_control) {
+        return KeyError::value(key, "value must not contain control characters");
+    }
+    match spec.kind {
+        Kind::Bool => match parse_bool(value) {
+            Some(on) => return Ok(if on { "1" } else { "0" }.to_owned()),
+            None => return KeyError::value(key, format_args!("'{value}' is not a boolean (1 or 0)")),
+        },
+        Kind::Int { min, max } => {
+            return integer(key, value, min, max).map(|n| n.to_string());
+        }
+        Kind::Number { min, max } => match value.parse::<f64>() {
+            Ok(n) if n >= min && n <= max => {}
+            Ok(_) => return KeyError::value(key, format_args!("value must lie in {min} to {max}")),
+            Err(_) => return KeyError::value(key, format_args!("'{value}' is not a number")),
+        },
+        Kind::Choice(all) => choice(key, value, all)?,
+        Kind::Text { max } => {
+            if value.chars().count() > max {
+                return KeyError::value(key, format_args!("value must have at most {max} characters"));
+            }
+        }
+        Kind::Checked(rule) => rule(key, value)?,
+    }
+    Ok(if spec.name == "tags" { typed::tags(value).join(";") } else { value.to_owned() })
+}
+
+/// A whole number within limits.
+pub(super) fn integer(key: &str, value: &str, min: u64, max: u64) -> Result<u64, KeyError> {
+    let n = match value.parse::<u64>() {
+        Ok(n) if !value.starts_with('+') => n,
+        _ if value.strip_prefix('-').is_some_and(|v| v.parse::<u64>().is_ok()) => {
+            return KeyError::value(key, format_args!("value must be at least {min}"));
+        }
+        _ => return KeyError::value(key, format_args!("'{value}' is not a whole number")),
+    };
+    if n < min {
+        return KeyError::value(key, format_args!("value must be at least {min}"));
+    }
+    if n > max {
+        return KeyError::value(key, format_args!("value must be at most {max}"));
+    }
+    Ok(n)
+}
+
+/// One of a list.
+pub(super) fn choice(key: &str, value: &str, all: &[&str]) -> Result<(), KeyError> {
+    if all.contains(&value) {
+        return Ok(());
+    }
+    KeyError::value(key, format_args!("value '{value}' is not one of {}", all.join(", ")))
+}
+
+/// The rules for the properties of one option.
+struct Rules {
+    /// What a value without a key means.
+    default: &'static str,
+    /// Properties that work.
+    works: &'static [&'static str],
+    /// Properties that do not, with the values that ask for what happens anyway.
+    later: &'static [(&'static str, &'static [&'static str])],
+}
+
+impl Rules {
+    fn check(&self, key: &str, text: &str) -> Result<PropertyString, KeyError> {
+        let props: PropertyString = text.parse().or_else(|e| KeyError::value(key, e))?;
+        if props.bare().is_some() && (self.default.is_empty() || props.get(self.default).is_some()) {
+            return KeyError::value(key, format_args!("'{}' has no name", props.bare().unwrap_or_default()));
+        }
+        for (name, value) in props.iter() {
+            let name = name.unwrap_or(self.default);
+            if name == self.default || self.works.contains(&name) {
+                continue;
+            }
+            match self.later.iter().find(|(later, _)| *later == name) {
+                Some((_, except)) if except.contains(&value) => {}
+                Some(_) => {
+                    return KeyError::unsupported(key, format_args!("'{name}={value}' is not supported yet"));
+                }
+                None => return KeyError::value(key, format_args!("there is no property '{name}'")),
+            }
+        }
+        Ok(props)
+    }
+}
+
+/// Properties of disks that do not work yet.
+const DISK_LATER: &[(&str, &[&str])] = &[
+    ("bps", &[]),
+    ("bps_max_length", &[]),
+    ("bps_rd", &[]),
+    ("bps_rd_length", &[]),
+    ("bps_rd_max_length", &[]),
+    ("bps_wr", &[]),
+    ("bps_wr_length", &[]),
+    ("bps_wr_max_length", &[]),
+    ("detect_zeroes", &[]),
+    ("import-from", &[]),
+    ("iops", &[]),
+    ("iops_max", &[]),
+    ("iops_max_length", &[]),
+    ("iops_rd", &[]),
+    ("iops_rd_length", &[]),
+    ("iops_rd_max", &[]),
+    ("iops_rd_max_length", &[]),
+    ("iops_wr", &[]),
+    ("iops_wr_length", &[]),
+    ("iops_wr_max", &[]),
+    ("iops_wr_max_length", &[]),
+    ("mbps", &["0"]),
+    ("mbps_max", &["0"]),
+    ("mbps_rd", &["0"]),
+    ("mbps_rd_max", &["0"]),
+    ("mbps_wr", &["0"]),
+    ("mbps_wr_max", &["0"]),
+    ("model", &[]),
+    ("product", &[]),
+    ("queues", &[]),
+    ("rerror", &[]),
+    ("scsiblock", &["0"]),
+    ("snapshot", &["0"]),
+    ("vendor", &[]),
+    ("werror", &[]),
+    ("wwn", &[]),
+];
+
+/// Properties of disks that work on every bus. `backup`, `replicate` and `shared` are for other parts of the
+/// system to read.
+const DISK_WORKS: &[&str] = &[
+    "volume",
+    "media",
+    "size",
+    "format",
+    "cache",
+    "aio",
+    "discard",
+    "serial",
+    "backup",
+    "replicate",
+    "shared",
+];
+
+pub(super) fn disk(key: &str, value: &str) -> Result<(), KeyError> {
+    let rules = Rules { default: "file", works: DISK_ALL, later: DISK_LATER };
+    let props = rules.check(key, value)?;
+    let bus = split_index(key).map_or("", |(bus, _)| bus);
+    for (name, buses) in [
+        ("iothread", ["scsi", "virtio"].as_slice()),
+        ("ro", &["scsi", "virtio"]),
+        ("ssd", &["ide", "sata", "scsi"]),
+    ] {
+        if props.get(name).is_some() && !buses.contains(&bus) {
+            return KeyError::value(key, format_args!("a disk on '{bus}' has no property '{name}'"));
+        }
+    }
+    Disk::parse(key, value).map(drop)
+}
+
+const DISK_ALL: &[&str] = &{
+    let mut all = [""; DISK_WORKS.len() + 3];
+    let mut i = 0;
+    while i < DISK_WORKS.len() {
+        all[i] = DISK_WORKS[i];
+        i += 1;
+    }
+    all[i] = "iothread";
+    all[i + 1] = "ro";
+    all[i + 2] = "ssd";
+    all
+};
+
+pub(super) fn unused(key: &str, value: &str) -> Result<(), KeyError> {
+    let rules = Rules { default: "file", works: &["volume"], later: &[] };
+    rules.check(key, value)?;
+    match Disk::parse(key, value)?.volume() {
+        Some(_) => Ok(()),
+        None => KeyError::value(key, "value must be a volume"),
+    }
+}
+
+pub(super) fn net(key: &str, value: &str) -> Result<(), KeyError> {
+    let net = Net::parse(key, value)?;
+    for (name, value) in net.props.iter() {
+        let Some(name) = name else { continue };
+        if matches!(name, "model" | "macaddr" | "bridge" | "tag" | "rate" | "firewall" | "link_down")
+            || name == net.model.as_str()
+        {
+            continue;
+        }
+        if matches!(name, "host-tunnel" | "mtu" | "queues" | "trunks") {
+            return KeyError::unsupported(key, format_args!("'{name}={value}' is not supported yet"));
+        }
+        return KeyError::value(key, format_args!("there is no property '{name}'"));
+    }
+    Ok(())
+}
+
+pub(super) fn agent(key: &str, value: &str) -> Result<(), KeyError> {
+    let later: &[(&str, &[&str])] = &[
+        ("fstrim_cloned_disks", &["0"]),
+        ("freeze-fs", &["1"]),
+        ("freeze-fs-on-backup", &["1"]),
+        ("guest-fsfreeze", &["1"]),
+    ];
+    Rules { default: "enabled", works: &["type"], later }.check(key, value)?;
+    typed::agent(key, value).map(drop)
+}
+
+pub(super) fn args(key: &str, value: &str) -> Result<(), KeyError> {
+    split_words(value).map(drop).or_else(|why| KeyError::value(key, why))
+}
+
+pub(super) fn boot(key: &str, value: &str) -> Result<(), KeyError> {
+    Rules { default: "legacy", works: &["order"], later: &[] }.check(key, value)?;
+    typed::Boot::parse(key, value).map(drop)
+}
+
+pub(super) fn cpu(key: &str, value: &str) -> Result<(), KeyError> {
+    let later: &[(&str, &[&str])] = &[
+        ("guest-phys-bits", &[]),
+        ("hidden", &["0"]),
+        ("hv-vendor-id", &[]),
+        ("phys-bits", &[]),
+        ("reported-model", &[]),
+    ];
+    let props = Rules { default: "cputype", works: &["flags"], later }.check(key, value)?;
+    if props.get_default("cputype").is_some_and(|t| t.starts_with("custom-")) {
+        return KeyError::unsupported(key, "custom CPU models are not supported yet");
+    }
+    typed::Cpu::parse(key, value).map(drop)
+}
+
+pub(super) fn hotplug(key: &str, value: &str) -> Result<(), KeyError> {
+    if value == "0" {
+        return Ok(());
+    }
+    if value != "1" {
+        for feature in split_list(value) {
+            choice(key, feature, &["network", "disk", "cpu", "memory", "usb", "cloudinit"])?;
+        }
+    }
+    KeyError::unsupported(key, "hotplug is not supported yet, only '0' (off) can be set")
+}
+
+pub(super) fn machine(key: &str, value: &str) -> Result<(), KeyError> {
+    let later: &[(&str, &[&str])] =
+        &[("aw-bits", &[]), ("enable-s3", &[]), ("enable-s4", &[]), ("viommu", &[])];
+    let props = Rules { default: "type", works: &[], later }.check(key, value)?;
+    let machine = props.get_default("type").unwrap_or_default();
+    let version = |v: &str| {
+        let v = v.strip_suffix(".pxe").unwrap_or(v);
+        let (v, revision) = v.split_once("+pve").unwrap_or((v, "0"));
+        let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+        v.contains('.') && v.split('.').all(digits) && digits(revision)
+    };
+    let known = matches!(machine, "pc" | "q35")
+        || ["pc-i440fx-", "pc-q35-", "pc-"].iter().any(|p| machine.strip_prefix(p).is_some_and(version));
+    if machine == "virt" || machine.starts_with("virt-") {
+        return KeyError::unsupported(key, "machines of other architectures are not supported yet");
+    }
+    if !known || machine.len() > 40 {
+        return KeyError::value(
+            key,
+            format_args!("'{machine}' is not a machine type (pc, q35 or one with a version)"),
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn memory(key: &str, value: &str) -> Result<(), KeyError> {
+    let props = Rules { default: "current", works: &[], later: &[] }.check(key, value)?;
+    integer(key, props.get_default("current").unwrap_or_default(), 16, MAX_MEMORY).map(drop)
+}
+
+pub(super) fn name(key: &str, value: &str) -> Result<(), KeyError> {
+    let label = |l: &str| {
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        l.len() <= 63
+            && edge(l.chars().next())
+            && edge(l.chars().last())
+            && l.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+    };
+    if value.len() <= 253 && value.split('.').all(label) {
+        return Ok(());
+    }
+    KeyError::value(key, format_args!("'{value}' is not a valid DNS name"))
+}
+
+pub(super) fn rng(key: &str, value: &str) -> Result<(), KeyError> {
+    Rules { default: "source", works: &["max_bytes", "period"], later: &[] }.check(key, value)?;
+    typed::Rng::parse(key, value).map(drop)
+}
+
+pub(super) fn serial(key: &str, value: &str) -> Result<(), KeyError> {
+    typed::Serial::parse(key, value).map(drop)
+}
+
+pub(super) fn startup(key: &str, value: &str) -> Result<(), KeyError> {
+    Rules { default: "order", works: &["up", "down"], later: &[] }.check(key, value)?;
+    typed::Startup::parse(key, value).map(drop)
+}
+
+pub(super) fn tags(key: &str, value: &str) -> Result<(), KeyError> {
+    for tag in split_list(value) {
+        let head = tag.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        if !head || !tag.chars().all(|c| c.is_ascii_alphanumeric() || "_-+.".contains(c)) {
+            return KeyError::value(
+                key,
+                format_args!("'{tag}' is not a tag: letters, digits, '_', '-', '+' and '.' are allowed"),
+            );
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn vga(key: &str, value: &str) -> Result<(), KeyError> {
+    Rules { default: "type", works: &["memory"], later: &[("clipboard", &[])] }.check(key, value)?;
+    let vga = typed::Vga::parse(key, value)?;
+    if vga.kind.starts_with("qxl") || vga.kind == "virtio-gl" {
+        return KeyError::unsupported(key, format_args!("'{}' is not supported yet", vga.kind));
+    }
+    Ok(())
+}

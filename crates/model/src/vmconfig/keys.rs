@@ -1,0 +1,406 @@
+//! The table of all options of a VM: what kind of value each takes, and whether it works.
+//!
+//! Every option of Proxmox VE's schema is here, so that configurations made elsewhere are read and kept.
+//! What does not work yet is refused when somebody sets it, never silently ignored.
+
+use super::check;
+use std::fmt;
+
+/// An option that cannot be set, or a value in a file that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {why}")]
+pub struct KeyError {
+    /// The option, as the API names the parameter.
+    pub key: String,
+    /// In which way.
+    pub refusal: Refusal,
+    /// Why, for people.
+    pub why: String,
+}
+
+/// In which way an option was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such option.
+    Unknown,
+    /// There is, but it does not work yet.
+    Unsupported,
+    /// It is set by the system, not by users.
+    Internal,
+    /// The value is wrong.
+    Value,
+}
+
+impl KeyError {
+    pub(crate) fn value<T>(key: &str, why: impl fmt::Display) -> Result<T, Self> {
+        Err(Self { key: key.to_owned(), refusal: Refusal::Value, why: why.to_string() })
+    }
+
+    pub(crate) fn unsupported<T>(key: &str, why: impl fmt::Display) -> Result<T, Self> {
+        Err(Self { key: key.to_owned(), refusal: Refusal::Unsupported, why: why.to_string() })
+    }
+}
+
+/// What values an option takes.
+#[derive(Debug, Clone, Copy)]
+pub enum Kind {
+    /// Stored as `1` or `0`.
+    Bool,
+    /// A whole number, both limits included.
+    Int {
+        /// Least.
+        min: u64,
+        /// Most.
+        max: u64,
+    },
+    /// A number with an optional fraction, both limits included.
+    Number {
+        /// Least.
+        min: f64,
+        /// Most.
+        max: f64,
+    },
+    /// One of these.
+    Choice(&'static [&'static str]),
+    /// Free text on one line, of at most so many characters.
+    Text {
+        /// The limit.
+        max: usize,
+    },
+    /// Checked by its own rule, often a property string: `(key, value)`.
+    Checked(fn(&str, &str) -> Result<(), KeyError>),
+}
+
+/// Whether an option can be set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Support {
+    /// It works.
+    Works,
+    /// It is read and kept, and refused when set, except to these values, which ask for what happens anyway.
+    NotYet(&'static [&'static str]),
+    /// Set by the system alone.
+    Internal,
+    /// Another name of that option.
+    AliasOf(&'static str),
+}
+
+/// When a change reaches a running VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Live {
+    /// At once: the running process has no part in it.
+    Now,
+    /// At once if the driver can tell the process (a medium, a link); else with the next start.
+    Device,
+    /// With the next start.
+    Restart,
+}
+
+/// One option, or one family of numbered options.
+#[derive(Debug, Clone, Copy)]
+pub struct KeySpec {
+    /// Its name, without the number.
+    pub name: &'static str,
+    /// How many there are, numbered from 0; 0 for an option without a number.
+    pub count: u32,
+    /// Its values.
+    pub kind: Kind,
+    /// Whether it can be set.
+    pub support: Support,
+    /// When a change takes effect.
+    pub live: Live,
+}
+
+impl KeySpec {
+    const fn of(self, count: u32) -> Self {
+        Self { count, ..self }
+    }
+    const fn now(self) -> Self {
+        Self { live: Live::Now, ..self }
+    }
+    const fn device(self) -> Self {
+        Self { live: Live::Device, ..self }
+    }
+}
+
+const fn works(name: &'static str, kind: Kind) -> KeySpec {
+    KeySpec { name, count: 0, kind, support: Support::Works, live: Live::Restart }
+}
+const fn later(name: &'static str, kind: Kind) -> KeySpec {
+    KeySpec { name, count: 0, kind, support: Support::NotYet(&[]), live: Live::Restart }
+}
+const fn inert(name: &'static str, kind: Kind, values: &'static [&'static str]) -> KeySpec {
+    KeySpec { name, count: 0, kind, support: Support::NotYet(values), live: Live::Now }
+}
+const fn internal(name: &'static str) -> KeySpec {
+    KeySpec { name, count: 0, kind: LINE, support: Support::Internal, live: Live::Now }
+}
+const fn alias(name: &'static str, of: &'static str) -> KeySpec {
+    KeySpec { name, count: 0, kind: LINE, support: Support::AliasOf(of), live: Live::Restart }
+}
+
+const LINE: Kind = Kind::Text { max: 65_536 };
+const fn int(min: u64, max: u64) -> Kind {
+    Kind::Int { min, max }
+}
+const fn number(min: f64, max: f64) -> Kind {
+    Kind::Number { min, max }
+}
+
+/// The most CPUs, the limit of QEMU's machine types.
+pub const MAX_CPUS: u64 = 4096;
+/// The most memory in MiB: 4 TiB.
+pub const MAX_MEMORY: u64 = 4 << 20;
+
+const LOCKS: Kind = Kind::Choice(&[
+    "backup",
+    "clone",
+    "create",
+    "migrate",
+    "rollback",
+    "snapshot",
+    "snapshot-delete",
+    "suspending",
+    "suspended",
+]);
+const OSTYPES: Kind = Kind::Choice(&[
+    "other", "wxp", "w2k", "w2k3", "w2k8", "wvista", "win7", "win8", "win10", "win11", "l24", "l26",
+    "solaris",
+]);
+
+/// Every option.
+pub static KEYS: &[KeySpec] = &[
+    // What works.
+    works("agent", Kind::Checked(check::agent)),
+    works("args", Kind::Checked(check::args)),
+    works("balloon", int(0, MAX_MEMORY)).device(),
+    works("bios", Kind::Choice(&["seabios", "ovmf"])),
+    works("boot", Kind::Checked(check::boot)),
+    works("cores", int(1, MAX_CPUS)),
+    works("cpu", Kind::Checked(check::cpu)),
+    works("description", Kind::Text { max: 8192 }).now(),
+    works("hotplug", Kind::Checked(check::hotplug)).now(),
+    works("ide", Kind::Checked(check::disk)).of(4).device(),
+    works("kvm", Kind::Bool),
+    works("machine", Kind::Checked(check::machine)),
+    works("memory", Kind::Checked(check::memory)),
+    works("name", Kind::Checked(check::name)).now(),
+    works("net", Kind::Checked(check::net)).of(32).device(),
+    works("onboot", Kind::Bool).now(),
+    works("ostype", OSTYPES),
+    works("protection", Kind::Bool).now(),
+    works("rng0", Kind::Checked(check::rng)),
+    works("sata", Kind::Checked(check::disk)).of(6).device(),
+    works("scsi", Kind::Checked(check::disk)).of(31).device(),
+    works(
+        "scsihw",
+        Kind::Choice(&["lsi", "lsi53c810", "virtio-scsi-pci", "virtio-scsi-single", "megasas", "pvscsi"]),
+    ),
+    works("serial", Kind::Checked(check::serial)).of(4),
+    works("sockets", int(1, MAX_CPUS)),
+    works("startup", Kind::Checked(check::startup)).now(),
+    works("tags", Kind::Checked(check::tags)).now(),
+    works("template", Kind::Bool).now(),
+    works("unused", Kind::Checked(check::unused)).of(256).now(),
+    works("vga", Kind::Checked(check::vga)),
+    works("virtio", Kind::Checked(check::disk)).of(16).device(),
+    // Other names.
+    alias("cdrom", "ide2"),
+    // Set by the system.
+    KeySpec { name: "lock", count: 0, kind: LOCKS, support: Support::Internal, live: Live::Now },
+    internal("meta"),
+    internal("parent"),
+    internal("running-nets-host-mtu"),
+    internal("runningcpu"),
+    internal("runningmachine"),
+    internal("snapstate"),
+    internal("snaptime"),
+    internal("vmstate"),
+    // Read and kept.
+    inert("acpi", Kind::Bool, &["1"]),
+    later("affinity", LINE),
+    inert("allow-ksm", Kind::Bool, &["1"]),
+    later("amd-sev", LINE),
+    inert("arch", Kind::Choice(&["x86_64", "aarch64"]), &["x86_64"]),
+    later("audio0", LINE),
+    inert("autostart", Kind::Bool, &["0"]),
+    later("bootdisk", LINE),
+    later("cicustom", LINE),
+    later("cipassword", LINE),
+    later("citype", Kind::Choice(&["configdrive2", "nocloud", "opennebula"])),
+    later("ciupgrade", Kind::Bool),
+    later("ciuser", LINE),
+    inert("cpulimit", number(0.0, 128.0), &["0"]),
+    later("cpuunits", int(1, 262_144)),
+    later("efidisk0", LINE),
+    inert("freeze", Kind::Bool, &["0"]),
+    later("hookscript", LINE),
+    later("hostpci", LINE).of(16),
+    later("hugepages", Kind::Choice(&["any", "2", "1024"])),
+    later("intel-tdx", LINE),
+    later("ipconfig", LINE).of(32),
+    later("ivshmem", LINE),
+    inert("keephugepages", Kind::Bool, &["0"]),
+    later("keyboard", LINE),
+    inert("localtime", Kind::Bool, &["0"]),
+    later("migrate_downtime", number(0.0, 3600.0)),
+    inert("migrate_speed", int(0, u64::MAX), &["0"]),
+    later("nameserver", LINE),
+    inert("numa", Kind::Bool, &["0"]),
+    later("numa", LINE).of(8),
+    later("parallel", LINE).of(3),
+    inert("reboot", Kind::Bool, &["1"]),
+    later("searchdomain", LINE),
+    later("shares", int(0, 50_000)),
+    later("smbios1", Kind::Text { max: 512 }),
+    later("smp", int(1, MAX_CPUS)),
+    later("spice_enhancements", LINE),
+    later("sshkeys", LINE),
+    inert("startdate", LINE, &["now"]),
+    later("tablet", Kind::Bool),
+    inert("tdf", Kind::Bool, &["0"]),
+    later("tpmstate0", LINE),
+    later("usb", LINE).of(14),
+    later("vcpus", int(1, MAX_CPUS)),
+    later("virtiofs", LINE).of(10),
+    later("vmgenid", LINE),
+    later("vmstatestorage", LINE),
+    later("watchdog", LINE),
+];
+
+/// A name with its number: `scsi12` is `("scsi", 12)`.
+pub fn split_index(key: &str) -> Option<(&str, u32)> {
+    let name = key.trim_end_matches(|c: char| c.is_ascii_digit());
+    let digits = &key[name.len()..];
+    if name.is_empty() || (digits.len() > 1 && digits.starts_with('0')) {
+        return None;
+    }
+    Some((name, digits.parse().ok()?))
+}
+
+/// The option of that name, with its number where it has one.
+pub fn lookup(key: &str) -> Option<(&'static KeySpec, Option<u32>)> {
+    if let Some(spec) = KEYS.iter().find(|spec| spec.count == 0 && spec.name == key) {
+        return Some((spec, None));
+    }
+    let (name, index) = split_index(key)?;
+    KEYS.iter().find(|spec| spec.name == name && index < spec.count).map(|spec| (spec, Some(index)))
+}
+
+/// The name under which an option is stored: `cdrom` is `ide2`.
+///
+/// # Errors
+/// If there is no such option.
+pub fn canonical_key(key: &str) -> Result<&str, KeyError> {
+    match lookup(key) {
+        Some((KeySpec { support: Support::AliasOf(of), .. }, _)) => Ok(of),
+        Some(_) => Ok(key),
+        None => Err(KeyError {
+            key: key.to_owned(),
+            refusal: Refusal::Unknown,
+            why: "there is no such option of a VM".to_owned(),
+        }),
+    }
+}
+
+/// When a change of `key` reaches a running VM; of an unknown option, with the next start.
+pub fn live(key: &str) -> Live {
+    lookup(key).map_or(Live::Restart, |(spec, _)| spec.live)
+}
+
+/// Checks what a user sets. Returns the name and the value as they are stored.
+///
+/// # Errors
+/// If the option is unknown, does not work yet, is the system's own, or if the value is wrong.
+pub fn accept<'k>(key: &'k str, value: &str) -> Result<(&'k str, String), KeyError> {
+    let stored = canonical_key(key)?;
+    let Some((spec, _)) = lookup(stored) else {
+        return KeyError::value(key, "there is no such option of a VM");
+    };
+    let refuse = |refusal, why: &str| Err(KeyError { key: key.to_owned(), refusal, why: why.to_owned() });
+    if spec.support == Support::Internal {
+        return refuse(Refusal::Internal, "it is set by the system and cannot be changed");
+    }
+    let value = check::normal(spec, key, value)?;
+    if matches!(spec.support, Support::NotYet(except) if !except.contains(&value.as_str())) {
+        return refuse(Refusal::Unsupported, "not supported yet");
+    }
+    Ok((stored, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_option_is_listed_twice() {
+        for (i, a) in KEYS.iter().enumerate() {
+            for b in &KEYS[i + 1..] {
+                assert!(a.name != b.name || a.count != b.count, "{}", a.name);
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_have_limits() {
+        assert_eq!(lookup("scsi30").map(|(s, i)| (s.name, i)), Some(("scsi", Some(30))));
+        assert_eq!(lookup("numa").map(|(s, i)| (s.name, i)), Some(("numa", None)));
+        assert_eq!(lookup("numa0").map(|(s, i)| (s.name, i)), Some(("numa", Some(0))));
+        assert_eq!(lookup("rng0").map(|(s, i)| (s.name, i)), Some(("rng0", None)));
+        for wrong in ["scsi31", "scsi", "scsi01", "ide4", "net-1", "net4294967296", "0", "nosuch", "memory0"]
+        {
+            assert!(lookup(wrong).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_set_is_accepted_or_refused_with_its_name() {
+        let said = |key: &str, value: &str| match accept(key, value) {
+            Ok((key, value)) => format!("{key}={value}"),
+            Err(e) => e.to_string(),
+        };
+        let all: Vec<String> = [
+            ("memory", "8"),
+            ("memory", "current=2048"),
+            ("cores", "0"),
+            ("cores", "two"),
+            ("onboot", "yes"),
+            ("onboot", "maybe"),
+            ("cdrom", "none"),
+            ("bios", "coreboot"),
+            ("numa", "no"),
+            ("numa", "1"),
+            ("hostpci0", "01:00"),
+            ("hotplug", "0"),
+            ("hotplug", "network,disk"),
+            ("meta", "x=1"),
+            ("lock", "backup"),
+            ("colour", "blue"),
+            ("args", "-device 'x"),
+            ("name", "web_1"),
+            ("name", "web-1.example.org"),
+            ("tags", "b, a;b"),
+            ("serial0", "/etc/passwd"),
+            ("startup", "1,up=30"),
+            ("vga", "memory=1000"),
+            ("vga", "qxl"),
+            ("agent", "1,fstrim_cloned_disks=1"),
+            ("scsi0", "local:8,mbps=10"),
+            ("scsi0", "local:8,ssd=perhaps"),
+            ("scsi0", "local:8,colour=blue"),
+            ("virtio0", "local:8,ssd=1"),
+            ("scsi0", "local:../x"),
+            ("net0", "virtio,bridge=vmbr0,tag=5000"),
+            ("net0", "virtio=01:00:00:00:00:01"),
+            ("boot", "order=scsi0;rng0"),
+            ("machine", "pc-i440fx-10.0"),
+            ("machine", "toaster"),
+            ("cpu", "host,flags=+aes;-pcid"),
+            ("cpu", "host,flags=aes"),
+            ("rng0", "source=/dev/sda"),
+        ]
+        .iter()
+        .map(|(k, v)| said(k, v))
+        .collect();
+        insta::assert_snapshot!(all.join("\n"));
+    }
+}

@@ -1,0 +1,229 @@
+//! Changes of a VM's options: at once, or with its next start.
+
+use super::devices::as_disk;
+use super::keys::{KeyError, accept, canonical_key};
+use super::{Bus, Disk, VmConfig};
+use crate::{Vmid, VolumeId};
+
+/// A change of one option, checked. Made by [`Change::set`] and [`Change::delete`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A new value.
+    Set {
+        /// The option.
+        key: String,
+        /// As it is stored.
+        value: String,
+    },
+    /// Back to the default; of a disk: taken off the VM.
+    Delete {
+        /// The option.
+        key: String,
+        /// Whether its volume is removed rather than kept as unused.
+        force: bool,
+    },
+}
+
+impl Change {
+    /// What a user sets.
+    ///
+    /// # Errors
+    /// See [`accept`].
+    pub fn set(key: &str, value: &str) -> Result<Self, KeyError> {
+        let (key, value) = accept(key, value)?;
+        if key == "description" && value.is_empty() {
+            return Ok(Self::Delete { key: key.to_owned(), force: false });
+        }
+        Ok(Self::Set { key: key.to_owned(), value })
+    }
+
+    /// What a user takes out. Options that do not work yet can be taken out.
+    ///
+    /// # Errors
+    /// If there is no such option.
+    pub fn delete(key: &str, force: bool) -> Result<Self, KeyError> {
+        Ok(Self::Delete { key: canonical_key(key)?.to_owned(), force })
+    }
+
+    /// The option.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Set { key, .. } | Self::Delete { key, .. } => key,
+        }
+    }
+}
+
+/// What became of changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Options that have changed now.
+    pub applied: Vec<String>,
+    /// Options that change with the next start.
+    pub pending: Vec<String>,
+    /// Volumes that no option names any more and that are to be removed from their storages.
+    pub freed: Vec<VolumeId>,
+}
+
+/// An option as `pending` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingItem {
+    /// The option.
+    pub key: String,
+    /// What the VM has.
+    pub value: Option<String>,
+    /// What it will have.
+    pub pending: Option<String>,
+    /// 1: it will go away; 2: by force.
+    pub delete: Option<u8>,
+}
+
+/// Whether a volume is the guest's own by its name: `100/vm-100-disk-0.qcow2`, `vm-100-disk-1`, `base-100-...`.
+fn owned(volume: &VolumeId, vmid: Vmid) -> bool {
+    let file = volume.name.rsplit('/').next().unwrap_or_default();
+    ["vm", "base", "subvol"].iter().any(|kind| file.starts_with(&format!("{kind}-{vmid}-")))
+        || volume.name.starts_with(&format!("{vmid}/"))
+}
+
+impl VmConfig {
+    /// Carries changes out, in order. `at_once` says of each whether it can be applied now: of a stopped VM any,
+    /// of a running one those with [`Live::Now`](super::Live::Now) and those that its driver has just applied.
+    /// The others become pending.
+    ///
+    /// A disk that is taken off without force, or replaced, becomes an `unusedN`, if its volume is the guest's.
+    ///
+    /// # Errors
+    /// If a value cannot stand in the file, or no `unusedN` is free; the configuration is then partly changed
+    /// and must be dropped.
+    pub fn change(
+        &mut self,
+        vmid: Vmid,
+        changes: &[Change],
+        at_once: impl Fn(&Change) -> bool,
+    ) -> Result<Changed, KeyError> {
+        let mut changed = Changed::default();
+        for change in changes {
+            if at_once(change) {
+                self.apply(vmid, change, &mut changed)?;
+            } else {
+                self.pend(change, &mut changed)?;
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Takes pending changes of one option back; whether there was one.
+    pub fn revert(&mut self, key: &str) -> bool {
+        let set = self.pending.set.remove(key).is_some();
+        self.pending.delete.remove(key).is_some() || set
+    }
+
+    /// Makes all that is pending current, as before a start.
+    ///
+    /// # Errors
+    /// See [`Self::change`].
+    pub fn apply_pending(&mut self, vmid: Vmid) -> Result<Changed, KeyError> {
+        let pending = std::mem::take(&mut self.pending);
+        let mut changed = Changed::default();
+        for (key, force) in pending.delete {
+            self.apply(vmid, &Change::Delete { key, force }, &mut changed)?;
+        }
+        for (key, value) in pending.set.iter() {
+            let change = Change::Set { key: key.to_owned(), value: value.to_owned() };
+            self.apply(vmid, &change, &mut changed)?;
+        }
+        Ok(changed)
+    }
+
+    /// Every option, current or pending, by name.
+    pub fn pending_items(&self) -> Vec<PendingItem> {
+        let mut keys: Vec<&str> =
+            self.current.iter().chain(self.pending.set.iter()).map(|(k, _)| k).collect();
+        keys.extend(self.pending.delete.keys().map(String::as_str));
+        keys.sort_unstable();
+        keys.dedup();
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        keys.into_iter()
+            .map(|key| PendingItem {
+                key: key.to_owned(),
+                value: owned(self.current.get(key)),
+                pending: owned(self.pending.set.get(key)),
+                delete: self.pending.delete.get(key).map(|force| if *force { 2 } else { 1 }),
+            })
+            .collect()
+    }
+
+    fn apply(&mut self, vmid: Vmid, change: &Change, changed: &mut Changed) -> Result<(), KeyError> {
+        let key = change.key();
+        self.revert(key);
+        let before = self.current.get(key).map(str::to_owned);
+        match change {
+            Change::Set { value, .. } => self.current.set(key, value)?,
+            Change::Delete { .. } => drop(self.current.remove(key)),
+        }
+        if before.as_deref() != self.current.get(key) {
+            changed.applied.push(key.to_owned());
+            if let Some(before) = before {
+                self.settle(vmid, change, &before, changed)?;
+            }
+        }
+        // A volume that is in use again is no longer unused.
+        if let (Some((bus, _)), Some(value)) = (as_disk(key), self.current.get(key))
+            && bus != Bus::Unused
+            && let Some(volume) = Disk::parse(key, value)?.volume()
+        {
+            let again: Vec<String> = self
+                .current
+                .volumes()
+                .into_iter()
+                .filter(|(k, v)| v == volume && as_disk(k).is_some_and(|(bus, _)| bus == Bus::Unused))
+                .map(|(k, _)| k.to_owned())
+                .collect();
+            for key in again {
+                self.current.remove(&key);
+                changed.applied.push(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds a place for the volume that an option has just lost.
+    fn settle(
+        &mut self,
+        vmid: Vmid,
+        change: &Change,
+        before: &str,
+        changed: &mut Changed,
+    ) -> Result<(), KeyError> {
+        let key = change.key();
+        let Some((bus, _)) = as_disk(key) else { return Ok(()) };
+        // A value that cannot be read has no volume to keep.
+        let Ok(disk) = Disk::parse(key, before) else { return Ok(()) };
+        let Some(volume) = disk.volume().filter(|v| !disk.cdrom && owned(v, vmid)) else { return Ok(()) };
+        if self.all_volumes().contains(volume) {
+            return Ok(());
+        }
+        if bus == Bus::Unused || matches!(change, Change::Delete { force: true, .. }) {
+            changed.freed.push(volume.clone());
+            return Ok(());
+        }
+        let Some(unused) = self.current.first_free(Bus::Unused.as_str()) else {
+            return KeyError::value(key, "there are too many unused volumes; remove some first");
+        };
+        self.current.set(&unused, &volume.to_string())?;
+        changed.applied.push(unused);
+        Ok(())
+    }
+
+    fn pend(&mut self, change: &Change, changed: &mut Changed) -> Result<(), KeyError> {
+        let key = change.key();
+        self.revert(key);
+        match change {
+            Change::Set { value, .. } if self.current.get(key) == Some(value) => return Ok(()),
+            Change::Set { value, .. } => self.pending.set.set(key, value)?,
+            Change::Delete { .. } if self.current.get(key).is_none() => return Ok(()),
+            Change::Delete { force, .. } => drop(self.pending.delete.insert(key.to_owned(), *force)),
+        }
+        changed.pending.push(key.to_owned());
+        Ok(())
+    }
+}
