@@ -1,1 +1,40 @@
 //! Leases, epochs, liveness and fencing decisions. Pure.
+//!
+//! Two halves that only meet through messages:
+//!
+//! ```text
+//!   a node's fence process                     the leader
+//!   ┌───────────┐  nonce   ┌────────┐ heartbeat ┌─────────┐ confirm round ┌──────┐
+//!   │  Holder   │─────────▶│ daemon │──────────▶│ Grantor │──────────────▶│ Raft │
+//!   │           │◀─────────│        │◀──────────│         │◀──────────────│      │
+//!   └───────────┘  renew   └────────┘  answer   └─────────┘   confirmed   └──────┘
+//!    make safe, reset                            declare lost
+//! ```
+//!
+//! The promise between them, on which "a guest never runs twice" rests: *when the leader's [`Grantor`] calls a
+//! node settled, that node's [`Holder`] has either verified every guest paused or reset the machine.* The holder
+//! counts from before it sent, with 1 % taken off; the grantor counts from after it received, with 1 % added.
+//! So the promise needs no synchronised clocks, only clocks whose rates err by no more than 1 %, and it
+//! holds for any delay, loss, repetition and reordering of messages.
+//!
+//! Nothing here reads a clock. Every moment is a [`Moment`]: time since boot with suspension counted
+//! (`CLOCK_BOOTTIME`) of the machine on which the value lives; moments of two machines are never compared.
+
+pub mod grantor;
+pub mod holder;
+pub mod wire;
+
+pub use grantor::{DeclareFailure, Declared, Grantor, GrantorCommand, Member};
+pub use holder::{Hold, Holder, HolderCommand, RegisterError, RenewError, Report, RunError};
+pub use wire::{Heartbeat, HeartbeatAnswer, Outcome, Refusal};
+
+/// Time since boot (`CLOCK_BOOTTIME`) of one machine.
+pub type Moment = std::time::Duration;
+
+/// Takes 1 % off, for a clock that may be slow: what this side waits has truly passed by then.
+pub fn less_drift(time: std::time::Duration) -> std::time::Duration {
+    time * 99 / 100
+}
+
+#[cfg(test)]
+mod promise;

@@ -1,0 +1,358 @@
+//! The leader's half: who gets a lease, and who is given up for lost.
+//!
+//! Every node has a grantor and feeds it the members and the profile as they are committed; it acts on the leader
+//! alone. A heartbeat's way:
+//!
+//! ```text
+//!  heartbeat ──▶ waits for a round that begins now or later ──▶ round confirmed, same term ──▶ Granted
+//!                (many share one)                               └─ not confirmed ────────────▶ NotLeader
+//! ```
+//!
+//! A lease is granted only after a majority has confirmed, in a round begun after the heartbeat arrived, that this
+//! node leads. So a deposed leader grants nothing, and a lease given by an older leader was asked for before the
+//! newer one was elected: a new leader that waits a whole fence time from its election has waited for all of them.
+//!
+//! A node is declared lost when the fence time after its last granted heartbeat has passed. From the decision on it is
+//! refused, before the commit too, for the commit may come through at any later time. **Lost is not yet settled**:
+//! a loss that an *older* leader decided may be committed under a newer one that has granted a lease in between.
+//! Recovery therefore needs both, the commit and [`Grantor::settled`] of the present leader.
+
+use crate::Moment;
+use crate::wire::{Heartbeat, HeartbeatAnswer, Outcome, Refusal, VERSION};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use stead_model::{BootId, FenceProfile, NodeName, NodeRecord, NodeState, NodeUuid};
+
+/// A member as committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its identity.
+    pub uuid: NodeUuid,
+    /// Whether it takes part, and under which boot.
+    pub state: NodeState,
+}
+
+impl From<&NodeRecord> for Member {
+    fn from(record: &NodeRecord) -> Self {
+        Self { uuid: record.uuid.clone(), state: record.state.clone() }
+    }
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GrantorCommand {
+    /// Begin a round that confirms this node's leadership, *after* this command; then apply what it proves committed, and
+    /// call [`Grantor::confirmed`], or [`Grantor::unconfirmed`].
+    Confirm {
+        /// Names the round.
+        round: u64,
+    },
+    /// Send this answer to that node's heartbeat with the answer's nonce.
+    Answer {
+        /// Who asked.
+        node: NodeName,
+        /// What it gets.
+        answer: HeartbeatAnswer,
+    },
+    /// Commit the node lost, with its record being an unchanged `Member` of that boot as precondition, then call
+    /// [`Grantor::declare_failed`] unless it was committed.
+    DeclareLost(Declared),
+}
+
+/// A node given up for lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declared {
+    /// The node.
+    pub node: NodeName,
+    /// The boot that is lost.
+    pub boot: BootId,
+    /// For how long it has had no lease from this leader.
+    pub silent: Duration,
+}
+
+/// What this leader knows of one member's lease.
+#[derive(Debug, Clone)]
+struct Track {
+    /// Before this moment the node may have a lease, or guests not yet made safe.
+    safe_at: Moment,
+    /// The last granted heartbeat's arrival, or when counting began.
+    heard: Moment,
+    /// Whether a heartbeat was granted by this leader.
+    granted: bool,
+    /// Given up, and until the outcome is known refused.
+    declaring: Option<Declaring>,
+}
+
+/// How far the commit of a loss is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Declaring {
+    /// To be proposed (again).
+    Due,
+    /// Proposed.
+    Asked,
+}
+
+/// What became of a [`GrantorCommand::DeclareLost`] that was not committed for all this node knows. (What was
+/// committed comes by [`Grantor::set_members`].)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeclareFailure {
+    /// Its precondition failed: the record has changed, so no attempt with this precondition can come through.
+    Refused,
+    /// Nobody knows; it may still come through. It will be proposed again.
+    Unknown,
+}
+
+#[derive(Debug)]
+struct Round {
+    id: u64,
+    waiting: Vec<(Heartbeat, Moment)>,
+}
+
+/// A node's view as the leader, or as one who may become it.
+#[derive(Debug)]
+pub struct Grantor {
+    term: Option<u64>,
+    profile: FenceProfile,
+    /// Profiles that were in force, and until when leases of theirs may matter.
+    older: Vec<(FenceProfile, Moment)>,
+    members: BTreeMap<NodeName, Member>,
+    tracks: BTreeMap<NodeName, Track>,
+    next_round: u64,
+    round: Option<Round>,
+    pending: BTreeMap<NodeName, (Heartbeat, Moment)>,
+}
+
+impl Grantor {
+    /// A grantor that does not lead. `previous` is the profile that was in force before, if the configuration still
+    /// tells: its leases may be alive.
+    pub fn new(now: Moment, profile: FenceProfile, previous: Option<FenceProfile>) -> Self {
+        Self {
+            term: None,
+            profile,
+            older: previous.map(|p| (p, now + p.fence_time())).into_iter().collect(),
+            members: BTreeMap::new(),
+            tracks: BTreeMap::new(),
+            next_round: 1,
+            round: None,
+            pending: BTreeMap::new(),
+        }
+    }
+
+    /// This node was elected for `term`. Whatever an older leader granted is over a whole fence time from now.
+    pub fn lead(&mut self, now: Moment, term: u64) -> Vec<GrantorCommand> {
+        if self.term == Some(term) {
+            return Vec::new();
+        }
+        let out = self.depose();
+        self.term = Some(term);
+        let safe_at = now + self.longest(now);
+        self.tracks = self.members.keys().map(|n| (n.clone(), Track::unheard(now, safe_at))).collect();
+        out
+    }
+
+    /// This node does not lead (any more).
+    pub fn depose(&mut self) -> Vec<GrantorCommand> {
+        self.term = None;
+        self.tracks.clear();
+        let begun = self.round.take().map(|r| r.waiting).unwrap_or_default();
+        let pending = std::mem::take(&mut self.pending).into_values();
+        begun.into_iter().chain(pending).map(|(beat, _)| refuse(&beat, Refusal::NotLeader)).collect()
+    }
+
+    /// The members as committed now.
+    pub fn set_members(&mut self, now: Moment, members: BTreeMap<NodeName, Member>) {
+        let before = std::mem::replace(&mut self.members, members);
+        self.tracks.retain(|node, _| self.members.contains_key(node));
+        if self.term.is_none() {
+            return;
+        }
+        let safe_at = now + self.longest(now);
+        for (node, member) in &self.members {
+            let track = self.tracks.entry(node.clone()).or_insert_with(|| Track::unheard(now, safe_at));
+            if before.get(node).is_none_or(|old| old.state != member.state) {
+                track.declaring = None;
+                if !member.state.is_lost() {
+                    // It has just entered, and counts as heard.
+                    track.safe_at = track.safe_at.max(safe_at);
+                    track.heard = now;
+                }
+            }
+        }
+    }
+
+    /// The profile as committed now. For one old fence time the longer of the two counts.
+    pub fn set_profile(&mut self, now: Moment, profile: FenceProfile) {
+        if profile != self.profile {
+            self.older.retain(|(_, until)| *until > now);
+            self.older.push((self.profile, now + self.profile.fence_time()));
+            self.profile = profile;
+            // An older leader may have granted by it before this one came to apply it.
+            for track in self.tracks.values_mut() {
+                track.safe_at = track.safe_at.max(now + profile.fence_time());
+            }
+        }
+    }
+
+    /// A heartbeat arrived.
+    pub fn heartbeat(&mut self, now: Moment, beat: Heartbeat) -> Vec<GrantorCommand> {
+        if let Err(reason) = self.admit(&beat) {
+            return vec![refuse(&beat, reason)];
+        }
+        let mut out = Vec::new();
+        if let Some((older, _)) = self.pending.insert(beat.node.clone(), (beat, now)) {
+            out.push(refuse(&older, Refusal::Superseded));
+        }
+        out.extend(self.begin());
+        out
+    }
+
+    /// The round was confirmed by a majority for `term`, and everything that it proves committed has been applied and
+    /// told by [`Self::set_members`].
+    pub fn confirmed(&mut self, round: u64, term: u64) -> Vec<GrantorCommand> {
+        let Some(done) = self.round.take_if(|r| r.id == round) else { return Vec::new() };
+        let mut out = Vec::new();
+        for (beat, arrived) in done.waiting {
+            let verdict = if self.term == Some(term) { self.admit(&beat) } else { Err(Refusal::NotLeader) };
+            out.push(match verdict {
+                Ok(()) => self.grant(&beat, arrived),
+                Err(reason) => refuse(&beat, reason),
+            });
+        }
+        out.extend(self.begin());
+        out
+    }
+
+    /// The round failed or took too long.
+    pub fn unconfirmed(&mut self, round: u64) -> Vec<GrantorCommand> {
+        let Some(done) = self.round.take_if(|r| r.id == round) else { return Vec::new() };
+        let mut out: Vec<_> = done.waiting.iter().map(|(beat, _)| refuse(beat, Refusal::NotLeader)).collect();
+        out.extend(self.begin());
+        out
+    }
+
+    /// A [`GrantorCommand::DeclareLost`] was not committed, or not to this node's knowledge.
+    pub fn declare_failed(&mut self, node: &NodeName, failure: DeclareFailure) {
+        if let Some(track) = self.tracks.get_mut(node).filter(|t| t.declaring.is_some()) {
+            track.declaring = match failure {
+                DeclareFailure::Refused => None,
+                DeclareFailure::Unknown => Some(Declaring::Due),
+            };
+        }
+    }
+
+    /// Who is to be given up now. To be called when [`Self::next_wake`] has come.
+    pub fn step(&mut self, now: Moment) -> Vec<GrantorCommand> {
+        let mut out = Vec::new();
+        for (node, track) in &mut self.tracks {
+            let Some(NodeState::Member { boot }) = self.members.get(node).map(|m| &m.state) else { continue };
+            if now > track.safe_at && track.declaring != Some(Declaring::Asked) {
+                track.declaring = Some(Declaring::Asked);
+                let silent = now.saturating_sub(track.heard);
+                out.push(GrantorCommand::DeclareLost(Declared {
+                    node: node.clone(),
+                    boot: boot.clone(),
+                    silent,
+                }));
+            }
+        }
+        out
+    }
+
+    /// When [`Self::step`] must be called next; none while this node does not lead.
+    pub fn next_wake(&self) -> Option<Moment> {
+        let waits = |node: &NodeName, t: &Track| {
+            t.declaring != Some(Declaring::Asked)
+                && self.members.get(node).is_some_and(|m| !m.state.is_lost())
+        };
+        let moments = self.tracks.iter().filter(|(n, t)| waits(n, t)).map(|(_, t)| t.safe_at);
+        moments.min().map(|at| at + Duration::from_millis(1))
+    }
+
+    /// Whether nothing that `node` had can still run: its loss is committed, and the fence time has passed since the
+    /// last lease that any leader can have granted it. A recovery needs this.
+    pub fn settled(&self, now: Moment, node: &NodeName) -> bool {
+        let lost = self.members.get(node).is_some_and(|m| m.state.is_lost());
+        lost && self.tracks.get(node).is_some_and(|t| now > t.safe_at)
+    }
+
+    /// How long ago the last granted heartbeat of a node arrived; none if this leader granted none. For display, and for
+    /// a choice among nodes that are alive, never for a recovery.
+    pub fn heard(&self, now: Moment, node: &NodeName) -> Option<Duration> {
+        self.tracks.get(node).filter(|t| t.granted).map(|t| now.saturating_sub(t.heard))
+    }
+
+    /// The term in which this node leads.
+    pub fn term(&self) -> Option<u64> {
+        self.term
+    }
+
+    fn admit(&self, beat: &Heartbeat) -> Result<(), Refusal> {
+        if beat.v != VERSION {
+            return Err(Refusal::Version { known: VERSION });
+        }
+        if self.term.is_none() {
+            return Err(Refusal::NotLeader);
+        }
+        let member = self.members.get(&beat.node).ok_or(Refusal::Unknown)?;
+        if member.uuid != beat.uuid {
+            return Err(Refusal::WrongUuid);
+        }
+        match &member.state {
+            NodeState::Lost { .. } => Err(Refusal::Lost),
+            NodeState::Member { boot } if *boot != beat.boot => {
+                Err(Refusal::WrongBoot { entered: boot.clone() })
+            }
+            NodeState::Member { .. }
+                if self.tracks.get(&beat.node).is_some_and(|t| t.declaring.is_some()) =>
+            {
+                Err(Refusal::Lost)
+            }
+            NodeState::Member { .. } => Ok(()),
+        }
+    }
+
+    fn grant(&mut self, beat: &Heartbeat, arrived: Moment) -> GrantorCommand {
+        let fence = self.profile.fence_time();
+        if let Some(track) = self.tracks.get_mut(&beat.node) {
+            track.safe_at = track.safe_at.max(arrived + fence);
+            track.heard = track.heard.max(arrived);
+            track.granted = true;
+        }
+        answer(beat, Outcome::granted(self.profile))
+    }
+
+    /// Begins a round for all that wait, unless one is under way: that one began too early for them.
+    fn begin(&mut self) -> Option<GrantorCommand> {
+        if self.round.is_some() || self.pending.is_empty() {
+            return None;
+        }
+        let id = self.next_round;
+        self.next_round += 1;
+        self.round = Some(Round { id, waiting: std::mem::take(&mut self.pending).into_values().collect() });
+        Some(GrantorCommand::Confirm { round: id })
+    }
+
+    /// The longest fence time of a lease that may be alive.
+    fn longest(&self, now: Moment) -> Duration {
+        let older = self.older.iter().filter(|(_, until)| *until > now).map(|(p, _)| p.fence_time());
+        older.fold(self.profile.fence_time(), Duration::max)
+    }
+}
+
+impl Track {
+    fn unheard(now: Moment, safe_at: Moment) -> Self {
+        Self { safe_at, heard: now, granted: false, declaring: None }
+    }
+}
+
+fn answer(beat: &Heartbeat, outcome: Outcome) -> GrantorCommand {
+    let answer = HeartbeatAnswer { v: VERSION, nonce: beat.nonce, outcome };
+    GrantorCommand::Answer { node: beat.node.clone(), answer }
+}
+
+fn refuse(beat: &Heartbeat, reason: Refusal) -> GrantorCommand {
+    answer(beat, Outcome::Refused { reason })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,337 @@
+//! The promise between holder and grantor, searched by random histories: clocks that err by 1 %, messages that are
+//! late, lost or out of order, leaders that do not know that they were deposed, proposals that arrive under a later
+//! leader, profiles that change, a fence process that hangs so that only the watchdog is left.
+//!
+//! Each `Plant` is a mistake one could make in wiring the two; the search must find every one.
+
+use crate::grantor::{DeclareFailure, Grantor, GrantorCommand, Member};
+use crate::holder::{Holder, HolderCommand};
+use crate::wire::{Heartbeat, Outcome, VERSION};
+use crate::{HeartbeatAnswer, Moment};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use stead_model::{BootId, Epoch, FenceProfile, NodeName, NodeState, Vmid};
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Plant {
+    None,
+    /// The lease counts from the answer's arrival.
+    CountFromAnswer,
+    /// A deposed leader's rounds are confirmed.
+    DeposedConfirms,
+    /// A recovery relies on the commit alone.
+    CommitAlone,
+    /// A new leader believes to have heard all at its election.
+    NoWait,
+    /// The holder's clock loses a third.
+    BadClock,
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Wait(u16),
+    Beat,
+    DeliverBeat(u8, bool),
+    EndRound(bool, bool),
+    DeliverAnswer(u8),
+    Elect(bool),
+    Commit(u8),
+    Profile(bool),
+    /// A heartbeat to that leader and back without a delay.
+    Renew(bool),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        4 => (1u16..3000).prop_map(Act::Wait),
+        3 => Just(Act::Beat),
+        4 => (any::<u8>(), any::<bool>()).prop_map(|(i, b)| Act::DeliverBeat(i, b)),
+        4 => (any::<bool>(), prop::bool::weighted(0.9)).prop_map(|(b, ok)| Act::EndRound(b, ok)),
+        4 => any::<u8>().prop_map(Act::DeliverAnswer),
+        1 => any::<bool>().prop_map(Act::Elect),
+        2 => any::<u8>().prop_map(Act::Commit),
+        1 => any::<bool>().prop_map(Act::Profile),
+        4 => any::<bool>().prop_map(Act::Renew),
+    ];
+    prop::collection::vec(act, 1..120)
+}
+
+/// A clock that runs at `rate` per mille of true time.
+fn clock(now: Duration, rate: u32) -> Moment {
+    now * rate / 1000
+}
+
+struct Leader {
+    grantor: Grantor,
+    rate: u32,
+    /// The round under way, and whether this leader was the latest when it began.
+    round: Option<(u64, bool)>,
+}
+
+struct World {
+    plant: Plant,
+    now: Duration,
+    node_rate: u32,
+    holder: Holder,
+    hangs_at: Duration,
+    leaders: [Leader; 2],
+    latest: usize,
+    term: u64,
+    members: BTreeMap<NodeName, Member>,
+    profile: FenceProfile,
+    beats: Vec<Heartbeat>,
+    answers: Vec<HeartbeatAnswer>,
+    proposals: Vec<usize>,
+    /// When the machine is reset for good.
+    dead: bool,
+    fed: Option<(Moment, Duration)>,
+    leased: bool,
+    harm: Option<String>,
+}
+
+fn node() -> NodeName {
+    "n1".parse().unwrap()
+}
+
+fn boot() -> BootId {
+    "22222222-2222-4222-8222-222222222222".parse().unwrap()
+}
+
+fn vmid() -> Vmid {
+    Vmid::new(100).unwrap()
+}
+
+impl World {
+    fn new(plant: Plant, node_rate: u32, rates: [u32; 2], hangs_at: Duration) -> Self {
+        let uuid = "11111111-1111-4111-8111-111111111111".parse().unwrap();
+        let members: BTreeMap<_, _> =
+            [(node(), Member { uuid, state: NodeState::Member { boot: boot() } })].into();
+        let leader = |rate| {
+            let mut grantor = Grantor::new(Duration::ZERO, FenceProfile::Default, None);
+            grantor.set_members(Duration::ZERO, members.clone());
+            Leader { grantor, rate, round: None }
+        };
+        let mut world = Self {
+            plant,
+            now: Duration::ZERO,
+            node_rate: if plant == Plant::BadClock { 667 } else { node_rate },
+            holder: Holder::new(1),
+            hangs_at,
+            leaders: rates.map(leader),
+            latest: 0,
+            term: 0,
+            members,
+            profile: FenceProfile::Default,
+            beats: Vec::new(),
+            answers: Vec::new(),
+            proposals: Vec::new(),
+            dead: false,
+            fed: None,
+            leased: false,
+            harm: None,
+        };
+        world.elect(0);
+        world
+    }
+
+    fn elect(&mut self, which: usize) {
+        self.term += 1;
+        self.latest = which;
+        let at = clock(self.now, self.leaders[which].rate);
+        let at = if self.plant == Plant::NoWait { at.saturating_sub(Duration::from_secs(8)) } else { at };
+        let term = self.term;
+        let out = self.leaders[which].grantor.lead(at, term);
+        self.leaders[which].round = None;
+        self.take(which, out);
+    }
+
+    fn take(&mut self, which: usize, commands: Vec<GrantorCommand>) {
+        for command in commands {
+            match command {
+                GrantorCommand::Confirm { round } => {
+                    let valid = which == self.latest || self.plant == Plant::DeposedConfirms;
+                    self.leaders[which].round = Some((round, valid));
+                }
+                GrantorCommand::Answer { answer, .. } => self.answers.push(answer),
+                GrantorCommand::DeclareLost(_) => self.proposals.push(which),
+            }
+        }
+    }
+
+    fn node_now(&self) -> Moment {
+        clock(self.now, self.node_rate)
+    }
+
+    /// The fence process at work: a hung guest, so that nothing but a reset makes it safe.
+    fn fence(&mut self) {
+        let now = self.node_now();
+        if self.now < self.hangs_at {
+            for command in self.holder.step(now) {
+                match command {
+                    HolderCommand::FeedWatchdog { timeout } => self.fed = Some((now, timeout)),
+                    HolderCommand::Reset { .. } => self.dead = true,
+                    HolderCommand::MakeSafe { .. } | HolderCommand::Cont { .. } => {}
+                }
+            }
+        }
+        if self.fed.is_some_and(|(at, timeout)| now > at + timeout) {
+            self.dead = true;
+        }
+    }
+
+    fn wait(&mut self, ms: u16) {
+        for _ in 0..=ms / 25 {
+            self.now += Duration::from_millis(25);
+            self.fence();
+            for which in 0..2 {
+                let at = clock(self.now, self.leaders[which].rate);
+                let out = self.leaders[which].grantor.step(at);
+                self.take(which, out);
+            }
+            self.judge();
+        }
+    }
+
+    /// The latest leader may recover as soon as the node is settled.
+    fn judge(&mut self) {
+        let leader = &self.leaders[self.latest];
+        let lost = self.members[&node()].state.is_lost();
+        let settled = leader.grantor.settled(clock(self.now, leader.rate), &node());
+        let recovers = settled || (lost && self.plant == Plant::CommitAlone);
+        if recovers && self.leased && !self.dead {
+            self.harm = Some(format!("recovered at {:?} while the old copy may run", self.now));
+        }
+    }
+
+    fn deliver_answer(&mut self, at: u8) {
+        let answer = self.answers.swap_remove(usize::from(at) % self.answers.len());
+        let Outcome::Granted { lease_ms, drain_ms, watchdog_ms } = answer.outcome else { return };
+        if self.dead || self.now >= self.hangs_at {
+            return;
+        }
+        let now = self.node_now();
+        let nonce = if self.plant == Plant::CountFromAnswer { self.holder.nonce(now) } else { answer.nonce };
+        let ms = Duration::from_millis;
+        if self.holder.renew(now, nonce, ms(lease_ms), ms(drain_ms), ms(watchdog_ms)).is_ok() {
+            if !self.leased {
+                self.holder.register(vmid(), Epoch(1), true).unwrap();
+                self.leased = self.holder.run(now, vmid(), Epoch(1)).is_ok();
+            }
+            self.fence();
+        }
+    }
+
+    fn commit(&mut self, at: u8) {
+        let which = self.proposals.swap_remove(usize::from(at) % self.proposals.len());
+        let Some(member) = self.members.get_mut(&node()).filter(|m| !m.state.is_lost()) else {
+            return self.leaders[which].grantor.declare_failed(&node(), DeclareFailure::Refused);
+        };
+        member.state = NodeState::Lost { boot: boot() };
+        for leader in &mut self.leaders {
+            leader.grantor.set_members(clock(self.now, leader.rate), self.members.clone());
+        }
+    }
+
+    fn act(&mut self, act: &Act) {
+        match *act {
+            Act::Wait(ms) => self.wait(ms),
+            Act::Beat if !self.dead && self.now < self.hangs_at => {
+                let uuid = self.members[&node()].uuid.clone();
+                let nonce = self.holder.nonce(self.node_now());
+                self.beats.push(Heartbeat { v: VERSION, node: node(), uuid, boot: boot(), nonce });
+            }
+            Act::DeliverBeat(i, to) if !self.beats.is_empty() => {
+                let beat = self.beats.swap_remove(usize::from(i) % self.beats.len());
+                let which = usize::from(to);
+                let at = clock(self.now, self.leaders[which].rate);
+                let out = self.leaders[which].grantor.heartbeat(at, beat);
+                self.take(which, out);
+            }
+            Act::EndRound(which, ok) => {
+                let which = usize::from(which);
+                let Some((round, valid)) = self.leaders[which].round.take() else { return };
+                let grantor = &mut self.leaders[which].grantor;
+                let term = grantor.term().unwrap_or(0);
+                let out =
+                    if ok && valid { grantor.confirmed(round, term) } else { grantor.unconfirmed(round) };
+                self.take(which, out);
+            }
+            Act::DeliverAnswer(i) if !self.answers.is_empty() => self.deliver_answer(i),
+            Act::Elect(which) => self.elect(usize::from(which)),
+            Act::Commit(i) if !self.proposals.is_empty() => self.commit(i),
+            Act::Profile(wan) => {
+                self.profile = if wan { FenceProfile::Wan } else { FenceProfile::Fast };
+                for leader in &mut self.leaders {
+                    leader.grantor.set_profile(clock(self.now, leader.rate), self.profile);
+                }
+            }
+            Act::Renew(to) => {
+                for act in
+                    [Act::Beat, Act::DeliverBeat(0, to), Act::EndRound(to, true), Act::DeliverAnswer(0)]
+                {
+                    self.act(&act);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What came of one history, if harm did; and whether it got as far as a committed loss of a leased node.
+fn run(
+    plant: Plant,
+    acts: &[Act],
+    node_rate: u32,
+    rates: [u32; 2],
+    hangs_at: Duration,
+) -> (Option<String>, bool) {
+    let mut world = World::new(plant, node_rate, rates, hangs_at);
+    for act in acts {
+        world.act(act);
+        world.judge();
+        if world.harm.is_some() {
+            break;
+        }
+    }
+    let interesting = world.leased && world.members[&node()].state.is_lost();
+    (world.harm, interesting)
+}
+
+fn search(plant: Plant, cases: u32) -> Result<(), String> {
+    let config = ProptestConfig {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 200,
+        ..ProptestConfig::default()
+    };
+    let rng = prop::test_runner::TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha);
+    let mut runner = prop::test_runner::TestRunner::new_with_rng(config, rng);
+    let reached = std::cell::Cell::new(0u32);
+    let rate = 990u32..=1010;
+    let rates = (rate.clone(), rate.clone(), rate, 0u64..60_000);
+    let result = runner.run(&(acts(), rates), |(acts, (n, a, b, hangs))| {
+        let (harm, interesting) = run(plant, &acts, n, [a, b], Duration::from_millis(hangs));
+        reached.set(reached.get() + u32::from(interesting));
+        prop_assert!(harm.is_none(), "{}", harm.unwrap_or_default());
+        Ok(())
+    });
+    if plant == Plant::None {
+        assert!(reached.get() > cases / 50, "the search hardly reached a loss: {} of {cases}", reached.get());
+    }
+    result.map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_settled_node_runs_nothing() {
+    search(Plant::None, 3000).unwrap();
+}
+
+#[test]
+fn every_planted_mistake_is_found() {
+    for plant in
+        [Plant::CountFromAnswer, Plant::DeposedConfirms, Plant::CommitAlone, Plant::NoWait, Plant::BadClock]
+    {
+        assert!(search(plant, 20_000).is_err(), "{plant:?} was not found");
+    }
+}
