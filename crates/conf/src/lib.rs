@@ -1,1 +1,49 @@
-//! The replicated configuration tree: Raft over redb, transactions, watches, history.
+//! The replicated configuration tree: what all nodes of a cluster agree on.
+//!
+//! Keys are paths, values are small text files in the layout that administrators know. Every write is a
+//! transaction ([`Txn`]) that goes through Raft; every node holds the whole tree and reads it locally.
+//!
+//! ```text
+//!            Conf (handle)                           what the rest of the node sees
+//!              │  ▲
+//!  shell ──────┼──┼───────────────────────────────   threads, clock, disk, channels; decides nothing
+//!              ▼  │
+//!            driver: requests, reads, members,       sans-IO: inputs in, commands out
+//!              │     snapshots, compaction
+//!              ▼
+//!            engine: one narrow trait over raft-rs   the only place that knows it
+//!
+//!            machine: tree, history, sessions        pure: committed entries in, the same state everywhere
+//!            store: log and state on disk (redb)
+//! ```
+//!
+//! The simulator runs driver and machine as they are, over modelled disks and networks.
+
+mod codec;
+mod conf;
+mod driver;
+mod error;
+mod history;
+mod machine;
+mod raw;
+mod seal;
+mod shell;
+mod status;
+mod store;
+mod tree;
+mod txn;
+mod watch;
+
+pub use conf::{Conf, Leadership, Options};
+pub use driver::MemberChange;
+pub use error::{ConfError, MemberError, NotLeader, SecretError, StoreError, TxnError};
+pub use history::{Change, History};
+pub use machine::{Machine, Members, Proposal, ProposalId, SUPPORTED_LEVEL};
+pub use seal::{ClusterKey, SealError, is_sealed};
+pub use status::{PeerStatus, RaftStatus};
+pub use tree::{ChangeKind, Changed, Entry, FIRST_LEVEL, StateHash, Tree};
+pub use txn::{
+    Check, Commit, Expected, Found, MAX_FILE, MAX_NOTE, MAX_PATH, MAX_TREE, MAX_TXN, Op, PathFault, Refusal,
+    Revision, Txn, check_path,
+};
+pub use watch::{Committed, PathChange, WATCH_BACKLOG, Watch, WatchEvent};

@@ -1,0 +1,151 @@
+//! Who changed what, when and why: the change log, bounded, part of the replicated state.
+//!
+//! Values below `priv/` (secrets) and `stead/owner/` (who may run a guest: no rollback may bring an old owner
+//! back) never enter it; neither do their paths.
+
+use crate::raw;
+use crate::tree::{ChangeKind, Changed};
+use crate::txn::Revision;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use stead_model::paths;
+
+/// How many changes are kept of one path.
+pub const PER_PATH: usize = 64;
+/// How many bytes the whole history may have; the oldest changes go first.
+pub const MAX_BYTES: u64 = 16 << 20;
+
+/// A past change of one path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The transaction.
+    pub revision: Revision,
+    /// Who.
+    pub author: String,
+    /// Why.
+    pub note: String,
+    /// When it was proposed, in milliseconds since 1970, by the proposing node's clock.
+    pub at_ms: u64,
+    /// The path.
+    pub path: String,
+    /// What happened.
+    pub kind: ChangeKind,
+    /// The value before; `None` if there was none.
+    #[serde(with = "raw::option")]
+    pub old: Option<Bytes>,
+    /// The value after; `None` if there is none. With `old` it gives the difference.
+    #[serde(with = "raw::option")]
+    pub new: Option<Bytes>,
+}
+
+impl Change {
+    fn bytes(&self) -> u64 {
+        let values = self.old.as_ref().map_or(0, Bytes::len) + self.new.as_ref().map_or(0, Bytes::len);
+        (64 + self.author.len() + self.note.len() + self.path.len() + values) as u64
+    }
+}
+
+/// The change log.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    changes: BTreeMap<u64, Change>,
+    next: u64,
+    /// Derived: where each path's changes are, oldest first.
+    paths: BTreeMap<String, VecDeque<u64>>,
+    /// Derived.
+    bytes: u64,
+}
+
+/// The durable form: what is not derived.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct HistoryImage {
+    pub changes: BTreeMap<u64, Change>,
+    pub next: u64,
+}
+
+/// Whose, why and when, of all changes of one transaction.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    pub revision: Revision,
+    pub author: &'a str,
+    pub note: &'a str,
+    pub at_ms: u64,
+}
+
+impl History {
+    /// A path's changes, oldest first.
+    pub fn of<'a>(&'a self, path: &str) -> impl DoubleEndedIterator<Item = &'a Change> {
+        self.paths.get(path).into_iter().flatten().filter_map(|at| self.changes.get(at))
+    }
+
+    /// All changes that are kept, oldest first.
+    pub fn all(&self) -> impl DoubleEndedIterator<Item = &Change> {
+        self.changes.values()
+    }
+
+    pub(crate) fn record(&mut self, origin: Origin<'_>, changed: &[Changed]) {
+        for changed in changed.iter().filter(|changed| is_kept(&changed.path)) {
+            self.add(Change {
+                revision: origin.revision,
+                author: origin.author.to_owned(),
+                note: origin.note.to_owned(),
+                at_ms: origin.at_ms,
+                path: changed.path.clone(),
+                kind: changed.kind.clone(),
+                old: changed.old.clone(),
+                new: changed.new.clone(),
+            });
+        }
+        while self.bytes > MAX_BYTES
+            && let Some(oldest) = self.changes.keys().next().copied()
+        {
+            self.drop_change(oldest);
+        }
+    }
+
+    fn add(&mut self, change: Change) {
+        let at = self.next;
+        self.next += 1;
+        self.index(at, change);
+    }
+
+    fn index(&mut self, at: u64, change: Change) {
+        self.bytes += change.bytes();
+        let of_path = self.paths.entry(change.path.clone()).or_default();
+        of_path.push_back(at);
+        let oldest = if of_path.len() > PER_PATH { of_path.front().copied() } else { None };
+        self.changes.insert(at, change);
+        if let Some(oldest) = oldest {
+            self.drop_change(oldest);
+        }
+    }
+
+    /// Drops a change, which is the oldest of its path.
+    fn drop_change(&mut self, at: u64) {
+        let Some(change) = self.changes.remove(&at) else { return };
+        self.bytes -= change.bytes();
+        if let Some(of_path) = self.paths.get_mut(&change.path) {
+            of_path.pop_front();
+            if of_path.is_empty() {
+                self.paths.remove(&change.path);
+            }
+        }
+    }
+
+    pub(crate) fn image(&self) -> HistoryImage {
+        HistoryImage { changes: self.changes.clone(), next: self.next }
+    }
+
+    pub(crate) fn from_image(image: HistoryImage) -> Self {
+        let mut history = Self { next: image.next, ..Self::default() };
+        for (at, change) in image.changes {
+            history.index(at, change);
+        }
+        history
+    }
+}
+
+fn is_kept(path: &str) -> bool {
+    !path.starts_with(paths::PRIVATE) && !path.starts_with(paths::OWNERSHIP)
+}
