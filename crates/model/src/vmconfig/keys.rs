@@ -320,7 +320,7 @@ pub fn accept<'k>(key: &'k str, value: &str) -> Result<(&'k str, String), KeyErr
     if spec.support == Support::Internal {
         return refuse(Refusal::Internal, "it is set by the system and cannot be changed");
     }
-    let value = check::normal(spec, key, value)?;
+    let value = check::normal(spec, stored, value).map_err(|e| KeyError { key: key.to_owned(), ..e })?;
     if matches!(spec.support, Support::NotYet(except) if !except.contains(&value.as_str())) {
         return refuse(Refusal::Unsupported, "not supported yet");
     }
