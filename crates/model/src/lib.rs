@@ -4,21 +4,31 @@
 //! type is: a [`Vmid`] is not a number of something else and a [`NodeName`] is not any text.
 
 pub mod cluster;
+pub mod datacenter;
+pub mod ha_cfg;
 pub mod ids;
 pub mod ownership;
 pub mod paths;
 pub mod property;
+pub mod sectionconfig;
 pub mod size;
+pub mod storage_cfg;
 pub mod text;
+pub mod user_cfg;
 pub mod vmconfig;
 
 pub use cluster::{ClusterRecord, FenceProfile, NodeRecord, NodeState};
+pub use datacenter::Datacenter;
+pub use ha_cfg::{HaResource, HaResources, HaRule, HaRuleKind, HaRules, RequestedState};
 pub use ids::{
     BootId, Epoch, GuestKind, IdError, NodeName, NodeUuid, RaftId, ServiceId, StorageId, TokenId, Upid,
     UserId, Vmid, VolumeId,
 };
 pub use ownership::Ownership;
 pub use property::PropertyString;
+pub use sectionconfig::SectionConfig;
 pub use size::{Mebibytes, Size};
+pub use storage_cfg::{Storage, StorageCfg};
 pub use text::FormatError;
+pub use user_cfg::UserCfg;
 pub use vmconfig::VmConfig;

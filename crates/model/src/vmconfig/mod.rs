@@ -107,7 +107,7 @@ impl Settings {
             .find(|key| self.get(key).is_none())
     }
 
-    fn print(&self, out: &mut String) {
+    pub(crate) fn print(&self, out: &mut String) {
         if !self.description.is_empty() {
             for line in self.description.split('\n') {
                 // Writing into a String cannot fail.
@@ -119,7 +119,10 @@ impl Settings {
         }
     }
 
-    fn parse<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Result<(Self, Vec<&'a str>), FormatError> {
+    /// Reads a section's lines; what `delete` lists comes apart.
+    pub(crate) fn parse<'a>(
+        lines: impl Iterator<Item = (usize, &'a str)>,
+    ) -> Result<(Self, Vec<&'a str>), FormatError> {
         let (mut read, mut described, mut delete) = (Self::default(), Vec::new(), Vec::new());
         for (number, line) in lines {
             if let Some(text) = line.strip_prefix('#') {

@@ -2,7 +2,7 @@
 
 use super::devices::as_disk;
 use super::keys::{KeyError, accept, canonical_key};
-use super::{Bus, Disk, VmConfig};
+use super::{Bus, Disk, DiskSource, VmConfig};
 use crate::{Vmid, VolumeId};
 
 /// A change of one option, checked. Made by [`Change::set`] and [`Change::delete`].
@@ -43,6 +43,21 @@ impl Change {
     /// If there is no such option.
     pub fn delete(key: &str, force: bool) -> Result<Self, KeyError> {
         Ok(Self::Delete { key: canonical_key(key)?.to_owned(), force })
+    }
+
+    /// Why only the built-in administrator may make this change, if so: it reaches into the host itself.
+    pub fn needs_root(&self) -> Option<&'static str> {
+        let Self::Set { key, value } = self else { return None };
+        if key == "args" {
+            return Some("only root@pam can set arguments of the program");
+        }
+        if key.starts_with("serial") && value != "socket" {
+            return Some("only root@pam can attach devices of the host");
+        }
+        match Disk::parse(key, value).map(|disk| disk.source) {
+            Ok(DiskSource::Path(_)) => Some("only root@pam can attach files and devices by their paths"),
+            _ => None,
+        }
     }
 
     /// The option.

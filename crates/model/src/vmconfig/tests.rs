@@ -208,6 +208,14 @@ fn a_running_vm_changes_with_its_next_start() {
 }
 
 #[test]
+fn what_reaches_into_the_host_is_for_root() {
+    let root = |key: &str, value: &str| Change::set(key, value).unwrap().needs_root().is_some();
+    assert!(root("args", "-S") && root("serial1", "/dev/ttyS0") && root("scsi0", "/dev/sdb,size=1G"));
+    assert!(!root("serial1", "socket") && !root("scsi0", "local:8") && !root("ide2", "none,media=cdrom"));
+    assert_eq!(Change::delete("args", false).unwrap().needs_root(), None);
+}
+
+#[test]
 fn options_are_checked_together() {
     let said = |text: &str| text.parse::<VmConfig>().unwrap().current.check().unwrap_err().to_string();
     assert_eq!(said("memory: 512\nballoon: 1024"), "balloon: value must not be larger than memory");

@@ -106,7 +106,10 @@ impl Cpu {
                     flags.push((on, name.to_owned()))
                 }
                 _ => {
-                    return KeyError::value(key, format_args!("flags: '{flag}' must be +feature or -feature"));
+                    return KeyError::value(
+                        key,
+                        format_args!("flags: '{flag}' must be +feature or -feature"),
+                    );
                 }
             }
         }
