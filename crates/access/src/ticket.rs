@@ -1,0 +1,132 @@
+//! Tickets: signed texts that any node with the cluster's key can check without writing anything.
+//!
+//! | text | says | good for |
+//! |---|---|---|
+//! | `PVE:user@realm:HEXTIME::SIG` | who it is | two hours; as password too, to renew |
+//! | `HEXTIME:SIG` | that a changing request was meant (CSRF) | as long as the ticket |
+//! | `PVEVNC:HEXTIME::SIG` | that its holder may open one console | 40 seconds |
+//!
+//! SIG is HMAC-SHA-256 in base64, over the kind and all that the text says or is bound to.
+
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use stead_model::UserId;
+
+/// How long a ticket is good, in seconds.
+pub const LIFETIME: u64 = 2 * 3600;
+/// How long a console's ticket is good, in seconds.
+pub const CONSOLE_LIFETIME: u64 = 40;
+/// How far another node's clock may be ahead, in seconds.
+pub const SKEW: u64 = 300;
+/// A key's length in bytes.
+pub const KEY_LEN: usize = 32;
+
+/// A ticket that is not good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TicketError {
+    /// Not of the form, or the signature is wrong.
+    #[error("invalid PVE ticket")]
+    Invalid,
+    /// It was good.
+    #[error("ticket expired")]
+    Expired,
+}
+
+/// The cluster's key for tickets.
+#[derive(Clone)]
+pub struct Keyring(hmac::Key);
+
+impl std::fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Keyring")
+    }
+}
+
+impl Keyring {
+    /// A key of random bytes.
+    pub fn new(key: &[u8; KEY_LEN]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, key))
+    }
+
+    /// Each part is preceded by its length, so that no two lists of parts are alike.
+    fn message(parts: &[&str]) -> Vec<u8> {
+        let mut m = vec![];
+        for p in parts {
+            m.extend_from_slice(&(p.len() as u64).to_be_bytes());
+            m.extend_from_slice(p.as_bytes());
+        }
+        m
+    }
+
+    fn sign(&self, parts: &[&str]) -> String {
+        STANDARD.encode(hmac::sign(&self.0, &Self::message(parts)))
+    }
+
+    /// In constant time.
+    fn verify(&self, parts: &[&str], sig: &str) -> Result<(), TicketError> {
+        let sig = STANDARD.decode(sig).map_err(|_| TicketError::Invalid)?;
+        hmac::verify(&self.0, &Self::message(parts), &sig).map_err(|_| TicketError::Invalid)
+    }
+
+    fn fresh(time: &str, now: u64, lifetime: u64) -> Result<u64, TicketError> {
+        let at = u64::from_str_radix(time, 16).map_err(|_| TicketError::Invalid)?;
+        if at > now + SKEW {
+            return Err(TicketError::Invalid);
+        }
+        if now >= at.saturating_add(lifetime) { Err(TicketError::Expired) } else { Ok(at) }
+    }
+
+    /// A ticket for a user who has shown who they are.
+    pub fn ticket(&self, user: &UserId, now: u64) -> String {
+        let time = format!("{now:08X}");
+        let sig = self.sign(&["ticket", user.as_str(), &time]);
+        format!("PVE:{user}:{time}::{sig}")
+    }
+
+    /// Whose a ticket is.
+    pub fn check_ticket(&self, ticket: &str, now: u64) -> Result<UserId, TicketError> {
+        let rest = ticket.strip_prefix("PVE:").ok_or(TicketError::Invalid)?;
+        let (head, sig) = rest.split_once("::").ok_or(TicketError::Invalid)?;
+        let (user, time) = head.rsplit_once(':').ok_or(TicketError::Invalid)?;
+        self.verify(&["ticket", user, time], sig)?;
+        Self::fresh(time, now, LIFETIME)?;
+        user.parse().map_err(|_| TicketError::Invalid)
+    }
+
+    /// A token to be sent with changing requests.
+    pub fn csrf(&self, user: &UserId, now: u64) -> String {
+        let time = format!("{now:08X}");
+        let sig = self.sign(&["csrf", user.as_str(), &time]);
+        format!("{time}:{sig}")
+    }
+
+    /// Whether a changing request was meant by the user.
+    pub fn check_csrf(&self, token: &str, user: &UserId, now: u64) -> Result<(), TicketError> {
+        let (time, sig) = token.split_once(':').ok_or(TicketError::Invalid)?;
+        self.verify(&["csrf", user.as_str(), time], sig)?;
+        Self::fresh(time, now, LIFETIME).map(|_| ())
+    }
+
+    /// A ticket for one console: of `who`, on `path`, by `port`.
+    pub fn console_ticket(&self, who: &str, path: &str, port: u16, now: u64) -> String {
+        let time = format!("{now:08X}");
+        let sig = self.sign(&["console", who, path, &port.to_string(), &time]);
+        format!("PVEVNC:{time}::{sig}")
+    }
+
+    /// Whether a console may be opened.
+    pub fn check_console(
+        &self,
+        ticket: &str,
+        who: &str,
+        path: &str,
+        port: u16,
+        now: u64,
+    ) -> Result<(), TicketError> {
+        let rest = ticket.strip_prefix("PVEVNC:").ok_or(TicketError::Invalid)?;
+        let (time, sig) = rest.split_once("::").ok_or(TicketError::Invalid)?;
+        self.verify(&["console", who, path, &port.to_string(), time], sig)?;
+        Self::fresh(time, now, CONSOLE_LIFETIME).map(|_| ())
+    }
+}
