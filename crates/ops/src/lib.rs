@@ -1,1 +1,129 @@
-//! The use cases: authorize, decide, act.
+//! The use cases: authorize → decide → act. The one place where things are done.
+//!
+//! The API, the command line, the HA agent and autostart call the same functions here. A function checks
+//! what only it can know (the endpoint's declared permission was checked before), asks the pure cores what to
+//! do, and carries it out through the drivers, the configuration and other nodes.
+
+pub mod actor;
+pub mod cluster;
+pub mod error;
+pub mod events;
+pub mod guest;
+pub mod ha;
+pub mod peers;
+pub mod report;
+pub mod status;
+pub mod storage;
+pub mod store;
+
+pub use actor::Actor;
+pub use error::OpsError;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use stead_conf::Conf;
+use stead_driver::fence::Fence;
+use stead_driver::guest::GuestDriver;
+use stead_driver::storage::StorageType;
+use stead_model::{BootId, NodeName, NodeUuid, Vmid};
+use stead_tasks::Tasks;
+use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
+
+/// Who this node is.
+#[derive(Debug, Clone)]
+pub struct Me {
+    /// Its name.
+    pub name: NodeName,
+    /// Its identity.
+    pub uuid: NodeUuid,
+    /// This boot.
+    pub boot: BootId,
+    /// Its one TLS port.
+    pub addr: SocketAddr,
+    /// Its data directory.
+    pub dir: PathBuf,
+    /// When this daemon started: milliseconds since 1970.
+    pub started: u64,
+    /// The daemon's version.
+    pub version: &'static str,
+}
+
+/// The lease as the node knows it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lease {
+    /// The last answer granted one that has not run out.
+    pub held: bool,
+}
+
+/// Asks that the node's status be reported to every node now; resolves when it has been.
+#[derive(Debug, Clone)]
+pub struct Flush(pub mpsc::Sender<oneshot::Sender<()>>);
+
+impl Flush {
+    /// Reports now. Bounded: a node that does not answer does not hold it up for more than two seconds.
+    pub async fn now(&self) {
+        let (done, wait) = oneshot::channel();
+        if self.0.send(done).await.is_ok() {
+            // The reporter answers or is gone; both end the wait.
+            let _ = tokio::time::timeout(Duration::from_secs(2), wait).await;
+        }
+    }
+}
+
+/// Everything that the use cases of one node stand on.
+pub struct Ops {
+    /// This node.
+    pub me: Me,
+    /// The configuration.
+    pub conf: Conf,
+    /// Tasks of this node.
+    pub tasks: Tasks,
+    /// Guests of this node.
+    pub guests: Arc<dyn GuestDriver>,
+    /// The fence process of this node.
+    pub fence: Arc<dyn Fence>,
+    /// The storage types that this node knows.
+    pub storage_types: Vec<Arc<dyn StorageType>>,
+    /// Other nodes.
+    pub peers: Arc<dyn peers::PeerLink>,
+    /// What runs where.
+    pub status: status::ClusterStatus,
+    /// The event stream.
+    pub events: events::Events,
+    /// This node's lease.
+    pub lease: watch::Receiver<Lease>,
+    /// Reports the status.
+    pub flush: Flush,
+    /// One request at a time a guest.
+    pub guest_locks: GuestLocks,
+}
+
+/// One mutex a guest.
+#[derive(Debug, Default)]
+pub struct GuestLocks(Mutex<HashMap<Vmid, Arc<tokio::sync::Mutex<()>>>>);
+
+impl GuestLocks {
+    /// Waits at most ten seconds for the guest's mutex.
+    pub async fn lock(&self, vmid: Vmid) -> Result<OwnedMutexGuard<()>, OpsError> {
+        let mutex = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|id, m| *id == vmid || Arc::strong_count(m) > 1);
+            all.entry(vmid).or_default().clone()
+        };
+        tokio::time::timeout(Duration::from_secs(10), mutex.lock_owned()).await.map_err(|_| {
+            OpsError::failed(format!("can't lock VM {vmid}: another request has held it for more than 10 s"))
+        })
+    }
+
+    /// Takes the mutex if it is free.
+    pub fn try_lock(&self, vmid: Vmid) -> Option<OwnedMutexGuard<()>> {
+        let mutex = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.entry(vmid).or_default().clone()
+        };
+        mutex.try_lock_owned().ok()
+    }
+}

@@ -1,0 +1,295 @@
+//! Reading and changing a VM's configuration.
+
+use super::Asked;
+use crate::store::{self, GuestAt};
+use crate::{Actor, Ops, OpsError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use stead_model::size::Size;
+use stead_model::vmconfig::devices::as_disk;
+use stead_model::vmconfig::keys::{live, split_index};
+use stead_model::vmconfig::{Change, Changed, Disk, DiskSource, KeyError, Live, Net, VmConfig};
+use stead_model::{Upid, Vmid, VolumeId};
+
+impl From<KeyError> for OpsError {
+    fn from(e: KeyError) -> Self {
+        Self::invalid(e.key, e.why)
+    }
+}
+
+/// Reads a configuration's text.
+pub fn parse(text: &str) -> Result<VmConfig, OpsError> {
+    VmConfig::parse(text).map_err(|e| OpsError::failed(format!("the VM's configuration cannot be read: {e}")))
+}
+
+/// What a user wants changed.
+#[derive(Debug, Clone, Default)]
+pub struct ConfigChange {
+    /// Options to set.
+    pub set: BTreeMap<String, String>,
+    /// Options to take out.
+    pub delete: Vec<String>,
+    /// Pending changes to take back.
+    pub revert: Vec<String>,
+    /// The version that the user has seen.
+    pub digest: Option<String>,
+    /// Remove the volumes of disks that are taken out.
+    pub force: bool,
+}
+
+/// Privileges that options need, beyond `VM.Config.Options`.
+fn privilege_of(key: &str, value: Option<&str>) -> &'static str {
+    let cdrom = value.is_some_and(|v| v.contains("media=cdrom"));
+    match as_disk(key) {
+        Some(_) if cdrom => return "VM.Config.CDROM",
+        Some(_) => return "VM.Config.Disk",
+        None => {}
+    }
+    match key.trim_end_matches(|c: char| c.is_ascii_digit()) {
+        "net" | "ipconfig" => "VM.Config.Network",
+        "cores" | "sockets" | "cpu" | "vcpus" | "cpulimit" | "cpuunits" | "numa" | "affinity" => {
+            "VM.Config.CPU"
+        }
+        "memory" | "balloon" | "shares" => "VM.Config.Memory",
+        "bios" | "machine" | "scsihw" | "vga" | "serial" | "rng" | "kvm" | "watchdog" | "tablet" => {
+            "VM.Config.HWType"
+        }
+        _ => "VM.Config.Options",
+    }
+}
+
+impl Ops {
+    /// Refuses options that the actor may not set on the guest.
+    pub(crate) fn may_configure<'a>(
+        actor: &Actor,
+        vmid: Vmid,
+        keys: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+    ) -> Result<(), OpsError> {
+        for (key, value) in keys {
+            if matches!(key, "args" | "hookscript" | "lock") && !actor.root {
+                return Err(OpsError::Forbidden {
+                    path: format!("/vms/{vmid}"),
+                    privilege: format!("only root can set '{key}' config"),
+                });
+            }
+            actor.require(&format!("/vms/{vmid}"), &[privilege_of(key, value)])?;
+        }
+        Ok(())
+    }
+
+    /// Changes a VM's configuration as a task.
+    pub fn configure_task(
+        self: &Arc<Self>,
+        actor: &Actor,
+        vmid: Vmid,
+        change: ConfigChange,
+        asked: Asked,
+    ) -> Result<Upid, OpsError> {
+        let (ops, by) = (self.clone(), actor.clone());
+        self.task("qmconfig", &vmid.to_string(), &actor.who, move |_| async move {
+            ops.configure(&by, vmid, change, asked).await
+        })
+    }
+
+    /// Changes a VM's configuration: at once where it can be, else with the next start.
+    pub async fn configure(
+        &self,
+        actor: &Actor,
+        vmid: Vmid,
+        change: ConfigChange,
+        asked: Asked,
+    ) -> Result<(), OpsError> {
+        Self::check_skiplock(actor, asked.skiplock)?;
+        let set = change.set.iter().map(|(k, v)| (k.as_str(), Some(v.as_str())));
+        let others = change.delete.iter().chain(&change.revert).map(|k| (k.as_str(), None));
+        Self::may_configure(actor, vmid, set.chain(others))?;
+        let _lock = self.guest_locks.lock(vmid).await?;
+        let guest = self.own_guest(vmid).await?;
+        let mut config = parse(&guest.config.value)?;
+        check_digest(change.digest.as_deref(), &config)?;
+        if let Some(lock) = config.current.lock()
+            && !asked.skiplock
+        {
+            return Err(OpsError::failed(format!("VM is locked ({lock})")));
+        }
+        let mut changes = vec![];
+        for key in &change.delete {
+            changes.push(Change::delete(key, change.force)?);
+        }
+        for (key, value) in &change.set {
+            changes.push(Change::set(key, value)?);
+        }
+        for key in &change.revert {
+            config.revert(key);
+        }
+        let mut made = Made::default();
+        let result = self.apply_changes(actor, &guest, &mut config, changes, &mut made).await;
+        match result {
+            Ok(changed) => {
+                self.free_volumes(&changed.freed).await;
+                Ok(())
+            }
+            Err(e) => {
+                self.free_volumes(&made.volumes).await;
+                Err(e)
+            }
+        }
+    }
+
+    async fn apply_changes(
+        &self,
+        actor: &Actor,
+        guest: &GuestAt,
+        config: &mut VmConfig,
+        changes: Vec<Change>,
+        made: &mut Made,
+    ) -> Result<Changed, OpsError> {
+        let vmid = guest.vmid;
+        let changes = self.fulfil(actor, vmid, config, changes, made).await?;
+        let running = self.guests.state(vmid).await.is_some();
+        let media: Vec<String> =
+            changes.iter().filter(|c| running && is_medium(config, c)).map(|c| c.key().to_owned()).collect();
+        let at_once =
+            |c: &Change| !running || live(c.key()) == Live::Now || media.contains(&c.key().to_owned());
+        let changed = config.change(vmid, &changes, at_once)?;
+        config.current.check()?;
+        for key in &media {
+            let medium = match config.current.get(key).map(|v| Disk::parse(key, v)).transpose()? {
+                Some(Disk { source: DiskSource::Volume(v), .. }) => Some(self.resolve_volume(&v).await?),
+                _ => None,
+            };
+            self.guests.change_medium(vmid, key, medium).await?;
+        }
+        self.commit_config(actor, guest, config).await?;
+        Ok(changed)
+    }
+
+    /// Writes a guest's configuration over the one that was read.
+    pub(crate) async fn commit_config(
+        &self,
+        actor: &Actor,
+        guest: &GuestAt,
+        config: &VmConfig,
+    ) -> Result<(), OpsError> {
+        let mut txn = store::txn(&actor.who, format!("configuration of VM {}", guest.vmid));
+        store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
+        // The owner must still be this node in the very moment.
+        txn.checks
+            .push(stead_conf::Check::Revision(stead_model::paths::ownership(guest.vmid), guest.own.revision));
+        self.conf.transact(txn).await?;
+        Ok(())
+    }
+
+    /// Makes what was asked for as new: volumes, hardware addresses. Volumes made are named in `made`.
+    pub(crate) async fn fulfil(
+        &self,
+        actor: &Actor,
+        vmid: Vmid,
+        config: &VmConfig,
+        changes: Vec<Change>,
+        made: &mut Made,
+    ) -> Result<Vec<Change>, OpsError> {
+        let mut out = vec![];
+        for change in changes {
+            let Change::Set { key, value } = &change else {
+                out.push(change);
+                continue;
+            };
+            let value = if as_disk(key).is_some() {
+                self.fulfil_disk(actor, vmid, key, value, made).await?
+            } else if key.starts_with("net") && split_index(key).is_some() {
+                fulfil_net(config, key, value)?
+            } else {
+                value.clone()
+            };
+            out.push(Change::Set { key: key.clone(), value });
+        }
+        Ok(out)
+    }
+
+    async fn fulfil_disk(
+        &self,
+        actor: &Actor,
+        vmid: Vmid,
+        key: &str,
+        value: &str,
+        made: &mut Made,
+    ) -> Result<String, OpsError> {
+        let disk = Disk::parse(key, value)?;
+        match &disk.source {
+            DiskSource::New { storage, size } => {
+                actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
+                let info = self.alloc_disk(storage, vmid, disk.format.as_deref(), size.get()).await?;
+                made.volumes.push(info.volid.clone());
+                Ok(disk.with_volume(&info.volid, Some(Size::bytes(info.size)))?)
+            }
+            DiskSource::Volume(volume) => {
+                let what = if disk.cdrom { "Datastore.Audit" } else { "Datastore.AllocateSpace" };
+                actor.require(&format!("/storage/{}", volume.storage), &[what])?;
+                let info = self.volume_info(volume).await?;
+                if !disk.cdrom
+                    && let Some(other) = info.vmid
+                    && other != vmid
+                {
+                    return Err(OpsError::invalid(key, format!("volume '{volume}' belongs to VM {other}")));
+                }
+                Ok(disk.with_volume(volume, Some(Size::bytes(info.size)))?)
+            }
+            DiskSource::Path(_) | DiskSource::HostDrive if !actor.root => {
+                Err(OpsError::invalid(key, "only root can use a path or drive of the host"))
+            }
+            DiskSource::Path(_) | DiskSource::HostDrive | DiskSource::Empty => Ok(value.to_owned()),
+        }
+    }
+
+    /// Makes pending changes current before a start.
+    pub(crate) async fn apply_pending(&self, guest: GuestAt) -> Result<GuestAt, OpsError> {
+        let mut config = parse(&guest.config.value)?;
+        if config.pending.is_empty() {
+            return Ok(guest);
+        }
+        let changed = config.apply_pending(guest.vmid)?;
+        self.commit_config(&Actor::system(), &guest, &config).await?;
+        self.free_volumes(&changed.freed).await;
+        self.vm_at(guest.vmid)
+    }
+}
+
+/// Volumes made for a change, to be removed if it fails.
+#[derive(Debug, Default)]
+pub(crate) struct Made {
+    pub volumes: Vec<VolumeId>,
+}
+
+/// Refuses a change that is built on another version.
+pub fn check_digest(seen: Option<&str>, config: &VmConfig) -> Result<(), OpsError> {
+    match seen {
+        Some(d) if d != config.digest() => {
+            Err(OpsError::failed("detected modified configuration - file changed by other user? Try again."))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a change puts a medium into, or takes one out of, a CD drive that is there.
+fn is_medium(config: &VmConfig, change: &Change) -> bool {
+    let Change::Set { key, value } = change else { return false };
+    let cd = |v: &str| Disk::parse(key, v).is_ok_and(|d| d.cdrom);
+    as_disk(key).is_some() && cd(value) && config.current.get(key).is_some_and(cd)
+}
+
+/// Keeps a device's address where the user gives none, and makes one for a new device.
+fn fulfil_net(config: &VmConfig, key: &str, value: &str) -> Result<String, OpsError> {
+    let net = Net::parse(key, value)?;
+    if net.mac.is_some() {
+        return Ok(value.to_owned());
+    }
+    let old = config.current.get(key).and_then(|v| Net::parse(key, v).ok()).and_then(|n| n.mac);
+    Ok(net.with_mac(&old.unwrap_or_else(random_mac))?)
+}
+
+/// A random locally administered address in the range that administrators know.
+fn random_mac() -> String {
+    let r: [u8; 3] = rand::random();
+    format!("BC:24:11:{:02X}:{:02X}:{:02X}", r[0], r[1], r[2])
+}

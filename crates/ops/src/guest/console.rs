@@ -1,0 +1,39 @@
+//! A VM's screen, terminal and monitor.
+
+use crate::{Ops, OpsError};
+use stead_model::Vmid;
+use tokio::net::UnixStream;
+
+impl Ops {
+    /// Connects to the screen; the RFB password is set to `password` (its first eight bytes count).
+    pub async fn screen(&self, vmid: Vmid, password: &str) -> Result<UnixStream, OpsError> {
+        let eight: String = password.chars().take(8).collect();
+        Ok(self.guests.screen(vmid, &eight).await?)
+    }
+
+    /// Connects to a serial terminal: the one named, or the first that the configuration has.
+    pub async fn terminal(&self, vmid: Vmid, port: Option<&str>) -> Result<UnixStream, OpsError> {
+        let port = match port {
+            Some(p) => p.to_owned(),
+            None => self.first_serial(vmid)?,
+        };
+        Ok(self.guests.terminal(vmid, &port).await?)
+    }
+
+    /// The first serial port in the configuration.
+    pub fn first_serial(&self, vmid: Vmid) -> Result<String, OpsError> {
+        let config = super::config::parse(&self.vm_at(vmid)?.config.value)?;
+        let serials = config.current.serials()?;
+        let (key, _) = serials.first().ok_or_else(|| {
+            OpsError::failed(format!(
+                "VM {vmid} has no serial port: set one with 'serial0: socket' and start it again"
+            ))
+        })?;
+        Ok(key.clone())
+    }
+
+    /// Passes a line to the program's own monitor.
+    pub async fn monitor(&self, vmid: Vmid, line: &str) -> Result<String, OpsError> {
+        Ok(self.guests.monitor(vmid, line).await?)
+    }
+}

@@ -1,0 +1,95 @@
+//! Removing a VM with its disks.
+
+use super::Asked;
+use crate::{Actor, Ops, OpsError, store};
+use std::sync::Arc;
+use stead_conf::{Check, Op};
+use stead_guest::request::{Request, Verdict};
+use stead_model::{Upid, Vmid, VolumeId, paths};
+use stead_tasks::TaskContext;
+
+/// What goes with it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DestroyOptions {
+    /// Remove it from HA, too.
+    pub purge: bool,
+    /// Remove volumes that are the guest's by name and that no option names.
+    pub unreferenced: bool,
+}
+
+impl Ops {
+    /// Removes a VM of this node.
+    pub async fn destroy(
+        self: &Arc<Self>,
+        actor: &Actor,
+        vmid: Vmid,
+        options: DestroyOptions,
+        asked: Asked,
+    ) -> Result<Upid, OpsError> {
+        Self::check_skiplock(actor, asked.skiplock)?;
+        self.check_destroy(vmid, options, asked).await?;
+        let (ops, by) = (self.clone(), actor.clone());
+        self.task("qmdestroy", &vmid.to_string(), &actor.who, move |cx| async move {
+            ops.destroy_now(&cx, &by, vmid, options, asked).await
+        })
+    }
+
+    async fn check_destroy(&self, vmid: Vmid, options: DestroyOptions, asked: Asked) -> Result<(), OpsError> {
+        let guest = self.vm_at(vmid)?;
+        let mut facts = self.facts(&guest).await?;
+        facts.ha &= !options.purge;
+        match stead_guest::request::decide(&facts, Request::Destroy, asked.skiplock, true) {
+            Verdict::Refuse(why) => Err(OpsError::Failed(why)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The volumes go first: if it fails half-way, the configuration still names what is left, and removing
+    /// the VM again finishes the work.
+    async fn destroy_now(
+        &self,
+        cx: &TaskContext,
+        actor: &Actor,
+        vmid: Vmid,
+        options: DestroyOptions,
+        asked: Asked,
+    ) -> Result<(), OpsError> {
+        let _lock = self.guest_locks.lock(vmid).await?;
+        let guest = self.own_guest(vmid).await?;
+        self.check_destroy(vmid, options, asked).await?;
+        if options.purge {
+            self.ha_remove_quietly(actor, vmid).await?;
+        }
+        let config = super::config::parse(&guest.config.value)?;
+        let mut volumes: Vec<VolumeId> = vec![];
+        for volume in config.all_volumes() {
+            if self.is_own_volume(&volume, vmid).await {
+                volumes.push(volume);
+            }
+        }
+        if options.unreferenced {
+            volumes.extend(self.volumes_of(vmid).await?);
+        }
+        volumes.sort();
+        volumes.dedup();
+        for volume in &volumes {
+            match self.free_volume(volume).await {
+                Ok(()) => cx.log(format!("removed volume '{volume}'")),
+                Err(e) if e.to_string().contains("does not exist") => {
+                    cx.log(format!("volume '{volume}' is gone already"))
+                }
+                Err(e) => {
+                    return Err(OpsError::failed(format!(
+                        "could not remove volume '{volume}' of VM {vmid}: {e}"
+                    )));
+                }
+            }
+        }
+        let mut txn = store::txn(&actor.who, format!("VM {vmid} removed"));
+        txn.checks.push(Check::Revision(paths::ownership(vmid), guest.own.revision));
+        txn.ops.push(Op::Delete(paths::ownership(vmid)));
+        txn.ops.push(Op::Delete(guest.path()));
+        self.conf.transact(txn).await?;
+        Ok(())
+    }
+}

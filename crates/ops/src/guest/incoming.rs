@@ -1,0 +1,236 @@
+//! Migration, seen from the target: a copy that waits, and runs only on the commit that makes it the owner's.
+
+use crate::peers::call;
+use crate::store::GuestAt;
+use crate::{Ops, OpsError};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+use stead_driver::guest::{GuestError, Incoming, RunState};
+use stead_model::{Epoch, NodeName, Ownership, Vmid, paths};
+
+/// How often the source is asked whether it still migrates, while no commit comes.
+const ASK_SOURCE: Duration = Duration::from_secs(5);
+
+/// The source's request to prepare a copy.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct IncomingRequest {
+    /// The guest.
+    pub vmid: Vmid,
+    /// The ownership that the hand-over will commit.
+    pub epoch: Epoch,
+    /// Who sends.
+    pub source: NodeName,
+    /// The configuration that runs.
+    pub config: String,
+    /// What the processes must have in common.
+    pub incoming: Incoming,
+    /// HA maintains it: the fence process must know it before it is executed.
+    pub ha: bool,
+}
+
+/// Names a copy.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContinueRequest {
+    /// The guest.
+    pub vmid: Vmid,
+    /// The ownership that the hand-over commits.
+    pub epoch: Epoch,
+}
+
+/// What the record says of a copy that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It is the owner's: run.
+    Ours,
+    /// The hand-over may still come.
+    Wait,
+    /// It can never be the owner's any more.
+    Never,
+}
+
+fn fate(own: Option<&Ownership>, me: &NodeName, epoch: Epoch) -> Fate {
+    match own {
+        Some(o) if o.epoch == epoch && o.owner == *me => Fate::Ours,
+        Some(o) if o.epoch.next() == epoch && o.owner != *me => Fate::Wait,
+        _ => Fate::Never,
+    }
+}
+
+impl Ops {
+    /// Prepares a copy: registered with the fence process, then executed with stopped CPUs.
+    pub async fn incoming(self: &Arc<Self>, rq: IncomingRequest) -> Result<(), OpsError> {
+        let _lock = self.guest_locks.lock(rq.vmid).await?;
+        self.conf.barrier().await?;
+        let mut guest = self.guest_at(rq.vmid)?;
+        if guest.own.value.owner != rq.source || guest.own.value.epoch.next() != rq.epoch {
+            return Err(OpsError::failed(format!(
+                "guest {} belongs to '{}' under epoch {}, not to '{}' before epoch {}",
+                rq.vmid, guest.own.value.owner, guest.own.value.epoch, rq.source, rq.epoch
+            )));
+        }
+        let me = self.node_record(&self.me.name)?.value;
+        if me.state.is_lost() || *me.state.boot() != self.me.boot {
+            return Err(OpsError::failed(format!(
+                "node '{}' has not re-entered the cluster yet",
+                self.me.name
+            )));
+        }
+        guest.config.value = rq.config;
+        guest.own.value.epoch = rq.epoch;
+        let launch = self.launch_spec(&guest, Some(rq.incoming)).await?;
+        let registration = self.guests.prepare(rq.vmid, rq.epoch).await?;
+        if rq.ha {
+            self.fence.register(registration).await?;
+        }
+        if let Err(e) = self.guests.launch(launch).await {
+            // Nothing was executed or nothing of it is left.
+            let _ = self.fence.forget(rq.vmid).await;
+            return Err(e.into());
+        }
+        self.await_handover(rq.vmid, rq.epoch, rq.source);
+        Ok(())
+    }
+
+    /// Where the stream of a prepared copy goes.
+    pub async fn migration_inlet(&self, vmid: Vmid) -> Result<tokio::net::UnixStream, OpsError> {
+        let path = self.guests.migration_inlet(vmid).await?;
+        tokio::net::UnixStream::connect(&path)
+            .await
+            .map_err(|e| OpsError::failed(format!("could not connect to the waiting VM {vmid}: {e}")))
+    }
+
+    /// Watches the record of a copy that waits: continues it on the commit, ends it when that can't come.
+    pub fn await_handover(self: &Arc<Self>, vmid: Vmid, epoch: Epoch, source: NodeName) {
+        let ops = self.clone();
+        tokio::spawn(async move {
+            if let Err(e) = ops.follow_handover(vmid, epoch, &source).await {
+                tracing::error!("guest {vmid}: incoming copy of epoch {epoch}: {e}");
+            }
+        });
+    }
+
+    async fn follow_handover(&self, vmid: Vmid, epoch: Epoch, source: &NodeName) -> Result<(), OpsError> {
+        let mut watch = self.conf.watch();
+        let path = paths::ownership(vmid);
+        loop {
+            match self.fate_of(vmid, epoch) {
+                Fate::Ours => return self.continue_incoming(vmid, epoch).await,
+                Fate::Never => return self.end_incoming(vmid, epoch).await,
+                Fate::Wait => {}
+            }
+            if self.guests.state(vmid).await.is_none_or(|p| p.epoch != epoch) {
+                return Ok(());
+            }
+            let changed = async {
+                loop {
+                    match watch.next().await {
+                        Some(event) if !crate::store::touches(&event, &path) => {}
+                        _ => return,
+                    }
+                }
+            };
+            if tokio::time::timeout(ASK_SOURCE, changed).await.is_err()
+                && !self.source_still_sends(vmid, source).await
+            {
+                // It has given up: the record, read as new as can be, decides.
+                self.conf.barrier().await?;
+                if self.fate_of(vmid, epoch) == Fate::Wait {
+                    return self.end_incoming(vmid, epoch).await;
+                }
+            }
+        }
+    }
+
+    fn fate_of(&self, vmid: Vmid, epoch: Epoch) -> Fate {
+        let own = self.guest_at(vmid).map(|g: GuestAt| g.own.value).ok();
+        fate(own.as_ref(), &self.me.name, epoch)
+    }
+
+    /// Whether the source says that it migrates the guest. Silence counts as yes: it may be committing.
+    async fn source_still_sends(&self, vmid: Vmid, source: &NodeName) -> bool {
+        let Ok(record) = self.node_record(source) else { return false };
+        if record.value.state.is_lost() {
+            return false;
+        }
+        let limit = Duration::from_secs(3);
+        call::<_, bool>(&*self.peers, &record.value, "guest/migrating", &vmid, limit).await.unwrap_or(true)
+    }
+
+    /// Continues a copy whose hand-over is committed. Repeating it is no error.
+    pub async fn continue_incoming(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
+        if self.fate_of(vmid, epoch) != Fate::Ours {
+            self.conf.barrier().await?;
+        }
+        if self.fate_of(vmid, epoch) != Fate::Ours {
+            return Err(OpsError::failed(format!("guest {vmid} was not handed over under epoch {epoch}")));
+        }
+        let guest = self.guest_at(vmid)?;
+        self.await_received(vmid).await?;
+        match self.running(vmid).await?.state {
+            RunState::Running => return Ok(()),
+            _ if guest.own.value.armed => self.run_under_lease(vmid, epoch).await?,
+            _ => self.guests.resume(vmid).await?,
+        }
+        tracing::info!("guest {vmid} runs here under epoch {epoch}");
+        self.flush.now().await;
+        Ok(())
+    }
+
+    /// Waits until the process has taken all of its state.
+    async fn await_received(&self, vmid: Vmid) -> Result<(), OpsError> {
+        let mut events = self.guests.events();
+        let received = async {
+            while self.guests.state(vmid).await.is_some_and(|p| p.state == RunState::Inmigrate) {
+                // An event, or having missed some: ask again.
+                let _ = tokio::time::timeout(Duration::from_millis(200), events.recv()).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(15), received)
+            .await
+            .map_err(|_| OpsError::failed(format!("VM {vmid} has not received all of its state")))
+    }
+
+    /// Ends a copy that never ran.
+    pub async fn end_incoming(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
+        if self.fate_of(vmid, epoch) == Fate::Ours {
+            return Err(OpsError::failed(format!("guest {vmid} is this node's: its copy is not ended")));
+        }
+        if self.guests.state(vmid).await.is_none_or(|p| p.epoch != epoch) {
+            return Ok(());
+        }
+        match self.guests.kill(vmid).await {
+            Ok(()) | Err(GuestError::NotRunning(_)) => Ok(self.fence.forget(vmid).await?),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stead_model::GuestKind;
+
+    fn own(owner: &str, epoch: u64) -> Ownership {
+        Ownership {
+            kind: GuestKind::Qemu,
+            owner: owner.parse().unwrap(),
+            epoch: Epoch(epoch),
+            armed: true,
+            running: true,
+        }
+    }
+
+    #[test]
+    fn a_copy_runs_on_its_own_commit_alone() {
+        let me: NodeName = "n2".parse().unwrap();
+        let at = |o: &str, e: u64| fate(Some(&own(o, e)), &me, Epoch(8));
+        assert_eq!(at("n2", 8), Fate::Ours);
+        assert_eq!(at("n1", 7), Fate::Wait);
+        // Recovered elsewhere, claimed back by the source, recovered twice, gone.
+        assert_eq!(at("n3", 8), Fate::Never);
+        assert_eq!(at("n1", 8), Fate::Never);
+        assert_eq!(at("n2", 9), Fate::Never);
+        assert_eq!(fate(None, &me, Epoch(8)), Fate::Never);
+    }
+}

@@ -1,0 +1,485 @@
+//! Migration, seen from the source: carries out the commands of [`stead_guest::migration`].
+
+use super::Asked;
+use crate::peers::{PeerError, call};
+use crate::store::{self, GuestAt};
+use crate::{Actor, Ops, OpsError};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use stead_conf::TxnError;
+use stead_driver::guest::{GuestError, Incoming, MigrationPhase, MigrationProgress, RunState};
+use stead_guest::migration::{Command, Event, Migration};
+use stead_guest::request::{Process, Request, Verdict};
+use stead_model::{Epoch, NodeName, NodeRecord, Ownership, Upid, Vmid, paths};
+use stead_tasks::TaskContext;
+use tokio::net::UnixListener;
+
+/// How long a target may take to make its process.
+const PREPARE: Duration = Duration::from_secs(60);
+/// Between two questions to a configuration that does not answer.
+const ASK_AGAIN: Duration = Duration::from_millis(300);
+
+/// What the user asked for.
+#[derive(Debug, Clone)]
+pub struct MigrateOptions {
+    /// Where to.
+    pub target: NodeName,
+    /// While it runs.
+    pub online: bool,
+    /// KiB/s; none or 0: no limit.
+    pub bwlimit: Option<u64>,
+}
+
+/// What may speak against a migration, all named at once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Preconditions {
+    /// It runs.
+    pub running: bool,
+    /// Nodes that could take it.
+    pub allowed_nodes: Vec<NodeName>,
+    /// Nodes that could not, and why.
+    pub not_allowed: Vec<(NodeName, Vec<String>)>,
+    /// Volumes on storages that the target does not share.
+    pub local_volumes: Vec<String>,
+}
+
+/// A hand-over that was not seen to commit.
+#[derive(Debug, thiserror::Error)]
+enum HandoverError {
+    #[error(transparent)]
+    Txn(#[from] TxnError),
+    #[error(transparent)]
+    Ops(#[from] OpsError),
+}
+
+struct Source<'a> {
+    ops: &'a Ops,
+    cx: &'a TaskContext,
+    guest: GuestAt,
+    target: NodeRecord,
+    target_revision: stead_conf::Revision,
+    bytes_per_second: Option<u64>,
+    ha: bool,
+}
+
+impl Ops {
+    /// Moves a VM of this node; of one under HA, asks HA to.
+    pub async fn migrate(
+        self: &Arc<Self>,
+        actor: &Actor,
+        vmid: Vmid,
+        options: MigrateOptions,
+        asked: Asked,
+    ) -> Result<Upid, OpsError> {
+        let guest = self.vm_at(vmid)?;
+        let running = self.guests.state(vmid).await.is_some();
+        let request = if running && options.online { Request::MigrateLive } else { Request::MigrateOffline };
+        if options.target == self.me.name {
+            return Err(OpsError::invalid("target", "target is local node."));
+        }
+        self.migration_target(&options.target)?;
+        match self.admit(&guest, request, asked).await? {
+            Verdict::Refuse(why) => return Err(OpsError::Failed(why)),
+            Verdict::ByHa => {
+                return self.ha_move(actor, vmid, &options.target, running && options.online).await;
+            }
+            Verdict::Accept | Verdict::Already => {}
+        }
+        let ops = self.clone();
+        self.task("qmigrate", &vmid.to_string(), &actor.who, move |cx| async move {
+            ops.migrate_now(&cx, vmid, &options).await
+        })
+    }
+
+    /// What speaks for and against migrating a VM of this node.
+    pub async fn migrate_preconditions(&self, vmid: Vmid) -> Result<Preconditions, OpsError> {
+        let guest = self.vm_at(vmid)?;
+        let local = self.local_volumes(&super::config::parse(&guest.config.value)?)?;
+        let mut found = Preconditions {
+            running: self.guests.state(vmid).await.is_some(),
+            local_volumes: local.clone(),
+            ..Preconditions::default()
+        };
+        for node in self.node_records().into_iter().filter(|n| n.name != self.me.name) {
+            let mut why = vec![];
+            if let Err(e) = self.migration_target(&node.name) {
+                why.push(e.to_string());
+            }
+            why.extend(local.iter().map(|v| format!("volume '{v}' is on a storage that is not shared")));
+            if why.is_empty() {
+                found.allowed_nodes.push(node.name);
+            } else {
+                found.not_allowed.push((node.name, why));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The target's record, if it is a member that reports.
+    fn migration_target(&self, name: &NodeName) -> Result<store::At<NodeRecord>, OpsError> {
+        let node = self
+            .node_record(name)
+            .map_err(|_| OpsError::invalid("target", format!("no such cluster node '{name}'")))?;
+        if node.value.state.is_lost() || self.status.node(name).is_none() {
+            return Err(OpsError::failed(format!("target node '{name}' is not online")));
+        }
+        Ok(node)
+    }
+
+    async fn migrate_now(
+        &self,
+        cx: &TaskContext,
+        vmid: Vmid,
+        options: &MigrateOptions,
+    ) -> Result<(), OpsError> {
+        let _lock = self.guest_locks.lock(vmid).await?;
+        let guest = self.own_guest(vmid).await?;
+        let facts = self.facts(&guest).await?;
+        let live = facts.process != Process::Absent;
+        let request = if live { Request::MigrateLive } else { Request::MigrateOffline };
+        if live && !options.online {
+            return Err(OpsError::failed(format!("can't migrate running VM {vmid} without --online")));
+        }
+        let by_ha = Asked { by_ha: true, skiplock: false };
+        if let Verdict::Refuse(why) = self.admit(&guest, request, by_ha).await? {
+            return Err(OpsError::Failed(why));
+        }
+        let local = self.local_volumes(&super::config::parse(&guest.config.value)?)?;
+        if !local.is_empty() {
+            return Err(OpsError::failed(format!(
+                "can't migrate VM {vmid}: these volumes are not on a shared storage: {}",
+                local.join(", ")
+            )));
+        }
+        let target = self.migration_target(&options.target)?;
+        let limit = options.bwlimit.filter(|k| *k > 0).map(|k| k * 1024);
+        let ha = self.ha_maintains(vmid)?;
+        let source = Source {
+            ops: self,
+            cx,
+            guest: if live { self.set_lock(guest, "migrate").await? } else { guest },
+            target: target.value,
+            target_revision: target.revision,
+            bytes_per_second: limit,
+            ha,
+        };
+        if live { source.live().await } else { source.offline().await }
+    }
+
+    /// Writes `lock: what` into the configuration of one of our guests.
+    async fn set_lock(&self, guest: GuestAt, what: &str) -> Result<GuestAt, OpsError> {
+        let mut config = super::config::parse(&guest.config.value)?;
+        config.current.set("lock", what)?;
+        let mut txn = store::txn("root@pam", format!("guest {}: lock {what}", guest.vmid));
+        store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
+        self.conf.transact(txn).await?;
+        self.vm_at(guest.vmid)
+    }
+
+    /// Removes the lock, if the guest is still ours.
+    async fn clear_lock(&self, vmid: Vmid) {
+        let cleared = async {
+            let guest = self.own_guest(vmid).await?;
+            let mut config = super::config::parse(&guest.config.value)?;
+            if config.current.remove("lock").is_none() {
+                return Ok(());
+            }
+            let mut txn = store::txn("root@pam", format!("guest {vmid}: unlock"));
+            store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
+            self.conf.transact(txn).await.map(|_| ()).map_err(OpsError::from)
+        };
+        if let Err(e) = cleared.await {
+            tracing::warn!("guest {vmid}: its lock could not be removed yet: {e}");
+        }
+    }
+}
+
+impl Source<'_> {
+    fn vmid(&self) -> Vmid {
+        self.guest.vmid
+    }
+
+    async fn live(self) -> Result<(), OpsError> {
+        let vmid = self.vmid();
+        self.cx.log(format!(
+            "starting migration of VM {vmid} to node '{}' ({})",
+            self.target.name, self.target.addr
+        ));
+        let (mut plan, first) = Migration::begin(vmid, self.target.name.clone(), self.guest.own.value.epoch);
+        let mut queue = VecDeque::from([first]);
+        while let Some(command) = queue.pop_front() {
+            if let Command::Finish(result) = command {
+                self.ops.clear_lock(vmid).await;
+                return result.map_err(|why| OpsError::failed(format!("migration aborted: {why}")));
+            }
+            if let Some(event) = self.carry_out(command).await {
+                queue.extend(plan.on(event));
+            }
+        }
+        // The plan always ends with Finish; an end without it would be a defect worth hearing of.
+        Err(OpsError::failed(format!("migration of VM {vmid} ended without a result")))
+    }
+
+    async fn carry_out(&self, command: Command) -> Option<Event> {
+        let ops = self.ops;
+        match command {
+            Command::PrepareTarget { epoch } => Some(self.prepare_target(epoch).await),
+            Command::Send => Some(self.send().await),
+            Command::CancelSending => Some(match ops.guests.cancel_migration(self.vmid()).await {
+                Ok(p) => self.ended(&p),
+                Err(e) => Event::Failed(e.to_string()),
+            }),
+            Command::ProposeHandover { to, .. } => Some(self.propose(to).await),
+            Command::AskTargetToRun => Some(self.ask_target_to_run().await),
+            Command::EndSource => {
+                self.end_source().await;
+                None
+            }
+            Command::EndTarget => Some(self.end_target().await),
+            Command::ContinueSource => Some(self.continue_source().await),
+            Command::Finish(_) => None,
+        }
+    }
+
+    async fn prepare_target(&self, epoch: Epoch) -> Event {
+        let process = match self.ops.running(self.vmid()).await {
+            Ok(p) => p,
+            Err(e) => return Event::Failed(e.to_string()),
+        };
+        let request = super::incoming::IncomingRequest {
+            vmid: self.vmid(),
+            epoch,
+            source: self.ops.me.name.clone(),
+            config: self.guest.config.value.clone(),
+            incoming: Incoming { machine: process.machine, accel: process.accel },
+            ha: self.ha,
+        };
+        match call::<_, ()>(&*self.ops.peers, &self.target, "guest/incoming", &request, PREPARE).await {
+            Ok(()) => {
+                self.cx.log(format!("node '{}' waits for the state", self.target.name));
+                Event::TargetReady
+            }
+            Err(e) => Event::Failed(e.to_string()),
+        }
+    }
+
+    /// Joins QEMU's socket with a stream to the target, and follows the migration to its end.
+    async fn send(&self) -> Event {
+        let path: PathBuf = self.ops.me.dir.join("run").join(format!("mig-{}.sock", self.vmid()));
+        let sent = self.send_over(&path).await;
+        // The name is only needed to connect; what is left of it is replaced next time.
+        let _ = std::fs::remove_file(&path);
+        sent.unwrap_or_else(|e| Event::Failed(e.to_string()))
+    }
+
+    async fn send_over(&self, path: &PathBuf) -> Result<Event, OpsError> {
+        let vmid = self.vmid();
+        let io = |what: &str, e: std::io::Error| {
+            OpsError::failed(format!("could not {what} {}: {e}", path.display()))
+        };
+        let _ = std::fs::remove_file(path);
+        let listener = UnixListener::bind(path).map_err(|e| io("listen on", e))?;
+        let name = format!("guest/migration-stream/{vmid}");
+        let mut far = self.ops.peers.open(&self.target, &name).await?;
+        self.ops.guests.migrate(vmid, path.clone(), self.bytes_per_second).await?;
+        let (mut near, _) = tokio::time::timeout(Duration::from_secs(10), listener.accept())
+            .await
+            .map_err(|_| OpsError::failed("the VM's process did not connect for its migration within 10 s"))?
+            .map_err(|e| io("accept on", e))?;
+        let pump = tokio::spawn(async move {
+            let copied =
+                tokio::io::copy_bidirectional_with_sizes(&mut near, &mut far, 1 << 20, 1 << 16).await;
+            if let Err(e) = copied {
+                tracing::info!("guest {vmid}: the migration stream ended: {e}");
+            }
+        });
+        let event = self.follow().await;
+        // After a terminal phase nothing more is sent.
+        pump.abort();
+        event
+    }
+
+    async fn follow(&self) -> Result<Event, OpsError> {
+        let mut seen = MigrationPhase::None;
+        let mut last_log = std::time::Instant::now();
+        loop {
+            let progress = tokio::select! {
+                p = self.ops.guests.migration_changed(self.vmid(), seen) => p?,
+                () = self.cx.cancelled() => return Ok(Event::CancelRequested),
+            };
+            seen = progress.phase;
+            if seen.is_terminal() {
+                return Ok(self.ended(&progress));
+            }
+            if last_log.elapsed() >= Duration::from_secs(1) {
+                last_log = std::time::Instant::now();
+                self.cx.log(format!(
+                    "migration {seen:?}: {} of {} sent, {} left, round {}",
+                    mib(progress.transferred),
+                    mib(progress.total),
+                    mib(progress.remaining),
+                    progress.rounds
+                ));
+            }
+        }
+    }
+
+    fn ended(&self, p: &MigrationProgress) -> Event {
+        match p.phase {
+            MigrationPhase::Completed => {
+                self.cx.log(format!(
+                    "state sent: {} in {} ms, paused for {} ms",
+                    mib(p.transferred),
+                    p.total_ms,
+                    p.downtime_ms
+                ));
+                Event::Completed
+            }
+            MigrationPhase::Cancelled => Event::Failed("cancelled".into()),
+            _ => Event::Failed(p.error.clone().unwrap_or_else(|| "the VM's process gave up".into())),
+        }
+    }
+
+    /// Commits the target as owner: configuration and record in one transaction, if both are as they were and
+    /// the target is still a member.
+    async fn propose(&self, to: Epoch) -> Event {
+        match self.handover(to, true).await {
+            Ok(()) => Event::Committed,
+            Err(HandoverError::Txn(TxnError::Refused(_))) => self.read_outcome(to).await,
+            // Nothing was proposed: the configuration cannot be read any more.
+            Err(HandoverError::Ops(e)) => Event::RefusedStillOurs(e.to_string()),
+            Err(e) => {
+                self.cx.log(format!("hand-over: {e}; asking again"));
+                tokio::time::sleep(ASK_AGAIN).await;
+                Event::Unknown(e.to_string())
+            }
+        }
+    }
+
+    async fn handover(&self, to: Epoch, running: bool) -> Result<(), HandoverError> {
+        let mut config = super::config::parse(&self.guest.config.value)?;
+        config.current.remove("lock");
+        let old = &self.guest.own.value;
+        let new = Ownership {
+            owner: self.target.name.clone(),
+            epoch: to,
+            armed: running && self.ha,
+            running,
+            ..old.clone()
+        };
+        let mut txn =
+            store::txn("root@pam", format!("guest {}: migrated to '{}'", self.vmid(), self.target.name));
+        let record = store::bytes(&new)?;
+        store::put_over(&mut txn, &paths::ownership(self.vmid()), Some(self.guest.own.revision), record);
+        txn.checks.push(stead_conf::Check::Revision(paths::node(&self.target.name), self.target_revision));
+        txn.checks.push(stead_conf::Check::Revision(self.guest.path(), self.guest.config.revision));
+        txn.ops.push(stead_conf::Op::Delete(self.guest.path()));
+        let path = paths::guest(&self.target.name, old.kind, self.vmid());
+        txn.ops.push(stead_conf::Op::Put(path, config.to_string().into_bytes().into()));
+        self.ops.conf.transact(txn).await?;
+        Ok(())
+    }
+
+    /// A check failed: for good. Who owns the guest now?
+    async fn read_outcome(&self, to: Epoch) -> Event {
+        if let Err(e) = self.ops.conf.barrier().await {
+            tokio::time::sleep(ASK_AGAIN).await;
+            return Event::Unknown(e.to_string());
+        }
+        match self.ops.guest_at(self.vmid()) {
+            Ok(g) if g.own.value.owner == self.target.name && g.own.value.epoch == to => Event::Committed,
+            Ok(g)
+                if g.own.value.owner == self.ops.me.name
+                    && g.own.value.epoch == self.guest.own.value.epoch =>
+            {
+                Event::RefusedStillOurs(format!(
+                    "node '{}' or the configuration changed meanwhile",
+                    self.target.name
+                ))
+            }
+            Ok(g) => {
+                Event::RefusedNotOurs(format!("the guest was recovered on '{}' meanwhile", g.own.value.owner))
+            }
+            Err(e) => Event::RefusedNotOurs(e.to_string()),
+        }
+    }
+
+    async fn ask_target_to_run(&self) -> Event {
+        let body =
+            super::incoming::ContinueRequest { vmid: self.vmid(), epoch: self.guest.own.value.epoch.next() };
+        let limit = Duration::from_secs(20);
+        match call::<_, ()>(&*self.ops.peers, &self.target, "guest/continue", &body, limit).await {
+            Ok(()) => {
+                self.cx.log(format!("VM {} runs on node '{}'", self.vmid(), self.target.name));
+                Event::TargetRuns
+            }
+            Err(e) => Event::TargetSilent(e.to_string()),
+        }
+    }
+
+    async fn end_source(&self) {
+        let vmid = self.vmid();
+        match self.ops.guests.kill(vmid).await {
+            Ok(()) | Err(GuestError::NotRunning(_)) => {}
+            Err(e) => {
+                tracing::error!("guest {vmid}: the migrated copy could not be ended: {e}");
+                return;
+            }
+        }
+        if let Err(e) = self.ops.fence.forget(vmid).await {
+            tracing::warn!("guest {vmid}: {e}");
+        }
+    }
+
+    async fn end_target(&self) -> Event {
+        let body =
+            super::incoming::ContinueRequest { vmid: self.vmid(), epoch: self.guest.own.value.epoch.next() };
+        let limit = Duration::from_secs(10);
+        match call::<_, ()>(&*self.ops.peers, &self.target, "guest/abort", &body, limit).await {
+            Ok(()) => {}
+            // It ends its copy by itself: its record never comes.
+            Err(PeerError::Unreachable { .. } | PeerError::Refused(_)) => {
+                tracing::info!(
+                    "guest {}: '{}' could not be told of the abort",
+                    self.vmid(),
+                    self.target.name
+                );
+            }
+        }
+        Event::TargetEnded
+    }
+
+    async fn continue_source(&self) -> Event {
+        let (vmid, own) = (self.vmid(), &self.guest.own.value);
+        let state = self.ops.guests.state(vmid).await.map(|p| p.state);
+        let result = match state {
+            None => Err(OpsError::failed(format!("VM {vmid} has ended"))),
+            Some(RunState::Running) => Ok(()),
+            Some(_) if own.armed => self.ops.run_under_lease(vmid, own.epoch).await,
+            Some(_) => self.ops.guests.resume(vmid).await.map_err(OpsError::from),
+        };
+        match result {
+            Ok(()) => Event::SourceRuns,
+            Err(e) => Event::SourceStuck(e.to_string()),
+        }
+    }
+
+    /// A guest without a process changes its owner by one transaction.
+    async fn offline(self) -> Result<(), OpsError> {
+        let epoch = self.guest.own.value.epoch.next();
+        match self.handover(epoch, false).await {
+            Ok(()) => {}
+            Err(HandoverError::Txn(TxnError::Refused(_)))
+                if matches!(self.read_outcome(epoch).await, Event::Committed) => {}
+            Err(e) => return Err(OpsError::failed(format!("migration aborted: {e}"))),
+        }
+        self.cx.log(format!("VM {} now belongs to node '{}'", self.vmid(), self.target.name));
+        Ok(())
+    }
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

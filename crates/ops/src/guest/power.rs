@@ -1,0 +1,290 @@
+//! Start, stop and what lies between.
+//!
+//! The order at a start is the promise: the record says *running* before the process exists, the fence
+//! process knows an HA guest before it exists and alone gives its first push; the record says *not running*
+//! only after the process is gone.
+
+use super::Asked;
+use crate::store::GuestAt;
+use crate::{Actor, Ops, OpsError};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use stead_driver::fence::FenceError;
+use stead_driver::guest::{GuestError, Launch, RunState};
+use stead_guest::request::{Request, Verdict};
+use stead_model::{Epoch, Upid, Vmid};
+use stead_tasks::TaskContext;
+
+/// How long a start waits for a lease that is being renewed.
+const LEASE_WAIT: Duration = Duration::from_secs(10);
+/// A graceful shutdown's time limit unless the user gives one.
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// What to do with a running guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PowerAction {
+    /// Pull the plug.
+    Stop,
+    /// Ask its system to shut down; after `timeout` give up, or pull the plug with `force`.
+    Shutdown {
+        /// The limit.
+        timeout: Duration,
+        /// Pull the plug after it.
+        force: bool,
+    },
+    /// Ask its system to restart.
+    Reboot {
+        /// The limit.
+        timeout: Duration,
+    },
+    /// Press reset.
+    Reset,
+    /// Stop its CPUs.
+    Suspend,
+    /// Continue its CPUs.
+    Resume,
+}
+
+impl PowerAction {
+    fn request(self) -> Request {
+        match self {
+            Self::Stop => Request::Stop,
+            Self::Shutdown { .. } => Request::Shutdown,
+            Self::Reboot { .. } => Request::Reboot,
+            Self::Reset => Request::Reset,
+            Self::Suspend => Request::Pause,
+            Self::Resume => Request::Resume,
+        }
+    }
+
+    fn worker(self) -> &'static str {
+        match self {
+            Self::Stop => "qmstop",
+            Self::Shutdown { .. } => "qmshutdown",
+            Self::Reboot { .. } => "qmreboot",
+            Self::Reset => "qmreset",
+            Self::Suspend => "qmpause",
+            Self::Resume => "qmresume",
+        }
+    }
+}
+
+impl Ops {
+    /// Starts a VM of this node; of one under HA, asks HA to.
+    pub async fn start(self: &Arc<Self>, actor: &Actor, vmid: Vmid, asked: Asked) -> Result<Upid, OpsError> {
+        Self::check_skiplock(actor, asked.skiplock)?;
+        let guest = self.vm_at(vmid)?;
+        match self.admit(&guest, Request::Start, asked).await? {
+            Verdict::Refuse(why) => return Err(OpsError::Failed(why)),
+            Verdict::ByHa => return self.ha_set_state(actor, vmid, "hastart", "started").await,
+            Verdict::Accept | Verdict::Already => {}
+        }
+        let ops = self.clone();
+        self.task("qmstart", &vmid.to_string(), &actor.who, move |cx| async move {
+            ops.start_now(&cx, vmid, asked).await
+        })
+    }
+
+    /// Carries out another power action on a VM of this node; HA is asked where it would undo it.
+    pub async fn power(
+        self: &Arc<Self>,
+        actor: &Actor,
+        vmid: Vmid,
+        action: PowerAction,
+        asked: Asked,
+    ) -> Result<Upid, OpsError> {
+        Self::check_skiplock(actor, asked.skiplock)?;
+        let guest = self.vm_at(vmid)?;
+        match self.admit(&guest, action.request(), asked).await? {
+            Verdict::Refuse(why) => return Err(OpsError::Failed(why)),
+            Verdict::ByHa => return self.ha_set_state(actor, vmid, "hastop", "stopped").await,
+            Verdict::Accept | Verdict::Already => {}
+        }
+        let ops = self.clone();
+        self.task(action.worker(), &vmid.to_string(), &actor.who, move |cx| async move {
+            ops.power_now(&cx, vmid, action, asked).await
+        })
+    }
+
+    async fn start_now(&self, cx: &TaskContext, vmid: Vmid, asked: Asked) -> Result<(), OpsError> {
+        let _lock = self.guest_locks.lock(vmid).await?;
+        let guest = self.own_guest(vmid).await?;
+        if let Verdict::Refuse(why) =
+            self.admit(&guest, Request::Start, Asked { by_ha: true, ..asked }).await?
+        {
+            return Err(OpsError::Failed(why));
+        }
+        let guest = self.apply_pending(guest).await?;
+        let ha = self.ha_maintains(vmid)?;
+        let launch = self.launch_spec(&guest, None).await?;
+        let epoch = guest.own.value.epoch;
+        let registration = self.guests.prepare(vmid, epoch).await?;
+        if ha {
+            self.fence.register(registration).await?;
+        }
+        self.mark(&guest, true, ha).await?;
+        cx.log(format!("starting VM {vmid} on node '{}', epoch {epoch}", self.me.name));
+        match self.launch_and_run(launch, ha).await {
+            Ok(()) => Ok(()),
+            Err(e) => {
+                self.undo_start(vmid).await;
+                Err(e)
+            }
+        }
+    }
+
+    async fn launch_and_run(&self, launch: Launch, ha: bool) -> Result<(), OpsError> {
+        let (vmid, epoch) = (launch.vmid, launch.epoch);
+        self.guests.launch(launch).await?;
+        if ha { self.run_under_lease(vmid, epoch).await } else { Ok(self.guests.resume(vmid).await?) }
+    }
+
+    /// Ends what a failed start has left, and says so in the record once nothing is left.
+    async fn undo_start(&self, vmid: Vmid) {
+        if let Err(e) = self.guests.kill(vmid).await
+            && !matches!(e, GuestError::NotRunning(_))
+        {
+            tracing::error!("guest {vmid}: could not be ended after a failed start: {e}");
+            return;
+        }
+        self.after_exit(vmid).await;
+    }
+
+    /// Lets the fence process give the push, waiting a little for a lease that is on its way.
+    pub(crate) async fn run_under_lease(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
+        let until = Instant::now() + LEASE_WAIT;
+        let mut lease = self.lease.clone();
+        loop {
+            lease.borrow_and_update();
+            match self.fence.run(vmid, epoch).await {
+                Ok(()) => return Ok(()),
+                Err(FenceError::NoLease(_)) if Instant::now() < until => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    // A changed lease or the end of the wait: both ask again.
+                    let _ = tokio::time::timeout(left.min(Duration::from_millis(500)), lease.changed()).await;
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Everything that the driver needs, resolved.
+    pub async fn launch_spec(
+        &self,
+        guest: &GuestAt,
+        incoming: Option<stead_driver::guest::Incoming>,
+    ) -> Result<Launch, OpsError> {
+        let config = super::config::parse(&guest.config.value)?;
+        let volumes = self.resolve_volumes(&config).await?;
+        Ok(Launch {
+            vmid: guest.vmid,
+            epoch: guest.own.value.epoch,
+            config: guest.config.value.clone(),
+            volumes,
+            incoming,
+        })
+    }
+
+    /// The process is gone: the fence process forgets it, and the record says so. Repeating it is no error; where it cannot be
+    /// committed now, reconciliation does it later.
+    pub async fn after_exit(&self, vmid: Vmid) {
+        if let Err(e) = self.fence.forget(vmid).await {
+            tracing::warn!("guest {vmid}: {e}");
+        }
+        let Ok(guest) = self.guest_at(vmid) else { return };
+        if guest.own.value.owner == self.me.name
+            && let Err(e) = self.mark(&guest, false, false).await
+        {
+            tracing::warn!("guest {vmid} has stopped, which could not be recorded yet: {e}");
+        }
+    }
+
+    async fn power_now(
+        &self,
+        cx: &TaskContext,
+        vmid: Vmid,
+        action: PowerAction,
+        asked: Asked,
+    ) -> Result<(), OpsError> {
+        let _lock = self.guest_locks.lock(vmid).await?;
+        let guest = self.vm_at(vmid)?;
+        match self.admit(&guest, action.request(), Asked { by_ha: true, ..asked }).await? {
+            Verdict::Refuse(why) => return Err(OpsError::Failed(why)),
+            Verdict::Already => {
+                cx.log(format!("VM {vmid}: nothing to do"));
+                return Ok(());
+            }
+            Verdict::Accept | Verdict::ByHa => {}
+        }
+        match action {
+            PowerAction::Stop => self.stop_now(vmid).await,
+            PowerAction::Shutdown { timeout, force } => self.shutdown_now(cx, vmid, timeout, force).await,
+            PowerAction::Reboot { timeout } => Ok(self.guests.reboot(vmid, timeout).await?),
+            PowerAction::Reset => Ok(self.guests.reset(vmid).await?),
+            PowerAction::Suspend => Ok(self.guests.pause(vmid).await?),
+            PowerAction::Resume => self.resume_now(&guest).await,
+        }
+    }
+
+    async fn stop_now(&self, vmid: Vmid) -> Result<(), OpsError> {
+        match self.guests.stop(vmid).await {
+            Ok(()) | Err(GuestError::NotRunning(_)) => {}
+            Err(e) => return Err(e.into()),
+        }
+        self.after_exit(vmid).await;
+        Ok(())
+    }
+
+    async fn shutdown_now(
+        &self,
+        cx: &TaskContext,
+        vmid: Vmid,
+        timeout: Duration,
+        force: bool,
+    ) -> Result<(), OpsError> {
+        let paused = self.running(vmid).await?.state == RunState::Paused;
+        if paused && !force {
+            return Err(OpsError::failed(format!(
+                "VM {vmid} is suspended and can't shut down: resume it, or stop it"
+            )));
+        }
+        let asked = if paused { Ok(()) } else { self.guests.shutdown(vmid, timeout).await };
+        match asked {
+            Ok(()) if !paused => {}
+            Err(GuestError::NotRunning(_)) => {}
+            Ok(()) | Err(GuestError::TimedOut { .. }) if force => {
+                cx.log(format!("VM {vmid} did not shut down in time - stopping it now"));
+                return self.stop_now(vmid).await;
+            }
+            Err(GuestError::TimedOut { .. }) => {
+                return Err(OpsError::failed("VM quit/powerdown failed - got timeout"));
+            }
+            Ok(()) => {}
+            Err(e) => return Err(e.into()),
+        }
+        self.after_exit(vmid).await;
+        Ok(())
+    }
+
+    /// Continues a paused guest: one that the fence process guards, only under a good lease.
+    async fn resume_now(&self, guest: &GuestAt) -> Result<(), OpsError> {
+        if guest.own.value.armed {
+            self.run_under_lease(guest.vmid, guest.own.value.epoch).await
+        } else {
+            Ok(self.guests.resume(guest.vmid).await?)
+        }
+    }
+
+    /// Starts a task whose error text is the use case's.
+    pub fn task<F, Fut>(&self, worker: &str, id: &str, who: &str, work: F) -> Result<Upid, OpsError>
+    where
+        F: FnOnce(TaskContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(), OpsError>> + Send + 'static,
+    {
+        self.tasks
+            .start(worker, id, who, move |cx| async move {
+                work(cx).await.map_err(|e| stead_tasks::TaskError::failed(e.to_string()))
+            })
+            .map_err(|e| OpsError::failed(format!("could not start task {worker}: {e}")))
+    }
+}

@@ -1,0 +1,196 @@
+//! Brings processes, fence process and records of this node's guests together again: after a restart of the
+//! daemon, after a crash of a guest, after a change of what HA maintains.
+//!
+//! Every step rests on a read that is as new as any commit before it; without quorum nothing is decided.
+
+use super::service;
+use crate::store::{self, GuestAt};
+use crate::{Ops, OpsError};
+use std::sync::Arc;
+use stead_driver::guest::{GuestError, GuestProcess, RunState};
+use stead_model::{Epoch, Ownership, Vmid, paths};
+
+/// What to do with a process, or with a record that says *running*.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// All is well.
+    Nothing,
+    /// The process is an old copy: SIGKILL, never a thaw or a word before.
+    Destroy,
+    /// A copy that waits for its hand-over.
+    Await,
+    /// It had sent its state when its daemon ended: take it back under a new epoch, and run it.
+    Reclaim,
+    /// HA maintains it and it is not armed: register it, then record it.
+    Arm,
+    /// HA no longer maintains it: record it, then forget it.
+    Disarm,
+    /// The record says *running*, and no process is there.
+    RecordStopped,
+}
+
+/// Decides for one guest. `owns`: the record names this node.
+pub fn decide(
+    process: Option<(&RunState, Epoch)>,
+    own: Option<&Ownership>,
+    owns: bool,
+    ha: bool,
+    migrating: bool,
+) -> Step {
+    let Some((state, epoch)) = process else {
+        return match own {
+            Some(o) if owns && o.running => Step::RecordStopped,
+            _ => Step::Nothing,
+        };
+    };
+    match own {
+        Some(o) if owns && o.epoch == epoch => match state {
+            RunState::Postmigrate if !migrating => Step::Reclaim,
+            _ if ha && !o.armed => Step::Arm,
+            _ if !ha && o.armed && !migrating => Step::Disarm,
+            _ => Step::Nothing,
+        },
+        Some(o) if !owns && o.epoch.next() == epoch => Step::Await,
+        _ => Step::Destroy,
+    }
+}
+
+impl Ops {
+    /// Reconciles every guest of this node once. Guests in the middle of a request are passed over.
+    pub async fn reconcile(self: &Arc<Self>) -> Result<(), OpsError> {
+        self.conf.barrier().await?;
+        let member = self.node_record(&self.me.name)?.value;
+        if member.state.is_lost() || *member.state.boot() != self.me.boot {
+            return Ok(());
+        }
+        let processes = self.guests.list().await;
+        let mut vmids: Vec<Vmid> = processes.iter().map(|p| p.vmid).collect();
+        let owned = self.conf.view(store::guests);
+        vmids.extend(owned.iter().filter(|(_, o)| o.owner == self.me.name && o.running).map(|(v, _)| *v));
+        vmids.sort_unstable();
+        vmids.dedup();
+        for vmid in vmids {
+            let Some(_lock) = self.guest_locks.try_lock(vmid) else { continue };
+            if let Err(e) = self.reconcile_one(vmid).await {
+                tracing::warn!("guest {vmid}: could not be reconciled: {e}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Under the guest's mutex: everything is read afresh.
+    async fn reconcile_one(self: &Arc<Self>, vmid: Vmid) -> Result<(), OpsError> {
+        let process = self.guests.state(vmid).await;
+        let guest = self.guest_at(vmid).ok();
+        let own = guest.as_ref().map(|g| &g.own.value);
+        let owns = own.is_some_and(|o| o.owner == self.me.name);
+        let ha = self.ha_maintains(vmid)?;
+        let seen = process.as_ref().map(|p| (&p.state, p.epoch));
+        let step = decide(seen, own, owns, ha, false);
+        if step != Step::Nothing {
+            tracing::info!("guest {vmid} ({}): {step:?}", service(vmid));
+        }
+        match (step, process, guest) {
+            (Step::Destroy, Some(_), _) => self.destroy_copy(vmid).await,
+            (Step::Await, Some(p), Some(g)) => {
+                self.await_handover(vmid, p.epoch, g.own.value.owner);
+                Ok(())
+            }
+            (Step::Reclaim, Some(_), Some(g)) => self.reclaim(g, ha).await,
+            (Step::Arm, Some(p), Some(g)) => self.arm(&g, &p).await,
+            (Step::Disarm, Some(_), Some(g)) => {
+                self.mark(&g, true, false).await?;
+                Ok(self.fence.forget(vmid).await?)
+            }
+            (Step::RecordStopped, None, Some(g)) => {
+                self.fence.forget(vmid).await?;
+                self.mark(&g, false, false).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn destroy_copy(&self, vmid: Vmid) -> Result<(), OpsError> {
+        match self.guests.kill(vmid).await {
+            Ok(()) | Err(GuestError::NotRunning(_)) => Ok(self.fence.forget(vmid).await?),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The daemon ended between *completed* and the outcome of its proposal, which may still be on its way: a
+    /// new epoch decides. Either this commits and the other never can, or it finds the guest handed over.
+    async fn reclaim(&self, guest: GuestAt, ha: bool) -> Result<(), OpsError> {
+        let epoch = guest.own.value.epoch.next();
+        let new = Ownership { epoch, armed: false, ..guest.own.value.clone() };
+        let mut txn =
+            store::txn("root@pam", format!("guest {}: taken back after a broken migration", guest.vmid));
+        store::put_over(
+            &mut txn,
+            &paths::ownership(guest.vmid),
+            Some(guest.own.revision),
+            store::bytes(&new)?,
+        );
+        let mut config = super::config::parse(&guest.config.value)?;
+        config.current.remove("lock");
+        store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
+        self.conf.transact(txn).await?;
+        let registration = self.guests.prepare(guest.vmid, epoch).await?;
+        if !ha {
+            self.fence.forget(guest.vmid).await?;
+            return Ok(self.guests.resume(guest.vmid).await?);
+        }
+        self.fence.register(registration).await?;
+        let taken = self.guest_at(guest.vmid)?;
+        self.mark(&taken, true, true).await?;
+        self.run_under_lease(guest.vmid, epoch).await
+    }
+
+    /// HA has taken the running guest under its care: the fence process first, then the record.
+    async fn arm(&self, guest: &GuestAt, process: &GuestProcess) -> Result<(), OpsError> {
+        let registration = self.guests.prepare(guest.vmid, process.epoch).await?;
+        self.fence.register(registration).await?;
+        if process.state == RunState::Running {
+            self.run_under_lease(guest.vmid, process.epoch).await?;
+        }
+        self.mark(guest, true, true).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stead_model::GuestKind;
+
+    fn own(epoch: u64, armed: bool, running: bool) -> Ownership {
+        Ownership { kind: GuestKind::Qemu, owner: "n1".parse().unwrap(), epoch: Epoch(epoch), armed, running }
+    }
+
+    #[test]
+    fn an_old_copy_is_destroyed_and_a_waiting_one_is_not() {
+        let running = Some((&RunState::Running, Epoch(3)));
+        assert_eq!(decide(running, Some(&own(3, true, true)), true, true, false), Step::Nothing);
+        assert_eq!(decide(running, Some(&own(4, true, true)), false, true, false), Step::Destroy);
+        assert_eq!(decide(running, Some(&own(4, true, true)), true, true, false), Step::Destroy);
+        assert_eq!(decide(running, None, false, false, false), Step::Destroy);
+        assert_eq!(
+            decide(Some((&RunState::Inmigrate, Epoch(4))), Some(&own(3, true, true)), false, true, false),
+            Step::Await
+        );
+    }
+
+    #[test]
+    fn arming_follows_what_ha_maintains() {
+        let running = Some((&RunState::Running, Epoch(3)));
+        assert_eq!(decide(running, Some(&own(3, false, true)), true, true, false), Step::Arm);
+        assert_eq!(decide(running, Some(&own(3, true, true)), true, false, false), Step::Disarm);
+        assert_eq!(decide(None, Some(&own(3, true, true)), true, true, false), Step::RecordStopped);
+        assert_eq!(decide(None, Some(&own(3, true, true)), false, true, false), Step::Nothing);
+    }
+
+    #[test]
+    fn a_copy_whose_outcome_is_open_is_taken_back_by_a_new_epoch() {
+        let sent = Some((&RunState::Postmigrate, Epoch(3)));
+        assert_eq!(decide(sent, Some(&own(3, true, true)), true, true, false), Step::Reclaim);
+        assert_eq!(decide(sent, Some(&own(3, true, true)), true, true, true), Step::Nothing);
+    }
+}

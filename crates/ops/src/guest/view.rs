@@ -1,0 +1,232 @@
+//! What is shown of VMs: configuration overlaid with volatile status.
+
+use crate::status::{GuestKnown, GuestReport};
+use crate::store::{self, GuestAt};
+use crate::{Ops, OpsError};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use stead_driver::guest::RunState;
+use stead_model::vmconfig::VmConfig;
+use stead_model::{GuestKind, NodeName, Vmid};
+
+/// A VM's status as clients know it. Bytes, seconds, shares of one CPU... of all CPUs 1.
+#[derive(Debug, Clone, Serialize)]
+pub struct VmStatus {
+    /// Its number.
+    pub vmid: Vmid,
+    /// `running`, `stopped`, or `unknown` where its owner does not report.
+    pub status: &'static str,
+    /// The program's own word: `running`, `paused`, `prelaunch`, `inmigrate`, ...
+    pub qmpstatus: String,
+    /// Its name.
+    pub name: String,
+    /// It is a template.
+    pub template: u8,
+    /// CPUs.
+    pub cpus: u32,
+    /// Share of its CPUs.
+    pub cpu: f64,
+    /// Memory taken.
+    pub mem: u64,
+    /// Memory in all.
+    pub maxmem: u64,
+    /// Not measured from outside: 0.
+    pub disk: u64,
+    /// Size of its first disk.
+    pub maxdisk: u64,
+    /// Since its start.
+    pub uptime: u64,
+    /// Since its start.
+    pub netin: u64,
+    /// Since its start.
+    pub netout: u64,
+    /// Since its start.
+    pub diskread: u64,
+    /// Since its start.
+    pub diskwrite: u64,
+    /// Its process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// The lock in its configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lock: Option<String>,
+    /// Tags, joined by `;`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tags: Option<String>,
+    /// The versioned machine type that runs.
+    #[serde(rename = "running-machine", skip_serializing_if = "Option::is_none")]
+    pub running_machine: Option<String>,
+    /// The program's version that runs.
+    #[serde(rename = "running-qemu", skip_serializing_if = "Option::is_none")]
+    pub running_qemu: Option<String>,
+}
+
+fn run_state_name(state: RunState) -> &'static str {
+    match state {
+        RunState::Prelaunch => "prelaunch",
+        RunState::Inmigrate => "inmigrate",
+        RunState::Running => "running",
+        RunState::Paused => "paused",
+        RunState::Postmigrate => "postmigrate",
+        RunState::Shutdown => "shutdown",
+        RunState::Unresponsive => "unresponsive",
+    }
+}
+
+/// A VM's status from its configuration and what is known of its process.
+fn status_of(guest: &GuestAt, known: &GuestKnown) -> VmStatus {
+    // A configuration that cannot be read must not hide the guest.
+    let config = VmConfig::parse(&guest.config.value).unwrap_or_default().current;
+    let report = match known {
+        GuestKnown::Process(r) => Some(r),
+        GuestKnown::Absent | GuestKnown::Unknown => None,
+    };
+    let count = |f: fn(&GuestReport) -> u64| report.map_or(0, f);
+    let tags = config.tags().join(";");
+    VmStatus {
+        vmid: guest.vmid,
+        status: match known {
+            // A copy that waits for its state is not the guest yet.
+            GuestKnown::Process(_) => "running",
+            GuestKnown::Absent => "stopped",
+            GuestKnown::Unknown => "unknown",
+        },
+        qmpstatus: match known {
+            GuestKnown::Process(r) => run_state_name(r.state).to_owned(),
+            GuestKnown::Absent => "stopped".to_owned(),
+            GuestKnown::Unknown => "unknown".to_owned(),
+        },
+        name: config.name().map_or_else(|| format!("VM {}", guest.vmid), str::to_owned),
+        template: u8::from(config.template()),
+        cpus: config.cpus().unwrap_or(1),
+        cpu: report.map_or(0.0, |r| r.cpu),
+        mem: count(|r| r.mem),
+        maxmem: config.memory().map_or(0, |m| m.0 << 20),
+        disk: 0,
+        maxdisk: config.root_size().map_or(0, |s| s.get()),
+        uptime: count(|r| r.uptime),
+        netin: count(|r| r.net_in),
+        netout: count(|r| r.net_out),
+        diskread: count(|r| r.disk_read),
+        diskwrite: count(|r| r.disk_write),
+        pid: report.map(|r| r.pid),
+        lock: config.lock().map(str::to_owned),
+        tags: (!tags.is_empty()).then_some(tags),
+        running_machine: report.map(|r| r.machine.clone()),
+        running_qemu: report.map(|r| r.version.clone()),
+    }
+}
+
+impl Ops {
+    /// Every VM of a node.
+    pub fn vm_list(&self, node: &NodeName) -> Vec<VmStatus> {
+        self.vms().into_iter().filter(|(n, _)| n == node).map(|(_, s)| s).collect()
+    }
+
+    /// Every VM of the cluster with its node.
+    pub fn vms(&self) -> Vec<(NodeName, VmStatus)> {
+        let all = self.conf.view(|t| {
+            let ids = store::guests(t).into_iter().filter(|(_, o)| o.kind == GuestKind::Qemu);
+            ids.filter_map(|(vmid, _)| store::guest(t, vmid).ok()).collect::<Vec<_>>()
+        });
+        let with = |g: GuestAt| {
+            let owner = g.own.value.owner.clone();
+            let known = self.status.guest(&owner, g.vmid);
+            let status = status_of(&g, &known);
+            (owner, status)
+        };
+        all.into_iter().map(with).collect()
+    }
+
+    /// A VM of this node, as `status/current` shows it.
+    pub async fn vm_status(&self, vmid: Vmid) -> Result<Value, OpsError> {
+        let guest = self.vm_at(vmid)?;
+        let known = match self.guests.state(vmid).await {
+            Some(p) => GuestKnown::Process(GuestReport {
+                vmid,
+                epoch: p.epoch,
+                state: p.state,
+                pid: p.pid,
+                uptime: p.uptime,
+                cpu: p.cpu,
+                mem: p.mem,
+                net_in: p.net_in,
+                net_out: p.net_out,
+                disk_read: p.disk_read,
+                disk_write: p.disk_write,
+                machine: p.machine,
+                accel: p.accel,
+                version: p.version,
+            }),
+            None => GuestKnown::Absent,
+        };
+        let mut value = serde_json::to_value(status_of(&guest, &known))
+            .map_err(|e| OpsError::failed(format!("VM {vmid}: {e}")))?;
+        let config = super::config::parse(&guest.config.value)?;
+        if let Value::Object(o) = &mut value {
+            o.insert("ha".into(), self.ha_of(vmid)?);
+            o.insert("agent".into(), json!(u8::from(config.current.agent()?.enabled)));
+            o.insert("epoch".into(), json!(guest.own.value.epoch.0));
+            if let GuestKnown::Process(r) = &known {
+                o.insert("accel".into(), json!(r.accel));
+            }
+        }
+        Ok(value)
+    }
+
+    /// A VM's configuration: with its pending changes in place unless `current`.
+    pub fn vm_config(&self, vmid: Vmid, current: bool, snapshot: Option<&str>) -> Result<Value, OpsError> {
+        let guest = self.vm_at(vmid)?;
+        let config = super::config::parse(&guest.config.value)?;
+        let digest = config.digest();
+        let mut shown = match snapshot {
+            None => config.current.clone(),
+            Some(name) => config
+                .snapshots
+                .get(name)
+                .cloned()
+                .ok_or_else(|| OpsError::failed(format!("snapshot '{name}' does not exist")))?,
+        };
+        if !current && snapshot.is_none() {
+            for (key, value) in config.pending.set.iter() {
+                shown.set(key, value)?;
+            }
+            for key in config.pending.delete.keys() {
+                shown.remove(key);
+            }
+        }
+        let mut out: Map<String, Value> = shown.iter().map(|(k, v)| (k.to_owned(), typed(k, v))).collect();
+        out.insert("digest".into(), json!(digest));
+        Ok(Value::Object(out))
+    }
+
+    /// A VM's options with what is pending.
+    pub fn vm_pending(&self, vmid: Vmid) -> Result<Vec<Value>, OpsError> {
+        let config = super::config::parse(&self.vm_at(vmid)?.config.value)?;
+        let item = |i: stead_model::vmconfig::PendingItem| {
+            let mut o = Map::new();
+            o.insert("key".into(), json!(i.key));
+            if let Some(v) = i.value {
+                o.insert("value".into(), typed(&i.key, &v));
+            }
+            if let Some(v) = i.pending {
+                o.insert("pending".into(), typed(&i.key, &v));
+            }
+            if let Some(d) = i.delete {
+                o.insert("delete".into(), json!(d));
+            }
+            Value::Object(o)
+        };
+        Ok(config.pending_items().into_iter().map(item).collect())
+    }
+}
+
+/// Numbers and switches go out as numbers where the schema says so, all else as text.
+fn typed(key: &str, value: &str) -> Value {
+    use stead_model::vmconfig::keys::{Kind, lookup};
+    let number = matches!(lookup(key), Some((spec, _)) if matches!(spec.kind, Kind::Bool | Kind::Int { .. }));
+    match value.parse::<i64>() {
+        Ok(n) if number => json!(n),
+        _ => json!(value),
+    }
+}

@@ -1,0 +1,394 @@
+//! HA resources and requests to the HA manager.
+//!
+//! What is wanted lies in `ha/resources.cfg`; one-time requests (move there, now) lie as small records below
+//! `ha/crm_commands/` until the manager has taken them.
+
+use crate::store;
+use crate::{Actor, Ops, OpsError};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use stead_conf::{Check, Op, Revision, Txn};
+use stead_model::sectionconfig::{Section, SectionConfig, SectionError};
+use stead_model::{GuestKind, NodeName, ServiceId, Upid, Vmid, paths};
+
+/// Below it: requests that the manager has not taken yet.
+pub const COMMANDS: &str = "ha/crm_commands/";
+
+/// A one-time request to the manager.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CrmCommand {
+    /// Which resource.
+    pub sid: ServiceId,
+    /// Where to.
+    pub target: NodeName,
+    /// Stop, move, start rather than move while it runs.
+    pub relocate: bool,
+}
+
+/// Options of a resource, with their checks.
+const OPTIONS: [&str; 6] = ["state", "group", "max_restart", "max_relocate", "failback", "comment"];
+
+fn parse(text: &str) -> Result<SectionConfig, OpsError> {
+    SectionConfig::parse(text)
+        .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_RESOURCES)))
+}
+
+fn section(cfg: &SectionConfig, vmid: Vmid) -> Option<&Section> {
+    cfg.get(&vmid.to_string()).filter(|s| matches!(s.kind(), "vm" | "ct"))
+}
+
+/// Whether a text of `ha/resources.cfg` puts a guest under HA's care.
+pub fn maintains(text: &str, vmid: Vmid) -> Result<bool, OpsError> {
+    Ok(section(&parse(text)?, vmid).is_some_and(|s| s.get("state") != Some("ignored")))
+}
+
+fn check_option(key: &str, value: &str) -> Result<(), OpsError> {
+    let number = |max: u32| match value.parse::<u32>() {
+        Ok(n) if n <= max => Ok(()),
+        _ => Err(OpsError::invalid(key, format!("value '{value}' must be a number from 0 to {max}"))),
+    };
+    match key {
+        "state" if ["started", "stopped", "enabled", "disabled", "ignored"].contains(&value) => Ok(()),
+        "state" => Err(OpsError::invalid(
+            key,
+            format!("value '{value}' is not one of started, stopped, enabled, disabled, ignored"),
+        )),
+        "max_restart" | "max_relocate" => number(10),
+        "failback" => number(1),
+        _ if OPTIONS.contains(&key) => Ok(()),
+        _ => Err(OpsError::invalid(
+            key,
+            "property is not defined in schema and the schema does not allow additional properties",
+        )),
+    }
+}
+
+fn refused(e: SectionError) -> OpsError {
+    match e {
+        SectionError::Exists(id) => OpsError::failed(format!("resource ID '{id}' already defined")),
+        SectionError::Missing(id) => {
+            OpsError::failed(format!("no such resource 'vm:{id}': it does not exist"))
+        }
+        e => OpsError::Failed(e.to_string()),
+    }
+}
+
+impl Ops {
+    fn resources_cfg(&self) -> Result<(SectionConfig, Option<Revision>), OpsError> {
+        let (text, revision) = self.file(paths::HA_RESOURCES)?;
+        Ok((parse(&text)?, revision))
+    }
+
+    async fn commit_resources(
+        &self,
+        who: &str,
+        note: String,
+        cfg: &SectionConfig,
+        revision: Option<Revision>,
+        extra: impl FnOnce(&mut Txn),
+    ) -> Result<(), OpsError> {
+        let mut txn = store::txn(who, note);
+        store::put_over(&mut txn, paths::HA_RESOURCES, revision, cfg.to_string());
+        extra(&mut txn);
+        self.conf.transact(txn).await?;
+        Ok(())
+    }
+
+    /// `ha/resources`.
+    pub fn ha_resources(&self) -> Result<Vec<Value>, OpsError> {
+        let (cfg, _) = self.resources_cfg()?;
+        Ok(cfg.iter().filter(|s| matches!(s.kind(), "vm" | "ct")).map(shown).collect())
+    }
+
+    /// `ha/resources/{sid}`.
+    pub fn ha_resource(&self, sid: ServiceId) -> Result<Value, OpsError> {
+        let (cfg, _) = self.resources_cfg()?;
+        let found = section(&cfg, sid.vmid).map(shown);
+        let mut value = found.ok_or_else(|| OpsError::failed(format!("no such resource '{sid}'")))?;
+        if let Value::Object(o) = &mut value {
+            o.insert("digest".into(), json!(stead_model::vmconfig::digest(&cfg.to_string())));
+        }
+        Ok(value)
+    }
+
+    /// Puts a guest under HA's care.
+    pub async fn ha_add(
+        &self,
+        actor: &Actor,
+        sid: ServiceId,
+        options: &[(String, String)],
+    ) -> Result<(), OpsError> {
+        let guest = self.guest_at(sid.vmid)?;
+        if guest.own.value.kind != sid.kind {
+            return Err(OpsError::failed(format!(
+                "unable to add resource '{sid}': guest {} is of another kind",
+                sid.vmid
+            )));
+        }
+        let (mut cfg, revision) = self.resources_cfg()?;
+        let kind = if sid.kind == GuestKind::Qemu { "vm" } else { "ct" };
+        let mut new = Section::new(kind, &sid.vmid.to_string()).map_err(refused)?;
+        for (key, value) in options {
+            check_option(key, value)?;
+            new.set(key, value).map_err(refused)?;
+        }
+        if new.get("state").is_none() {
+            new.set("state", "started").map_err(refused)?;
+        }
+        cfg.insert(new).map_err(refused)?;
+        self.commit_resources(&actor.who, format!("HA resource '{sid}' added"), &cfg, revision, |_| {}).await
+    }
+
+    /// Changes a resource.
+    pub async fn ha_change(
+        &self,
+        who: &str,
+        sid: ServiceId,
+        set: &[(String, String)],
+        delete: &[String],
+        digest: Option<&str>,
+    ) -> Result<(), OpsError> {
+        let (mut cfg, revision) = self.resources_cfg()?;
+        if digest.is_some_and(|d| d != stead_model::vmconfig::digest(&cfg.to_string())) {
+            return Err(OpsError::failed(
+                "detected modified configuration - file changed by other user? Try again.",
+            ));
+        }
+        let s = cfg.get_mut(&sid.vmid.to_string()).map_err(refused)?;
+        for key in delete {
+            check_option(key, "0")
+                .or_else(|e| if OPTIONS.contains(&key.as_str()) { Ok(()) } else { Err(e) })?;
+            s.remove(key);
+        }
+        for (key, value) in set {
+            check_option(key, value)?;
+            s.set(key, value).map_err(refused)?;
+        }
+        self.commit_resources(who, format!("HA resource '{sid}' changed"), &cfg, revision, |_| {}).await
+    }
+
+    /// Takes a guest out of HA's care; it goes on as it is.
+    pub async fn ha_delete(&self, actor: &Actor, sid: ServiceId) -> Result<(), OpsError> {
+        let (mut cfg, revision) = self.resources_cfg()?;
+        cfg.remove(&sid.vmid.to_string()).map_err(refused)?;
+        let command = format!("{COMMANDS}{}", sid.vmid);
+        let asked = self.conf.view(|t| t.get(&command).is_some());
+        self.commit_resources(&actor.who, format!("HA resource '{sid}' removed"), &cfg, revision, |txn| {
+            if asked {
+                txn.checks.push(Check::Exists(command.clone()));
+                txn.ops.push(Op::Delete(command));
+            }
+        })
+        .await
+    }
+
+    /// Takes a guest out of HA's care if it is in it.
+    pub(crate) async fn ha_remove_quietly(&self, actor: &Actor, vmid: Vmid) -> Result<(), OpsError> {
+        let (cfg, _) = self.resources_cfg()?;
+        if section(&cfg, vmid).is_none() {
+            return Ok(());
+        }
+        self.ha_delete(actor, crate::guest::service(vmid)).await
+    }
+
+    /// Sets a resource's requested state, as a task that ends when it has been recorded.
+    pub(crate) async fn ha_set_state(
+        self: &Arc<Self>,
+        actor: &Actor,
+        vmid: Vmid,
+        worker: &'static str,
+        state: &'static str,
+    ) -> Result<Upid, OpsError> {
+        let (ops, who) = (self.clone(), actor.who.clone());
+        self.task(worker, &vmid.to_string(), &actor.who, move |cx| async move {
+            let sid = crate::guest::service(vmid);
+            cx.log(format!("Requesting HA state '{state}' for {sid}"));
+            ops.ha_change(&who, sid, &[("state".into(), state.into())], &[], None).await?;
+            ops.await_ha(&cx, vmid, state).await;
+            Ok(())
+        })
+    }
+
+    /// Waits a little for HA to have done it, so that who waits for the task sees its result; HA goes on anyway.
+    async fn await_ha(&self, cx: &stead_tasks::TaskContext, vmid: Vmid, state: &str) {
+        let reached = async {
+            let (mut receiver, mut period) =
+                (self.events.follow(None).1, tokio::time::interval(Duration::from_secs(1)));
+            loop {
+                let Ok(guest) = self.guest_at(vmid) else { return };
+                let known = self.status.guest(&guest.own.value.owner, vmid);
+                let runs = matches!(&known, crate::status::GuestKnown::Process(p) if p.state == stead_driver::guest::RunState::Running);
+                let stopped = known == crate::status::GuestKnown::Absent;
+                if (state == "started" && runs) || (state != "started" && stopped) {
+                    return;
+                }
+                tokio::select! {
+                    _ = receiver.recv() => {}
+                    _ = period.tick() => {}
+                }
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(60), reached).await.is_err() {
+            cx.warn(format!("HA has not brought VM {vmid} to '{state}' within 60 s; it goes on trying"));
+        }
+    }
+
+    /// Asks the manager to move a resource, as a task that ends when the request has been recorded.
+    pub(crate) async fn ha_move(
+        self: &Arc<Self>,
+        actor: &Actor,
+        vmid: Vmid,
+        target: &NodeName,
+        live: bool,
+    ) -> Result<Upid, OpsError> {
+        let (ops, who, target) = (self.clone(), actor.who.clone(), target.clone());
+        self.task("hamigrate", &vmid.to_string(), &actor.who, move |cx| async move {
+            let sid = crate::guest::service(vmid);
+            cx.log(format!("Requesting HA migration for VM {vmid} to node {target}"));
+            ops.ha_request(&who, CrmCommand { sid, target, relocate: !live }).await
+        })
+    }
+
+    /// Records a one-time request for the manager; a later one replaces it.
+    pub async fn ha_request(&self, who: &str, command: CrmCommand) -> Result<(), OpsError> {
+        self.ha_resource(command.sid)?;
+        self.member(&command.target)?;
+        let path = format!("{COMMANDS}{}", command.sid.vmid);
+        let mut txn = store::txn(who, format!("HA: move {} to '{}'", command.sid, command.target));
+        txn.ops.push(Op::Put(path, store::bytes(&command)?.into()));
+        self.conf.transact(txn).await?;
+        Ok(())
+    }
+
+    /// `status/current`'s `ha`.
+    pub(crate) fn ha_of(&self, vmid: Vmid) -> Result<Value, OpsError> {
+        let (cfg, _) = self.resources_cfg()?;
+        Ok(match section(&cfg, vmid) {
+            None => json!({"managed": 0}),
+            Some(s) => {
+                let mut o = Map::new();
+                o.insert("managed".into(), json!(1));
+                o.insert("requested".into(), json!(s.get("state").unwrap_or("started")));
+                if let Some(state) = self.ha_state_of(vmid)? {
+                    o.insert("state".into(), json!(state));
+                }
+                Value::Object(o)
+            }
+        })
+    }
+
+    /// The manager's state of a guest, if it is a resource.
+    pub(crate) fn ha_state_of(&self, vmid: Vmid) -> Result<Option<String>, OpsError> {
+        let (cfg, _) = self.resources_cfg()?;
+        if section(&cfg, vmid).is_none() {
+            return Ok(None);
+        }
+        let status = self.ha_manager_status()?;
+        let state = status.pointer(&format!("/service_status/vm:{vmid}/state")).and_then(Value::as_str);
+        Ok(Some(state.unwrap_or("queued").to_owned()))
+    }
+
+    /// The manager's state as it keeps it.
+    pub fn ha_manager_status(&self) -> Result<Value, OpsError> {
+        let (text, _) = self.file(paths::HA_STATUS)?;
+        if text.is_empty() {
+            return Ok(json!({}));
+        }
+        serde_json::from_str(&text)
+            .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_STATUS)))
+    }
+
+    /// `ha/status/current`: quorum, manager, agents, resources.
+    pub fn ha_status(&self) -> Result<Vec<Value>, OpsError> {
+        let quorate = self.quorate();
+        let status = self.ha_manager_status()?;
+        let mut out = vec![json!({
+            "id": "quorum", "type": "quorum", "node": self.me.name, "quorate": u8::from(quorate),
+            "status": if quorate { "OK" } else { "No quorum on node!" },
+        })];
+        if let Some(master) = status.get("master_node").and_then(Value::as_str) {
+            out.push(json!({
+                "id": "master", "type": "master", "node": master, "timestamp": status.get("timestamp"),
+                "status": format!("{master} (active)"),
+            }));
+        }
+        for n in self.node_records() {
+            let lease = self.status.node(&n.name).is_some_and(|r| r.lease);
+            let word = match (n.state.is_lost(), lease) {
+                (true, _) => "lost",
+                (false, true) => "active",
+                (false, false) => "no lease",
+            };
+            out.push(json!({
+                "id": format!("lrm:{}", n.name), "type": "lrm", "node": n.name,
+                "status": format!("{} ({word})", n.name),
+            }));
+        }
+        let (cfg, _) = self.resources_cfg()?;
+        for s in cfg.iter().filter(|s| matches!(s.kind(), "vm" | "ct")) {
+            let sid = format!("{}:{}", s.kind(), s.id());
+            let service = status.pointer(&format!("/service_status/{sid}"));
+            let text =
+                |key: &str| service.and_then(|v| v.get(key)).and_then(Value::as_str).map(str::to_owned);
+            let owner = s
+                .id()
+                .parse()
+                .ok()
+                .and_then(|v| self.guest_at(v).ok())
+                .map(|g| g.own.value.owner.to_string());
+            let node = text("node").or(owner).unwrap_or_default();
+            let state = text("state").unwrap_or_else(|| "queued".into());
+            out.push(json!({
+                "id": format!("service:{sid}"), "type": "service", "sid": sid, "node": node, "state": state,
+                "crm_state": state, "request_state": s.get("state").unwrap_or("started"),
+                "max_restart": number(s, "max_restart", 1), "max_relocate": number(s, "max_relocate", 1),
+                "status": format!("{sid} ({node}, {state})"), "reason": text("reason"),
+            }));
+        }
+        Ok(out)
+    }
+}
+
+fn number(s: &Section, key: &str, default: u32) -> u32 {
+    s.get(key).and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
+fn shown(s: &Section) -> Value {
+    let mut o = Map::new();
+    o.insert("sid".into(), json!(format!("{}:{}", s.kind(), s.id())));
+    o.insert("type".into(), json!(s.kind()));
+    o.insert("state".into(), json!("started"));
+    for (key, value) in s.iter() {
+        let value = if matches!(key, "max_restart" | "max_relocate" | "failback") {
+            value.parse::<u32>().map_or_else(|_| json!(value), |n| json!(n))
+        } else {
+            json!(value)
+        };
+        o.insert(key.to_owned(), value);
+    }
+    Value::Object(o)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ha_maintains_all_but_the_ignored() {
+        let text = "vm: 100\n\tstate started\n\nvm: 101\n\tstate ignored\n\nvm: 102\n";
+        let at = |n: u32| maintains(text, Vmid::new(n).unwrap()).unwrap();
+        assert!(at(100) && !at(101) && at(102) && !at(103));
+    }
+
+    #[test]
+    fn options_are_checked_by_name_and_value() {
+        assert!(check_option("state", "started").is_ok());
+        assert_eq!(
+            check_option("max_restart", "99").unwrap_err().to_string(),
+            "max_restart: value '99' must be a number from 0 to 10"
+        );
+        assert!(check_option("colour", "red").is_err());
+    }
+}

@@ -1,0 +1,185 @@
+//! Volatile status: what runs where, with what load. It never goes through Raft.
+//!
+//! Each node reports to the leader, which merges and hands the report on to every node; so every node can
+//! answer for the whole cluster. A report that is old tells nothing: its guests are *unknown*, never stopped.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
+use stead_driver::guest::RunState;
+use stead_model::{BootId, Epoch, NodeName, Vmid};
+
+/// After this long without a report, a node's guests count as unknown.
+pub const STALE_AFTER: Duration = Duration::from_secs(8);
+
+/// A node's load. Bytes, seconds, shares of 1.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeStats {
+    /// Since the host booted.
+    pub uptime: u64,
+    /// Share of all CPUs.
+    pub cpu: f64,
+    /// CPUs.
+    pub maxcpu: u32,
+    /// Memory taken.
+    pub mem: u64,
+    /// Memory in all.
+    pub maxmem: u64,
+    /// Root file system taken.
+    pub disk: u64,
+    /// Root file system in all.
+    pub maxdisk: u64,
+    /// Load of the last 1, 5 and 15 minutes.
+    pub loadavg: [f64; 3],
+    /// Kernel release.
+    pub kernel: String,
+    /// The CPU's name.
+    pub cpu_model: String,
+    /// Sockets.
+    pub sockets: u32,
+    /// Swap taken and in all.
+    pub swap: (u64, u64),
+}
+
+/// A guest's process on the reporting node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GuestReport {
+    /// The guest.
+    pub vmid: Vmid,
+    /// The ownership it was launched under.
+    pub epoch: Epoch,
+    /// Where its process stands.
+    pub state: RunState,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since launch.
+    pub uptime: u64,
+    /// Share of its CPUs.
+    pub cpu: f64,
+    /// Resident memory.
+    pub mem: u64,
+    /// Since launch.
+    pub net_in: u64,
+    /// Since launch.
+    pub net_out: u64,
+    /// Since launch.
+    pub disk_read: u64,
+    /// Since launch.
+    pub disk_write: u64,
+    /// Versioned machine type.
+    pub machine: String,
+    /// `kvm` or `tcg`.
+    pub accel: String,
+    /// The program's version.
+    pub version: String,
+}
+
+/// A storage as one node sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StorageReport {
+    /// Its name.
+    pub storage: String,
+    /// It is usable.
+    pub active: bool,
+    /// Bytes.
+    pub total: u64,
+    /// Bytes.
+    pub used: u64,
+    /// Bytes.
+    pub avail: u64,
+}
+
+/// What one node reports.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Who reports.
+    pub node: NodeName,
+    /// In which boot.
+    pub boot: BootId,
+    /// Grows with every report of one start of the daemon.
+    pub seq: u64,
+    /// Which start of the daemon: milliseconds since 1970.
+    pub started: u64,
+    /// Whether it holds a lease.
+    pub lease: bool,
+    /// Its load.
+    pub stats: NodeStats,
+    /// Its guests' processes.
+    pub guests: Vec<GuestReport>,
+    /// Its storages.
+    pub storages: Vec<StorageReport>,
+    /// Its running and latest tasks, as the API shows them.
+    pub tasks: Vec<serde_json::Value>,
+    /// Results of the HA agent's work, for the manager.
+    pub ha: serde_json::Value,
+}
+
+/// What is known of a guest's process.
+#[derive(Debug, Clone, PartialEq)]
+pub enum GuestKnown {
+    /// A fresh report says that it is there.
+    Process(GuestReport),
+    /// A fresh report of its owner says that there is none.
+    Absent,
+    /// Nothing fresh is known. Silence is not *stopped*.
+    Unknown,
+}
+
+#[derive(Debug)]
+struct Held {
+    report: NodeReport,
+    at: Instant,
+}
+
+/// The merged reports of all nodes, on every node. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterStatus {
+    nodes: Arc<RwLock<BTreeMap<NodeName, Held>>>,
+}
+
+impl ClusterStatus {
+    fn read<R>(&self, f: impl FnOnce(&BTreeMap<NodeName, Held>) -> R) -> R {
+        f(&self.nodes.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Takes a report, unless a newer one is held. Returns whether anything that users see has changed.
+    pub fn merge(&self, report: NodeReport) -> bool {
+        let mut nodes = self.nodes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let old = nodes.get(&report.node);
+        if old.is_some_and(|o| (o.report.started, o.report.seq) > (report.started, report.seq)) {
+            return false;
+        }
+        let shape = |r: &NodeReport| r.guests.iter().map(|g| (g.vmid, g.state)).collect::<Vec<_>>();
+        let changed =
+            old.is_none_or(|o| shape(&o.report) != shape(&report) || o.report.lease != report.lease);
+        nodes.insert(report.node.clone(), Held { report, at: Instant::now() });
+        changed
+    }
+
+    /// Forgets a node that was removed.
+    pub fn forget(&self, node: &NodeName) {
+        self.nodes.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(node);
+    }
+
+    /// A node's report, if it is fresh.
+    pub fn node(&self, node: &NodeName) -> Option<NodeReport> {
+        self.read(|n| n.get(node).filter(|h| h.at.elapsed() < STALE_AFTER).map(|h| h.report.clone()))
+    }
+
+    /// Every fresh report.
+    pub fn all(&self) -> Vec<NodeReport> {
+        self.read(|n| n.values().filter(|h| h.at.elapsed() < STALE_AFTER).map(|h| h.report.clone()).collect())
+    }
+
+    /// What is known of a guest's process on its owner.
+    pub fn guest(&self, owner: &NodeName, vmid: Vmid) -> GuestKnown {
+        match self.node(owner) {
+            None => GuestKnown::Unknown,
+            Some(r) => match r.guests.into_iter().find(|g| g.vmid == vmid) {
+                Some(g) => GuestKnown::Process(g),
+                None => GuestKnown::Absent,
+            },
+        }
+    }
+}

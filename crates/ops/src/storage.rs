@@ -1,0 +1,357 @@
+//! Storages and their volumes.
+
+use crate::store;
+use crate::{Actor, Ops, OpsError};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use stead_driver::guest::ResolvedVolume;
+use stead_driver::storage::{Content, NewVolume, Space, StorageDriver, VolumeInfo};
+use stead_model::storage_cfg::{Storage, StorageCfg, StorageCfgError};
+use stead_model::vmconfig::{DiskSource, VmConfig};
+use stead_model::{StorageId, Upid, Vmid, VolumeId, paths};
+
+fn refused(e: StorageCfgError) -> OpsError {
+    match e {
+        StorageCfgError::Option { key, why } => OpsError::invalid(key, why),
+        StorageCfgError::Id(e) => OpsError::invalid("storage", e.to_string()),
+        e @ StorageCfgError::Section(_) => OpsError::Failed(e.to_string()),
+    }
+}
+
+impl Ops {
+    fn storage_cfg(&self) -> Result<(StorageCfg, Option<stead_conf::Revision>), OpsError> {
+        let (text, revision) = self.file(paths::STORAGE_CFG)?;
+        let cfg = StorageCfg::parse(&text)
+            .map_err(|e| OpsError::failed(format!("storage.cfg cannot be read: {e}")))?;
+        Ok((cfg, revision))
+    }
+
+    /// Every configured storage that can be read; the others are logged.
+    pub fn storages(&self) -> Result<Vec<Storage>, OpsError> {
+        let (good, bad) = self.storage_cfg()?.0.list();
+        for (id, why) in bad {
+            tracing::warn!("storage.cfg: '{id}' cannot be used: {why}");
+        }
+        Ok(good)
+    }
+
+    /// One configured storage.
+    pub fn storage(&self, id: &StorageId) -> Result<Storage, OpsError> {
+        let found = self.storages()?.into_iter().find(|s| s.id == *id);
+        found.ok_or_else(|| OpsError::failed(format!("storage '{id}' does not exist")))
+    }
+
+    /// A storage's driver on this node.
+    pub fn driver(&self, id: &StorageId) -> Result<Arc<dyn StorageDriver>, OpsError> {
+        let info = self.storage(id)?;
+        if info.disable {
+            return Err(OpsError::failed(format!("storage '{id}' is disabled")));
+        }
+        if !info.is_enabled_on(&self.me.name) {
+            return Err(OpsError::failed(format!(
+                "storage '{id}' is not available on node '{}'",
+                self.me.name
+            )));
+        }
+        self.open_storage(&info)
+    }
+
+    fn open_storage(&self, info: &Storage) -> Result<Arc<dyn StorageDriver>, OpsError> {
+        let kind = self.storage_types.iter().find(|t| t.name() == info.kind).ok_or_else(|| {
+            let known: Vec<_> = self.storage_types.iter().map(|t| t.name()).collect();
+            OpsError::invalid(
+                "type",
+                format!("storage type '{}' is not supported yet; there is: {}", info.kind, known.join(", ")),
+            )
+        })?;
+        Ok(kind.open(&info.id, &info.options)?)
+    }
+
+    /// A driver, ready for use.
+    pub async fn active(&self, id: &StorageId) -> Result<Arc<dyn StorageDriver>, OpsError> {
+        let driver = self.driver(id)?;
+        driver.activate().await?;
+        Ok(driver)
+    }
+
+    /// This node's storages with their space; none where one cannot be used now.
+    pub async fn storage_states(&self) -> Vec<(StorageId, Option<Space>)> {
+        let mut out = vec![];
+        for s in self.storages().unwrap_or_default().into_iter().filter(|s| s.is_enabled_on(&self.me.name)) {
+            let space = async { self.active(&s.id).await.ok()?.space().await.ok() }.await;
+            out.push((s.id, space));
+        }
+        out
+    }
+
+    /// Makes a disk for a guest.
+    pub async fn alloc_disk(
+        &self,
+        storage: &StorageId,
+        vmid: Vmid,
+        format: Option<&str>,
+        size: u64,
+    ) -> Result<VolumeInfo, OpsError> {
+        self.alloc(storage, &NewVolume { vmid, name: None, format: format.map(str::to_owned), size }).await
+    }
+
+    /// Makes a disk.
+    pub async fn alloc(&self, storage: &StorageId, new: &NewVolume) -> Result<VolumeInfo, OpsError> {
+        if !self.storage(storage)?.holds("images") {
+            return Err(OpsError::failed(format!(
+                "storage '{storage}' does not support content-type 'images'"
+            )));
+        }
+        Ok(self.active(storage).await?.alloc(new).await?)
+    }
+
+    /// One volume.
+    pub async fn volume_info(&self, volume: &VolumeId) -> Result<VolumeInfo, OpsError> {
+        Ok(self.active(&volume.storage).await?.info(&volume.name).await?)
+    }
+
+    /// A storage's volumes.
+    pub async fn volumes(
+        &self,
+        storage: &StorageId,
+        content: Option<Content>,
+        vmid: Option<Vmid>,
+    ) -> Result<Vec<VolumeInfo>, OpsError> {
+        Ok(self.active(storage).await?.list(content, vmid).await?)
+    }
+
+    /// Removes a volume that no guest names, as a task.
+    pub fn remove_volume(self: &Arc<Self>, actor: &Actor, volume: VolumeId) -> Result<Upid, OpsError> {
+        if let Some((vmid, key)) = self.user_of(&volume)? {
+            return Err(OpsError::failed(format!(
+                "volume '{volume}' is used by VM {vmid} ({key}): take it out there first"
+            )));
+        }
+        let ops = self.clone();
+        let id = format!("{}@{}", volume.name.rsplit('/').next().unwrap_or("volume"), volume.storage);
+        self.task(
+            "imgdel",
+            &id.replace(|c: char| !c.is_ascii_alphanumeric() && !"_-.@".contains(c), "_"),
+            &actor.who,
+            move |cx| async move {
+                ops.free_volume(&volume).await?;
+                cx.log(format!("removed volume '{volume}'"));
+                Ok(())
+            },
+        )
+    }
+
+    /// Which guest names a volume, and where.
+    pub fn user_of(&self, volume: &VolumeId) -> Result<Option<(Vmid, String)>, OpsError> {
+        let all = self.conf.view(|t| {
+            store::guests(t).into_iter().filter_map(|(v, _)| store::guest(t, v).ok()).collect::<Vec<_>>()
+        });
+        for guest in all {
+            let config = crate::guest::config::parse(&guest.config.value)?;
+            if let Some((key, _)) = config.current.volumes().into_iter().find(|(_, v)| v == volume) {
+                return Ok(Some((guest.vmid, key.to_owned())));
+            }
+            if config.all_volumes().contains(volume) {
+                return Ok(Some((guest.vmid, "pending or snapshot".to_owned())));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes a volume.
+    pub async fn free_volume(&self, volume: &VolumeId) -> Result<(), OpsError> {
+        Ok(self.active(&volume.storage).await?.free(&volume.name).await?)
+    }
+
+    /// Removes volumes of which nothing is left to say if it fails; it is logged.
+    pub(crate) async fn free_volumes(&self, volumes: &[VolumeId]) {
+        for volume in volumes {
+            if let Err(e) = self.free_volume(volume).await {
+                tracing::error!("volume '{volume}' is left over: {e}");
+            }
+        }
+    }
+
+    /// Whether a volume is the guest's own and may be removed with it.
+    pub(crate) async fn is_own_volume(&self, volume: &VolumeId, vmid: Vmid) -> bool {
+        match self.volume_info(volume).await {
+            Ok(info) => info.vmid == Some(vmid) && info.content == Content::Images,
+            // What cannot be seen is not skipped: removing it will say why.
+            Err(_) => volume.name.contains(&format!("-{vmid}-")),
+        }
+    }
+
+    /// Every disk that is a guest's by name, on the storages of this node.
+    pub(crate) async fn volumes_of(&self, vmid: Vmid) -> Result<Vec<VolumeId>, OpsError> {
+        let mut out = vec![];
+        for s in self.storages()?.into_iter().filter(|s| s.is_enabled_on(&self.me.name) && s.holds("images"))
+        {
+            let found = self.volumes(&s.id, Some(Content::Images), Some(vmid)).await?;
+            out.extend(found.into_iter().map(|v| v.volid));
+        }
+        Ok(out)
+    }
+
+    /// A volume as a guest's process opens it.
+    pub async fn resolve_volume(&self, volume: &VolumeId) -> Result<ResolvedVolume, OpsError> {
+        Ok(self.active(&volume.storage).await?.resolve(&volume.name).await?)
+    }
+
+    /// Every volume of a configuration as the process opens it.
+    pub async fn resolve_volumes(&self, config: &VmConfig) -> Result<Vec<ResolvedVolume>, OpsError> {
+        let mut out = vec![];
+        for disk in config.current.disks()? {
+            match &disk.source {
+                DiskSource::Volume(v) => out.push(self.resolve_volume(v).await?),
+                DiskSource::Path(p) => out.push(ResolvedVolume {
+                    volume: p.clone(),
+                    path: PathBuf::from(p),
+                    format: disk.format.clone().unwrap_or_else(|| "raw".to_owned()),
+                }),
+                DiskSource::Empty | DiskSource::HostDrive | DiskSource::New { .. } => {}
+            }
+        }
+        Ok(out)
+    }
+
+    /// Volumes of a configuration that other nodes do not see.
+    pub fn local_volumes(&self, config: &VmConfig) -> Result<Vec<String>, OpsError> {
+        let mut out = vec![];
+        for (_, volume) in config.current.volumes() {
+            if !self.storage(&volume.storage)?.shared {
+                out.push(volume.to_string());
+            }
+        }
+        let paths = config.current.disks()?.into_iter().filter_map(|d| match d.source {
+            DiskSource::Path(p) => Some(p),
+            DiskSource::HostDrive => Some("cdrom".to_owned()),
+            _ => None,
+        });
+        out.extend(paths);
+        Ok(out)
+    }
+
+    /// Grows a disk of a VM: to `size` bytes, or by them.
+    pub fn resize_disk(
+        self: &Arc<Self>,
+        actor: &Actor,
+        vmid: Vmid,
+        disk: String,
+        size: Resize,
+    ) -> Result<Upid, OpsError> {
+        let (ops, by) = (self.clone(), actor.clone());
+        self.task("resize", &vmid.to_string(), &actor.who, move |_| async move {
+            ops.resize_now(&by, vmid, &disk, size).await
+        })
+    }
+
+    async fn resize_now(&self, actor: &Actor, vmid: Vmid, key: &str, size: Resize) -> Result<(), OpsError> {
+        let _lock = self.guest_locks.lock(vmid).await?;
+        let guest = self.own_guest(vmid).await?;
+        let mut config = crate::guest::config::parse(&guest.config.value)?;
+        let disk = config.current.disks()?.into_iter().find(|d| d.key == key && !d.cdrom);
+        let disk = disk.ok_or_else(|| OpsError::invalid("disk", format!("disk '{key}' does not exist")))?;
+        let volume =
+            disk.volume().ok_or_else(|| OpsError::invalid("disk", format!("'{key}' has no volume")))?;
+        let driver = self.active(&volume.storage).await?;
+        let old = driver.info(&volume.name).await?.size;
+        let new = match size {
+            Resize::To(n) => n,
+            Resize::By(n) => old + n,
+        };
+        if new < old {
+            return Err(OpsError::invalid("size", "shrinking disks is not supported"));
+        }
+        if new > old {
+            if self.guests.state(vmid).await.is_some() {
+                self.guests.resize_disk(vmid, key, new).await?;
+            } else {
+                driver.resize(&volume.name, new).await?;
+            }
+        }
+        let info = driver.info(&volume.name).await?;
+        config
+            .current
+            .set(key, &disk.with_volume(volume, Some(stead_model::size::Size::bytes(info.size)))?)?;
+        self.commit_config(actor, &guest, &config).await
+    }
+
+    /// Adds a storage.
+    pub async fn add_storage(
+        &self,
+        actor: &Actor,
+        id: &StorageId,
+        kind: &str,
+        options: BTreeMap<String, String>,
+    ) -> Result<(), OpsError> {
+        let (mut cfg, revision) = self.storage_cfg()?;
+        let options = options.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+        let added = cfg.add(id, kind, options).map_err(refused)?;
+        self.commit_storage(actor, &cfg, revision, &added).await
+    }
+
+    /// Changes a storage's options.
+    pub async fn change_storage(
+        &self,
+        actor: &Actor,
+        id: &StorageId,
+        set: BTreeMap<String, String>,
+        delete: &[String],
+        digest: Option<&str>,
+    ) -> Result<(), OpsError> {
+        let (mut cfg, revision) = self.storage_cfg()?;
+        self.storage(id)?;
+        if digest.is_some_and(|d| d != cfg.digest()) {
+            return Err(OpsError::failed(
+                "detected modified configuration - file changed by other user? Try again.",
+            ));
+        }
+        let set = set.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+        let changed = cfg.update(id, set, delete.iter().map(String::as_str)).map_err(refused)?;
+        self.commit_storage(actor, &cfg, revision, &changed).await
+    }
+
+    /// Forgets a storage; its content stays where it is.
+    pub async fn remove_storage(&self, actor: &Actor, id: &StorageId) -> Result<(), OpsError> {
+        let (mut cfg, revision) = self.storage_cfg()?;
+        self.storage(id)?;
+        cfg.remove(id).map_err(refused)?;
+        let mut txn = store::txn(&actor.who, format!("storage '{id}' removed"));
+        store::put_over(&mut txn, paths::STORAGE_CFG, revision, cfg.to_string());
+        self.conf.transact(txn).await?;
+        Ok(())
+    }
+
+    /// Writes the storages after the changed one was opened once, which checks its options.
+    async fn commit_storage(
+        &self,
+        actor: &Actor,
+        cfg: &StorageCfg,
+        revision: Option<stead_conf::Revision>,
+        storage: &Storage,
+    ) -> Result<(), OpsError> {
+        let driver = self.open_storage(storage)?;
+        if storage.is_enabled_on(&self.me.name) {
+            driver.activate().await?;
+        }
+        let mut txn = store::txn(&actor.who, format!("storage '{}'", storage.id));
+        store::put_over(&mut txn, paths::STORAGE_CFG, revision, cfg.to_string());
+        self.conf.transact(txn).await?;
+        Ok(())
+    }
+
+    /// The digest of `storage.cfg`.
+    pub fn storage_digest(&self) -> Result<String, OpsError> {
+        Ok(self.storage_cfg()?.0.digest())
+    }
+}
+
+/// A new size in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resize {
+    /// This size.
+    To(u64),
+    /// So much more.
+    By(u64),
+}
