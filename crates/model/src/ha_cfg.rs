@@ -347,7 +347,7 @@ impl HaRule {
                 section.assign("affinity", if *positive { None } else { sign(false) }.as_deref())?;
             }
             HaRuleKind::ResourceAffinity { positive } => {
-                section.assign("affinity", sign(*positive).as_deref())?
+                section.assign("affinity", sign(*positive).as_deref())?;
             }
         }
         section.assign("disable", on(self.disable).as_deref())?;

@@ -3,12 +3,12 @@
 //! ```text
 //! # a comment
 //! dir: local
-//! 	path /var/lib/images
-//! 	content iso,images
-//! 	disable
+//!     path /var/lib/images
+//!     content iso,images
+//!     disable
 //! ```
 //!
-//! A section begins with `type: id`; its options are indented. An option without a value is switched on.
+//! A section begins with `type: id`; its options are indented, by a tab when printed. An option without a value is switched on.
 //! Comments, unknown types and options, options given more than once and the order of all are kept.
 
 use crate::text::{FormatError, parse_bool};

@@ -187,6 +187,9 @@ pub fn accept(key: &str, value: &str) -> Result<String, StorageCfgError> {
     if value.is_empty() || value.chars().any(char::is_control) {
         return refuse(key, "value must be one line of text");
     }
+    if matches!(key, "content" | "nodes") && split_list(value).next().is_none() {
+        return refuse(key, "the list must not be empty");
+    }
     match key {
         "disable" | "shared" | "mkdir" | "create-base-path" | "create-subdirs" | "sparse" | "krbd"
         | "fuse" => match parse_bool(value) {
@@ -395,6 +398,7 @@ nfs: far
         assert_eq!(said("dir", "path", "/a\n\tshared 1"), "path: value must be one line of text");
         assert!(said("dir", "content", "music").starts_with("content: value 'music' is not one of images, "));
         assert!(said("dir", "nodes", "n1,-x").starts_with("nodes: '-x' is not a valid node name"));
+        assert_eq!(said("dir", "nodes", ","), "nodes: the list must not be empty");
         let twice = cfg.add(&id("new"), "nfs", []).unwrap_err();
         assert_eq!(twice.to_string(), "storage ID 'new' already exists");
         let gone = cfg.update(&id("gone"), [], []).unwrap_err();

@@ -463,7 +463,7 @@ realm-thing:kept:as it is:
         assert_eq!((cfg.users[&zoe].firstname.as_str(), cfg.users[&zoe].enable), ("Zoë", false));
         assert_eq!(cfg.groups_of(&zoe).collect::<Vec<_>>(), ["ops"]);
         assert_eq!(cfg.pool_of(Vmid::new(101).unwrap()), Some("prod/web"));
-        assert_eq!(cfg.acl["/"][&Subject::User(zoe)]["Viewer"], false);
+        assert!(!cfg.acl["/"][&Subject::User(zoe)]["Viewer"]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub(super) fn normal(spec: &KeySpec, key: &str, value: &str) -> Result<String, K
         return Ok(value.trim_end_matches('\n').to_owned());
     }
     let value = value.trim();
-    if value.is_empty() {
+    if value.is_empty() && spec.name != "tags" {
         return KeyError::value(key, "value must not be empty; delete the option to take it out");
     }
     if value.chars().any(char::is_control) {
@@ -85,6 +85,9 @@ struct Rules {
 impl Rules {
     fn check(&self, key: &str, text: &str) -> Result<PropertyString, KeyError> {
         let props: PropertyString = text.parse().or_else(|e| KeyError::value(key, e))?;
+        if props.is_empty() {
+            return KeyError::value(key, "value must not be empty");
+        }
         if props.bare().is_some() && (self.default.is_empty() || props.get(self.default).is_some()) {
             return KeyError::value(key, format_args!("'{}' has no name", props.bare().unwrap_or_default()));
         }
@@ -232,7 +235,10 @@ pub(super) fn args(key: &str, value: &str) -> Result<(), KeyError> {
 }
 
 pub(super) fn boot(key: &str, value: &str) -> Result<(), KeyError> {
-    Rules { default: "legacy", works: &["order"], later: &[] }.check(key, value)?;
+    // A list of no devices is no property string.
+    if value != "order=" {
+        Rules { default: "legacy", works: &["order"], later: &[] }.check(key, value)?;
+    }
     typed::Boot::parse(key, value).map(drop)
 }
 

@@ -307,7 +307,8 @@ pub fn live(key: &str) -> Live {
     lookup(key).map_or(Live::Restart, |(spec, _)| spec.live)
 }
 
-/// Checks what a user sets. Returns the name and the value as they are stored.
+/// Checks what a user sets. Returns the name and the value as they are stored; an empty value (of a description
+/// or of tags) takes the option out.
 ///
 /// # Errors
 /// If the option is unknown, does not work yet, is the system's own, or if the value is wrong.
@@ -392,6 +393,8 @@ mod tests {
             ("net0", "virtio,bridge=vmbr0,tag=5000"),
             ("net0", "virtio=01:00:00:00:00:01"),
             ("boot", "order=scsi0;rng0"),
+            ("boot", "order="),
+            ("boot", "c,order="),
             ("machine", "pc-i440fx-10.0"),
             ("machine", "toaster"),
             ("cpu", "host,flags=+aes;-pcid"),

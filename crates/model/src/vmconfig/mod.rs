@@ -205,7 +205,7 @@ impl FromStr for VmConfig {
         for part in lines.chunk_by(|_, (_, next)| section_name(next).is_none()) {
             let (number, first) = part[0];
             let name = section_name(first).unwrap_or("");
-            if seen.iter().any(|s| *s == name) {
+            if seen.contains(&name) {
                 return FormatError::at(number, format!("section [{name}] is there twice"));
             }
             seen.push(name);

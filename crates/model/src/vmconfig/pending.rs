@@ -25,13 +25,13 @@ pub enum Change {
 }
 
 impl Change {
-    /// What a user sets.
+    /// What a user sets. An empty description or list of tags takes the option out.
     ///
     /// # Errors
     /// See [`accept`].
     pub fn set(key: &str, value: &str) -> Result<Self, KeyError> {
         let (key, value) = accept(key, value)?;
-        if key == "description" && value.is_empty() {
+        if value.is_empty() {
             return Ok(Self::Delete { key: key.to_owned(), force: false });
         }
         Ok(Self::Set { key: key.to_owned(), value })

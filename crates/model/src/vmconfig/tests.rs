@@ -148,7 +148,7 @@ fn a_stopped_vm_changes_at_once() {
     assert_eq!(config.current.get("memory"), Some("8192"));
     assert_eq!(config.pending.set.get("memory"), None);
     assert_eq!(config.current.get("ide2"), Some("none"));
-    assert!(config.pending.delete.get("ide2").is_none(), "a change takes the pending one back");
+    assert!(!config.pending.delete.contains_key("ide2"), "a change takes the pending one back");
     // The snapshot still names the volume of scsi0, so it is not lost and needs no `unused`.
     assert_eq!(config.current.get("scsi0"), None);
     assert_eq!(changed.freed, ["shared:100/vm-100-disk-7.raw".parse().unwrap()]);
@@ -213,6 +213,14 @@ fn what_reaches_into_the_host_is_for_root() {
     assert!(root("args", "-S") && root("serial1", "/dev/ttyS0") && root("scsi0", "/dev/sdb,size=1G"));
     assert!(!root("serial1", "socket") && !root("scsi0", "local:8") && !root("ide2", "none,media=cdrom"));
     assert_eq!(Change::delete("args", false).unwrap().needs_root(), None);
+}
+
+#[test]
+fn an_empty_text_takes_the_option_out() {
+    for (key, value) in [("description", "\n"), ("tags", ""), ("tags", " ,;")] {
+        assert_eq!(Change::set(key, value), Change::delete(key, false), "{key}");
+    }
+    assert!(Change::set("name", " ").is_err() && Change::set("cpu", ",").is_err());
 }
 
 #[test]

@@ -103,7 +103,7 @@ impl Cpu {
                 flag.strip_prefix('+').map(|f| (true, f)).or(flag.strip_prefix('-').map(|f| (false, f)));
             match parsed {
                 Some((on, name)) if plain(name) && !name.starts_with('-') => {
-                    flags.push((on, name.to_owned()))
+                    flags.push((on, name.to_owned()));
                 }
                 _ => {
                     return KeyError::value(
