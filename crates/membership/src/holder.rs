@@ -211,18 +211,22 @@ impl Holder {
     }
 
     /// A holder after an earlier process died: what had been registered is made safe first, since nobody knows
-    /// whether it still has a lease; `drain` and `watchdog` are D and W of the last one.
+    /// whether it still has a lease. What is verified held, or has no process (`Registered`), is left as it is; `drain` and `watchdog` are D and W of the last one.
     pub fn adopt(
         first_nonce: u64,
         now: Moment,
         (drain, watchdog): (Duration, Duration),
-        guests: impl IntoIterator<Item = (Vmid, Epoch)>,
+        guests: impl IntoIterator<Item = (Vmid, Epoch, Hold)>,
     ) -> Self {
         let mut holder = Self::new(first_nonce);
         holder.times = Some((drain, watchdog));
         holder.adopted_by = Some(now + less_drift(drain));
-        for (vmid, epoch) in guests {
-            holder.guests.insert(vmid, Guest { epoch, hold: Hold::Stopping, retry: Some(now) });
+        for (vmid, epoch, hold) in guests {
+            let (hold, retry) = match hold {
+                Hold::Registered | Hold::Held => (hold, None),
+                Hold::Released | Hold::Stopping | Hold::Unsafe => (Hold::Stopping, Some(now)),
+            };
+            holder.guests.insert(vmid, Guest { epoch, hold, retry });
         }
         holder
     }

@@ -162,7 +162,7 @@ fn a_guest_registered_without_a_lease_waits_and_does_not_reset() {
 
 #[test]
 fn adopted_guests_are_made_safe_first() {
-    let mut h = Holder::adopt(9, ms(50), (D, W), [(vm(100), Epoch(3))]);
+    let mut h = Holder::adopt(9, ms(50), (D, W), [(vm(100), Epoch(3), Hold::Released)]);
     let by = ms(50) + less_drift(D);
     assert_eq!(h.step(ms(50)), [HolderCommand::MakeSafe { vmid: vm(100), by }]);
     assert_eq!(h.next_wake(ms(50)), Some(by));
