@@ -1,1 +1,3 @@
 //! Real clusters on one machine: start, cut, freeze, power off.
+
+pub mod guest;

@@ -1,0 +1,52 @@
+//! Builds the test guests' own parts (`guests/`), so that a program made from this crate carries them and needs no
+//! assembler or compiler where it runs: the boot code of both guests, and the HTTP guest's static program.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn main() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let guests =
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("../../guests");
+    for source in ["http/boot.s", "http/guestd.rs", "http/record.rs", "http/udhcpc", "tick/tick.s"] {
+        println!("cargo:rerun-if-changed={}", guests.join(source).display());
+    }
+    println!("cargo:rerun-if-changed=build.rs");
+    assemble(&guests.join("http/boot.s"), &out, "boot.bin");
+    assemble(&guests.join("tick/tick.s"), &out, "tick.bin");
+    run(Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .args([
+            "--edition",
+            "2024",
+            "--crate-name",
+            "guestd",
+            "-D",
+            "warnings",
+            "-C",
+            "target-feature=+crt-static",
+        ])
+        .args(["-C", "opt-level=2", "-C", "panic=abort", "-C", "strip=symbols", "-o"])
+        .arg(out.join("guestd"))
+        .arg(guests.join("http/guestd.rs")));
+}
+
+/// Assembles 16-bit code that runs at 0x7c00.
+fn assemble(source: &Path, out: &Path, name: &str) {
+    let object = out.join(name).with_extension("o");
+    run(Command::new("as").arg("--32").arg("-o").arg(&object).arg(source));
+    run(Command::new("ld")
+        .args(["-m", "elf_i386", "-Ttext", "0x7c00", "--oformat", "binary", "-e", "_start", "-o"])
+        .arg(out.join(name))
+        .arg(&object));
+}
+
+fn run(command: &mut Command) {
+    match command.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!("building the test guests: {command:?} ended with {status}"),
+        Err(e) => {
+            panic!("building the test guests: {command:?}: {e}; is it installed? (binutils, `make deps`)")
+        }
+    }
+}
