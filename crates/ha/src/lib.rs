@@ -1,1 +1,31 @@
-//! HA manager and per-node agent, rules, placement. Pure.
+//! The HA manager and the agent of each node, pure.
+//!
+//! The manager ([`manager::step`]) runs on the leader: it sees what is committed and what nodes report, and
+//! decides in which state each service shall be, where. The agent ([`agent::Agent`]) runs on every node: it brings
+//! the services that the manager has placed there into their states, and reports how that went. Simulator and
+//! cluster run this same code.
+//!
+//! ```text
+//!             ┌───────────────┐  done   ┌─────────┐ request started ┌───────────────┐
+//!   new ─────▶│ request_start │────────▶│ started │◀────────────────│    stopped    │
+//!             └───────────────┘         └─────────┘                 └───────────────┘
+//!                     ▲                   │  │  ▲ │  request stopped        ▲
+//!      other node     │  failed too often │  │  │ └────────▶ request_stop ──┘
+//!      (max_relocate) └───────────────────┘  │  │ moved, or move failed
+//!                                            ▼  │
+//!      any, node lost ──▶ fence ──▶ recovery  migrate, relocate
+//!                                     └──▶ started on the new node
+//!      failed on max_relocate + 1 nodes, stop failed ──▶ error (left only by disabling)
+//! ```
+//!
+//! Two rules that the invariants hold: a service is placed anew only after its node was *committed lost*, and only
+//! under the epoch that the lost node held; and silence is never taken for *stopped*.
+
+pub mod agent;
+pub mod manager;
+pub mod placement;
+pub mod state;
+
+pub use agent::{Agent, AgentCommand, AgentView, Attempt, Outcome, Report};
+pub use manager::{Command, step};
+pub use state::{ManagerState, NodeView, NodeWord, Process, Service, ServiceState, ServiceView, View};
