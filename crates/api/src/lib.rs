@@ -1,1 +1,9 @@
 //! The endpoint registry and its handlers; folders mirror the URL tree.
+//!
+//! A handler parses, calls one function of `ops`, and shapes the answer. Everything that is the same for
+//! all endpoints is in [`framework`].
+
+// `derive(Params)` names this crate from the outside.
+extern crate self as stead_api;
+
+pub mod framework;
