@@ -1,0 +1,7 @@
+//! Drivers without a machine behind them, for the tests of what is above drivers.
+//!
+//! They pass the same conformance suites as the real ones and can be told to fail.
+
+mod storage;
+
+pub use storage::FakeStorage;

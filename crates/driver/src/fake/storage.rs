@@ -1,0 +1,249 @@
+//! A storage in memory.
+
+use crate::guest::ResolvedVolume;
+use crate::storage::{Content, NewVolume, Space, StorageDriver, StorageError, VolumeInfo};
+use async_trait::async_trait;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use stead_model::{StorageId, Vmid, VolumeId};
+
+/// A storage whose volumes are entries of a map. Clones are the same storage, as seen by other nodes.
+///
+/// Uploads are spooled as real files below the folder given to [`FakeStorage::new`].
+#[derive(Debug, Clone)]
+pub struct FakeStorage {
+    id: StorageId,
+    capacity: u64,
+    folder: PathBuf,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    volumes: BTreeMap<String, VolumeInfo>,
+    spooled: u64,
+    away: Option<String>,
+}
+
+impl FakeStorage {
+    /// An empty storage of `capacity` bytes.
+    pub fn new(id: StorageId, capacity: u64, folder: PathBuf) -> Self {
+        Self { id, capacity, folder, state: Arc::default() }
+    }
+
+    /// Makes every call fail as if the server were away, or (with none) work again.
+    pub fn set_away(&self, why: Option<&str>) {
+        self.lock().away = why.map(str::to_owned);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn there(&self) -> Result<MutexGuard<'_, State>, StorageError> {
+        let state = self.lock();
+        match &state.away {
+            None => Ok(state),
+            Some(why) => Err(StorageError::Unavailable { storage: self.id.clone(), why: why.clone() }),
+        }
+    }
+
+    fn room(&self, state: &State, more: u64, what: &str) -> Result<(), StorageError> {
+        let used: u64 = state.volumes.values().map(|v| v.used).sum();
+        if used.saturating_add(more) > self.capacity {
+            return Err(StorageError::Full { storage: self.id.clone(), what: what.to_owned() });
+        }
+        Ok(())
+    }
+
+    fn volume(
+        &self,
+        name: String,
+        content: Content,
+        format: &str,
+        size: u64,
+        vmid: Option<Vmid>,
+    ) -> VolumeInfo {
+        VolumeInfo {
+            volid: VolumeId { storage: self.id.clone(), name },
+            content,
+            format: format.to_owned(),
+            size,
+            used: size,
+            vmid,
+            ctime: 0,
+            parent: None,
+        }
+    }
+
+    fn missing(&self, name: &str) -> StorageError {
+        StorageError::NoVolume(format!("{}:{name}", self.id))
+    }
+}
+
+fn invalid<T>(parameter: &'static str, why: impl Into<String>) -> Result<T, StorageError> {
+    Err(StorageError::Invalid { parameter, why: why.into() })
+}
+
+fn plain(file: &str) -> bool {
+    !file.is_empty() && !file.starts_with('.') && !file.contains('/') && !file.chars().any(char::is_control)
+}
+
+/// The folder and the suffixes of an upload's content.
+fn upload(content: Content) -> (&'static str, &'static [&'static str]) {
+    match content {
+        Content::Images | Content::Rootdir => ("images", &[".raw", ".qcow2"]),
+        Content::Iso => ("iso", &[".iso", ".img"]),
+        Content::Vztmpl => ("vztmpl", &[".tar.gz", ".tar.xz", ".tar.zst"]),
+        Content::Backup => ("backup", &[".vma", ".vma.zst"]),
+        Content::Snippets => ("snippets", &[""]),
+        Content::Import => ("import", &[".qcow2", ".raw", ".vmdk", ".ova", ".ovf"]),
+    }
+}
+
+#[async_trait]
+impl StorageDriver for FakeStorage {
+    fn id(&self) -> &StorageId {
+        &self.id
+    }
+
+    async fn activate(&self) -> Result<(), StorageError> {
+        self.there().map(|_| ())
+    }
+
+    async fn space(&self) -> Result<Space, StorageError> {
+        let used = self.there()?.volumes.values().map(|v| v.used).sum();
+        Ok(Space { total: self.capacity, used, avail: self.capacity.saturating_sub(used) })
+    }
+
+    async fn list(
+        &self,
+        content: Option<Content>,
+        vmid: Option<Vmid>,
+    ) -> Result<Vec<VolumeInfo>, StorageError> {
+        let state = self.there()?;
+        let wanted = |v: &&VolumeInfo| {
+            content.is_none_or(|c| c == v.content) && vmid.is_none_or(|id| v.vmid == Some(id))
+        };
+        Ok(state.volumes.values().filter(wanted).cloned().collect())
+    }
+
+    async fn info(&self, name: &str) -> Result<VolumeInfo, StorageError> {
+        self.there()?.volumes.get(name).cloned().ok_or_else(|| self.missing(name))
+    }
+
+    async fn alloc(&self, new: &NewVolume) -> Result<VolumeInfo, StorageError> {
+        let mut state = self.there()?;
+        let format = new.format.as_deref().unwrap_or("raw");
+        if !matches!(format, "raw" | "qcow2") {
+            return invalid("format", format!("'{format}' is not supported: use raw or qcow2"));
+        }
+        if new.size == 0 {
+            return invalid("size", "a disk has at least one byte");
+        }
+        let size = new.size.next_multiple_of(512);
+        self.room(&state, size, "allocate a disk")?;
+        let id = new.vmid;
+        let name = match &new.name {
+            Some(file) => {
+                let fits = file.strip_prefix(&format!("vm-{id}-")).is_some_and(|rest| !rest.is_empty());
+                if !plain(file) || !fits {
+                    return invalid("filename", format!("illegal name - should be 'vm-{id}-*'"));
+                }
+                format!("{id}/{file}")
+            }
+            None => {
+                let taken = |n: &u32| {
+                    let stem = format!("{id}/vm-{id}-disk-{n}.");
+                    state.volumes.keys().any(|k| k.starts_with(&stem))
+                };
+                let n = (0..).find(|n| !taken(n)).unwrap_or(u32::MAX);
+                format!("{id}/vm-{id}-disk-{n}.{format}")
+            }
+        };
+        if state.volumes.contains_key(&name) {
+            return Err(StorageError::Exists(format!("{}:{name}", self.id)));
+        }
+        let made = self.volume(name.clone(), Content::Images, format, size, Some(id));
+        state.volumes.insert(name, made.clone());
+        Ok(made)
+    }
+
+    async fn free(&self, name: &str) -> Result<(), StorageError> {
+        self.there()?.volumes.remove(name).map(|_| ()).ok_or_else(|| self.missing(name))
+    }
+
+    async fn resize(&self, name: &str, size: u64) -> Result<(), StorageError> {
+        let mut state = self.there()?;
+        let old = state.volumes.get(name).ok_or_else(|| self.missing(name))?.size;
+        let size = size.next_multiple_of(512);
+        if size < old {
+            return invalid("size", "shrinking disks is not supported");
+        }
+        self.room(&state, size - old, &format!("resize volume '{name}'"))?;
+        if let Some(volume) = state.volumes.get_mut(name) {
+            (volume.size, volume.used) = (size, size);
+        }
+        Ok(())
+    }
+
+    async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError> {
+        let info = self.info(name).await?;
+        let format = if info.format == "qcow2" { "qcow2" } else { "raw" };
+        let path = self.folder.join(name);
+        Ok(ResolvedVolume { volume: info.volid.to_string(), path, format: format.to_owned() })
+    }
+
+    async fn spool(&self) -> Result<PathBuf, StorageError> {
+        let path = {
+            let mut state = self.there()?;
+            state.spooled += 1;
+            self.folder.join(format!("spool-{}", state.spooled))
+        };
+        std::fs::write(&path, b"").map_err(|e| self.failed("spool a file", &e))?;
+        Ok(path)
+    }
+
+    async fn adopt_file(
+        &self,
+        spooled: PathBuf,
+        content: Content,
+        name: &str,
+    ) -> Result<VolumeInfo, StorageError> {
+        let mut state = self.there()?;
+        let own = |p: &Path| {
+            p.parent() == Some(&self.folder)
+                && p.file_name().is_some_and(|n| n.to_str().is_some_and(|n| n.starts_with("spool-")))
+        };
+        if !own(&spooled) {
+            return invalid("filename", "not spooled on this storage");
+        }
+        let (folder, suffixes) = upload(content);
+        let file = name.strip_prefix(&format!("{folder}/")).unwrap_or(name);
+        if !plain(file) || !suffixes.iter().any(|s| file.ends_with(s)) {
+            return invalid("volume", format!("unable to parse volume name '{}'", name.escape_debug()));
+        }
+        let full = format!("{folder}/{file}");
+        if state.volumes.contains_key(&full) {
+            return Err(StorageError::Exists(format!("{}:{full}", self.id)));
+        }
+        let size = std::fs::metadata(&spooled).map_err(|e| self.failed("take in a file", &e))?.len();
+        self.room(&state, size, "take in a file")?;
+        std::fs::remove_file(&spooled).map_err(|e| self.failed("take in a file", &e))?;
+        let format = match content {
+            Content::Snippets => "snippet",
+            Content::Iso => "iso",
+            _ => file.rsplit_once('.').map_or("raw", |(_, suffix)| suffix),
+        };
+        let made = self.volume(full.clone(), content, format, size, None);
+        state.volumes.insert(full, made.clone());
+        Ok(made)
+    }
+}
+
+impl FakeStorage {
+    fn failed(&self, what: &str, e: &std::io::Error) -> StorageError {
+        StorageError::Failed { what: what.to_owned(), storage: self.id.clone(), why: e.to_string() }
+    }
+}

@@ -1,0 +1,185 @@
+//! The directory driver: the storages' suite, and what only a directory can get wrong.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use stead_driver::storage::{Content, NewVolume, StorageDriver, StorageError, StorageType};
+use stead_driver::suite::storage::StorageHarness;
+use stead_model::Vmid;
+use stead_storage::DirType;
+
+fn open(path: &Path, more: &[(&str, &str)]) -> Arc<dyn StorageDriver> {
+    let mut options: BTreeMap<String, String> = BTreeMap::new();
+    options.insert("path".into(), path.to_str().unwrap().into());
+    options.insert("content".into(), "images,iso,snippets,import".into());
+    options.extend(more.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+    DirType.open(&"local".parse().unwrap(), &options).unwrap()
+}
+
+struct Dir {
+    base: tempfile::TempDir,
+    mounted: std::sync::Mutex<bool>,
+}
+
+impl Dir {
+    async fn new() -> Self {
+        Self { base: tempfile::tempdir().unwrap(), mounted: std::sync::Mutex::new(false) }
+    }
+}
+
+impl StorageHarness for Dir {
+    fn open(&self) -> Arc<dyn StorageDriver> {
+        open(&self.base.path().join("all"), &[("shared", "1")])
+    }
+
+    fn small(&self) -> Result<Arc<dyn StorageDriver>, String> {
+        let point = self.base.path().join("small");
+        std::fs::create_dir_all(&point).unwrap();
+        let size = c"size=16m";
+        rustix::mount::mount("tmpfs", &point, "tmpfs", rustix::mount::MountFlags::empty(), size)
+            .map_err(|e| format!("a full disk needs a small tmpfs, which cannot be mounted here: {e}"))?;
+        *self.mounted.lock().unwrap() = true;
+        Ok(open(&point, &[("preallocation", "falloc"), ("is_mountpoint", "yes")]))
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        if *self.mounted.lock().unwrap() {
+            let point = self.base.path().join("small");
+            let _ = rustix::mount::unmount(&point, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
+stead_driver::storage_conformance!(Dir);
+
+fn disk() -> NewVolume {
+    NewVolume { vmid: Vmid::new(100).unwrap(), name: None, format: None, size: 1 << 20 }
+}
+
+#[tokio::test]
+async fn the_layout_is_the_known_one() {
+    let base = tempfile::tempdir().unwrap();
+    let s = open(base.path(), &[]);
+    s.activate().await.unwrap();
+    for dir in ["images", "template/iso", "snippets", "import"] {
+        assert!(base.path().join(dir).is_dir(), "{dir}");
+    }
+    assert!(!base.path().join("dump").exists(), "content that it does not hold gets no folder");
+    let v = s.alloc(&NewVolume { format: Some("qcow2".into()), ..disk() }).await.unwrap();
+    assert_eq!(v.volid.to_string(), "local:100/vm-100-disk-0.qcow2");
+    let path = base.path().join("images/100/vm-100-disk-0.qcow2");
+    assert_eq!(s.resolve(&v.volid.name).await.unwrap().path, path);
+    assert_eq!(&std::fs::read(path).unwrap()[..4], b"QFI\xfb");
+    s.free(&v.volid.name).await.unwrap();
+    assert!(!base.path().join("images/100").exists());
+    std::fs::write(base.path().join("template/iso/x.iso"), b"abc").unwrap();
+    std::fs::write(base.path().join("template/iso/.part"), b"abc").unwrap();
+    let isos = s.list(Some(Content::Iso), None).await.unwrap();
+    assert_eq!(isos.iter().map(|v| v.volid.to_string()).collect::<Vec<_>>(), ["local:iso/x.iso"]);
+}
+
+#[tokio::test]
+async fn symbolic_links_do_not_lead_out() {
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("secret.iso"), b"secret").unwrap();
+    let base = tempfile::tempdir().unwrap();
+    let s = open(base.path(), &[]);
+    s.activate().await.unwrap();
+    let iso = base.path().join("template/iso");
+    std::os::unix::fs::symlink(outside.path().join("secret.iso"), iso.join("out.iso")).unwrap();
+    std::fs::write(iso.join("in.iso"), b"abc").unwrap();
+    std::os::unix::fs::symlink("in.iso", iso.join("link.iso")).unwrap();
+    for answer in [s.info("iso/out.iso").await.err(), s.resolve("iso/out.iso").await.err()] {
+        assert!(answer.unwrap().to_string().contains("symbolic link"));
+    }
+    assert_eq!(s.resolve("iso/link.iso").await.unwrap().path, iso.join("link.iso"));
+    // A folder that leads out: nothing is made or removed there.
+    std::fs::remove_dir_all(base.path().join("images")).unwrap();
+    std::os::unix::fs::symlink(outside.path(), base.path().join("images")).unwrap();
+    s.alloc(&disk()).await.unwrap_err();
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
+    let names: Vec<_> = s.list(Some(Content::Iso), None).await.unwrap();
+    assert_eq!(names.len(), 2, "the listing shows what can be opened");
+}
+
+#[tokio::test]
+async fn leftovers_of_a_dead_daemon_are_removed_and_those_of_a_living_one_are_not() {
+    let base = tempfile::tempdir().unwrap();
+    let alive = open(base.path(), &[]);
+    alive.activate().await.unwrap();
+    let uploading = alive.spool().await.unwrap();
+    // What a killed daemon leaves: a folder with a lock file that nobody holds.
+    let dead = base.path().join(".stead-spool/3f0e5c1e-1f43-4b7e-9d0c-0c9a2f1f7a11");
+    std::fs::create_dir(&dead).unwrap();
+    std::fs::write(dead.join("lock"), b"").unwrap();
+    std::fs::write(dead.join("half"), b"half an upload").unwrap();
+    open(base.path(), &[("shared", "1")]).activate().await.unwrap();
+    assert!(dead.exists(), "on a shared directory it might be another node's: it must rest first");
+    open(base.path(), &[]).activate().await.unwrap();
+    assert!(!dead.exists());
+    assert!(uploading.exists());
+    drop(alive);
+    open(base.path(), &[]).activate().await.unwrap();
+    assert!(!uploading.exists());
+}
+
+#[tokio::test]
+async fn an_idle_driver_leaves_no_folder() {
+    let base = tempfile::tempdir().unwrap();
+    let s = open(base.path(), &[]);
+    s.activate().await.unwrap();
+    s.alloc(&disk()).await.unwrap();
+    drop(s);
+    assert_eq!(std::fs::read_dir(base.path().join(".stead-spool")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_storage_that_is_not_there_says_so() {
+    let base = tempfile::tempdir().unwrap();
+    let path = base.path().join("away");
+    let s = open(&path, &[("mkdir", "0")]);
+    assert!(matches!(s.activate().await, Err(StorageError::Unavailable { .. })));
+    assert!(matches!(s.space().await, Err(StorageError::Unavailable { .. })));
+    let s = open(base.path(), &[("is_mountpoint", "1")]);
+    let why = s.activate().await.unwrap_err().to_string();
+    assert!(why.contains("nothing is mounted"), "{why}");
+    assert!(matches!(s.alloc(&disk()).await, Err(StorageError::Unavailable { .. })));
+    assert_eq!(
+        std::fs::read_dir(base.path()).unwrap().count(),
+        0,
+        "nothing was written below the mount point"
+    );
+}
+
+#[tokio::test]
+async fn content_that_it_may_not_hold_is_refused() {
+    let base = tempfile::tempdir().unwrap();
+    let s = open(base.path(), &[("content", "iso")]);
+    s.activate().await.unwrap();
+    assert!(matches!(s.alloc(&disk()).await, Err(StorageError::Unsupported { .. })));
+    let spooled = s.spool().await.unwrap();
+    let answer = s.adopt_file(spooled, Content::Import, "x.qcow2").await;
+    assert!(answer.unwrap_err().to_string().contains("'import'"));
+}
+
+#[tokio::test]
+async fn an_overlay_tells_its_base() {
+    let base = tempfile::tempdir().unwrap();
+    let s = open(base.path(), &[("format", "qcow2")]);
+    s.activate().await.unwrap();
+    let v = s.alloc(&disk()).await.unwrap();
+    let path = s.resolve(&v.volid.name).await.unwrap().path;
+    let top = path.with_file_name("vm-100-disk-1.qcow2");
+    let made = std::process::Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "vm-100-disk-0.qcow2"])
+        .arg(&top)
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let info = s.info("100/vm-100-disk-1.qcow2").await.unwrap();
+    assert_eq!((info.parent.as_deref(), info.size), (Some("vm-100-disk-0.qcow2"), 1 << 20));
+}
