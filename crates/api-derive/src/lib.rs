@@ -134,7 +134,7 @@ fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
         let plain = ident.to_string();
         let pname = o.name.unwrap_or_else(|| plain.trim_start_matches("r#").to_owned());
         let (doc, calls, i) = (docs(&field.attrs), &o.calls, schemas.len());
-        let default = o.default.as_ref().map(|d| quote!(.default(#d)));
+        let default = o.default.as_ref().map(|d| quote!(.defaults_to(#d)));
         idents.push(ident);
         match (shape(&field.ty, o.rest.as_ref()), &o.default) {
             (Shape::Rest(f), _) => {
