@@ -109,7 +109,7 @@ fn a_guest_that_its_user_paused_stays_paused() {
     let mut qemu = bench.guest(100, None);
     bench.lease(L);
     bench.run(100, 3).unwrap();
-    qemu.qmp("stop", json!({}));
+    qemu.qmp("stop", &json!({}));
     bench.wait_for(100, Hold::Held, L + D);
     bench.lease(L * 20);
     bench.run(100, 3).unwrap();
@@ -127,10 +127,10 @@ fn migration_jobs_and_exports_end_with_the_lease() {
     bench.wait_for(100, Hold::Held, L * 2 + D);
     qemu.thaw(None);
     assert_eq!(qemu.status(), "paused");
-    let migration = qemu.qmp("query-migrate", json!({}))["status"].clone();
+    let migration = qemu.qmp("query-migrate", &json!({}))["status"].clone();
     assert!(migration == "failed" || migration == "cancelled", "{migration}");
-    assert_eq!(qemu.qmp("query-jobs", json!({})), json!([]));
-    assert_eq!(qemu.qmp("query-block-exports", json!({})), json!([]));
+    assert_eq!(qemu.qmp("query-jobs", &json!({})), json!([]));
+    assert_eq!(qemu.qmp("query-block-exports", &json!({})), json!([]));
 }
 
 #[test]

@@ -218,12 +218,12 @@ impl Qemu {
         };
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let mut qemu = Self { child, monitor: BufReader::new(stream), vmid: registration.vmid };
-        qemu.qmp("qmp_capabilities", json!({}));
+        qemu.qmp("qmp_capabilities", &json!({}));
         qemu
     }
 
     /// A command on the daemon's monitor, not the fence process's.
-    pub fn qmp(&mut self, command: &str, arguments: Value) -> Value {
+    pub fn qmp(&mut self, command: &str, arguments: &Value) -> Value {
         let line = json!({ "execute": command, "arguments": arguments, "id": 1 });
         writeln!(self.monitor.get_mut(), "{line}").unwrap();
         loop {
@@ -238,7 +238,7 @@ impl Qemu {
     }
 
     pub fn status(&mut self) -> String {
-        self.qmp("query-status", json!({}))["status"].as_str().unwrap().to_owned()
+        self.qmp("query-status", &json!({}))["status"].as_str().unwrap().to_owned()
     }
 
     /// A migration that does not get on, a mirror that is slow, and a writable export.
@@ -248,23 +248,26 @@ impl Qemu {
             let file = std::fs::File::create(name(disk)).unwrap();
             file.set_len(64 << 20).unwrap();
             let node = json!({ "driver": "raw", "node-name": disk, "file": { "driver": "file", "filename": name(disk) } });
-            self.qmp("blockdev-add", node);
+            self.qmp("blockdev-add", &node);
         }
         std::fs::write(name("a"), vec![7; 8 << 20]).unwrap();
         let mirror = json!({ "job-id": "m", "device": "a", "target": "b", "sync": "full", "speed": 4096 });
-        self.qmp("blockdev-mirror", mirror);
+        self.qmp("blockdev-mirror", &mirror);
         let nbd = json!({ "addr": { "type": "unix", "data": { "path": name("nbd") } } });
-        self.qmp("nbd-server-start", nbd);
-        self.qmp("blockdev-add", json!({ "driver": "null-co", "node-name": "n", "size": 1_048_576 }));
-        self.qmp("block-export-add", json!({ "id": "x", "type": "nbd", "node-name": "n", "writable": true }));
+        self.qmp("nbd-server-start", &nbd);
+        self.qmp("blockdev-add", &json!({ "driver": "null-co", "node-name": "n", "size": 1_048_576 }));
+        self.qmp(
+            "block-export-add",
+            &json!({ "id": "x", "type": "nbd", "node-name": "n", "writable": true }),
+        );
         let sink = UnixListener::bind(name("mig")).unwrap();
-        self.qmp("migrate-set-parameters", json!({ "max-bandwidth": 1024 }));
-        self.qmp("migrate", json!({ "uri": format!("unix:{}", name("mig")) }));
+        self.qmp("migrate-set-parameters", &json!({ "max-bandwidth": 1024 }));
+        self.qmp("migrate", &json!({ "uri": format!("unix:{}", name("mig")) }));
         // Held open and never read.
         std::mem::forget(sink.accept().unwrap());
         std::mem::forget(sink);
-        assert_eq!(self.qmp("query-block-exports", json!({})).as_array().unwrap().len(), 1);
-        assert_eq!(self.qmp("query-jobs", json!({})).as_array().unwrap().len(), 1);
+        assert_eq!(self.qmp("query-block-exports", &json!({})).as_array().unwrap().len(), 1);
+        assert_eq!(self.qmp("query-jobs", &json!({})).as_array().unwrap().len(), 1);
     }
 
     pub fn signal(&self, signal: &str) {
@@ -289,7 +292,7 @@ impl Qemu {
     pub fn thaw(&self, cgroup: Option<&Path>) {
         match cgroup {
             Some(dir) if dir.join("cgroup.freeze").exists() => {
-                std::fs::write(dir.join("cgroup.freeze"), "0").unwrap()
+                std::fs::write(dir.join("cgroup.freeze"), "0").unwrap();
             }
             Some(dir) => std::fs::write(dir.join("freezer.state"), "THAWED").unwrap(),
             None => self.signal("CONT"),
@@ -299,7 +302,7 @@ impl Qemu {
     pub fn freeze(&self, cgroup: Option<&Path>) {
         match cgroup {
             Some(dir) if dir.join("cgroup.freeze").exists() => {
-                std::fs::write(dir.join("cgroup.freeze"), "1").unwrap()
+                std::fs::write(dir.join("cgroup.freeze"), "1").unwrap();
             }
             Some(dir) => std::fs::write(dir.join("freezer.state"), "FROZEN").unwrap(),
             None => self.signal("STOP"),
