@@ -192,8 +192,9 @@ impl Guard {
     async fn try_run(&self) -> Result<(), GuardError> {
         let process = self.some_process()?;
         let freezer = self.freezer();
-        let thawed = freezer.is_frozen(Some(&process));
-        if thawed {
+        // A freeze that is not complete any more, by whomever, is undone all the same.
+        let held = self.facts.borrow().paused;
+        if held || freezer.is_frozen(Some(&process)) {
             freezer.thaw(Some(&process))?;
             while freezer.is_frozen(Some(&process)) {
                 self.clock.after(FREEZE_POLL).await;
@@ -204,7 +205,7 @@ impl Guard {
         if matches!(&*status.name, "inmigrate" | "finish-migrate") {
             return Err(GuardError::NotNow(status.name));
         }
-        let user_paused = thawed && self.facts.borrow().user_paused;
+        let user_paused = held && self.facts.borrow().user_paused;
         {
             let mut facts = self.facts.borrow_mut();
             (facts.paused, facts.user_paused, facts.asked) = (false, false, false);
