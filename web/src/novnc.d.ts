@@ -15,6 +15,7 @@ declare module '@novnc/novnc' {
       options?: { shared?: boolean; credentials?: { password: string }; wsProtocols?: string[] },
     )
     scaleViewport: boolean
+    showDotCursor: boolean
     background: string
     viewOnly: boolean
     addEventListener<K extends keyof RfbEvents>(type: K, listener: (event: RfbEvents[K]) => void): void

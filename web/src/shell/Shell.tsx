@@ -68,6 +68,7 @@ export function Shell() {
         masthead={masthead}
         sidebar={sidebar}
         isManagedSidebar
+        isContentFilled
         mainContainerId={MAIN}
         skipToContent={<SkipToContent href={`#${MAIN}`}>Skip to content</SkipToContent>}
       >

@@ -1,5 +1,7 @@
 import { Alert, AlertActionCloseButton, AlertActionLink, List, ListItem } from '@patternfly/react-core'
 import { ApiError, messageOf } from '../api/errors'
+import { reachability } from '../api/reachability'
+import { useStore } from '../api/store'
 
 interface Props {
   /** What was attempted: `Could not start VM 100`. */
@@ -39,4 +41,13 @@ export function ErrorNotice({ title, error, onRetry, onClose }: Props) {
       )}
     </Alert>
   )
+}
+
+/** An error of reading. While the serving node is away, the notice of that says it all. */
+export function ReadError(props: Props) {
+  const down = useStore(reachability.down)
+  const { error } = props
+  if (down && error instanceof ApiError && (error.trouble === 'unreachable' || error.trouble === 'timeout'))
+    return null
+  return <ErrorNotice {...props} />
 }

@@ -11,7 +11,7 @@ import {
 } from '@patternfly/react-core'
 import type { Cluster } from '../../model/cluster'
 import { useCluster } from '../../model/useCluster'
-import { ErrorNotice } from '../../ui/ErrorNotice'
+import { ReadError } from '../../ui/ErrorNotice'
 import { bytes } from '../../ui/format'
 import { Meter, shareOf } from '../../ui/Meter'
 import { GuestTable } from '../vms/GuestTable'
@@ -25,7 +25,7 @@ export function ClusterPage() {
     <>
       <PageSection>
         <Title headingLevel="h1">{cluster?.health.name ? `Cluster ${cluster.health.name}` : 'Cluster'}</Title>
-        {error && <ErrorNotice title="Could not read the cluster's state" error={error} onRetry={retry} />}
+        {error && <ReadError title="Could not read the cluster's state" error={error} onRetry={retry} />}
       </PageSection>
       {cluster ? (
         <Overview cluster={cluster} />
@@ -54,7 +54,7 @@ function Overview({ cluster }: { cluster: Cluster }) {
           <ResourcesCard cluster={cluster} />
         </GridItem>
         <GridItem span={12}>
-          <Card>
+          <Card isCompact>
             <CardTitle component="h2">Nodes</CardTitle>
             <CardBody>
               <NodeTable nodes={cluster.nodes} leader={cluster.health.leader} />
@@ -62,7 +62,7 @@ function Overview({ cluster }: { cluster: Cluster }) {
           </Card>
         </GridItem>
         <GridItem span={12}>
-          <Card>
+          <Card isCompact>
             <CardTitle component="h2">Guests</CardTitle>
             <CardBody>
               <GuestTable guests={cluster.guests} />
@@ -85,7 +85,7 @@ function GuestsCard({ cluster }: { cluster: Cluster }) {
     ['under HA', cluster.guests.filter((g) => g.ha).length],
   ]
   return (
-    <Card isFullHeight>
+    <Card isFullHeight isCompact>
       <CardTitle component="h2">Guests</CardTitle>
       <CardBody>
         <dl className="figures">
@@ -110,7 +110,7 @@ function ResourcesCard({ cluster }: { cluster: Cluster }) {
   const mem = sum((n) => n.mem)
   const maxmem = sum((n) => n.maxmem)
   return (
-    <Card isFullHeight>
+    <Card isFullHeight isCompact>
       <CardTitle component="h2">Resources</CardTitle>
       <CardBody className="meters">
         <Meter

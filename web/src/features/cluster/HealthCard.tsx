@@ -14,7 +14,7 @@ const LOOK = {
 /** What is well and what is not, in sentences. */
 export function HealthCard({ cluster }: { cluster: Cluster }) {
   return (
-    <Card isFullHeight>
+    <Card isFullHeight isCompact>
       <CardTitle component="h2">Health</CardTitle>
       <CardBody>
         <ul className="findings">

@@ -8,7 +8,7 @@ import { NodeLabel } from '../../ui/state'
 
 export function NodeTable({ nodes, leader }: { nodes: Node[]; leader?: string | undefined }) {
   return (
-    <Table aria-label="Nodes" variant="compact">
+    <Table role="table" aria-label="Nodes" variant="compact">
       <Thead>
         <Tr>
           <Th>Name</Th>

@@ -17,7 +17,7 @@ import { usePollInterval } from '../../events/useClusterEvents'
 import type { Node } from '../../model/cluster'
 import { useCluster } from '../../model/useCluster'
 import { NotFound } from '../../shell/NotFound'
-import { ErrorNotice } from '../../ui/ErrorNotice'
+import { ReadError } from '../../ui/ErrorNotice'
 import { NodeLabel } from '../../ui/state'
 import { ScopedTasks } from '../tasks/ScopedTasks'
 import { GuestTable } from '../vms/GuestTable'
@@ -35,7 +35,7 @@ export function NodePage({ name }: { name: string }) {
           {node && <NodeLabel state={node.state} />}
           {node && cluster?.health.leader === name && <span className="muted">leads the cluster</span>}
         </Flex>
-        {error && <ErrorNotice title="Could not read the cluster's state" error={error} onRetry={retry} />}
+        {error && <ReadError title="Could not read the cluster's state" error={error} onRetry={retry} />}
         {node && node.state !== 'online' && <AwayNotice node={node} />}
       </PageSection>
       {node ? (
@@ -80,7 +80,7 @@ function Body({ node }: { node: Node }) {
       <Grid hasGutter>
         {online && status.error && (
           <GridItem span={12}>
-            <ErrorNotice
+            <ReadError
               title={`Could not read the state of ${node.name}`}
               error={status.error}
               onRetry={() => status.refetch()}
@@ -93,7 +93,7 @@ function Body({ node }: { node: Node }) {
           </GridItem>
         )}
         <GridItem span={12}>
-          <Card>
+          <Card isCompact>
             <CardTitle component="h2">Guests</CardTitle>
             <CardBody>
               <GuestTable guests={node.guests} withNode={false} />
@@ -102,7 +102,7 @@ function Body({ node }: { node: Node }) {
         </GridItem>
         {online && (
           <GridItem span={12}>
-            <Card>
+            <Card isCompact>
               <CardTitle component="h2">Tasks</CardTitle>
               <CardBody>
                 <ScopedTasks node={node.name} />

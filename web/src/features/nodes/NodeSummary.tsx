@@ -14,7 +14,7 @@ export function NodeSummary({ node, status }: { node: Node; status: NodeStatus |
   return (
     <Grid hasGutter>
       <GridItem lg={6}>
-        <Card isFullHeight>
+        <Card isFullHeight isCompact>
           <CardTitle component="h2">Load</CardTitle>
           <CardBody className="meters">
             <Meter label="CPU" title="CPU" share={cpu} text={`${percent(cpu)} of ${cpus ?? '?'} CPUs`} />
@@ -36,7 +36,7 @@ export function NodeSummary({ node, status }: { node: Node; status: NodeStatus |
         </Card>
       </GridItem>
       <GridItem lg={6}>
-        <Card isFullHeight>
+        <Card isFullHeight isCompact>
           <CardTitle component="h2">System</CardTitle>
           <CardBody>
             <Facts

@@ -3,7 +3,7 @@ import { useQuery } from '@tanstack/react-query'
 import { queries } from '../../api/queries'
 import { useStore } from '../../api/store'
 import { usePollInterval } from '../../events/useClusterEvents'
-import { ErrorNotice } from '../../ui/ErrorNotice'
+import { ReadError } from '../../ui/ErrorNotice'
 import { panel, selectTask } from './panel'
 import { TaskTable } from './TaskTable'
 
@@ -15,7 +15,7 @@ export function ScopedTasks({ node, vmid }: { node: string; vmid?: number }) {
   return (
     <>
       {tasks.error && (
-        <ErrorNotice
+        <ReadError
           title={`Could not read the tasks of ${node}`}
           error={tasks.error}
           onRetry={() => tasks.refetch()}

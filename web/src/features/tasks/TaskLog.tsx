@@ -6,7 +6,7 @@ import { call } from '../../api/client'
 import { queries } from '../../api/queries'
 import type { Task } from '../../api/types'
 import { describeTask, outcomeOf, outcomeOfExit, parseUpid, type TaskOutcome } from '../../api/upid'
-import { ErrorNotice } from '../../ui/ErrorNotice'
+import { ErrorNotice, ReadError } from '../../ui/ErrorNotice'
 import { TaskLabel } from '../../ui/state'
 
 interface Props {
@@ -63,7 +63,7 @@ export function TaskLog({ upid, task, onClose }: Props) {
       {stop.error && <ErrorNotice title="Could not stop the task" error={stop.error} onClose={stop.reset} />}
       {outcome === 'failed' && <p className="task-log-error">{exit}</p>}
       {log.error && !log.data && (
-        <ErrorNotice title="Could not read the log" error={log.error} onRetry={() => log.refetch()} />
+        <ReadError title="Could not read the log" error={log.error} onRetry={() => log.refetch()} />
       )}
       <LogText lines={log.data?.lines ?? []} />
     </section>

@@ -8,7 +8,7 @@ import { useStore } from '../../api/store'
 import type { Task } from '../../api/types'
 import { outcomeOf } from '../../api/upid'
 import { usePollInterval } from '../../events/useClusterEvents'
-import { ErrorNotice } from '../../ui/ErrorNotice'
+import { ReadError } from '../../ui/ErrorNotice'
 import { plural } from '../../ui/format'
 import { showToast } from '../../ui/Toasts'
 import { panel, selectTask, setPanelOpen, takeWatched } from './panel'
@@ -42,7 +42,7 @@ export function TaskPanel() {
         <div className="tasks-body">
           <div className="tasks-list">
             {tasks.error && (
-              <ErrorNotice
+              <ReadError
                 title="Could not read the tasks"
                 error={tasks.error}
                 onRetry={() => tasks.refetch()}

@@ -17,7 +17,14 @@ export function TaskTable({ tasks, label, selected, onSelect }: Props) {
   const running = (t: Task) => (outcomeOf(t) === 'running' ? 1 : 0)
   const sorted = [...tasks].sort((a, b) => running(b) - running(a) || b.starttime - a.starttime)
   return (
-    <Table aria-label={label} variant="compact" borders={false} className="task-table" isStickyHeader>
+    <Table
+      role="table"
+      aria-label={label}
+      variant="compact"
+      borders={false}
+      className="task-table"
+      isStickyHeader
+    >
       <Thead>
         <Tr>
           <Th>Started</Th>
@@ -59,7 +66,7 @@ function TaskRow({
           {describeTask(task.type, task.id)}
         </button>
       </Td>
-      <Td dataLabel="Result" modifier="truncate">
+      <Td dataLabel="Result">
         <TaskLabel outcome={outcome} {...(outcome === 'warnings' ? { text: task.status } : {})} />
         {outcome === 'failed' && (
           <span className="task-error" title={task.status}>

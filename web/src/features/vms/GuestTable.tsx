@@ -18,7 +18,7 @@ export function GuestTable({ guests, withNode = true }: { guests: Guest[]; withN
     )
   }
   return (
-    <Table aria-label="Guests" variant="compact">
+    <Table role="table" aria-label="Guests" variant="compact">
       <Thead>
         <Tr>
           <Th>ID</Th>

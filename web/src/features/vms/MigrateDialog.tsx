@@ -17,7 +17,7 @@ import { queries } from '../../api/queries'
 import type { MigratePreconditions } from '../../api/types'
 import { flag, type Guest, type Node } from '../../model/cluster'
 import { proposed, type Target, targetsOf } from '../../model/targets'
-import { ErrorNotice } from '../../ui/ErrorNotice'
+import { ReadError } from '../../ui/ErrorNotice'
 import { bytes, percent } from '../../ui/format'
 
 interface Props {
@@ -55,7 +55,7 @@ export function MigrateDialog({ guest, nodes, onMigrate, onCancel }: Props) {
       />
       <ModalBody id="migrate-body">
         {conditions.error && (
-          <ErrorNotice
+          <ReadError
             title="Could not ask where the guest can go"
             error={conditions.error}
             onRetry={() => conditions.refetch()}

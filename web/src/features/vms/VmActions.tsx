@@ -1,4 +1,4 @@
-import { ActionList, ActionListItem, Button, Tooltip } from '@patternfly/react-core'
+import { ActionList, ActionListGroup, ActionListItem, Button, Tooltip } from '@patternfly/react-core'
 import MigrationIcon from '@patternfly/react-icons/dist/esm/icons/migration-icon'
 import PlayIcon from '@patternfly/react-icons/dist/esm/icons/play-icon'
 import PowerOffIcon from '@patternfly/react-icons/dist/esm/icons/power-off-icon'
@@ -67,16 +67,18 @@ export function VmActions({ guest, cluster }: { guest: Guest; cluster: Cluster }
   const failed = command.variables
   return (
     <>
-      <ActionList className="vm-actions">
-        {(Object.keys(ACTIONS) as VmActionId[]).map((action) => (
-          <ActionListItem key={action}>
-            <ActionButton
-              action={action}
-              refused={refusal(action, situation)}
-              onPress={() => press(action)}
-            />
-          </ActionListItem>
-        ))}
+      <ActionList>
+        <ActionListGroup className="vm-actions">
+          {(Object.keys(ACTIONS) as VmActionId[]).map((action) => (
+            <ActionListItem key={action}>
+              <ActionButton
+                action={action}
+                refused={refusal(action, situation)}
+                onPress={() => press(action)}
+              />
+            </ActionListItem>
+          ))}
+        </ActionListGroup>
       </ActionList>
       {command.error && failed && (
         <ErrorNotice

@@ -4,7 +4,7 @@ import { useQuery } from '@tanstack/react-query'
 import { queries } from '../../api/queries'
 import type { Guest } from '../../model/cluster'
 import { type Row, rowsOf, type Section } from '../../model/hardware'
-import { ErrorNotice } from '../../ui/ErrorNotice'
+import { ReadError } from '../../ui/ErrorNotice'
 
 const SECTIONS: Section[] = ['Hardware', 'Options']
 
@@ -17,7 +17,7 @@ export function VmHardware({ guest: { node, vmid } }: { guest: Guest }) {
     <Stack hasGutter>
       {config.error && (
         <StackItem>
-          <ErrorNotice
+          <ReadError
             title={`Could not read the configuration of VM ${vmid}`}
             error={config.error}
             onRetry={() => config.refetch()}
@@ -26,7 +26,7 @@ export function VmHardware({ guest: { node, vmid } }: { guest: Guest }) {
       )}
       {SECTIONS.map((section) => (
         <StackItem key={section}>
-          <Card>
+          <Card isCompact>
             <CardTitle component="h2">{section}</CardTitle>
             <CardBody>
               <ConfigTable label={section} rows={rows.filter((r) => r.section === section)} />
@@ -41,7 +41,7 @@ export function VmHardware({ guest: { node, vmid } }: { guest: Guest }) {
 function ConfigTable({ label, rows }: { label: string; rows: Row[] }) {
   if (rows.length === 0) return <p className="muted">Nothing is set.</p>
   return (
-    <Table aria-label={label} variant="compact">
+    <Table role="table" aria-label={label} variant="compact">
       <Thead>
         <Tr>
           <Th width={30}>Setting</Th>

@@ -15,7 +15,7 @@ import { links, VM_TABS, type VmTab } from '../../app/links'
 import type { Cluster, Guest } from '../../model/cluster'
 import { useCluster } from '../../model/useCluster'
 import { NotFound } from '../../shell/NotFound'
-import { ErrorNotice } from '../../ui/ErrorNotice'
+import { ReadError } from '../../ui/ErrorNotice'
 import { GuestLabel, HaLabel } from '../../ui/state'
 import { ScopedTasks } from '../tasks/ScopedTasks'
 import { VmActions } from './VmActions'
@@ -40,7 +40,7 @@ export function VmPage({ vmid, tab }: { vmid: number; tab: VmTab }) {
     <>
       {error && (
         <PageSection>
-          <ErrorNotice title="Could not read the cluster's state" error={error} onRetry={retry} />
+          <ReadError title="Could not read the cluster's state" error={error} onRetry={retry} />
         </PageSection>
       )}
       {cluster && guest ? (
@@ -105,7 +105,7 @@ function VmBody({ cluster, guest, tab }: { cluster: Cluster; guest: Guest; tab: 
           ))}
         </Tabs>
       </PageSection>
-      <PageSection isFilled>
+      <PageSection isFilled className={tab === 'screen' ? 'vm-screen' : ''}>
         {tab === 'summary' && <VmSummary guest={guest} />}
         {tab === 'hardware' && <VmHardware guest={guest} />}
         {tab === 'tasks' && <ScopedTasks node={node} vmid={vmid} />}

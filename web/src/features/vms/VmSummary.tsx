@@ -6,7 +6,7 @@ import type { VmStatus } from '../../api/types'
 import { links } from '../../app/links'
 import { usePollInterval } from '../../events/useClusterEvents'
 import type { Guest } from '../../model/cluster'
-import { ErrorNotice } from '../../ui/ErrorNotice'
+import { ReadError } from '../../ui/ErrorNotice'
 import { Facts } from '../../ui/Facts'
 import { bytes, duration, percent } from '../../ui/format'
 import { Meter, shareOf } from '../../ui/Meter'
@@ -20,7 +20,7 @@ export function VmSummary({ guest }: { guest: Guest }) {
     <Grid hasGutter>
       {status.error && (
         <GridItem span={12}>
-          <ErrorNotice
+          <ReadError
             title={`Could not read the state of VM ${vmid} from ${node}`}
             error={status.error}
             onRetry={() => status.refetch()}
@@ -28,7 +28,7 @@ export function VmSummary({ guest }: { guest: Guest }) {
         </GridItem>
       )}
       <GridItem lg={6}>
-        <Card isFullHeight>
+        <Card isFullHeight isCompact>
           <CardTitle component="h2">Status</CardTitle>
           <CardBody>
             <StatusFacts guest={guest} now={now} />
@@ -80,7 +80,7 @@ function LoadCard({ guest, now }: { guest: Guest; now: VmStatus | undefined }) {
   const total = now?.maxmem ?? guest.maxmem
   const mem = live ? (now?.mem ?? guest.mem) : 0
   return (
-    <Card isFullHeight>
+    <Card isFullHeight isCompact>
       <CardTitle component="h2">Load</CardTitle>
       <CardBody className="meters">
         <Meter label="CPU" title="CPU" share={cpu} text={`${percent(cpu)} of ${cpus ?? '?'} CPUs`} />

@@ -79,5 +79,7 @@ async function connect(
   })
   rfb.scaleViewport = true
   rfb.background = 'transparent'
+  // A guest without a pointer of its own would leave the user without one.
+  rfb.showDotCursor = true
   return rfb
 }

@@ -1,0 +1,81 @@
+/** Takes pictures of the console against `mock.mjs`, into dev/out, to be looked at. `DARK=1` for dark mode. */
+
+import { mkdirSync } from 'node:fs'
+import { chromium } from 'playwright-core'
+
+const url = process.env.STEAD_URL ?? 'http://127.0.0.1:8099'
+const dark = process.env.DARK === '1'
+const out = `${import.meta.dirname}/out/${dark ? 'dark' : 'light'}`
+mkdirSync(out, { recursive: true })
+const browser = await chromium.launch({
+  executablePath: '/usr/bin/chromium',
+  args: process.getuid() === 0 ? ['--no-sandbox'] : [],
+})
+const page = await browser.newPage({
+  viewport: { width: 1440, height: 900 },
+  colorScheme: dark ? 'dark' : 'light',
+})
+page.on('pageerror', (error) => console.log('page error:', error.message))
+page.on('console', (line) => line.type() === 'error' && console.log('console:', line.text()))
+const shot = (name) => page.screenshot({ path: `${out}/${name}.png` })
+const button = (name) => page.getByRole('button', { name, exact: true })
+
+await page.goto(url)
+await page.getByLabel('User name').fill('root')
+await page.getByLabel('Password').fill('wrong')
+await button('Sign in').click()
+await page.getByText('authentication failure').waitFor()
+await shot('signin-error')
+await page.getByLabel('Password').fill('stead')
+await button('Sign in').click()
+await page.getByRole('table', { name: 'Nodes' }).waitFor()
+await shot('cluster')
+await page.getByRole('navigation', { name: 'Nodes and guests' }).getByRole('link', { name: 'n2' }).click()
+await page.getByText('EPYC').waitFor()
+await shot('node')
+await page.goto(`${url}/vms/100`)
+await button('Start').click()
+await page.getByText('registered with the fence').waitFor()
+await shot('vm-started')
+await button('Migrate').click()
+await page.getByText('Target node').waitFor()
+await shot('migrate')
+await page.getByRole('dialog').getByRole('button', { name: 'Migrate' }).click()
+await page.getByText('memory: 1.00').waitFor()
+await shot('migrating')
+await page.getByRole('navigation', { name: 'Parts of the VM' }).getByText('Screen').click()
+await page.getByText('Connected to').waitFor()
+await page.waitForTimeout(800)
+await shot('screen')
+await page.getByText('TASK OK').waitFor()
+await page.goto(`${url}/vms/101/hardware`)
+await page.getByText('Hard').first().waitFor()
+await shot('hardware')
+await button('Stop').click()
+await shot('stop')
+await page.getByRole('button', { name: 'Cancel' }).click()
+await button('Reboot').click()
+await page.getByRole('dialog').getByRole('button', { name: 'Reboot' }).click()
+await page.getByText('Parameter verification failed').waitFor()
+await shot('refused')
+await page.goto(`${url}/vms/120`)
+await button('Start').click()
+await page.getByText('Failed: start VM 120').waitFor()
+await shot('failed')
+await page.goto(`${url}/vms/101`)
+await fetch(`${url}/mock/power-off/n2`, { method: 'POST' })
+await page.getByText('Node n2 is offline').waitFor()
+await shot('node-offline')
+await page.goto(url)
+await page.getByText('Node n2 is lost').waitFor()
+await shot('cluster-lost')
+await page.setViewportSize({ width: 600, height: 900 })
+await shot('narrow')
+await fetch(`${url}/mock/power-on/n2`, { method: 'POST' })
+await page.setViewportSize({ width: 1440, height: 900 })
+await page.context().route('**/api2/**', (route) => route.abort())
+await fetch(`${url}/mock/break-stream`, { method: 'POST' })
+await page.getByText('does not answer').first().waitFor()
+await page.getByText('Every other node').waitFor()
+await shot('serving-node-gone')
+await browser.close()
