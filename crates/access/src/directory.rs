@@ -7,7 +7,8 @@
 use crate::roles::{self, NO_ACCESS};
 use crate::{AuthId, Privilege, PrivilegeSet};
 use std::collections::{BTreeMap, BTreeSet};
-use stead_model::UserId;
+use stead_model::user_cfg::Subject;
+use stead_model::{UserCfg, UserId};
 
 /// A user.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -271,5 +272,47 @@ impl Directory {
     pub fn map(&self, id: &AuthId, path: &str, now: u64) -> BTreeMap<&'static str, bool> {
         let p = self.privileges(id, path, now);
         p.here.iter().map(|x| (x.name(), p.below.has(x))).collect()
+    }
+}
+
+impl From<&UserCfg> for Directory {
+    fn from(cfg: &UserCfg) -> Self {
+        let mut d = Self::default();
+        for (id, u) in &cfg.users {
+            d.users.insert(id.to_string(), User { enabled: u.enable, expire: u.expire });
+        }
+        for (name, g) in &cfg.groups {
+            d.groups.insert(name.clone(), g.users.iter().map(ToString::to_string).collect());
+        }
+        for (id, t) in &cfg.tokens {
+            let comment = (!t.comment.is_empty()).then(|| t.comment.clone());
+            d.tokens.insert(id.to_string(), Token { expire: t.expire, privsep: t.privsep, comment });
+        }
+        for (name, p) in &cfg.pools {
+            let comment = (!p.comment.is_empty()).then(|| p.comment.clone());
+            let guests = p.vms.iter().map(|v| v.get()).collect();
+            let storages = p.storages.iter().map(ToString::to_string).collect();
+            d.pools.insert(name.clone(), Pool { comment, guests, storages });
+        }
+        for (name, privileges) in &cfg.roles {
+            let set = privileges.iter().filter_map(|p| Privilege::named(p)).collect();
+            d.roles.insert(name.clone(), set);
+        }
+        for (path, subjects) in &cfg.acl {
+            for (subject, roles) in subjects {
+                let who = match subject {
+                    Subject::User(u) => Who::User(u.to_string()),
+                    Subject::Group(g) => Who::Group(g.clone()),
+                    Subject::Token(t) => Who::Token(t.to_string()),
+                };
+                d.acl.extend(roles.iter().map(|(role, propagate)| Acl {
+                    path: path.clone(),
+                    propagate: *propagate,
+                    who: who.clone(),
+                    role: role.clone(),
+                }));
+            }
+        }
+        d
     }
 }

@@ -211,3 +211,15 @@ proptest! {
         prop_assert_eq!(keyring().check_ticket(&text, NOW), Err(TicketError::Invalid));
     }
 }
+
+#[test]
+fn the_directory_is_what_user_cfg_says() {
+    let text = "user:u@pve:1:0:::::\ntoken:u@pve!tk:0:1:ci:\ngroup:ops:u@pve::\npool:dev::100:fast:\n\
+                role:Viewer:VM.Audit,Sys.Gone:\nacl:1:/vms:@ops:Viewer:\nacl:0:/storage:u@pve!tk:PVEDatastoreUser:\n";
+    let d = Directory::from(&stead_model::UserCfg::parse(text).unwrap());
+    assert!(may(&d, "u@pve", "/vms/7", "VM.Audit"));
+    assert!(!may(&d, "u@pve", "/vms/7", "VM.Clone"));
+    assert!(!may(&d, "u@pve!tk", "/vms/7", "VM.Audit"), "its privileges are separated");
+    assert_eq!(d.pools["dev"].guests, BTreeSet::from([100]));
+    assert_eq!(d.tokens["u@pve!tk"].comment.as_deref(), Some("ci"));
+}

@@ -4,8 +4,11 @@
 //! what only it can know (the endpoint's declared permission was checked before), asks the pure cores what to
 //! do, and carries it out through the drivers, the configuration and other nodes.
 
+pub mod access;
 pub mod actor;
+pub mod admin;
 pub mod cluster;
+pub mod datacenter;
 pub mod error;
 pub mod events;
 pub mod guest;
@@ -14,7 +17,9 @@ pub mod peers;
 pub mod report;
 pub mod status;
 pub mod storage;
+pub mod storage_view;
 pub mod store;
+pub mod task_view;
 
 pub use actor::Actor;
 pub use error::OpsError;

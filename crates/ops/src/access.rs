@@ -1,0 +1,327 @@
+//! Signing in, and tokens.
+//!
+//! Users, tokens and ACLs lie in `user.cfg`; hashes of passwords and of tokens' secrets lie sealed below
+//! `priv/`, as does the key that signs tickets.
+
+use crate::{Actor, Ops, OpsError, store};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+use stead_access::ticket::KEY_LEN;
+use stead_access::{AuthError, Builtin, Directory, Keyring, Realm, ShadowStore, TokenStore};
+use stead_conf::Revision;
+use stead_model::user_cfg::Token;
+use stead_model::{TokenId, UserCfg, UserId, paths};
+use tokio::sync::Semaphore;
+
+/// How many passwords are checked at once: each check takes memory and time by intention.
+static CHECKS: Semaphore = Semaphore::const_new(2);
+
+/// The realms that there are, with what they say of themselves.
+pub const REALMS: [(&str, &str, &str); 2] =
+    [("pam", "pam", "Built-in administrators"), ("pve", "pve", "Built-in users")];
+
+/// All that permissions and the checks of tickets and tokens follow from.
+#[derive(Debug, Clone)]
+pub struct Identities {
+    /// Users, roles, ACLs.
+    pub directory: Arc<Directory>,
+    /// Signs tickets.
+    pub keyring: Option<Keyring>,
+    /// Tokens' secrets, hashed.
+    pub tokens: Arc<TokenStore>,
+}
+
+/// Which versions of their files [`Identities`] were read from.
+pub type IdentityVersions = [Option<Revision>; 3];
+
+/// The secrets of a new cluster, to be sealed at their paths: the tickets' key, and root@pam's password if
+/// one is given. Slow: it hashes.
+pub fn initial_secrets(password: Option<&str>) -> Result<Vec<(&'static str, Vec<u8>)>, AuthError> {
+    let key: [u8; KEY_LEN] = rand::random();
+    let mut secrets = vec![(paths::AUTH_KEY, key.to_vec())];
+    if let (Some(password), Ok(root)) = (password, UserId::new(UserId::ROOT)) {
+        let mut shadow = ShadowStore::default();
+        shadow.set(&root, password, &rand::random())?;
+        secrets.push((paths::SHADOW_CFG, shadow.to_text().into_bytes()));
+    }
+    Ok(secrets)
+}
+
+/// What a token's owner may set.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenChange {
+    /// For people.
+    pub comment: Option<String>,
+    /// Seconds since 1970; 0: never.
+    pub expire: Option<u64>,
+    /// It has entries of its own, and never more than its user.
+    pub privsep: Option<bool>,
+    /// Make a new secret.
+    pub regenerate: bool,
+}
+
+impl TokenChange {
+    fn apply(&self, token: &mut Token) {
+        if let Some(comment) = &self.comment {
+            token.comment.clone_from(comment);
+        }
+        token.expire = self.expire.unwrap_or(token.expire);
+        token.privsep = self.privsep.unwrap_or(token.privsep);
+    }
+}
+
+fn shown(token: &Token) -> Value {
+    let mut o = Map::new();
+    o.insert("expire".into(), json!(token.expire));
+    o.insert("privsep".into(), json!(token.privsep));
+    if !token.comment.is_empty() {
+        o.insert("comment".into(), json!(token.comment));
+    }
+    Value::Object(o)
+}
+
+fn missing(id: &TokenId) -> OpsError {
+    OpsError::failed(format!("no such token '{}' for user '{}'", id.name, id.user))
+}
+
+impl Ops {
+    /// The versions that [`Self::identities`] would be read from now.
+    pub fn identity_versions(&self) -> IdentityVersions {
+        let files = [paths::USER_CFG, paths::TOKEN_CFG, paths::AUTH_KEY];
+        self.conf.view(|t| files.map(|p| t.get(p).map(|e| e.revision)))
+    }
+
+    /// Who there is, and how they prove it.
+    pub fn identities(&self) -> Result<Identities, OpsError> {
+        let (cfg, _) = self.user_cfg()?;
+        let (tokens, _) = self.token_store()?;
+        let keyring = match self.secret(paths::AUTH_KEY)? {
+            None => None,
+            Some(key) => {
+                let wrong = |_| OpsError::failed(format!("the key '{}' is damaged", paths::AUTH_KEY));
+                Some(Keyring::new(key.as_slice().try_into().map_err(wrong)?))
+            }
+        };
+        Ok(Identities { directory: Arc::new(Directory::from(&cfg)), keyring, tokens: Arc::new(tokens) })
+    }
+
+    fn secret(&self, path: &str) -> Result<Option<Vec<u8>>, OpsError> {
+        self.conf
+            .secret(path)
+            .map_err(|e| OpsError::failed(format!("the secret '{path}' can't be opened: {e}")))
+    }
+
+    fn secret_text(&self, path: &str) -> Result<String, OpsError> {
+        let bytes = self.secret(path)?.unwrap_or_default();
+        String::from_utf8(bytes).map_err(|_| OpsError::failed(format!("the secret '{path}' is not text")))
+    }
+
+    /// Users, groups, tokens, pools and ACLs.
+    pub fn user_cfg(&self) -> Result<(UserCfg, Option<Revision>), OpsError> {
+        let (text, revision) = self.file(paths::USER_CFG)?;
+        let cfg =
+            UserCfg::parse(&text).map_err(|e| OpsError::failed(format!("user.cfg cannot be read: {e}")))?;
+        Ok((cfg, revision))
+    }
+
+    fn token_store(&self) -> Result<(TokenStore, Option<Revision>), OpsError> {
+        let revision = self.conf.view(|t| t.get(paths::TOKEN_CFG).map(|e| e.revision));
+        let text = self.secret_text(paths::TOKEN_CFG)?;
+        let store = TokenStore::parse(&text).map_err(|e| OpsError::failed(e.to_string()))?;
+        Ok((store, revision))
+    }
+
+    /// Checks a password. Whoever is unknown, disabled or wrong gets the same answer.
+    pub async fn check_password(&self, user: &UserId, password: String, now: u64) -> Result<(), AuthError> {
+        let unavailable = |e: &dyn std::fmt::Display| AuthError::Unavailable(e.to_string());
+        let identities = self.identities().map_err(|e| unavailable(&e))?;
+        let text = self.secret_text(paths::SHADOW_CFG).map_err(|e| unavailable(&e))?;
+        let realm = Builtin(ShadowStore::parse(&text)?);
+        let known =
+            identities.directory.user_active(user, now) && REALMS.iter().any(|(r, ..)| *r == user.realm());
+        let _turn = CHECKS.acquire().await.map_err(|e| unavailable(&e))?;
+        let asked = user.clone();
+        let checked = tokio::task::spawn_blocking(move || realm.authenticate(&asked, &password)).await;
+        checked.map_err(|e| unavailable(&e))??;
+        if known { Ok(()) } else { Err(AuthError::Failure) }
+    }
+
+    /// Sets a user's password.
+    pub async fn set_password(&self, actor: &Actor, user: &UserId, password: String) -> Result<(), OpsError> {
+        let revision = self.conf.view(|t| t.get(paths::SHADOW_CFG).map(|e| e.revision));
+        let wrong = |e: AuthError| OpsError::invalid("password", e.to_string());
+        let mut shadow = ShadowStore::parse(&self.secret_text(paths::SHADOW_CFG)?).map_err(wrong)?;
+        let asked = user.clone();
+        let set = tokio::task::spawn_blocking(move || {
+            shadow.set(&asked, &password, &rand::random())?;
+            Ok::<_, AuthError>(shadow.to_text())
+        });
+        let text = set
+            .await
+            .map_err(|e| OpsError::failed(format!("the password was not set: {e}")))?
+            .map_err(wrong)?;
+        let mut txn = store::txn(&actor.who, format!("password of {user} set"));
+        store::put_over(&mut txn, paths::SHADOW_CFG, revision, self.sealed(paths::SHADOW_CFG, &text)?);
+        self.conf.transact(txn).await?;
+        Ok(())
+    }
+
+    fn sealed(&self, path: &str, text: &str) -> Result<Vec<u8>, OpsError> {
+        let sealed = self.conf.seal(path, text.as_bytes());
+        Ok(sealed
+            .map_err(|e| OpsError::failed(format!("the secret '{path}' can't be sealed: {e}")))?
+            .to_vec())
+    }
+
+    fn known_user(cfg: &UserCfg, user: &UserId) -> Result<(), OpsError> {
+        if user.is_root() || cfg.users.contains_key(user) {
+            Ok(())
+        } else {
+            Err(OpsError::failed(format!("no such user ('{user}')")))
+        }
+    }
+
+    /// A user's tokens.
+    pub fn token_list(&self, user: &UserId) -> Result<Vec<Value>, OpsError> {
+        let (cfg, _) = self.user_cfg()?;
+        Self::known_user(&cfg, user)?;
+        let with_id = |(id, token): (&TokenId, &Token)| {
+            let mut value = shown(token);
+            value["tokenid"] = json!(id.name);
+            value
+        };
+        Ok(cfg.tokens.iter().filter(|(id, _)| id.user == *user).map(with_id).collect())
+    }
+
+    /// One token.
+    pub fn token(&self, id: &TokenId) -> Result<Value, OpsError> {
+        let (cfg, _) = self.user_cfg()?;
+        cfg.tokens.get(id).map(shown).ok_or_else(|| missing(id))
+    }
+
+    /// Makes a token; its secret is in the answer and nowhere else.
+    pub async fn create_token(
+        &self,
+        actor: &Actor,
+        id: &TokenId,
+        change: TokenChange,
+    ) -> Result<Value, OpsError> {
+        let (mut cfg, revision) = self.user_cfg()?;
+        Self::known_user(&cfg, &id.user)?;
+        if cfg.tokens.contains_key(id) {
+            return Err(OpsError::invalid("tokenid", "Token already exists."));
+        }
+        let mut token = Token { expire: 0, privsep: true, comment: String::new() };
+        change.apply(&mut token);
+        let info = shown(&token);
+        cfg.tokens.insert(id.clone(), token);
+        let (mut secrets, old) = self.token_store()?;
+        let secret = secrets.generate(id, rand::random());
+        self.commit_tokens(actor, format!("token {id} made"), &cfg, revision, Some((&secrets, old))).await?;
+        Ok(json!({"full-tokenid": id.to_string(), "info": info, "value": secret}))
+    }
+
+    /// Changes a token; with `regenerate` its new secret is in the answer.
+    pub async fn change_token(
+        &self,
+        actor: &Actor,
+        id: &TokenId,
+        change: TokenChange,
+    ) -> Result<Value, OpsError> {
+        let (mut cfg, revision) = self.user_cfg()?;
+        let token = cfg.tokens.get_mut(id).ok_or_else(|| missing(id))?;
+        change.apply(token);
+        let mut answer = shown(token);
+        let note = format!("token {id} changed");
+        if !change.regenerate {
+            self.commit_tokens(actor, note, &cfg, revision, None).await?;
+            return Ok(answer);
+        }
+        let (mut secrets, old) = self.token_store()?;
+        answer["value"] = json!(secrets.generate(id, rand::random()));
+        answer["full-tokenid"] = json!(id.to_string());
+        self.commit_tokens(actor, note, &cfg, revision, Some((&secrets, old))).await?;
+        Ok(answer)
+    }
+
+    /// Removes a token.
+    pub async fn remove_token(&self, actor: &Actor, id: &TokenId) -> Result<(), OpsError> {
+        let (mut cfg, revision) = self.user_cfg()?;
+        if !cfg.remove_token(id) {
+            return Err(missing(id));
+        }
+        let (mut secrets, old) = self.token_store()?;
+        secrets.remove(id);
+        self.commit_tokens(actor, format!("token {id} removed"), &cfg, revision, Some((&secrets, old))).await
+    }
+
+    async fn commit_tokens(
+        &self,
+        actor: &Actor,
+        note: String,
+        cfg: &UserCfg,
+        revision: Option<Revision>,
+        secrets: Option<(&TokenStore, Option<Revision>)>,
+    ) -> Result<(), OpsError> {
+        let mut txn = store::txn(&actor.who, note);
+        store::put_over(&mut txn, paths::USER_CFG, revision, cfg.to_string());
+        if let Some((secrets, old)) = secrets {
+            store::put_over(
+                &mut txn,
+                paths::TOKEN_CFG,
+                old,
+                self.sealed(paths::TOKEN_CFG, &secrets.to_text())?,
+            );
+        }
+        self.conf.transact(txn).await?;
+        Ok(())
+    }
+
+    /// Pools that the actor may see; of one that is asked for, its members too.
+    pub fn pools(
+        &self,
+        actor: &Actor,
+        only: Option<&str>,
+        kind: Option<&str>,
+    ) -> Result<Vec<Value>, OpsError> {
+        let (cfg, _) = self.user_cfg()?;
+        if let Some(name) = only {
+            actor.require(&format!("/pool/{name}"), &["Pool.Audit"])?;
+            let pool = cfg
+                .pools
+                .get(name)
+                .ok_or_else(|| OpsError::failed(format!("pool '{name}' does not exist")))?;
+            let mut value = pool_head(name, &pool.comment);
+            value["members"] = json!(self.pool_members(actor, pool, kind)?);
+            return Ok(vec![value]);
+        }
+        let seen = cfg.pools.iter().filter(|(name, _)| actor.may(&format!("/pool/{name}"), "Pool.Audit"));
+        Ok(seen.map(|(name, pool)| pool_head(name, &pool.comment)).collect())
+    }
+
+    fn pool_members(
+        &self,
+        actor: &Actor,
+        pool: &stead_model::user_cfg::Pool,
+        kind: Option<&str>,
+    ) -> Result<Vec<Value>, OpsError> {
+        let is_member = |v: &Value| match v.get("storage").and_then(Value::as_str) {
+            Some(id) => pool.storages.iter().any(|s| s.as_str() == id),
+            None => v
+                .get("vmid")
+                .and_then(Value::as_u64)
+                .is_some_and(|n| pool.vms.iter().any(|m| u64::from(m.get()) == n)),
+        };
+        let wanted = |v: &Value| kind.is_none_or(|k| v.get("type").and_then(Value::as_str) == Some(k));
+        Ok(self.resources(actor, None)?.into_iter().filter(|v| is_member(v) && wanted(v)).collect())
+    }
+}
+
+fn pool_head(name: &str, comment: &str) -> Value {
+    let mut o = Map::new();
+    o.insert("poolid".into(), json!(name));
+    if !comment.is_empty() {
+        o.insert("comment".into(), json!(comment));
+    }
+    Value::Object(o)
+}
