@@ -1,1 +1,12 @@
-//! Shells around the pure cores: heartbeats, HA, status, scheduler.
+//! Shells around the pure cores: they feed them time and events and carry out what they command, and decide nothing.
+
+pub mod clock;
+pub mod fence_client;
+pub mod grant;
+pub mod guests;
+pub mod ha;
+pub mod lease;
+pub mod members;
+pub mod report;
+pub mod rpc;
+pub mod stats;

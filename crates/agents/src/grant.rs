@@ -1,0 +1,172 @@
+//! The shell of [`stead_membership::grantor`]: one task that owns the grantor, on every node; it grants only
+//! while its node leads. It decides nothing: heartbeats, confirmations, committed members and time go in,
+//! confirmation rounds, answers and declarations of loss come out.
+
+use crate::clock::boottime;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use stead_conf::TxnError;
+use stead_membership::grantor::{DeclareFailure, Declared, Grantor, GrantorCommand, Member};
+use stead_membership::wire::{Heartbeat, HeartbeatAnswer};
+use stead_model::{NodeName, NodeState, paths};
+use stead_ops::Ops;
+use stead_ops::store::{self, At};
+use tokio::sync::{mpsc, oneshot};
+
+enum Input {
+    Heartbeat(Heartbeat, oneshot::Sender<HeartbeatAnswer>),
+    Confirmed { round: u64, term: Option<u64> },
+    DeclareFailed { node: NodeName, failure: DeclareFailure },
+}
+
+/// Hands heartbeats to the grantor.
+#[derive(Clone)]
+pub struct GrantHandle(mpsc::Sender<Input>);
+
+impl GrantHandle {
+    /// Answers a heartbeat, or nothing when the grantor is overwhelmed or ending.
+    pub async fn heartbeat(&self, beat: Heartbeat) -> Option<HeartbeatAnswer> {
+        let (answer, wait) = oneshot::channel();
+        self.0.send(Input::Heartbeat(beat, answer)).await.ok()?;
+        wait.await.ok()
+    }
+}
+
+struct Shell {
+    ops: Arc<Ops>,
+    grantor: Grantor,
+    send: mpsc::Sender<Input>,
+    /// Who waits for the answer to which nonce.
+    waiting: HashMap<(NodeName, u64), oneshot::Sender<HeartbeatAnswer>>,
+}
+
+/// Starts the task.
+pub fn start(ops: Arc<Ops>) -> GrantHandle {
+    let (send, receive) = mpsc::channel(1024);
+    let profile = ops.cluster_record().map(|c| c.value.profile).unwrap_or_default();
+    let grantor = Grantor::new(boottime(), profile, None);
+    let shell = Shell { ops, grantor, send: send.clone(), waiting: HashMap::new() };
+    tokio::spawn(shell.run(receive));
+    GrantHandle(send)
+}
+
+impl Shell {
+    async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        let mut raft = self.ops.conf.status();
+        let mut watch = self.ops.conf.watch();
+        self.read_members();
+        loop {
+            let leads = { let s = raft.borrow_and_update(); s.is_leader.then_some(s.term) };
+            let commands = match leads {
+                Some(term) => self.grantor.lead(boottime(), term),
+                None => self.grantor.depose(),
+            };
+            self.carry_out(commands);
+            let wake = self.grantor.next_wake().map(|at| at.saturating_sub(boottime()));
+            let commands = tokio::select! {
+                input = inputs.recv() => match input {
+                    Some(input) => self.take(input),
+                    None => return,
+                },
+                changed = raft.changed() => {
+                    if changed.is_err() { return; }
+                    vec![]
+                }
+                event = watch.next() => match event {
+                    Some(event) if !store::touches(&event, "stead/") => vec![],
+                    Some(_) => { self.read_members(); vec![] }
+                    None => return,
+                },
+                () = sleep(wake) => self.grantor.step(boottime()),
+            };
+            self.carry_out(commands);
+        }
+    }
+
+    /// What is committed goes in before anything that depends on it.
+    fn read_members(&mut self) {
+        let now = boottime();
+        let nodes = self.ops.node_records();
+        self.grantor.set_members(now, nodes.iter().map(|n| (n.name.clone(), Member::from(n))).collect());
+        if let Ok(cluster) = self.ops.cluster_record() {
+            self.grantor.set_profile(now, cluster.value.profile);
+        }
+    }
+
+    fn take(&mut self, input: Input) -> Vec<GrantorCommand> {
+        match input {
+            Input::Heartbeat(beat, answer) => {
+                self.waiting.retain(|_, w| !w.is_closed());
+                self.waiting.insert((beat.node.clone(), beat.nonce), answer);
+                self.grantor.heartbeat(boottime(), beat)
+            }
+            Input::Confirmed { round, term: Some(term) } => {
+                self.read_members();
+                self.grantor.confirmed(round, term)
+            }
+            Input::Confirmed { round, term: None } => self.grantor.unconfirmed(round),
+            Input::DeclareFailed { node, failure } => {
+                self.grantor.declare_failed(&node, failure);
+                vec![]
+            }
+        }
+    }
+
+    fn carry_out(&mut self, commands: Vec<GrantorCommand>) {
+        for command in commands {
+            match command {
+                GrantorCommand::Answer { node, answer } => {
+                    if let Some(wait) = self.waiting.remove(&(node, answer.nonce)) {
+                        // The asker may have given up.
+                        let _ = wait.send(answer);
+                    }
+                }
+                GrantorCommand::Confirm { round } => {
+                    let (ops, send) = (self.ops.clone(), self.send.clone());
+                    tokio::spawn(async move {
+                        let term = ops.conf.confirm_leadership().await.ok().map(|l| l.term);
+                        // The task that owns the grantor may have ended.
+                        let _ = send.send(Input::Confirmed { round, term }).await;
+                    });
+                }
+                GrantorCommand::DeclareLost(declared) => {
+                    let (ops, send) = (self.ops.clone(), self.send.clone());
+                    tokio::spawn(async move {
+                        if let Err(failure) = declare(&ops, &declared).await {
+                            let _ = send.send(Input::DeclareFailed { node: declared.node, failure }).await;
+                        }
+                    });
+                }
+            }
+        }
+    }
+}
+
+async fn sleep(wake: Option<Duration>) {
+    match wake {
+        Some(d) => tokio::time::sleep(d).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Commits a node lost, over its unchanged record.
+async fn declare(ops: &Ops, declared: &Declared) -> Result<(), DeclareFailure> {
+    let Ok(At { value: mut node, revision }) = ops.node_record(&declared.node) else { return Err(DeclareFailure::Refused) };
+    if node.state != (NodeState::Member { boot: declared.boot.clone() }) {
+        return Err(DeclareFailure::Refused);
+    }
+    node.state = NodeState::Lost { boot: declared.boot.clone() };
+    let silent = declared.silent.as_millis();
+    tracing::warn!("node '{}' is lost: no lease for {silent} ms", declared.node);
+    let mut txn = store::txn("root@pam", format!("node '{}' lost: no lease for {silent} ms", declared.node));
+    let Ok(bytes) = store::bytes(&node) else { return Err(DeclareFailure::Refused) };
+    store::put_over(&mut txn, &paths::node(&declared.node), Some(revision), bytes);
+    match ops.conf.transact(txn).await {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            tracing::warn!("node '{}': its loss could not be committed: {e}", declared.node);
+            Err(if matches!(e, TxnError::Refused(_)) { DeclareFailure::Refused } else { DeclareFailure::Unknown })
+        }
+    }
+}

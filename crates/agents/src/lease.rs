@@ -1,0 +1,169 @@
+//! The node's side of leases: asks for one at every heartbeat, passes the answer to the fence process, which
+//! alone counts; enters the cluster again after a loss; and decides, by linearizable reads, what becomes of
+//! guests that the fence process holds.
+
+use crate::grant::GrantHandle;
+use std::sync::Arc;
+use stead_driver::fence::Hold;
+use stead_membership::wire::{Heartbeat, HeartbeatAnswer, Outcome, Refusal, VERSION};
+use stead_model::{Epoch, FenceProfile, NodeRecord, NodeState, Vmid, paths};
+use stead_ops::peers::call;
+use stead_ops::store::{self, At};
+use stead_ops::{Lease, Ops, OpsError};
+use tokio::sync::watch;
+
+/// Keeps the node's lease for as long as the daemon runs.
+pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>) {
+    let mut was_held = false;
+    loop {
+        let profile = ops.cluster_record().map(|c| c.value.profile).unwrap_or_default();
+        let begun = tokio::time::Instant::now();
+        match beat(&ops, &grant, profile).await {
+            Ok(None) => {}
+            Ok(Some(Refusal::Lost | Refusal::WrongBoot { .. })) => {
+                if let Err(e) = enter(&ops).await {
+                    tracing::warn!("could not enter the cluster again: {e}");
+                }
+            }
+            Ok(Some(why)) => tracing::debug!("no lease: {why}"),
+            Err(e) => tracing::debug!("no lease: {e}"),
+        }
+        let held = match ops.fence.status().await {
+            Ok(status) => {
+                decide_held(&ops, &status.guests, status.lease_left_ms.is_some()).await;
+                status.lease_left_ms.is_some()
+            }
+            Err(e) => {
+                tracing::error!("{e}");
+                false
+            }
+        };
+        if held != was_held {
+            was_held = held;
+            tracing::info!("lease {}", if held { "held" } else { "lost" });
+        }
+        lease.send_if_modified(|l| std::mem::replace(&mut l.held, held) != held);
+        tokio::time::sleep_until(begun + profile.heartbeat()).await;
+    }
+}
+
+/// One heartbeat: nonce, question, answer, renewal. `Some`: refused.
+async fn beat(ops: &Ops, grant: &GrantHandle, profile: FenceProfile) -> Result<Option<Refusal>, OpsError> {
+    let nonce = ops.fence.nonce().await?;
+    let me = &ops.me;
+    let heartbeat =
+        Heartbeat { v: VERSION, node: me.name.clone(), uuid: me.uuid.clone(), boot: me.boot.clone(), nonce };
+    let leader = leader(ops).ok_or_else(|| OpsError::failed("the cluster has no leader now"))?;
+    let limit = profile.lease() / 3;
+    let answer: HeartbeatAnswer = if leader.name == me.name {
+        tokio::time::timeout(limit, grant.heartbeat(heartbeat))
+            .await
+            .ok()
+            .flatten()
+            .ok_or_else(|| OpsError::failed("leadership was not confirmed in time"))?
+    } else {
+        call(&*ops.peers, &leader, "heartbeat", &heartbeat, limit).await?
+    };
+    match answer.outcome {
+        Outcome::Granted { lease_ms, drain_ms, watchdog_ms } => {
+            ops.fence.renew(answer.nonce, lease_ms, drain_ms, watchdog_ms).await?;
+            Ok(None)
+        }
+        Outcome::Refused { reason } => Ok(Some(reason)),
+    }
+}
+
+/// The leader's record, if there is a leader.
+pub fn leader(ops: &Ops) -> Option<NodeRecord> {
+    let id = ops.conf.status().borrow().leader?;
+    ops.node_records().into_iter().find(|n| n.raft_id == id)
+}
+
+/// What to do with a guest that the fence process has made safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Decision {
+    Thaw,
+    Destroy,
+}
+
+/// The record, read as new as any commit before, decides: epoch unchanged, go on as if nothing had been; else
+/// this copy is old and must never execute again.
+fn decide(owns: bool, epoch: Epoch, recorded: Option<Epoch>) -> Decision {
+    if owns && recorded == Some(epoch) { Decision::Thaw } else { Decision::Destroy }
+}
+
+/// Decides every held guest, once a lease is there.
+async fn decide_held(ops: &Ops, guests: &[(Vmid, Epoch, Hold)], lease: bool) {
+    let held: Vec<_> = guests.iter().filter(|(_, _, h)| *h == Hold::Held).map(|(v, e, _)| (*v, *e)).collect();
+    if held.is_empty() || !lease || ops.conf.barrier().await.is_err() {
+        return;
+    }
+    for (vmid, epoch) in held {
+        let own = ops.guest_at(vmid).ok().map(|g| g.own.value);
+        let owns = own.as_ref().is_some_and(|o| o.owner == ops.me.name);
+        // A copy that waits for a hand-over is decided by whoever awaits it.
+        if own.as_ref().is_some_and(|o| o.owner != ops.me.name && o.epoch.next() == epoch) {
+            continue;
+        }
+        match decide(owns, epoch, own.map(|o| o.epoch)) {
+            Decision::Thaw => match ops.fence.run(vmid, epoch).await {
+                Ok(()) => tracing::info!("guest {vmid}: lease is back and epoch {epoch} unchanged: it goes on"),
+                Err(e) => tracing::warn!("guest {vmid}: {e}"),
+            },
+            Decision::Destroy => destroy(ops, vmid).await,
+        }
+    }
+}
+
+async fn destroy(ops: &Ops, vmid: Vmid) {
+    tracing::warn!("guest {vmid} was recovered elsewhere: this old copy is destroyed");
+    if let Err(e) = ops.guests.kill(vmid).await {
+        tracing::error!("guest {vmid}: {e}");
+        return;
+    }
+    if let Err(e) = ops.fence.forget(vmid).await {
+        tracing::error!("guest {vmid}: {e}");
+    }
+}
+
+/// Enters the cluster, or enters it again: destroys every copy that is no longer this node's, then commits the
+/// node a member in this boot, over its record as read.
+pub async fn enter(ops: &Ops) -> Result<(), OpsError> {
+    ops.conf.barrier().await?;
+    let At { value: mut record, revision } = ops.node_record(&ops.me.name)?;
+    let state = NodeState::Member { boot: ops.me.boot.clone() };
+    if record.uuid != ops.me.uuid {
+        return Err(OpsError::failed(format!("the cluster knows node '{}' with another UUID", ops.me.name)));
+    }
+    for (vmid, epoch, _) in ops.fence.status().await?.guests {
+        let own = ops.guest_at(vmid).ok().map(|g| g.own.value);
+        let owns = own.as_ref().is_some_and(|o| o.owner == ops.me.name);
+        if decide(owns, epoch, own.map(|o| o.epoch)) == Decision::Destroy {
+            destroy(ops, vmid).await;
+        }
+    }
+    if record.state == state && record.addr == ops.me.addr && record.version == ops.me.version {
+        return Ok(());
+    }
+    record.state = state;
+    record.addr = ops.me.addr;
+    ops.me.version.clone_into(&mut record.version);
+    let mut txn = store::txn("root@pam", format!("node '{}' enters", ops.me.name));
+    store::put_over(&mut txn, &paths::node(&ops.me.name), Some(revision), store::bytes(&record)?);
+    ops.conf.transact(txn).await?;
+    tracing::info!("node '{}' has entered the cluster", ops.me.name);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_unchanged_epoch_goes_on() {
+        assert_eq!(decide(true, Epoch(3), Some(Epoch(3))), Decision::Thaw);
+        assert_eq!(decide(true, Epoch(3), Some(Epoch(4))), Decision::Destroy);
+        assert_eq!(decide(false, Epoch(3), Some(Epoch(3))), Decision::Destroy);
+        assert_eq!(decide(true, Epoch(3), None), Decision::Destroy);
+    }
+}

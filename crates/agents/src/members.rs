@@ -1,0 +1,139 @@
+//! Keeps Raft's members in line with the cluster's nodes: on the leader, a node that is recorded and not yet a
+//! member becomes a learner, learners become voters where votes are wanted, and members without a record go.
+
+use std::sync::Arc;
+use std::time::Duration;
+use stead_conf::RaftStatus;
+use stead_model::{NodeRecord, RaftId, paths};
+use stead_ops::{Ops, store};
+
+/// The most voters that there are.
+const MAX_VOTERS: usize = 7;
+
+/// What to change next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    AddLearner(RaftId),
+    Promote(RaftId),
+    Remove(RaftId),
+}
+
+/// How many voters a number of nodes has: odd, at most seven. Two nodes both vote, so that what is acknowledged
+/// lies on two disks.
+fn wanted_voters(nodes: usize) -> usize {
+    match nodes {
+        0..=2 => nodes,
+        n => (n - (n + 1) % 2).min(MAX_VOTERS),
+    }
+}
+
+/// The one next change, if one is due. One at a time: each is committed before the next is thought of.
+fn next(nodes: &[NodeRecord], raft: &RaftStatus) -> Option<Change> {
+    let known = |id: RaftId| nodes.iter().any(|n| n.raft_id == id);
+    let member = |id: RaftId| raft.voters.contains(&id) || raft.learners.contains(&id);
+    if let Some(id) = raft.voters.iter().chain(&raft.learners).copied().find(|id| !known(*id) && *id != raft.id) {
+        return Some(Change::Remove(id));
+    }
+    if let Some(n) = nodes.iter().find(|n| !member(n.raft_id)) {
+        return Some(Change::AddLearner(n.raft_id));
+    }
+    if raft.voters.len() >= wanted_voters(nodes.len()) {
+        return None;
+    }
+    let ready = |id: &RaftId| {
+        let alive = nodes.iter().any(|n| n.raft_id == *id && !n.state.is_lost());
+        alive && raft.peers.iter().any(|p| p.id == *id && p.active && p.matched + 100 >= raft.committed)
+    };
+    // Three voters from two at once would need two steps; the first makes four eyes of two, no worse than before.
+    raft.learners.iter().copied().find(ready).map(Change::Promote)
+}
+
+/// Runs for as long as the daemon does; acts while this node leads.
+pub async fn run(ops: Arc<Ops>) {
+    let mut watch = ops.conf.watch();
+    loop {
+        let status = ops.conf.status().borrow().clone();
+        if status.is_leader
+            && status.quorate
+            && let Some(change) = next(&ops.node_records(), &status)
+        {
+            tracing::info!("cluster members: {change:?}");
+            let done = match change {
+                Change::AddLearner(id) => ops.conf.add_learner(id).await,
+                Change::Promote(id) => ops.conf.promote(id).await,
+                Change::Remove(id) => ops.conf.remove(id).await,
+            };
+            match done {
+                Ok(()) => continue,
+                Err(e) => tracing::warn!("cluster members: {change:?}: {e}"),
+            }
+        }
+        let changed = async {
+            loop {
+                match watch.next().await {
+                    Some(event) if !store::touches(&event, paths::NODES) => {}
+                    Some(_) => return true,
+                    None => return false,
+                }
+            }
+        };
+        // A change of the nodes, or a second: learners catch up without a commit.
+        if tokio::time::timeout(Duration::from_secs(1), changed).await == Ok(false) {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stead_model::NodeState;
+
+    fn node(n: u64) -> NodeRecord {
+        let boot = "22222222-2222-4222-8222-222222222222".parse().unwrap();
+        NodeRecord {
+            name: format!("n{n}").parse().unwrap(),
+            uuid: "11111111-1111-4111-8111-111111111111".parse().unwrap(),
+            raft_id: RaftId(n),
+            addr: "127.0.0.1:8006".parse().unwrap(),
+            state: NodeState::Member { boot },
+            version: String::new(),
+        }
+    }
+
+    fn raft(voters: &[u64], learners: &[u64], caught_up: &[u64]) -> RaftStatus {
+        let ids = |v: &[u64]| v.iter().copied().map(RaftId).collect();
+        let peers = caught_up.iter().map(|id| stead_conf::PeerStatus {
+            id: RaftId(*id),
+            matched: 1000,
+            active: true,
+            snapshot: false,
+            supports: None,
+            silent: None,
+        });
+        RaftStatus {
+            id: RaftId(1),
+            voters: ids(voters),
+            learners: ids(learners),
+            committed: 1000,
+            peers: peers.collect(),
+            ..RaftStatus::default()
+        }
+    }
+
+    #[test]
+    fn voters_are_odd_from_three_nodes_on() {
+        let wanted: Vec<usize> = (1..=9).map(wanted_voters).collect();
+        assert_eq!(wanted, [1, 2, 3, 3, 5, 5, 7, 7, 7]);
+    }
+
+    #[test]
+    fn a_node_learns_before_it_votes_and_a_removed_one_goes() {
+        let three: Vec<_> = (1..=3).map(node).collect();
+        assert_eq!(next(&three, &raft(&[1], &[], &[])), Some(Change::AddLearner(RaftId(2))));
+        assert_eq!(next(&three[..2], &raft(&[1], &[2], &[])), None);
+        assert_eq!(next(&three[..2], &raft(&[1], &[2], &[2])), Some(Change::Promote(RaftId(2))));
+        assert_eq!(next(&three, &raft(&[1, 2, 3], &[], &[2, 3])), None);
+        assert_eq!(next(&three[..2], &raft(&[1, 2], &[3], &[2])), Some(Change::Remove(RaftId(3))));
+    }
+}

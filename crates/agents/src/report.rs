@@ -1,0 +1,135 @@
+//! Reports what runs on this node to the leader, which hands it on to every node.
+
+use crate::lease::leader;
+use crate::stats::Host;
+use std::sync::Arc;
+use std::time::Duration;
+use stead_model::{NodeName, NodeRecord};
+use stead_ops::Ops;
+use stead_ops::peers::call;
+use stead_ops::status::{GuestReport, NodeReport, StorageReport};
+use stead_tasks::Filter;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+/// How often a node reports without a cause.
+const PERIOD: Duration = Duration::from_secs(2);
+/// How long one node may take to accept a report.
+const LIMIT: Duration = Duration::from_millis(1500);
+/// How many finished tasks a report names.
+const TASKS: usize = 50;
+
+/// Reports for as long as the daemon runs.
+pub async fn run(ops: Arc<Ops>, mut flushes: mpsc::Receiver<oneshot::Sender<()>>, ha: watch::Receiver<crate::ha::Reports>) {
+    let mut host = Host::default();
+    let mut seq = 0;
+    let mut guests = ops.guests.events();
+    let mut lease = ops.lease.clone();
+    let mut storages = vec![];
+    let mut storages_at: Option<std::time::Instant> = None;
+    loop {
+        let mut asked = vec![];
+        tokio::select! {
+            flush = flushes.recv() => match flush {
+                Some(done) => asked.push(done),
+                None => return,
+            },
+            event = guests.recv() => if matches!(event, Err(broadcast::error::RecvError::Closed)) { return },
+            changed = lease.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(PERIOD) => {}
+        }
+        while let Ok(done) = flushes.try_recv() {
+            asked.push(done);
+        }
+        if storages_at.is_none_or(|at| at.elapsed() > PERIOD * 5) {
+            storages = read_storages(&ops).await;
+            storages_at = Some(std::time::Instant::now());
+        }
+        seq += 1;
+        let report = collect(&ops, &mut host, seq, storages.clone(), &ha).await;
+        ops.take_report(report.clone());
+        let ops = ops.clone();
+        // Delivered beside the loop, so that one slow node does not hold up the next report.
+        let delivery = tokio::spawn(async move { deliver(&ops, report).await });
+        tokio::spawn(async move {
+            let _ = delivery.await;
+            for done in asked {
+                let _ = done.send(());
+            }
+        });
+    }
+}
+
+async fn collect(ops: &Ops, host: &mut Host, seq: u64, storages: Vec<StorageReport>, ha: &watch::Receiver<crate::ha::Reports>) -> NodeReport {
+    let guests = ops.guests.list().await.into_iter().map(|p| GuestReport {
+        vmid: p.vmid,
+        epoch: p.epoch,
+        state: p.state,
+        pid: p.pid,
+        uptime: p.uptime,
+        cpu: p.cpu,
+        mem: p.mem,
+        net_in: p.net_in,
+        net_out: p.net_out,
+        disk_read: p.disk_read,
+        disk_write: p.disk_write,
+        machine: p.machine,
+        accel: p.accel,
+        version: p.version,
+    });
+    let (tasks, _) = ops.tasks.list(&Filter { limit: TASKS, source: stead_tasks::Source::All, ..Filter::default() });
+    NodeReport {
+        node: ops.me.name.clone(),
+        boot: ops.me.boot.clone(),
+        seq,
+        started: ops.me.started,
+        lease: ops.lease.borrow().held,
+        stats: host.read(&ops.me.dir),
+        guests: guests.collect(),
+        storages,
+        tasks: tasks.iter().map(stead_tasks::TaskInfo::listed).collect(),
+        ha: serde_json::to_value(&*ha.borrow()).unwrap_or_default(),
+    }
+}
+
+async fn read_storages(ops: &Ops) -> Vec<StorageReport> {
+    let mut out = vec![];
+    for (id, state) in ops.storage_states().await {
+        let space = state.unwrap_or_default();
+        out.push(StorageReport {
+            storage: id.to_string(),
+            active: state.is_some(),
+            total: space.total,
+            used: space.used,
+            avail: space.avail,
+        });
+    }
+    out
+}
+
+/// To the leader, or on to everybody when this node leads.
+async fn deliver(ops: &Ops, report: NodeReport) {
+    match leader(ops) {
+        Some(l) if l.name == ops.me.name => fan_out(ops, &report).await,
+        Some(l) => {
+            if let Err(e) = call::<_, ()>(&*ops.peers, &l, "status", &report, LIMIT).await {
+                tracing::debug!("the status report was not taken: {e}");
+            }
+        }
+        None => {}
+    }
+}
+
+/// Hands a report on to every node but its own and this one; ends when each has it or did not answer in time.
+pub async fn fan_out(ops: &Ops, report: &NodeReport) {
+    let others = ops.node_records().into_iter().filter(|n| wants(n, &report.node, &ops.me.name));
+    let sends = others.map(|node| async move {
+        if let Err(e) = call::<_, ()>(&*ops.peers, &node, "status/merge", report, LIMIT).await {
+            tracing::debug!("node '{}' did not take a status report: {e}", node.name);
+        }
+    });
+    futures_util::future::join_all(sends).await;
+}
+
+fn wants(node: &NodeRecord, reporter: &NodeName, me: &NodeName) -> bool {
+    node.name != *reporter && node.name != *me && !node.state.is_lost()
+}

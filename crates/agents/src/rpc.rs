@@ -1,0 +1,83 @@
+//! What other nodes ask of this one: `POST /peer/v1/{call}` with JSON, from a peer that its certificate names.
+
+use crate::grant::GrantHandle;
+use crate::report::fan_out;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::sync::Arc;
+use stead_membership::wire::Heartbeat;
+use stead_model::{NodeName, Vmid};
+use stead_ops::guest::incoming::{ContinueRequest, IncomingRequest};
+use stead_ops::status::NodeReport;
+use stead_ops::{Ops, OpsError};
+
+/// Answers calls.
+#[derive(Clone)]
+pub struct Rpc {
+    /// The use cases.
+    pub ops: Arc<Ops>,
+    /// The leader's side of leases.
+    pub grant: GrantHandle,
+}
+
+fn take<T: DeserializeOwned>(call: &str, body: Value) -> Result<T, OpsError> {
+    serde_json::from_value(body).map_err(|e| OpsError::failed(format!("call {call}: {e}")))
+}
+
+fn give<T: Serialize>(call: &str, answer: &T) -> Result<Value, OpsError> {
+    serde_json::to_value(answer).map_err(|e| OpsError::failed(format!("call {call}: {e}")))
+}
+
+impl Rpc {
+    /// Answers one call of node `from`.
+    pub async fn call(&self, from: &NodeName, call: &str, body: Value) -> Result<Value, OpsError> {
+        let ops = &self.ops;
+        match call {
+            "heartbeat" => {
+                let beat: Heartbeat = take(call, body)?;
+                same(from, &beat.node)?;
+                let answer = self.grant.heartbeat(beat).await;
+                give(call, &answer.ok_or_else(|| OpsError::failed("leases are not granted here now"))?)
+            }
+            "status" => {
+                let report: NodeReport = take(call, body)?;
+                same(from, &report.node)?;
+                ops.take_report(report.clone());
+                fan_out(ops, &report).await;
+                Ok(Value::Null)
+            }
+            "status/merge" => {
+                ops.take_report(take(call, body)?);
+                Ok(Value::Null)
+            }
+            "guest/incoming" => {
+                let request: IncomingRequest = take(call, body)?;
+                same(from, &request.source)?;
+                ops.incoming(request).await?;
+                Ok(Value::Null)
+            }
+            "guest/continue" => {
+                let request: ContinueRequest = take(call, body)?;
+                ops.continue_incoming(request.vmid, request.epoch).await?;
+                Ok(Value::Null)
+            }
+            "guest/abort" => {
+                let request: ContinueRequest = take(call, body)?;
+                ops.end_incoming(request.vmid, request.epoch).await?;
+                Ok(Value::Null)
+            }
+            "guest/migrating" => {
+                let vmid: Vmid = take(call, body)?;
+                // Whoever migrates holds the guest's mutex for all of it.
+                give(call, &ops.guest_locks.try_lock(vmid).is_none())
+            }
+            _ => Err(OpsError::failed(format!("node '{}' knows no call '{call}': its version differs", ops.me.name))),
+        }
+    }
+}
+
+/// A node speaks for itself alone.
+fn same(from: &NodeName, named: &NodeName) -> Result<(), OpsError> {
+    if from == named { Ok(()) } else { Err(OpsError::failed(format!("node '{from}' can't speak for '{named}'"))) }
+}
