@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn main() {
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let guests =
-        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("../../guests");
+    let from_cargo =
+        |name: &str| PathBuf::from(env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}")));
+    let out = from_cargo("OUT_DIR");
+    let guests = from_cargo("CARGO_MANIFEST_DIR").join("../../guests");
     for source in ["http/boot.s", "http/guestd.rs", "http/record.rs", "http/udhcpc", "tick/tick.s"] {
         println!("cargo:rerun-if-changed={}", guests.join(source).display());
     }

@@ -1,3 +1,22 @@
-//! Real clusters on one machine: start, cut, freeze, power off.
+//! Real clusters on one machine: start, cut, freeze, power off. Used by the demo and by end-to-end tests.
+//!
+//! - [`cluster`]: daemons that form a cluster, guests on it; [`node`]: one of them and what can be done to it.
+//! - [`netns`], [`addr`], [`power`], [`procs`], [`bed`]: what they stand on. Nothing here can touch the machine's own
+//!   network or power: networks are cut in namespaces of the test's own, and a node's power switch is a socket.
+//! - [`guest`]: the guests that tests run; [`poll`]: a client that follows one; [`api`]: a client of a node.
+//! - [`demo`]: `stead demo` and `stead demo-failover`.
 
+pub mod addr;
+pub mod api;
+mod bed;
+pub mod cluster;
 pub mod guest;
+pub mod netns;
+pub mod node;
+pub mod poll;
+pub mod power;
+pub mod procs;
+pub mod skip;
+
+pub use api::ApiClient;
+pub use cluster::{Cluster, Shape};

@@ -1,0 +1,295 @@
+//! One node of a testbed: its daemon, kept running as systemd would, and what can be done to it.
+//!
+//! ```text
+//!            power_on                 daemon ends by itself
+//!   off ───────────────▶ running ───────────────────────────▶ started again
+//!    ▲                   │  ▲  │
+//!    │ power_off, reset  │  │  │ kill_daemon            start_daemon
+//!    └───────────────────┘  │  └───────────▶ without daemon ──────▶ running
+//!                     thaw  │ freeze
+//!                         frozen
+//! ```
+//!
+//! `power_off` takes the network first, then kills all that the node runs, guests and fence process included, and empties
+//! the run folder, which no boot survives. `kill_daemon` ends the daemon alone: guests go on.
+
+use crate::netns::Network;
+use crate::power::Switch;
+use crate::procs::{self, BED_DIR, NODE_DIR};
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A daemon that ends by itself so often in a minute is not started again.
+const RESTARTS_A_MINUTE: usize = 10;
+
+/// How a node is started.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) name: String,
+    /// From 1.
+    pub(crate) number: u8,
+    pub(crate) bed: PathBuf,
+    pub(crate) listen: SocketAddr,
+    pub(crate) daemon: PathBuf,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) network: Option<Arc<Network>>,
+}
+
+/// A node.
+#[derive(Debug)]
+pub struct Node {
+    inner: Arc<Inner>,
+    switch: Switch,
+}
+
+#[derive(Debug)]
+struct Inner {
+    plan: Plan,
+    dir: PathBuf,
+    state: Mutex<State>,
+    /// The daemon has ended or was started.
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The daemon's process, as long as it is not reaped.
+    daemon: Option<Pid>,
+    /// Whether it is started again when it ends.
+    wanted: bool,
+    /// When it ended by itself.
+    ended: Vec<Instant>,
+}
+
+impl Node {
+    /// Prepares the node; it is off.
+    pub(crate) fn new(plan: Plan) -> Result<Self> {
+        let dir = plan.bed.join(&plan.name);
+        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let switch_path = plan.bed.join(format!("{}.power", plan.name));
+        let inner = Arc::new(Inner { plan, dir, state: Mutex::default(), changed: Condvar::new() });
+        let reset = Arc::clone(&inner);
+        let switch = Switch::start(&switch_path, move || {
+            if let Err(e) = reset.power_off() {
+                eprintln!("testbed: reset of {}: {e:#}", reset.plan.name);
+            }
+        })?;
+        Ok(Self { inner, switch })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.inner.plan.name
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        &self.inner.dir
+    }
+
+    /// Where its one port is.
+    pub fn addr(&self) -> SocketAddr {
+        self.inner.plan.listen
+    }
+
+    /// The daemon's output.
+    pub fn log(&self) -> PathBuf {
+        self.inner.log()
+    }
+
+    /// How often its fence process has reset it.
+    pub fn resets(&self) -> u32 {
+        self.switch.resets()
+    }
+
+    /// Whether its daemon runs.
+    pub fn is_running(&self) -> bool {
+        self.inner.lock().daemon.is_some()
+    }
+
+    /// All processes of the node.
+    pub fn processes(&self) -> Vec<procs::Process> {
+        procs::find(NODE_DIR, &self.inner.dir)
+    }
+
+    /// Plugs the network in and starts the daemon.
+    pub fn power_on(&self) -> Result<()> {
+        if let Some(network) = &self.inner.plan.network {
+            network.link(self.inner.plan.number, true)?;
+        }
+        self.start_daemon()
+    }
+
+    /// Takes the network, then kills everything that the node runs. Returns when nothing is left.
+    pub fn power_off(&self) -> Result<()> {
+        self.inner.power_off()
+    }
+
+    /// Stops all processes of the node where they are, as a hang of the whole machine would.
+    pub fn freeze(&self) {
+        procs::freeze(NODE_DIR, &self.inner.dir);
+    }
+
+    /// Lets a frozen node go on.
+    pub fn thaw(&self) {
+        procs::thaw(NODE_DIR, &self.inner.dir);
+    }
+
+    /// Kills the daemon alone; it stays away until [`Self::start_daemon`].
+    pub fn kill_daemon(&self) -> Result<()> {
+        self.inner.end_daemon(Signal::KILL)
+    }
+
+    /// Asks the daemon to end, and starts it again.
+    pub fn restart_daemon(&self) -> Result<()> {
+        self.inner.end_daemon(Signal::TERM)?;
+        self.start_daemon()
+    }
+
+    /// Starts the daemon and keeps it running.
+    pub fn start_daemon(&self) -> Result<()> {
+        let mut state = self.inner.lock();
+        state.wanted = true;
+        state.ended.clear();
+        if state.daemon.is_some() {
+            return Ok(());
+        }
+        let child = self.inner.spawn()?;
+        state.daemon = Some(Pid::from_child(&child));
+        drop(state);
+        let inner = Arc::clone(&self.inner);
+        std::thread::Builder::new()
+            .name(format!("watch {}", self.name()))
+            .spawn(move || inner.supervise(child))?;
+        Ok(())
+    }
+
+    /// Fills the file system that the node's folder lies on; only where that is its own (see the builder's `disk`).
+    pub fn fill_disk(&self) -> Result<()> {
+        let own = File::open(self.inner.dir.join(".own-disk"));
+        own.context("this node's disk is not its own: ask the builder for a `disk`")?;
+        let mut file = File::create(self.inner.dir.join(".filler"))?;
+        for size in [1 << 20, 1 << 12] {
+            let block = vec![0u8; size];
+            while std::io::Write::write_all(&mut file, &block).is_ok() {}
+        }
+        Ok(())
+    }
+
+    /// Makes room again.
+    pub fn free_disk(&self) -> Result<()> {
+        fs::remove_file(self.inner.dir.join(".filler")).context("the disk was not filled")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Err(e) = self.inner.power_off() {
+            eprintln!("testbed: {e:#}");
+        }
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.plan.bed.join(format!("{}.log", self.plan.name))
+    }
+
+    fn power_off(&self) -> Result<()> {
+        self.lock().wanted = false;
+        if let Some(network) = &self.plan.network {
+            network.link(self.plan.number, false)?;
+        }
+        // Without a network of its own the node falls silent by being stopped, which `kill_all` does before it kills.
+        procs::kill_all(NODE_DIR, &self.dir).with_context(|| format!("powering {} off", self.plan.name))?;
+        self.wait_ended()?;
+        match fs::remove_dir_all(self.dir.join("run")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context("emptying the run folder"),
+            _ => Ok(()),
+        }
+    }
+
+    fn end_daemon(&self, signal: Signal) -> Result<()> {
+        let mut state = self.lock();
+        state.wanted = false;
+        if let Some(pid) = state.daemon {
+            kill_process(pid, signal).with_context(|| format!("ending the daemon of {}", self.plan.name))?;
+        }
+        drop(state);
+        self.wait_ended()
+    }
+
+    /// Waits until the daemon is reaped.
+    fn wait_ended(&self) -> Result<()> {
+        const WITHIN: Duration = Duration::from_secs(20);
+        let waited = self.changed.wait_timeout_while(self.lock(), WITHIN, |s| s.daemon.is_some());
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if state.daemon.is_some() {
+            bail!(
+                "the daemon of {} has not ended within {WITHIN:?}; see {}",
+                self.plan.name,
+                self.log().display()
+            );
+        }
+        Ok(())
+    }
+
+    fn spawn(&self) -> Result<Child> {
+        let log = File::options().create(true).append(true).open(self.log())?;
+        let mut command = Command::new(&self.plan.daemon);
+        command
+            .args(&self.plan.arguments)
+            .env(NODE_DIR, &self.dir)
+            .env(BED_DIR, &self.plan.bed)
+            // What a service manager tells its services is not for these.
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C at the terminal is the testbed's to handle, not the nodes'.
+            .process_group(0);
+        if let Some(network) = &self.plan.network {
+            network.node(self.plan.number).inside(&mut command);
+        }
+        command.spawn().with_context(|| format!("starting {}", self.plan.daemon.display()))
+    }
+
+    /// Starts the daemon again each time it ends by itself, as a service manager would.
+    fn supervise(&self, mut child: Child) {
+        loop {
+            let pid = Pid::from_child(&child);
+            // Seen ended but not reaped, the process id is still its own; so nobody else is signalled by it.
+            while waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).is_err() {}
+            let mut state = self.lock();
+            let _ = child.wait();
+            state.daemon = None;
+            let now = Instant::now();
+            state.ended.retain(|t| now - *t < Duration::from_secs(60));
+            state.ended.push(now);
+            let again = state.wanted && state.ended.len() <= RESTARTS_A_MINUTE;
+            match again.then(|| self.spawn()) {
+                Some(Ok(next)) => {
+                    state.daemon = Some(Pid::from_child(&next));
+                    child = next;
+                }
+                Some(Err(e)) => eprintln!("testbed: {}: {e:#}", self.plan.name),
+                None => {}
+            }
+            self.changed.notify_all();
+            if state.daemon.is_none() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The processes of a node: found by what they inherit from its daemon, stopped, gone on with, killed.
+//!
+//! A node's processes carry `STEAD_NODE_DIR` in their environment, which the daemon is started with and hands down to
+//! the fence process and every guest. Whoever cleans its children's environment still names the node's folder in its
+//! arguments. Nothing is ever found, or ended, by a program's name.
+
+use anyhow::{Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The variable that marks a node's processes; its value is the node's folder.
+pub const NODE_DIR: &str = "STEAD_NODE_DIR";
+/// The variable that marks all processes of a testbed; its value is the testbed's folder.
+pub const BED_DIR: &str = "STEAD_TESTBED_DIR";
+
+/// How long killed processes may take to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
+
+/// A process that runs (no zombie), as it was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its id.
+    pub pid: i32,
+    /// Its arguments, blanks between.
+    pub command: String,
+}
+
+impl Process {
+    /// Whether it is a guest's QEMU.
+    pub fn is_qemu(&self) -> bool {
+        self.command
+            .split(' ')
+            .next()
+            .is_some_and(|p| p.rsplit('/').next().is_some_and(|f| f.starts_with("qemu-system")))
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = Pid::from_raw(self.pid) {
+            // It may have ended since it was seen.
+            let _ = kill_process(pid, signal);
+        }
+    }
+}
+
+/// All processes that carry `variable=dir` or name a path below `dir` in their arguments, but for this one.
+pub fn find(variable: &str, dir: &Path) -> Vec<Process> {
+    let mark = [variable.as_bytes(), b"=", dir.as_os_str().as_encoded_bytes()].concat();
+    let below = format!("{}/", dir.display());
+    let me = rustix::process::getpid().as_raw_nonzero().get();
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| *pid != me).filter_map(|pid| look(pid, &mark, &below)).collect()
+}
+
+fn look(pid: i32, mark: &[u8], below: &str) -> Option<Process> {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    if command.is_empty() {
+        // A kernel thread or a zombie.
+        return None;
+    }
+    let command = String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ");
+    let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let marked = environ.split(|b| *b == 0).any(|v| v == mark);
+    (marked || command.contains(below)).then_some(Process { pid, command })
+}
+
+/// Stops all processes of the node where they are.
+pub fn freeze(variable: &str, dir: &Path) {
+    // Twice: a process may have been made while the first round looked.
+    for _ in 0..2 {
+        find(variable, dir).iter().for_each(|p| p.signal(Signal::STOP));
+    }
+}
+
+/// Lets them go on.
+pub fn thaw(variable: &str, dir: &Path) {
+    find(variable, dir).iter().for_each(|p| p.signal(Signal::CONT));
+}
+
+/// Kills them all and returns when none is left. They are stopped first, so that none acts on the death of another.
+pub fn kill_all(variable: &str, dir: &Path) -> Result<()> {
+    freeze(variable, dir);
+    let begin = Instant::now();
+    loop {
+        let left = find(variable, dir);
+        if left.is_empty() {
+            return Ok(());
+        }
+        for process in &left {
+            process.signal(Signal::KILL);
+            thaw_cgroup(process.pid);
+        }
+        if begin.elapsed() > GONE_WITHIN {
+            let names: Vec<String> = left.iter().map(|p| format!("{} ({})", p.pid, p.command)).collect();
+            bail!("killed, but still there after {GONE_WITHIN:?}: {}", names.join("; "));
+        }
+        // The kernel tells nobody but the parent of a process's end.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A task in a frozen v1 cgroup dies only when it is thawed. The signal is pending by then, so it runs no instruction of
+/// its program any more.
+fn thaw_cgroup(pid: i32) {
+    let Ok(groups) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return };
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
+        if controllers.split(',').any(|c| c == "freezer") && path != "/" {
+            let file = PathBuf::from(format!("/sys/fs/cgroup/freezer{path}/freezer.state"));
+            if fs::read_to_string(&file).is_ok_and(|s| s.trim() != "THAWED") {
+                let _ = fs::write(&file, "THAWED");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_node_is_killed_with_all_that_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut parent = Command::new("sh")
+            .args(["-c", "setsid sleep 600 & exec sleep 600"])
+            .env(NODE_DIR, dir.path())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut other = Command::new("sleep").arg("600").env(NODE_DIR, "/elsewhere").spawn().unwrap();
+        let begin = Instant::now();
+        while find(NODE_DIR, dir.path()).iter().filter(|p| p.command == "sleep 600").count() < 2 {
+            assert!(begin.elapsed() < Duration::from_secs(10));
+            std::thread::yield_now();
+        }
+        kill_all(NODE_DIR, dir.path()).unwrap();
+        assert_eq!(find(NODE_DIR, dir.path()), []);
+        assert!(!parent.wait().unwrap().success());
+        assert!(other.try_wait().unwrap().is_none(), "another node's process was killed");
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
+}
