@@ -7,6 +7,8 @@ pub mod guests;
 pub mod ha;
 pub mod lease;
 pub mod members;
+pub mod peers;
+pub mod raft;
 pub mod report;
 pub mod rpc;
 pub mod stats;

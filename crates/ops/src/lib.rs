@@ -13,6 +13,7 @@ pub mod error;
 pub mod events;
 pub mod guest;
 pub mod ha;
+pub mod join;
 pub mod peers;
 pub mod report;
 pub mod status;
@@ -102,6 +103,8 @@ pub struct Ops {
     pub lease: watch::Receiver<Lease>,
     /// Reports the status.
     pub flush: Flush,
+    /// What the daemon does for its use cases.
+    pub host: Arc<dyn join::Host>,
     /// One request at a time a guest.
     pub guest_locks: GuestLocks,
 }
