@@ -192,7 +192,7 @@ function resources() {
     id: `node/${n.name}`,
     type: 'node',
     node: n.name,
-    status: n.lost ? 'lost' : n.online ? 'online' : 'offline',
+    status: n.online ? 'online' : 'offline',
     cpu: Math.max(0.01, n.cpu + 0.05 * Math.sin(Date.now() / 4000)),
     maxcpu: n.maxcpu,
     mem: n.mem,
@@ -295,6 +295,7 @@ const routes = [
         ip: n.ip,
         nodeid: i + 1,
         online: n.online ? 1 : 0,
+        lost: n.lost ? 1 : 0,
         local: i === 0 ? 1 : 0,
       })),
     ],
@@ -306,6 +307,17 @@ const routes = [
       { type: 'quorum', id: 'quorum', status: 'OK', quorate: 1 },
       { type: 'master', id: 'master', node: cluster.leader, status: `${cluster.leader} (active)` },
     ],
+  ],
+  [
+    'POST',
+    /^\/cluster\/ha\/resources$/,
+    (p) => {
+      const g = cluster.guests.get(Number(p.sid.slice(3)))
+      if (g.ha) throw { status: 500, message: `resource ID '${p.sid}' already defined` }
+      g.ha = 'started'
+      emit('ha', p.sid)
+      return null
+    },
   ],
   ['GET', /^\/cluster\/resources$/, resources],
   ['GET', /^\/cluster\/tasks$/, () => tasksOf().slice(0, 50)],

@@ -29,8 +29,10 @@ export interface ClusterStatusEntry {
   ip?: string
   /** The port of the node's API; 8006 or that of this page where it is not told. */
   port?: number
-  /** Further state where the server tells it, e.g. `lost`. */
-  state?: string
+  /** Of a node: committed lost, so that its guests are started elsewhere. */
+  lost?: Flag
+  /** Of the cluster: who leads it. */
+  leader?: string | null
 }
 
 /** An entry of /cluster/ha/status/current. */
@@ -129,6 +131,7 @@ export interface MigratePreconditions {
 export interface NotAllowed {
   unavailable_storages?: string[]
   'blocking-ha-resources'?: { sid: string; cause: string }[]
+  /** Further reasons, in words. */
   [more: string]: unknown
 }
 

@@ -71,18 +71,19 @@ test('a shared storage is shown once, by the node that reaches it', () => {
   ])
 })
 
-test('whoever says that a node is lost is believed', () => {
-  const lost = (more: { status?: ClusterStatusEntry[]; ha?: HaStatusEntry[]; resources?: Resource[] }) =>
-    clusterOf(more.status ?? status, more.ha ?? ha, more.resources ?? resources).nodes.find(
-      (n) => n.name === 'n2',
-    )?.state
-  expect(
-    lost({ resources: [...resources, { id: 'node/n2', type: 'node', node: 'n2', status: 'lost' }] }),
-  ).toBe('lost')
-  expect(lost({ ha: [...ha, { type: 'lrm', id: 'lrm:n2', node: 'n2', status: '', state: 'lost' }] })).toBe(
-    'lost',
-  )
-  expect(lost({})).toBe('offline')
+test('a node that is lost is more than offline', () => {
+  const lost = status.map((e) => (e.name === 'n2' ? { ...e, lost: 1 as const } : e))
+  const state = (entries: ClusterStatusEntry[]) =>
+    clusterOf(entries, ha, resources).nodes.find((n) => n.name === 'n2')?.state
+  expect(state(lost)).toBe('lost')
+  expect(state(status)).toBe('offline')
+})
+
+test('the cluster says who leads it, else HA does', () => {
+  const told = status.map((e) => (e.type === 'cluster' ? { ...e, leader: 'n10' } : e))
+  const silent = status.map((e) => (e.type === 'cluster' ? { ...e, leader: null } : e))
+  expect(clusterOf(told, ha, resources).health.leader).toBe('n10')
+  expect(clusterOf(silent, ha, resources).health.leader).toBe('n1')
 })
 
 test('findings name what is wrong before what is well', () => {

@@ -72,7 +72,7 @@ export function clusterOf(status: ClusterStatusEntry[], ha: HaStatusEntry[], res
     .filter((r) => (r.type === 'qemu' || r.type === 'lxc') && r.vmid !== undefined)
     .map((r) => guestOf(r, haStates))
     .sort((a, b) => a.vmid - b.vmid)
-  const nodes = nodesOf(status, ha, resources, guests)
+  const nodes = nodesOf(status, resources, guests)
   return { health: healthOf(status, ha, nodes), nodes, guests, storages: storagesOf(resources) }
 }
 
@@ -97,12 +97,7 @@ function guestOf(r: Resource, haStates: Map<string, string | undefined>): Guest 
   }
 }
 
-function nodesOf(
-  status: ClusterStatusEntry[],
-  ha: HaStatusEntry[],
-  resources: Resource[],
-  guests: Guest[],
-): Node[] {
+function nodesOf(status: ClusterStatusEntry[], resources: Resource[], guests: Guest[]): Node[] {
   const entries = new Map(status.filter((e) => e.type === 'node').map((e) => [e.name, e]))
   const loads = new Map(resources.filter((r) => r.type === 'node').map((r) => [r.node ?? '', r]))
   // A guest can stand on a node that is in neither list, e.g. one just removed: it must still be found.
@@ -113,11 +108,7 @@ function nodesOf(
     const load = loads.get(name)
     return {
       name,
-      state: nodeState(
-        entry,
-        load,
-        ha.find((e) => e.type === 'lrm' && e.node === name),
-      ),
+      state: nodeState(entry, load),
       local: flag(entry?.local),
       guests: guests.filter((g) => g.node === name),
       ...defined({
@@ -133,8 +124,8 @@ function nodesOf(
   })
 }
 
-function nodeState(entry?: ClusterStatusEntry, load?: Resource, agent?: HaStatusEntry): NodeState {
-  if ([entry?.state, load?.status, agent?.state].includes('lost')) return 'lost'
+function nodeState(entry?: ClusterStatusEntry, load?: Resource): NodeState {
+  if (flag(entry?.lost)) return 'lost'
   if (entry) return flag(entry.online) ? 'online' : 'offline'
   if (load?.status === 'online' || load?.status === 'offline') return load.status
   return 'unknown'
@@ -150,7 +141,7 @@ function healthOf(status: ClusterStatusEntry[], ha: HaStatusEntry[], nodes: Node
     ...defined({
       name: cluster?.name,
       quorate: quorate === undefined ? undefined : flag(quorate),
-      leader: ha.find((e) => e.type === 'master')?.node,
+      leader: cluster?.leader ?? ha.find((e) => e.type === 'master')?.node,
     }),
   }
 }

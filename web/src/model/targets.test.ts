@@ -22,6 +22,14 @@ test('a guest goes to any other node that is online, best to the emptiest', () =
   expect(proposed(targets)).toBe('n3')
 })
 
+test('reasons of a kind not known yet are shown as they are', () => {
+  const [target] = targetsOf([node('n2', 0)], 'n1', {
+    running: 1,
+    not_allowed_nodes: { n2: { reasons: ['It is full.'] } },
+  })
+  expect(target?.obstacle).toBe('It is full.')
+})
+
 test('what the server holds against a node is said', () => {
   const targets = targetsOf(nodes, 'n1', {
     running: 0,

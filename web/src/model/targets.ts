@@ -28,13 +28,14 @@ function obstacle(node: Node, conditions: MigratePreconditions | undefined): str
 }
 
 function reason(refused: NotAllowed): string {
+  const { unavailable_storages: storages = [], 'blocking-ha-resources': blocking = [], ...more } = refused
   const parts: string[] = []
-  const storages = refused.unavailable_storages ?? []
   if (storages.length > 0) parts.push(`Storage ${storages.join(', ')} is not available there.`)
-  for (const { sid, cause } of refused['blocking-ha-resources'] ?? []) {
-    parts.push(`HA resource ${sid} is against it (${cause}).`)
-  }
-  return parts.join(' ') || 'The server does not allow it.'
+  for (const { sid, cause } of blocking) parts.push(`HA resource ${sid} is against it (${cause}).`)
+  const words = Object.values(more)
+    .flat()
+    .filter((word) => typeof word === 'string')
+  return [...parts, ...words].join(' ') || 'The server does not allow it.'
 }
 
 /** The target to propose: of those possible, the one with the most free memory. */

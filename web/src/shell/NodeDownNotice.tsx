@@ -10,7 +10,7 @@ export function NodeDownNotice() {
   const { cluster } = useCluster()
   if (!down) return null
   const local = cluster?.nodes.find((n) => n.local)?.name
-  const others = (cluster?.nodes ?? []).filter((n) => !n.local && n.ip)
+  const others = (cluster?.nodes ?? []).filter((n) => !n.local && n.ip && n.state === 'online')
   return (
     <Alert
       variant="danger"

@@ -106,12 +106,17 @@ function VmBody({ cluster, guest, tab }: { cluster: Cluster; guest: Guest; tab: 
         </Tabs>
       </PageSection>
       <PageSection isFilled className={tab === 'screen' ? 'vm-screen' : ''}>
-        {tab === 'summary' && <VmSummary guest={guest} />}
+        {tab === 'summary' && <VmSummary guest={guest} away={away} />}
         {tab === 'hardware' && <VmHardware guest={guest} />}
-        {tab === 'tasks' && <ScopedTasks node={node} vmid={vmid} />}
+        {tab === 'tasks' &&
+          (away ? (
+            <p className="muted">They show when the node is back.</p>
+          ) : (
+            <ScopedTasks node={node} vmid={vmid} />
+          ))}
         {tab === 'screen' && (
           <Suspense fallback={<Spinner aria-label="Loading the screen" />}>
-            <VmScreen guest={guest} />
+            <VmScreen guest={guest} away={away} />
           </Suspense>
         )}
       </PageSection>

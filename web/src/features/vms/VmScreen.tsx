@@ -8,7 +8,14 @@ import type { Guest } from '../../model/cluster'
 import { useScreen } from './useScreen'
 
 /** The guest's screen, keyboard and pointer. */
-export default function VmScreen({ guest }: { guest: Guest }) {
+export default function VmScreen({ guest, away }: { guest: Guest; away: boolean }) {
+  if (away) {
+    return (
+      <EmptyState titleText={`Node ${guest.node} does not answer`} headingLevel="h2" icon={DesktopIcon}>
+        <EmptyStateBody>The screen shows again here as soon as the guest runs.</EmptyStateBody>
+      </EmptyState>
+    )
+  }
   if (guest.status === 'stopped') {
     return (
       <EmptyState titleText="The guest is stopped" headingLevel="h2" icon={DesktopIcon}>

@@ -12,13 +12,18 @@ import { bytes, duration, percent } from '../../ui/format'
 import { Meter, shareOf } from '../../ui/Meter'
 import { GuestLabel, HaLabel } from '../../ui/state'
 
-export function VmSummary({ guest }: { guest: Guest }) {
+export function VmSummary({ guest, away }: { guest: Guest; away: boolean }) {
   const { node, vmid } = guest
-  const status = useQuery({ ...queries.vmStatus(node, vmid), refetchInterval: usePollInterval() })
+  const status = useQuery({
+    ...queries.vmStatus(node, vmid),
+    // A node that does not answer is not asked.
+    enabled: !away,
+    refetchInterval: usePollInterval(),
+  })
   const now = status.data
   return (
     <Grid hasGutter>
-      {status.error && (
+      {status.error && !away && (
         <GridItem span={12}>
           <ReadError
             title={`Could not read the state of VM ${vmid} from ${node}`}
@@ -44,7 +49,7 @@ export function VmSummary({ guest }: { guest: Guest }) {
 
 function StatusFacts({ guest, now }: { guest: Guest; now: VmStatus | undefined }) {
   const { node, status, ha, lock, tags, uptime } = guest
-  const live = status !== 'stopped'
+  const live = status === 'running' || status === 'paused'
   const nodeLink = (
     <Link key="n" {...links.node(node)}>
       {node}
@@ -64,8 +69,8 @@ function StatusFacts({ guest, now }: { guest: Guest; now: VmStatus | undefined }
         ['HA state', <HaLabel key="h" state={ha} />],
         ['Lock', lock],
         ['Uptime', live ? duration(now?.uptime ?? uptime) : undefined],
-        ['Machine', now?.['running-machine']],
-        ['QEMU', now?.['running-qemu']],
+        ['Machine', live ? now?.['running-machine'] : undefined],
+        ['QEMU', live ? now?.['running-qemu'] : undefined],
         ['Process', live ? now?.pid : undefined],
         ['Tags', labels.length > 0 ? labels : undefined],
       ]}
@@ -74,7 +79,7 @@ function StatusFacts({ guest, now }: { guest: Guest; now: VmStatus | undefined }
 }
 
 function LoadCard({ guest, now }: { guest: Guest; now: VmStatus | undefined }) {
-  const live = guest.status !== 'stopped'
+  const live = guest.status === 'running' || guest.status === 'paused'
   const cpus = now?.cpus ?? guest.maxcpu
   const cpu = live ? (now?.cpu ?? guest.cpu) : 0
   const total = now?.maxmem ?? guest.maxmem
