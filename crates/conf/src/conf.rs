@@ -76,7 +76,7 @@ impl Conf {
     }
 
     fn machine(&self) -> RwLockReadGuard<'_, Machine> {
-        self.shared.machine.read().unwrap_or_else(PoisonError::into_inner)
+        self.shared.core.machine.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads the locally applied tree. `f` must be short: commits wait for it.
@@ -88,10 +88,10 @@ impl Conf {
     pub fn watch_from<R>(&self, f: impl FnOnce(&Tree) -> R) -> (R, Watch) {
         let machine = self.machine();
         let seen = machine.tree().revision();
-        let shared = Arc::clone(&self.shared);
+        let core = Arc::clone(&self.shared.core);
         let current =
-            Box::new(move || shared.machine.read().unwrap_or_else(PoisonError::into_inner).tree().revision());
-        let watch = Watch::new(self.shared.feed.subscribe(), seen, current);
+            Box::new(move || core.machine.read().unwrap_or_else(PoisonError::into_inner).tree().revision());
+        let watch = Watch::new(self.shared.core.feed.subscribe(), seen, current);
         (f(machine.tree()), watch)
     }
 
@@ -138,7 +138,7 @@ impl Conf {
 
     /// What is known of the consensus, now and at every change.
     pub fn status(&self) -> watch::Receiver<RaftStatus> {
-        self.shared.status.subscribe()
+        self.shared.core.status.subscribe()
     }
 
     /// Takes in a frame that a peer's [`Conf::outbox`] gave out for this node. Damaged and foreign frames are
@@ -230,7 +230,7 @@ impl Conf {
     }
 
     fn stopped(&self) -> String {
-        self.shared.status.borrow().stopped.clone().unwrap_or_else(|| "it was shut down".to_owned())
+        self.shared.core.status.borrow().stopped.clone().unwrap_or_else(|| "it was shut down".to_owned())
     }
 }
 

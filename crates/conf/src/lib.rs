@@ -21,7 +21,8 @@
 
 mod codec;
 mod conf;
-mod driver;
+pub mod driver;
+mod engine;
 mod error;
 mod history;
 mod machine;
@@ -29,16 +30,21 @@ mod raw;
 mod seal;
 mod shell;
 mod status;
-mod store;
+pub mod store;
 mod tree;
 mod txn;
 mod watch;
+mod wire;
 
+pub use codec::CodecError;
 pub use conf::{Conf, Leadership, Options};
 pub use driver::MemberChange;
+pub use engine::{EngineFault, Hard};
 pub use error::{ConfError, MemberError, NotLeader, SecretError, StoreError, TxnError};
 pub use history::{Change, History};
-pub use machine::{Machine, Members, Proposal, ProposalId, SUPPORTED_LEVEL};
+pub use machine::{
+    Applied, CommittedEntry, Machine, MachineFault, Members, Proposal, ProposalId, SUPPORTED_LEVEL,
+};
 pub use seal::{ClusterKey, SealError, is_sealed};
 pub use status::{PeerStatus, RaftStatus};
 pub use tree::{ChangeKind, Changed, Entry, FIRST_LEVEL, StateHash, Tree};
@@ -47,3 +53,4 @@ pub use txn::{
     Revision, Txn, check_path,
 };
 pub use watch::{Committed, PathChange, WATCH_BACKLOG, Watch, WatchEvent};
+pub use wire::{LogBody, LogChange, LogEntry};

@@ -240,7 +240,7 @@ impl Machine {
                     Op::Level(level) => Some(*level),
                     _ => None,
                 });
-                let level = raised.max().unwrap_or(0).max(proposal.needs.min(self.tree.level()));
+                let level = raised.max().unwrap_or(0);
                 if level > self.supported {
                     return Err(MachineFault::Level { level, supported: self.supported });
                 }

@@ -86,6 +86,8 @@ impl Watch {
                 Ok(Feed::Reset(revision)) if revision <= self.seen => {}
                 Ok(Feed::Reset(revision)) => return Some(self.restart(revision)),
                 Err(broadcast::error::RecvError::Lagged(_)) => {
+                    // From the channel's end on, or what is still kept in it would be overrun again.
+                    self.feed = self.feed.resubscribe();
                     let revision = (self.current)();
                     return Some(self.restart(revision));
                 }
