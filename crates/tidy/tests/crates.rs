@@ -1,0 +1,195 @@
+//! The crate graph against DESIGN's "Rules of the house": imports point down only.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+/// Every crate, and what of ours it may use. A crate that is not here is a question to answer first.
+const MAY_USE: &[(&str, &[&str])] = &[
+    // The pure cores.
+    ("model", &[]),
+    ("membership", &["model"]),
+    ("ha", &["model"]),
+    ("guest", &["model"]),
+    // What the use cases stand on.
+    ("driver", &["model", "guest"]),
+    ("conf", &["model"]),
+    ("transport", &["model"]),
+    ("tasks", &["model"]),
+    ("access", &["model"]),
+    // Concrete drivers: the traits and the pure cores, never each other.
+    ("qemu", &["driver", "guest", "model"]),
+    ("storage", &["driver", "guest", "model"]),
+    // The fence process stays tiny.
+    ("fenced", &["membership", "model"]),
+    ("ops", &["access", "conf", "driver", "guest", "ha", "membership", "model", "tasks", "transport"]),
+    (
+        "agents",
+        &[
+            "access",
+            "conf",
+            "driver",
+            "fenced",
+            "guest",
+            "ha",
+            "membership",
+            "model",
+            "ops",
+            "tasks",
+            "transport",
+        ],
+    ),
+    ("api-derive", &[]),
+    ("api", &["access", "api-derive", "model", "ops"]),
+    // Wiring: everything that runs in the daemon.
+    (
+        "node",
+        &[
+            "access",
+            "agents",
+            "api",
+            "conf",
+            "driver",
+            "fenced",
+            "guest",
+            "ha",
+            "membership",
+            "model",
+            "ops",
+            "qemu",
+            "storage",
+            "tasks",
+            "transport",
+        ],
+    ),
+    ("sim", &["conf", "driver", "guest", "ha", "membership", "model"]),
+    ("testbed", &["driver", "model", "qemu", "storage", "transport"]),
+    // It speaks to the API and holds no logic of the cluster's.
+    ("cli", &["model", "sim", "testbed", "transport"]),
+    ("tidy", &[]),
+];
+
+/// What the pure crates may use of others: no runtime, clock, random source, file or socket among them.
+const PURE: &[&str] = &["model", "membership", "ha", "guest"];
+const PURE_MAY_USE: &[&str] =
+    &["serde", "serde_json", "thiserror", "uuid", "sha1", "sha2", "indexmap", "bytes"];
+
+struct Package {
+    name: String,
+    manifest: String,
+    /// Name and kind (empty for normal, `dev`, `build`).
+    uses: Vec<(String, String)>,
+}
+
+fn packages() -> Vec<Package> {
+    let out = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1", "--manifest-path"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&out.stderr));
+    let metadata: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let text = |v: &Value| v.as_str().unwrap_or("").to_owned();
+    let of = |p: &Value| Package {
+        name: text(&p["name"]).trim_start_matches("stead-").to_owned(),
+        manifest: text(&p["manifest_path"]),
+        uses: p["dependencies"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|d| (text(&d["name"]), text(&d["kind"])))
+            .collect(),
+    };
+    metadata["packages"].as_array().unwrap().iter().map(of).collect()
+}
+
+/// A crate of ours by its package's name.
+fn ours(package: &str) -> Option<&str> {
+    package.strip_prefix("stead-")
+}
+
+fn complain(wrong: &[String]) {
+    assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
+}
+
+#[test]
+fn imports_point_down_only() {
+    let allowed: BTreeMap<&str, BTreeSet<&str>> =
+        MAY_USE.iter().map(|(name, uses)| (*name, uses.iter().copied().collect())).collect();
+    let mut wrong = Vec::new();
+    for p in packages() {
+        let Some(may) = allowed.get(p.name.as_str()) else {
+            wrong.push(format!("{} has no place in the list of {}", p.name, file!()));
+            continue;
+        };
+        for (used, kind) in &p.uses {
+            let Some(used) = ours(used) else { continue };
+            // A test may stand on what the crate itself may not, but drivers never meet.
+            let tests_may = kind == "dev" && !(["qemu", "storage"].contains(&used) && p.name != "node");
+            if !may.contains(used) && !tests_may {
+                wrong.push(format!("{} must not use {used}", p.name));
+            }
+        }
+    }
+    complain(&wrong);
+}
+
+#[test]
+fn the_list_itself_has_no_cycle() {
+    let mut placed: BTreeSet<&str> = BTreeSet::new();
+    let mut left: Vec<_> = MAY_USE.to_vec();
+    while !left.is_empty() {
+        let before = left.len();
+        left.retain(|(name, uses)| {
+            let ready = uses.iter().all(|u| placed.contains(u));
+            if ready {
+                placed.insert(name);
+            }
+            !ready
+        });
+        assert!(left.len() < before, "a cycle among {:?}", left.iter().map(|(n, _)| n).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn pure_crates_use_nothing_impure() {
+    let mut wrong = Vec::new();
+    for p in packages().iter().filter(|p| PURE.contains(&p.name.as_str())) {
+        for (used, kind) in p.uses.iter().filter(|(used, _)| ours(used).is_none()) {
+            if kind != "dev" && !PURE_MAY_USE.contains(&used.as_str()) {
+                wrong.push(format!("{} is pure and must not use {used}", p.name));
+            }
+        }
+    }
+    complain(&wrong);
+}
+
+#[test]
+fn manifests_inherit_from_the_workspace() {
+    let mut wrong = Vec::new();
+    for p in packages() {
+        let text = std::fs::read_to_string(&p.manifest).unwrap();
+        for line in ["license.workspace = true", "edition.workspace = true", "publish.workspace = true"] {
+            if !text.lines().any(|l| l == line) {
+                wrong.push(format!("{}: no line `{line}`", p.manifest));
+            }
+        }
+        if !text.contains("[lints]\nworkspace = true") {
+            wrong.push(format!("{}: the workspace's lints are not taken", p.manifest));
+        }
+        let mut section = "";
+        for line in text.lines() {
+            if line.starts_with('[') {
+                section = line;
+            } else if section.contains("dependencies]")
+                && line.contains('=')
+                && !line.contains("workspace = true")
+            {
+                wrong.push(format!("{}: `{line}`: versions and features stand in the workspace", p.manifest));
+            }
+        }
+    }
+    complain(&wrong);
+}
