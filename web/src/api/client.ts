@@ -4,7 +4,7 @@ import type { AnswerOf, Endpoint, ParamsOf } from './endpoints'
 import { ApiError, errorOf } from './errors'
 import { reachability } from './reachability'
 import { prepare } from './request'
-import { endSession, session } from './session'
+import { expireSession, session } from './session'
 
 /** Every answer comes within 5 s; a change may wait a little longer for a quorum. */
 const READ_TIMEOUT_MS = 6_000
@@ -42,7 +42,7 @@ export async function callWhole<E extends Endpoint>(
   if (!response.ok) {
     const error = errorOf(request, response.status, response.statusText, answer)
     // A ticket that has run out ends the session in every tab; a wrong password when signing in does not.
-    if (error.trouble === 'signed-out' && session.get() && !url.endsWith('/access/ticket')) endSession()
+    if (error.trouble === 'signed-out' && session.get() && !url.endsWith('/access/ticket')) expireSession()
     throw error
   }
   if (typeof answer !== 'object' || answer === null || !('data' in answer)) {

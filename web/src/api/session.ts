@@ -19,6 +19,9 @@ export interface Session {
 
 export const session = createStore<Session | null>(stored())
 
+/** True after a session has ended by its age, until the next begins. */
+export const expired = createStore(false)
+
 window.addEventListener('storage', (event) => {
   if (event.key === KEY) session.set(stored())
 })
@@ -36,6 +39,7 @@ export function beginSession(ticket: Ticket): void {
     ...(ticket.clustername ? { cluster: ticket.clustername } : {}),
   }
   localStorage.setItem(KEY, JSON.stringify(next))
+  expired.set(false)
   session.set(next)
 }
 
@@ -44,6 +48,12 @@ export function endSession(): void {
   setCookie(`${COOKIE}=; path=/; max-age=0`)
   localStorage.removeItem(KEY)
   session.set(null)
+}
+
+/** Ends the session that the server no longer takes. */
+export function expireSession(): void {
+  expired.set(true)
+  endSession()
 }
 
 /** The ticket, unless the server keeps it from scripts. */

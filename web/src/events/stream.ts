@@ -63,8 +63,7 @@ async function readOnce(
 ): Promise<void> {
   let watchdog = setTimeout(giveUp, CONNECT_MS)
   try {
-    const query = cursor ? `?cursor=${encodeURIComponent(cursor)}` : ''
-    const response = await fetch(`${API}/cluster/events${query}`, {
+    const response = await fetch(`${API}/cluster/events`, {
       signal,
       cache: 'no-store',
       headers: { Accept: 'text/event-stream', ...(cursor ? { 'Last-Event-ID': cursor } : {}) },

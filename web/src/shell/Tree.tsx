@@ -10,18 +10,22 @@ import { filterTree } from '../model/tree'
 import { useCluster } from '../model/useCluster'
 import { GuestIcon, NodeIcon } from '../ui/state'
 
+/** With more guests than this, a node shows its own only when asked to. */
+const OPEN_UP_TO = 300
+
 /** The nodes and their guests, as they are now. */
 export function Tree() {
   const { cluster } = useCluster()
   const [filter, setFilter] = useState('')
-  const [closed, setClosed] = useState<ReadonlySet<string>>(new Set())
+  const [toggled, setToggled] = useState<ReadonlySet<string>>(new Set())
   const toggle = (node: string) => {
-    const next = new Set(closed)
+    const next = new Set(toggled)
     if (!next.delete(node)) next.add(node)
-    setClosed(next)
+    setToggled(next)
   }
   if (!cluster) return <Skeleton screenreaderText="Reading the cluster" />
   const nodes = filterTree(cluster.nodes, filter)
+  const openAtFirst = nodes.reduce((n, node) => n + node.guests.length, 0) <= OPEN_UP_TO
   return (
     <nav aria-label="Nodes and guests" className="tree">
       <SearchInput
@@ -40,7 +44,7 @@ export function Tree() {
           <NodeBranch
             key={node.name}
             node={node}
-            open={!closed.has(node.name)}
+            open={openAtFirst !== toggled.has(node.name)}
             onToggle={() => toggle(node.name)}
           />
         ))}

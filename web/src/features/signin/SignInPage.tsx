@@ -1,5 +1,6 @@
 import {
   ActionGroup,
+  Alert,
   Button,
   Card,
   CardBody,
@@ -14,7 +15,9 @@ import { useMutation, useQuery } from '@tanstack/react-query'
 import { useNavigate, useRouter, useSearch } from '@tanstack/react-router'
 import { type FormEvent, useState } from 'react'
 import { queries } from '../../api/queries'
+import { expired } from '../../api/session'
 import { signIn } from '../../api/signIn'
+import { useStore } from '../../api/store'
 import { links } from '../../app/links'
 import { ErrorNotice } from '../../ui/ErrorNotice'
 import { Logo } from '../../ui/Logo'
@@ -26,6 +29,7 @@ export function SignInPage() {
   const router = useRouter()
   const { back } = useSearch({ from: '/signin' })
   const realms = useQuery(queries.realms())
+  const ended = useStore(expired)
   const [user, setUser] = useState('')
   const [password, setPassword] = useState('')
   const [chosen, setRealm] = useState<string>()
@@ -48,6 +52,9 @@ export function SignInPage() {
           <Title headingLevel="h1" size="xl" className="signin-title">
             Sign in
           </Title>
+          {ended && !attempt.error && (
+            <Alert variant="info" isInline title="Your session has ended. Sign in again." />
+          )}
           {attempt.error && <ErrorNotice title="Could not sign in" error={attempt.error} />}
           {realms.error && !attempt.error && (
             <ErrorNotice

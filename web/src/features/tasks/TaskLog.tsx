@@ -18,6 +18,8 @@ interface Props {
 
 /** Besides the events: a log line whose event was lost still shows soon. */
 const POLL_MS = 1_000
+/** Its node may be gone for long. */
+const POLL_AFTER_ERROR_MS = 5_000
 
 /** A task's log while it is written. */
 export function TaskLog({ upid, task, onClose }: Props) {
@@ -25,10 +27,14 @@ export function TaskLog({ upid, task, onClose }: Props) {
   const node = parsed?.node ?? task?.node ?? ''
   const status = useQuery({
     ...queries.taskStatus(node, upid),
-    refetchInterval: (query) => (query.state.data?.status === 'stopped' ? false : POLL_MS),
+    refetchInterval: ({ state }) =>
+      state.data?.status === 'stopped' ? false : state.error ? POLL_AFTER_ERROR_MS : POLL_MS,
   })
   const ended = status.data?.status === 'stopped'
-  const log = useQuery({ ...queries.taskLog(node, upid), refetchInterval: ended ? false : POLL_MS })
+  const log = useQuery({
+    ...queries.taskLog(node, upid),
+    refetchInterval: ended ? false : status.error ? POLL_AFTER_ERROR_MS : POLL_MS,
+  })
   // The end is known before the last lines are: they are read once more.
   const { refetch } = log
   useEffect(() => {

@@ -25,6 +25,7 @@ import { VmSummary } from './VmSummary'
 // noVNC comes only when a screen is looked at.
 const VmScreen = lazy(() => import('./VmScreen'))
 
+const PART = 'vm-part'
 const TITLES: Record<VmTab, string> = {
   summary: 'Summary',
   screen: 'Screen',
@@ -98,6 +99,7 @@ function VmBody({ cluster, guest, tab }: { cluster: Cluster; guest: Guest; tab: 
           {VM_TABS.map((t) => (
             <Tab
               key={t}
+              tabContentId={PART}
               eventKey={t}
               title={<TabTitleText>{TITLES[t]}</TabTitleText>}
               href={`/vms/${vmid}/${t}`}
@@ -105,7 +107,7 @@ function VmBody({ cluster, guest, tab }: { cluster: Cluster; guest: Guest; tab: 
           ))}
         </Tabs>
       </PageSection>
-      <PageSection isFilled className={tab === 'screen' ? 'vm-screen' : ''}>
+      <PageSection isFilled id={PART} className={tab === 'screen' ? 'vm-screen' : ''}>
         {tab === 'summary' && <VmSummary guest={guest} away={away} />}
         {tab === 'hardware' && <VmHardware guest={guest} />}
         {tab === 'tasks' &&
