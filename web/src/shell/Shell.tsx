@@ -12,7 +12,7 @@ import {
   SkipToContent,
 } from '@patternfly/react-core'
 import { Link, Outlet, useLocation, useNavigate } from '@tanstack/react-router'
-import { useEffect } from 'react'
+import { type AnchorHTMLAttributes, useEffect } from 'react'
 import { session } from '../api/session'
 import { keepFresh } from '../api/signIn'
 import { useStore } from '../api/store'
@@ -79,6 +79,11 @@ export function Shell() {
       <Toasts />
     </div>
   )
+}
+
+/** The logo as a link to the cluster's page. */
+function HomeLink(props: AnchorHTMLAttributes<HTMLAnchorElement>) {
+  return <Link {...props} {...links.cluster()} aria-label="Stead: cluster" />
 }
 
 /** Goes to the sign-in page when the session ends: here, in another tab, or by its age. */
