@@ -10,6 +10,8 @@ pub mod addr;
 pub mod api;
 mod bed;
 pub mod cluster;
+pub mod control;
+pub mod demo;
 pub mod guest;
 pub mod netns;
 pub mod node;
