@@ -1,4 +1,5 @@
 //! Tickets, secrets and permissions, as every node must see them.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use proptest::prelude::*;
 use std::collections::BTreeSet;

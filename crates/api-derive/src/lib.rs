@@ -140,27 +140,27 @@ fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
             (Shape::Rest(f), _) => {
                 rests.push(quote!(schemas.extend(#f());));
                 takes.push(
-                    quote!(let #ident = Some(raw.take_rest(schemas.get(own..).unwrap_or(&[]), &mut errors));),
+                    quote!(let #ident = Some(__raw.take_rest(__schemas.get(__own..).unwrap_or(&[]), &mut __errors));),
                 );
                 continue;
             }
             (Shape::Required(ty), None) => {
                 schemas.push(quote!(#p::ParamSchema::of::<#ty>(#pname, #doc) #(#calls)*));
-                takes.push(quote!(let #ident = raw.take_required::<#ty>(&schemas[#i], &mut errors);));
+                takes.push(quote!(let #ident = __raw.take_required::<#ty>(&__schemas[#i], &mut __errors);));
             }
             (Shape::Required(ty), Some(_)) => {
                 schemas.push(quote!(#p::ParamSchema::of::<#ty>(#pname, #doc).optional() #default #(#calls)*));
-                takes.push(quote!(let #ident = raw.take_default::<#ty>(&schemas[#i], &mut errors);));
+                takes.push(quote!(let #ident = __raw.take_default::<#ty>(&__schemas[#i], &mut __errors);));
             }
             (Shape::Optional(ty), _) => {
                 schemas.push(quote!(#p::ParamSchema::of::<#ty>(#pname, #doc).optional() #default #(#calls)*));
-                takes.push(quote!(let #ident = raw.take_optional::<#ty>(&schemas[#i], &mut errors);));
+                takes.push(quote!(let #ident = __raw.take_optional::<#ty>(&__schemas[#i], &mut __errors);));
             }
             (Shape::List(ty), _) => {
                 schemas.push(
                     quote!(#p::ParamSchema::of::<#ty>(#pname, #doc).optional().list() #default #(#calls)*),
                 );
-                takes.push(quote!(let #ident = raw.take_list::<#ty>(&schemas[#i], &mut errors);));
+                takes.push(quote!(let #ident = __raw.take_list::<#ty>(&__schemas[#i], &mut __errors);));
             }
         }
     }
@@ -175,15 +175,15 @@ fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
             }
 
             #[allow(unused_variables)]
-            fn parse(mut raw: #p::Raw, schemas: &[#p::ParamSchema]) -> Result<Self, #p::Errors> {
-                let own: usize = #own;
-                let mut errors = #p::Errors::default();
-                raw.check_requires(schemas, &mut errors);
+            fn parse(mut __raw: #p::Raw, __schemas: &[#p::ParamSchema]) -> Result<Self, #p::Errors> {
+                let __own: usize = #own;
+                let mut __errors = #p::Errors::default();
+                __raw.check_requires(__schemas, &mut __errors);
                 #(#takes)*
-                raw.refuse_rest(&mut errors);
+                __raw.refuse_rest(&mut __errors);
                 match (#(#idents,)*) {
-                    (#(Some(#idents),)*) if errors.is_empty() => Ok(Self { #(#idents),* }),
-                    _ => Err(errors),
+                    (#(Some(#idents),)*) if __errors.is_empty() => Ok(Self { #(#idents),* }),
+                    _ => Err(__errors),
                 }
             }
         }

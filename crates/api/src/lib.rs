@@ -6,4 +6,17 @@
 // `derive(Params)` names this crate from the outside.
 extern crate self as stead_api;
 
+#[macro_use]
 pub mod framework;
+mod access;
+mod backend;
+mod cluster;
+mod nodes;
+mod pools;
+mod registry;
+mod storage;
+mod version;
+
+pub use backend::Backend;
+pub use framework::{Api, Cluster, ConnInfo, Place, Registry, Target};
+pub use registry::registry;

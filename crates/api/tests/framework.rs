@@ -1,4 +1,5 @@
 //! The framework over real connections, with raw bytes in and out: what clients see is what is checked.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use async_trait::async_trait;
 use bytes::Bytes;

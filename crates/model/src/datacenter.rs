@@ -169,6 +169,11 @@ fn is_tag(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "_-+.".contains(c))
 }
 
+/// Every known option.
+pub fn option_names() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().map(|(name, ..)| *name)
+}
+
 /// Checks an option that somebody sets; returns what is stored.
 ///
 /// # Errors

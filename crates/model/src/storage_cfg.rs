@@ -174,6 +174,11 @@ impl Storage {
     }
 }
 
+/// Every option that a storage of a known type can have, without the two that make the section's head.
+pub fn option_names() -> impl Iterator<Item = &'static str> {
+    OPTIONS.iter().copied()
+}
+
 /// Checks an option that somebody sets; returns what is stored.
 ///
 /// # Errors

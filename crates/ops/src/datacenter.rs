@@ -74,3 +74,10 @@ impl Ops {
         out
     }
 }
+
+impl Ops {
+    /// The nodes that vote, as last known.
+    pub fn conf_voters(&self) -> Vec<stead_model::RaftId> {
+        self.conf.status().borrow().voters.iter().copied().collect()
+    }
+}

@@ -7,7 +7,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use stead_driver::storage::{Content, Space, VolumeInfo};
+pub use stead_driver::storage::{Content, NewVolume, VolumeInfo};
+use stead_driver::storage::Space;
 use stead_model::storage_cfg::Storage;
 use stead_model::{NodeName, StorageId, Upid, VolumeId};
 
@@ -161,14 +162,10 @@ impl Ops {
         spooled: PathBuf,
         checksum: Option<Checksum>,
     ) -> Result<Upid, OpsError> {
-        let word = serde_json::to_value(content)
-            .ok()
-            .and_then(|v| v.as_str().map(str::to_owned))
-            .unwrap_or_default();
-        if !self.storage(storage)?.holds(&word) {
-            return Err(OpsError::failed(format!(
-                "storage '{storage}' does not support content-type '{word}'"
-            )));
+        if let Err(e) = self.check_content(storage, content) {
+            // Nobody else knows of the file. What is left over is removed at the storage's next start, too.
+            let _ = std::fs::remove_file(&spooled);
+            return Err(e);
         }
         let (ops, storage, name) = (self.clone(), storage.clone(), name.to_owned());
         self.task("imgcopy", "", &actor.who, move |cx| async move {
@@ -180,6 +177,14 @@ impl Ops {
             cx.log(format!("new volume '{}'", done?.volid));
             Ok(())
         })
+    }
+
+    fn check_content(&self, storage: &StorageId, content: Content) -> Result<(), OpsError> {
+        let word = serde_json::to_value(content).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+        if self.storage(storage)?.holds(&word) {
+            return Ok(());
+        }
+        Err(OpsError::failed(format!("storage '{storage}' does not support content-type '{word}'")))
     }
 
     async fn adopt_now(

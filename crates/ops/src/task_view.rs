@@ -3,7 +3,8 @@
 use crate::{Actor, Ops, OpsError};
 use serde_json::Value;
 use stead_model::{Upid, Vmid};
-use stead_tasks::{Filter, LogPage, Source, TaskInfo};
+use stead_tasks::TaskInfo;
+pub use stead_tasks::{Filter, LogPage, Outcome, Source};
 
 impl Ops {
     fn is_own(actor: &Actor, upid: &Upid) -> bool {

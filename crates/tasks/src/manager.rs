@@ -314,7 +314,7 @@ impl Tasks {
             all
         };
         let mut hits: Vec<TaskInfo> = all.into_iter().filter(|t| filter.matches(t)).collect();
-        hits.sort_by(|a, b| (b.upid.starttime, b.upid.pstart).cmp(&(a.upid.starttime, a.upid.pstart)));
+        hits.sort_by_key(|t| std::cmp::Reverse((t.upid.starttime, t.upid.pstart)));
         let total = hits.len();
         let limit = if filter.limit == 0 { usize::MAX } else { filter.limit };
         (hits.into_iter().skip(filter.start).take(limit).collect(), total)

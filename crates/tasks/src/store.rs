@@ -113,7 +113,7 @@ impl Store {
                 },
             }
         }
-        all.sort_by(|a, b| (a.upid.starttime, a.upid.pstart).cmp(&(b.upid.starttime, b.upid.pstart)));
+        all.sort_by_key(|a| (a.upid.starttime, a.upid.pstart));
         Ok(all)
     }
 

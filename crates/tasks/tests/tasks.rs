@@ -1,4 +1,5 @@
 //! The whole life of tasks, over real files.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use serde_json::json;
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! What an endpoint is: declared once, from which follow the router, the OpenAPI document and the tests.
 
 use super::call::{Call, Caller};
-use super::params::{Errors, ParamSchema, Params, Raw};
+use super::params::{Errors, Kind, ParamSchema, Params, Raw, boolean};
 use super::socket::Socket;
 use super::{Body, Services};
 use futures_util::future::BoxFuture;
@@ -79,8 +79,6 @@ pub enum Access {
     Or(&'static [Access]),
     /// Each of these.
     And(&'static [Access]),
-    /// The parameter `userid` is the caller's own.
-    OwnUser,
     /// [`Endpoint::authorize`] decides: it depends on the parameters. The text names the privileges.
     Inside(&'static str),
 }
@@ -105,8 +103,6 @@ impl Access {
                 }
                 Err(first.unwrap_or_else(|| Error::forbidden("Permission check failed")))
             }
-            Self::OwnUser if raw.first("userid") == Some(caller.id.user().as_str()) => Ok(()),
-            Self::OwnUser => Err(Error::forbidden("Permission check failed")),
         }
     }
 
@@ -121,7 +117,6 @@ impl Access {
             Self::Any(path, p) => format!("{} on {path}", p.join(" or ")),
             Self::Or(all) => format!("({})", list(all, " or ")),
             Self::And(all) => format!("({})", list(all, " and ")),
-            Self::OwnUser => "the user themself".to_owned(),
             Self::Inside(text) => (*text).to_owned(),
         }
     }
@@ -321,7 +316,8 @@ pub trait Endpoint<S: Services>: Send + Sync + 'static {
     const ACCESS: Access;
     /// What it is for, in a sentence.
     const ABOUT: &'static str;
-    /// Parameters of Proxmox VE's that are refused here, with the reason.
+    /// Parameters of Proxmox VE's that are refused here: `name: reason`. Given as 0 or empty, they ask for nothing
+    /// and are taken.
     const MISSING: &'static [&'static str] = &[];
     /// It takes a file: the body is spooled to where [`Self::spool`] says.
     const UPLOAD: bool = false;
@@ -407,11 +403,29 @@ impl<E> Of<E> {
         Self { meta, endpoint: PhantomData }
     }
 
-    fn admit<S: Services>(&self, caller: &Caller, raw: Raw) -> Result<E::Params, Error>
+    fn refuse_missing(&self, raw: &mut Raw) -> Result<(), Error> {
+        let mut errors = Errors::default();
+        for entry in self.meta.missing {
+            let (name, why) = entry.split_once(": ").unwrap_or((entry, "it is not supported yet"));
+            let pattern = ParamSchema::plain(name, Kind::String, "");
+            for name in raw.names().filter(|n| pattern.is_for(n)).map(str::to_owned).collect::<Vec<_>>() {
+                let asks = raw.first(&name).is_none_or(|v| !v.is_empty() && boolean(v) != Some(false));
+                if asks {
+                    errors.add(&name, why);
+                }
+                raw.forget(&name);
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(Error::parameters(errors)) }
+    }
+
+    fn admit<S: Services>(&self, caller: &Caller, mut raw: Raw) -> Result<E::Params, Error>
     where
         E: Endpoint<S>,
     {
+        // Permission comes before the parameters' shape.
         self.meta.access.check(caller, &raw)?;
+        self.refuse_missing(&mut raw)?;
         let params = E::Params::parse(raw, &self.meta.params).map_err(Error::parameters)?;
         E::authorize(caller, &params)?;
         Ok(params)

@@ -1,7 +1,7 @@
 //! Index nodes: GET on them lists their children. Clients and people find their way by them.
 
 use super::endpoint::{Access, Answered, Error, Handler, Meta, Route, Runs};
-use super::params::{Errors, ParamSchema, Params, Raw};
+use super::params::{Errors, ParamSchema, Raw};
 use super::{Call, Caller, Services};
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value, json};
@@ -62,20 +62,5 @@ impl<S: Services> Handler<S> for Index {
 
     fn spool<'a>(&'a self, _: &'a Call<S>, _: &'a Raw) -> BoxFuture<'a, Result<PathBuf, Error>> {
         Box::pin(async { Err(Error::failed("an index takes no file")) })
-    }
-}
-
-/// An endpoint without parameters needs no struct of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NoParams;
-
-impl Params for NoParams {
-    fn schema() -> Vec<ParamSchema> {
-        vec![]
-    }
-    fn parse(raw: Raw, _: &[ParamSchema]) -> Result<Self, Errors> {
-        let mut errors = Errors::default();
-        raw.refuse_rest(&mut errors);
-        if errors.is_empty() { Ok(Self) } else { Err(errors) }
     }
 }

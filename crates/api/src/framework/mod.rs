@@ -9,6 +9,8 @@
 
 pub mod auth;
 pub mod call;
+#[macro_use]
+mod declare;
 pub mod endpoint;
 pub mod index;
 pub mod openapi;
@@ -18,6 +20,7 @@ pub mod respond;
 pub mod router;
 pub mod serve;
 pub mod socket;
+#[macro_use]
 pub mod types;
 
 pub use call::{Call, Caller, Spooled};

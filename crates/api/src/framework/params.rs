@@ -284,6 +284,17 @@ impl Raw {
         self.values.get(name).and_then(|v| v.first()).map(String::as_str)
     }
 
+    /// The names of all that was given.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().chain(&self.unfit).map(String::as_str)
+    }
+
+    /// Leaves a parameter out.
+    pub fn forget(&mut self, name: &str) {
+        self.values.remove(name);
+        self.unfit.remove(name);
+    }
+
     /// Takes a parameter's only value; the same value several times counts as one.
     fn take_one(&mut self, s: &ParamSchema, errors: &mut Errors) -> Result<Option<String>, ()> {
         if self.unfit.contains(&s.name) {

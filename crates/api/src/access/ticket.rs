@@ -1,0 +1,112 @@
+//! `/access/ticket`: a ticket for a password, or for an older ticket.
+
+use crate::backend::Cx;
+use crate::framework::{Access, Caller, Error, Json, Null};
+use crate::version::Nothing;
+use serde_json::{Map, Value, json};
+use stead_access::{AuthError, AuthId};
+use stead_api_derive::Params;
+use stead_model::UserId;
+
+#[derive(Params)]
+pub struct SignIn {
+    /// `user@realm`, or the user with `realm` beside it.
+    #[param(max_length = 64)]
+    username: String,
+    /// The password, or a ticket that is still good.
+    password: String,
+    /// The realm, if the user's name has none.
+    #[param(max_length = 32)]
+    realm: Option<String>,
+    /// Only check the ticket given as password, and these privileges on `path`.
+    #[param(requires = "path", max_length = 64)]
+    privs: Vec<String>,
+    /// See `privs`.
+    #[param(requires = "privs", max_length = 64)]
+    path: Option<String>,
+    /// Tickets have one format only; older clients ask for it by name.
+    #[param(name = "new-format", default = "1")]
+    new_format: bool,
+}
+
+endpoint! {
+    /// For clients that look whether the path is there.
+    Read = get("/access/ticket"), Anywhere, Access::Everyone;
+    fn call(_cx, _p: Nothing) -> Null {
+        Ok(Null)
+    }
+}
+
+endpoint! {
+    /// Makes a ticket.
+    Create = post("/access/ticket"), Anywhere, Access::Everyone;
+    missing: &[
+        "otp: second factors are not supported yet",
+        "tfa-challenge: second factors are not supported yet",
+    ];
+    fn call(cx, p: SignIn) -> Json<Value> {
+        sign_in(cx, p).await.map(Json)
+    }
+}
+
+fn failure() -> Error {
+    Error::unauthorized("authentication failure")
+}
+
+async fn sign_in(cx: &Cx, p: SignIn) -> Result<Value, Error> {
+    if !p.new_format {
+        return Err(Error::parameter("new-format", "there is no older format of tickets"));
+    }
+    let name = match &p.realm {
+        Some(realm) if !p.username.ends_with(&format!("@{realm}")) => format!("{}@{realm}", p.username),
+        _ => p.username.clone(),
+    };
+    // A name that cannot be one is as wrong as a wrong password.
+    let user: UserId = name.parse().map_err(|_| failure())?;
+    let now = cx.caller.now;
+    let identities = cx.ops().identities()?;
+    let keyring = identities.keyring.as_ref().ok_or_else(|| Error::new(503, "cluster not ready"))?;
+    if p.password.starts_with("PVE:") {
+        let of = keyring.check_ticket(&p.password, now).map_err(|_| failure())?;
+        if of != user || !identities.directory.user_active(&user, now) {
+            return Err(failure());
+        }
+    } else {
+        cx.ops().check_password(&user, p.password, now).await.map_err(|e| match e {
+            AuthError::Failure => failure(),
+            other => Error::unauthorized(other.to_string()),
+        })?;
+    }
+    let caller = Caller { id: AuthId::User(user.clone()), directory: identities.directory.clone(), now };
+    if let Some(path) = &p.path {
+        caller.require(path, &p.privs.iter().map(String::as_str).collect::<Vec<_>>())?;
+        return Ok(json!({"username": user}));
+    }
+    let mut answer = json!({
+        "username": user,
+        "ticket": keyring.ticket(&user, now),
+        "CSRFPreventionToken": keyring.csrf(&user, now),
+        "cap": capabilities(&caller),
+    });
+    if let Ok(cluster) = cx.ops().cluster_record() {
+        answer["clustername"] = json!(cluster.value.name);
+    }
+    Ok(answer)
+}
+
+/// What a console shows at all: the privileges held at the top of each kind of object.
+fn capabilities(caller: &Caller) -> Value {
+    let places = [
+        ("access", "/access"),
+        ("dc", "/"),
+        ("nodes", "/nodes"),
+        ("sdn", "/sdn"),
+        ("storage", "/storage"),
+        ("vms", "/vms"),
+    ];
+    let held = |path: &str| {
+        let all = caller.directory.map(&caller.id, path, caller.now);
+        all.into_keys().map(|p| (p.to_owned(), json!(1))).collect::<Map<_, _>>()
+    };
+    Value::Object(places.into_iter().map(|(key, path)| (key.to_owned(), Value::Object(held(path)))).collect())
+}

@@ -1,0 +1,114 @@
+//! `/cluster/config`: who is in the cluster.
+
+use crate::framework::{Access, Json, Null};
+use crate::version::Nothing;
+use serde_json::{Value, json};
+use stead_api_derive::Params;
+use stead_model::{NodeName, NodeRecord, Upid};
+use stead_ops::admin::JoinRequest;
+
+/// What the API for joining is like; raised when a joining node must know something new.
+const API_VERSION: u32 = 1;
+
+#[derive(Params)]
+pub struct NewCluster {
+    /// The cluster's name.
+    #[param(max_length = 15)]
+    clustername: NodeName,
+}
+
+#[derive(Params)]
+pub struct JoinInformation {
+    /// The node to join by, unless this one.
+    node: Option<NodeName>,
+}
+
+#[derive(Params)]
+pub struct Join {
+    /// A member's address.
+    hostname: String,
+    /// SHA-256 of its certificate, in hexadecimal with colons.
+    #[param(max_length = 95)]
+    fingerprint: String,
+    /// root@pam's password there, or a one-time token.
+    #[param(max_length = 128)]
+    password: String,
+    /// Join although guests or an earlier cluster are here.
+    #[param(default = "0")]
+    force: bool,
+}
+
+#[derive(Params)]
+pub struct OneNode {
+    /// The node.
+    node: NodeName,
+}
+
+const ROOT: Access = Access::All("/", &["Sys.Modify"]);
+
+endpoint! {
+    /// Names this node's cluster, so that others can join it.
+    Create = post("/cluster/config"), Anywhere, ROOT;
+    missing: &[
+        "link[n]: nodes have one address each",
+        "nodeid: the cluster gives numbers itself",
+        "token-coefficient: there is no token",
+        "votes: who votes is chosen by the cluster",
+    ];
+    fn call(cx, p: NewCluster) -> Upid {
+        Ok(cx.services.admin.create_cluster(&cx.actor(), p.clustername.as_str()).await?)
+    }
+}
+
+endpoint! {
+    /// The version of the API for joining.
+    ApiVersion = get("/cluster/config/apiversion"), Anywhere, Access::All("/", &["Sys.Audit"]);
+    fn call(_cx, _p: Nothing) -> Json<u32> {
+        Ok(Json(API_VERSION))
+    }
+}
+
+endpoint! {
+    /// What another node needs to join.
+    ReadJoin = get("/cluster/config/join"), Anywhere, Access::All("/", &["Sys.Audit"]);
+    fn call(cx, p: JoinInformation) -> Json<Value> {
+        Ok(Json(cx.services.admin.join_information(p.node.as_ref()).await?))
+    }
+}
+
+endpoint! {
+    /// Joins a cluster.
+    PostJoin = post("/cluster/config/join"), Anywhere, ROOT;
+    missing: &[
+        "link[n]: nodes have one address each",
+        "nodeid: the cluster gives numbers itself",
+        "votes: who votes is chosen by the cluster",
+    ];
+    fn call(cx, p: Join) -> Upid {
+        let request =
+            JoinRequest { hostname: p.hostname, fingerprint: p.fingerprint, password: p.password, force: p.force };
+        Ok(cx.services.admin.join_cluster(&cx.actor(), request).await?)
+    }
+}
+
+endpoint! {
+    /// The members.
+    Nodes = get("/cluster/config/nodes"), Anywhere, Access::All("/", &["Sys.Audit"]);
+    fn call(cx, _p: Nothing) -> Json<Vec<Value>> {
+        let raft = cx.ops().conf_voters();
+        let shown = |n: NodeRecord| json!({
+            "node": n.name, "name": n.name, "nodeid": n.raft_id.0.to_string(), "ring0_addr": n.addr.ip().to_string(),
+            "quorum_votes": if raft.contains(&n.raft_id) { "1" } else { "0" },
+        });
+        Ok(Json(cx.ops().node_records().into_iter().map(shown).collect()))
+    }
+}
+
+endpoint! {
+    /// Removes a member that is gone for good.
+    RemoveNode = delete("/cluster/config/nodes/{node}"), Anywhere, ROOT;
+    fn call(cx, p: OneNode) -> Null {
+        cx.services.admin.remove_node(&cx.actor(), &p.node).await?;
+        Ok(Null)
+    }
+}

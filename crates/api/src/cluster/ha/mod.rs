@@ -1,0 +1,4 @@
+//! `/cluster/ha`: what HA maintains, and how it stands.
+
+pub mod resources;
+pub mod status;

@@ -1,0 +1,208 @@
+//! `/cluster/ha/resources` and below.
+
+use crate::framework::{Access, Error, Json, Null};
+use serde_json::{Value, json};
+use stead_api_derive::Params;
+use stead_model::{GuestKind, NodeName, ServiceId};
+use stead_ops::ha::CrmCommand;
+
+choice! {
+    /// What a resource is.
+    pub enum ResourceType { Vm = "vm", Ct = "ct" }
+}
+
+choice! {
+    /// What HA is asked to keep a resource in.
+    pub enum Requested {
+        Started = "started",
+        Stopped = "stopped",
+        Enabled = "enabled",
+        Disabled = "disabled",
+        Ignored = "ignored",
+    }
+}
+
+#[derive(Params)]
+pub struct ListResources {
+    /// Resources of this type alone.
+    #[param(name = "type")]
+    kind: Option<ResourceType>,
+}
+
+#[derive(Params)]
+pub struct OneResource {
+    /// `vm:100`, `ct:101`, or a VMID.
+    sid: ServiceId,
+}
+
+#[derive(Params)]
+pub struct RemoveResource {
+    /// `vm:100`, `ct:101`, or a VMID.
+    sid: ServiceId,
+    /// Take it out of rules too. There are none yet.
+    #[param(default = "1")]
+    purge: bool,
+}
+
+#[derive(Params)]
+pub struct AddResource {
+    /// `vm:100`, `ct:101`, or a VMID.
+    sid: ServiceId,
+    /// What it is, if `sid` does not say.
+    #[param(name = "type")]
+    kind: Option<ResourceType>,
+    /// For people.
+    #[param(max_length = 4096)]
+    comment: Option<String>,
+    /// Move it back to a better node once that is there.
+    failback: Option<bool>,
+    /// A group of nodes.
+    group: Option<String>,
+    /// How often to try on another node.
+    #[param(min = 0)]
+    max_relocate: Option<u32>,
+    /// How often to try on the same node.
+    #[param(min = 0)]
+    max_restart: Option<u32>,
+    /// What to keep it in.
+    #[param(default = "started")]
+    state: Requested,
+}
+
+#[derive(Params)]
+pub struct ChangeResource {
+    /// `vm:100`, `ct:101`, or a VMID.
+    sid: ServiceId,
+    /// Options to take out.
+    delete: Vec<String>,
+    /// Change only if the file is still this version.
+    #[param(max_length = 64)]
+    digest: Option<String>,
+    /// For people.
+    #[param(max_length = 4096)]
+    comment: Option<String>,
+    /// Move it back to a better node once that is there.
+    failback: Option<bool>,
+    /// A group of nodes.
+    group: Option<String>,
+    /// How often to try on another node.
+    #[param(min = 0)]
+    max_relocate: Option<u32>,
+    /// How often to try on the same node.
+    #[param(min = 0)]
+    max_restart: Option<u32>,
+    /// What to keep it in.
+    state: Option<Requested>,
+}
+
+#[derive(Params)]
+pub struct MoveResource {
+    /// `vm:100`, `ct:101`, or a VMID.
+    sid: ServiceId,
+    /// Where to.
+    node: NodeName,
+}
+
+/// The options that are given, as the file has them.
+fn options(given: [(&str, Option<String>); 6]) -> Vec<(String, String)> {
+    given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+}
+
+fn flag(b: bool) -> String {
+    u8::from(b).to_string()
+}
+
+const REBALANCE: &[&str] = &["auto-rebalance: rebalancing is not supported yet"];
+const READ: Access = Access::All("/", &["Sys.Audit"]);
+const WRITE: Access = Access::All("/", &["Sys.Console"]);
+
+endpoint! {
+    /// Guests that HA maintains.
+    List = get("/cluster/ha/resources"), Anywhere, READ;
+    fn call(cx, p: ListResources) -> Json<Vec<Value>> {
+        let mut all = cx.ops().ha_resources()?;
+        all.retain(|r| p.kind.is_none_or(|k| r["type"] == k.word()));
+        Ok(Json(all))
+    }
+}
+
+endpoint! {
+    /// Puts a guest under HA's care.
+    Add = post("/cluster/ha/resources"), Anywhere, WRITE;
+    missing: REBALANCE;
+    fn call(cx, p: AddResource) -> Null {
+        let kind = if p.sid.kind == GuestKind::Qemu { ResourceType::Vm } else { ResourceType::Ct };
+        if p.kind.is_some_and(|k| k != kind) {
+            return Err(Error::parameter("type", format!("resource '{}' is of another type", p.sid)));
+        }
+        let options = options([
+            ("comment", p.comment),
+            ("failback", p.failback.map(flag)),
+            ("group", p.group),
+            ("max_relocate", p.max_relocate.map(|n| n.to_string())),
+            ("max_restart", p.max_restart.map(|n| n.to_string())),
+            ("state", Some(p.state.word().to_owned())),
+        ]);
+        cx.ops().ha_add(&cx.actor(), p.sid, &options).await?;
+        Ok(Null)
+    }
+}
+
+endpoint! {
+    /// One guest that HA maintains.
+    Read = get("/cluster/ha/resources/{sid}"), Anywhere, READ;
+    fn call(cx, p: OneResource) -> Json<Value> {
+        Ok(Json(cx.ops().ha_resource(p.sid)?))
+    }
+}
+
+endpoint! {
+    /// Changes what HA is asked to do for a guest.
+    Change = put("/cluster/ha/resources/{sid}"), Anywhere, WRITE;
+    missing: REBALANCE;
+    fn call(cx, p: ChangeResource) -> Null {
+        let set = options([
+            ("comment", p.comment),
+            ("failback", p.failback.map(flag)),
+            ("group", p.group),
+            ("max_relocate", p.max_relocate.map(|n| n.to_string())),
+            ("max_restart", p.max_restart.map(|n| n.to_string())),
+            ("state", p.state.map(|s| s.word().to_owned())),
+        ]);
+        cx.ops().ha_change(&cx.actor().who, p.sid, &set, &p.delete, p.digest.as_deref()).await?;
+        Ok(Null)
+    }
+}
+
+endpoint! {
+    /// Takes a guest out of HA's care; it goes on as it is.
+    Remove = delete("/cluster/ha/resources/{sid}"), Anywhere, WRITE;
+    fn call(cx, p: RemoveResource) -> Null {
+        // With or without `purge`: there are no rules to take it out of.
+        let _both_alike = p.purge;
+        cx.ops().ha_delete(&cx.actor(), p.sid).await?;
+        Ok(Null)
+    }
+}
+
+async fn request(cx: &crate::backend::Cx, p: MoveResource, relocate: bool) -> Result<Json<Value>, Error> {
+    let command = CrmCommand { sid: p.sid, target: p.node.clone(), relocate };
+    cx.ops().ha_request(&cx.actor().who, command).await?;
+    Ok(Json(json!({"sid": p.sid, "requested-node": p.node})))
+}
+
+endpoint! {
+    /// Asks HA to move a guest while it runs.
+    Migrate = post("/cluster/ha/resources/{sid}/migrate"), Anywhere, WRITE;
+    fn call(cx, p: MoveResource) -> Json<Value> {
+        request(cx, p, false).await
+    }
+}
+
+endpoint! {
+    /// Asks HA to stop a guest, move it, and start it there.
+    Relocate = post("/cluster/ha/resources/{sid}/relocate"), Anywhere, WRITE;
+    fn call(cx, p: MoveResource) -> Json<Value> {
+        request(cx, p, true).await
+    }
+}

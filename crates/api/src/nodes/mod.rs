@@ -1,0 +1,83 @@
+//! `/nodes`: one node.
+
+pub mod qemu;
+pub mod storage;
+pub mod tasks;
+
+use crate::framework::{Access, Json, Null};
+use crate::version::{Nothing, version};
+use serde_json::Value;
+use stead_api_derive::Params;
+use stead_model::NodeName;
+use stead_ops::admin::HostPower;
+
+#[derive(Params)]
+pub struct OneNode {
+    /// The node.
+    pub node: NodeName,
+}
+
+choice! {
+    /// What to do with the host.
+    pub enum Command { Reboot = "reboot", Shutdown = "shutdown" }
+}
+
+#[derive(Params)]
+pub struct NodeCommand {
+    /// The node.
+    node: NodeName,
+    /// What to do.
+    command: Command,
+}
+
+/// What everybody may see of a node.
+const PUBLIC: [&str; 4] = ["id", "node", "status", "type"];
+
+endpoint! {
+    /// The nodes. Their load is shown where the caller has Sys.Audit.
+    List = get("/nodes"), Anywhere, Access::Authenticated;
+    fn call(cx, _p: Nothing) -> Json<Vec<Value>> {
+        let mut all = cx.ops().node_list();
+        for node in &mut all {
+            let path = format!("/nodes/{}", node["node"].as_str().unwrap_or_default());
+            if let Value::Object(o) = node
+                && !cx.caller.may(&path, "Sys.Audit")
+            {
+                o.retain(|key, _| PUBLIC.contains(&key.as_str()));
+            }
+        }
+        Ok(Json(all))
+    }
+}
+
+endpoint! {
+    /// A node's load, memory, and versions.
+    Status = get("/nodes/{node}/status"), AtNode, Access::All("/nodes/{node}", &["Sys.Audit"]);
+    fn call(cx, p: OneNode) -> Json<Value> {
+        cx.ops().member(&p.node)?;
+        Ok(Json(cx.ops().node_status()?))
+    }
+}
+
+endpoint! {
+    /// Starts the host anew or switches it off. Refused where the host's package has not allowed it.
+    Power = post("/nodes/{node}/status"), AtNode, Access::All("/nodes/{node}", &["Sys.PowerMgmt"]);
+    fn call(cx, p: NodeCommand) -> Null {
+        cx.ops().member(&p.node)?;
+        let what = match p.command {
+            Command::Reboot => HostPower::Reboot,
+            Command::Shutdown => HostPower::Shutdown,
+        };
+        cx.services.admin.host_power(&cx.actor(), what).await?;
+        Ok(Null)
+    }
+}
+
+endpoint! {
+    /// A node's version.
+    Version = get("/nodes/{node}/version"), AtNode, Access::Authenticated;
+    fn call(cx, p: OneNode) -> Json<Value> {
+        cx.ops().member(&p.node)?;
+        Ok(Json(version(cx.ops().me.version)))
+    }
+}

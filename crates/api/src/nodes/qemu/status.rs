@@ -1,0 +1,191 @@
+//! `/nodes/{node}/qemu/{vmid}/status` and below.
+
+use super::{OneVm, asked};
+use crate::framework::{Access, Json};
+use serde_json::Value;
+use std::time::Duration;
+use stead_api_derive::Params;
+use stead_model::{NodeName, Upid, Vmid};
+use stead_ops::guest::power::{PowerAction, SHUTDOWN_TIMEOUT};
+
+const POWER: Access = Access::All("/vms/{vmid}", &["VM.PowerMgmt"]);
+
+#[derive(Params)]
+pub struct Start {
+    /// The node.
+    node: NodeName,
+    /// The VM.
+    vmid: Vmid,
+    /// Over a lock; root@pam alone.
+    #[param(default = "0")]
+    skiplock: bool,
+    /// How long a client would wait. A start has shorter limits of its own, so a longer one changes nothing.
+    #[param(min = 0)]
+    timeout: Option<u64>,
+}
+
+#[derive(Params)]
+pub struct Stop {
+    /// The node.
+    node: NodeName,
+    /// The VM.
+    vmid: Vmid,
+    /// Over a lock; root@pam alone.
+    #[param(default = "0")]
+    skiplock: bool,
+    /// How long a client would wait. A stop has shorter limits of its own, so a longer one changes nothing.
+    #[param(min = 0)]
+    timeout: Option<u64>,
+    /// Volumes are never switched off, so they stay as they are in any case.
+    #[param(name = "keepActive", default = "0")]
+    keep_active: bool,
+    /// Ask graceful shutdowns that are under way to give up first.
+    #[param(name = "overrule-shutdown", default = "0")]
+    overrule: bool,
+}
+
+#[derive(Params)]
+pub struct Shutdown {
+    /// The node.
+    node: NodeName,
+    /// The VM.
+    vmid: Vmid,
+    /// Over a lock; root@pam alone.
+    #[param(default = "0")]
+    skiplock: bool,
+    /// Seconds to wait for the VM's system.
+    #[param(min = 0)]
+    timeout: Option<u64>,
+    /// Stop it if its system has not shut down in time.
+    #[param(name = "forceStop", default = "0")]
+    force: bool,
+    /// Volumes are never switched off, so they stay as they are in any case.
+    #[param(name = "keepActive", default = "0")]
+    keep_active: bool,
+}
+
+#[derive(Params)]
+pub struct Reboot {
+    /// The node.
+    node: NodeName,
+    /// The VM.
+    vmid: Vmid,
+    /// Seconds to wait for the VM's system.
+    #[param(min = 0)]
+    timeout: Option<u64>,
+}
+
+#[derive(Params)]
+pub struct Simple {
+    /// The node.
+    node: NodeName,
+    /// The VM.
+    vmid: Vmid,
+    /// Over a lock; root@pam alone.
+    #[param(default = "0")]
+    skiplock: bool,
+}
+
+fn limit(seconds: Option<u64>) -> Duration {
+    seconds.map_or(SHUTDOWN_TIMEOUT, Duration::from_secs)
+}
+
+endpoint! {
+    /// How a VM stands.
+    Current = get("/nodes/{node}/qemu/{vmid}/status/current"), AtGuest, Access::All("/vms/{vmid}", &["VM.Audit"]);
+    fn call(cx, p: OneVm) -> Json<Value> {
+        cx.ops().member(&p.node)?;
+        Ok(Json(cx.ops().vm_status(p.vmid).await?))
+    }
+}
+
+endpoint! {
+    /// Starts a VM.
+    PostStart = post("/nodes/{node}/qemu/{vmid}/status/start"), AtGuest, POWER;
+    missing: &[
+        "force-cpu: it is internal",
+        "machine: it is internal",
+        "migratedfrom: it is internal",
+        "migration_network: it is internal",
+        "migration_type: it is internal",
+        "nets-host-mtu: it is internal",
+        "stateuri: it is internal",
+        "targetstorage: it is internal",
+        "with-conntrack-state: it is internal",
+    ];
+    fn call(cx, p: Start) -> Upid {
+        cx.ops().member(&p.node)?;
+        // Taken since clients send it.
+        let _their_own = p.timeout;
+        Ok(cx.ops().start(&cx.actor(), p.vmid, asked(p.skiplock)).await?)
+    }
+}
+
+endpoint! {
+    /// Stops a VM at once, as by pulling its plug.
+    PostStop = post("/nodes/{node}/qemu/{vmid}/status/stop"), AtGuest, POWER;
+    missing: &["migratedfrom: it is internal"];
+    fn call(cx, p: Stop) -> Upid {
+        cx.ops().member(&p.node)?;
+        // Taken since clients send them.
+        let _no_effect = (p.timeout, p.keep_active);
+        if p.overrule {
+            cx.ops().abort_shutdowns(p.vmid);
+        }
+        Ok(cx.ops().power(&cx.actor(), p.vmid, PowerAction::Stop, asked(p.skiplock)).await?)
+    }
+}
+
+endpoint! {
+    /// Asks a VM's system to shut down.
+    PostShutdown = post("/nodes/{node}/qemu/{vmid}/status/shutdown"), AtGuest, POWER;
+    fn call(cx, p: Shutdown) -> Upid {
+        cx.ops().member(&p.node)?;
+        // Taken since clients send it.
+        let _no_effect = p.keep_active;
+        let action = PowerAction::Shutdown { timeout: limit(p.timeout), force: p.force };
+        Ok(cx.ops().power(&cx.actor(), p.vmid, action, asked(p.skiplock)).await?)
+    }
+}
+
+endpoint! {
+    /// Asks a VM's system to restart.
+    PostReboot = post("/nodes/{node}/qemu/{vmid}/status/reboot"), AtGuest, POWER;
+    fn call(cx, p: Reboot) -> Upid {
+        cx.ops().member(&p.node)?;
+        let action = PowerAction::Reboot { timeout: limit(p.timeout) };
+        Ok(cx.ops().power(&cx.actor(), p.vmid, action, asked(false)).await?)
+    }
+}
+
+endpoint! {
+    /// Presses a VM's reset button.
+    PostReset = post("/nodes/{node}/qemu/{vmid}/status/reset"), AtGuest, POWER;
+    fn call(cx, p: Simple) -> Upid {
+        cx.ops().member(&p.node)?;
+        Ok(cx.ops().power(&cx.actor(), p.vmid, PowerAction::Reset, asked(p.skiplock)).await?)
+    }
+}
+
+endpoint! {
+    /// Stops a VM's CPUs.
+    PostSuspend = post("/nodes/{node}/qemu/{vmid}/status/suspend"), AtGuest, POWER;
+    missing: &[
+        "statestorage: suspending to disk is not supported yet",
+        "todisk: suspending to disk is not supported yet",
+    ];
+    fn call(cx, p: Simple) -> Upid {
+        cx.ops().member(&p.node)?;
+        Ok(cx.ops().power(&cx.actor(), p.vmid, PowerAction::Suspend, asked(p.skiplock)).await?)
+    }
+}
+
+endpoint! {
+    /// Continues a VM's CPUs.
+    PostResume = post("/nodes/{node}/qemu/{vmid}/status/resume"), AtGuest, POWER;
+    missing: &["nocheck: it is internal"];
+    fn call(cx, p: Simple) -> Upid {
+        cx.ops().member(&p.node)?;
+        Ok(cx.ops().power(&cx.actor(), p.vmid, PowerAction::Resume, asked(p.skiplock)).await?)
+    }
+}

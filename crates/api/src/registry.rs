@@ -1,0 +1,114 @@
+//! The list of all endpoints.
+
+use crate::backend::Backend;
+use crate::framework::{Access, Index, Of, Registry};
+use crate::{access, cluster, nodes, pools, storage, version};
+
+/// Where indexes are: path, the key that names a child, who may.
+const INDEXES: [(&str, &str, Access); 10] = [
+    ("/access", "subdir", Access::Authenticated),
+    ("/cluster", "name", Access::Authenticated),
+    ("/cluster/config", "name", Access::All("/", &["Sys.Audit"])),
+    ("/cluster/ha", "id", Access::All("/", &["Sys.Audit"])),
+    ("/cluster/ha/status", "name", Access::Authenticated),
+    ("/nodes/{node}", "name", Access::Authenticated),
+    ("/nodes/{node}/qemu/{vmid}", "subdir", Access::Authenticated),
+    ("/nodes/{node}/qemu/{vmid}/status", "subdir", Access::Authenticated),
+    ("/nodes/{node}/storage/{storage}", "subdir", nodes::storage::LOOK),
+    ("/nodes/{node}/tasks/{upid}", "name", Access::Authenticated),
+];
+
+/// Every endpoint.
+pub fn registry() -> Registry<Backend> {
+    let mut all = at_nodes(of_cluster(Registry::default()));
+    for (path, key, access) in INDEXES {
+        let children = all.children(path);
+        all = all.with(Index::new(path, key, access, children));
+    }
+    all
+}
+
+/// What is the same on every node.
+fn of_cluster(r: Registry<Backend>) -> Registry<Backend> {
+    r.with(Of::<version::Version>::new())
+        .with(Of::<access::Domains>::new())
+        .with(Of::<access::ticket::Read>::new())
+        .with(Of::<access::ticket::Create>::new())
+        .with(Of::<access::permissions::Read>::new())
+        .with(Of::<access::tokens::List>::new())
+        .with(Of::<access::tokens::Read>::new())
+        .with(Of::<access::tokens::Create>::new())
+        .with(Of::<access::tokens::Change>::new())
+        .with(Of::<access::tokens::Remove>::new())
+        .with(Of::<cluster::Status>::new())
+        .with(Of::<cluster::Resources>::new())
+        .with(Of::<cluster::Next>::new())
+        .with(Of::<cluster::Tasks>::new())
+        .with(Of::<cluster::Log>::new())
+        .with(Of::<cluster::options::Read>::new())
+        .with(Of::<cluster::options::Change>::new())
+        .with(Of::<cluster::config::Create>::new())
+        .with(Of::<cluster::config::ApiVersion>::new())
+        .with(Of::<cluster::config::ReadJoin>::new())
+        .with(Of::<cluster::config::PostJoin>::new())
+        .with(Of::<cluster::config::Nodes>::new())
+        .with(Of::<cluster::config::RemoveNode>::new())
+        .with(Of::<cluster::events::Read>::new())
+        .with(Of::<cluster::ha::resources::List>::new())
+        .with(Of::<cluster::ha::resources::Add>::new())
+        .with(Of::<cluster::ha::resources::Read>::new())
+        .with(Of::<cluster::ha::resources::Change>::new())
+        .with(Of::<cluster::ha::resources::Remove>::new())
+        .with(Of::<cluster::ha::resources::Migrate>::new())
+        .with(Of::<cluster::ha::resources::Relocate>::new())
+        .with(Of::<cluster::ha::status::Current>::new())
+        .with(Of::<cluster::ha::status::Manager>::new())
+        .with(Of::<pools::List>::new())
+        .with(Of::<storage::List>::new())
+        .with(Of::<storage::Create>::new())
+        .with(Of::<storage::Read>::new())
+        .with(Of::<storage::Change>::new())
+        .with(Of::<storage::Remove>::new())
+}
+
+/// What belongs to one node or guest.
+fn at_nodes(r: Registry<Backend>) -> Registry<Backend> {
+    r.with(Of::<nodes::List>::new())
+        .with(Of::<nodes::Status>::new())
+        .with(Of::<nodes::Power>::new())
+        .with(Of::<nodes::Version>::new())
+        .with(Of::<nodes::tasks::List>::new())
+        .with(Of::<nodes::tasks::Status>::new())
+        .with(Of::<nodes::tasks::Log>::new())
+        .with(Of::<nodes::tasks::Stop>::new())
+        .with(Of::<nodes::storage::List>::new())
+        .with(Of::<nodes::storage::Status>::new())
+        .with(Of::<nodes::storage::content::List>::new())
+        .with(Of::<nodes::storage::content::Alloc>::new())
+        .with(Of::<nodes::storage::content::Read>::new())
+        .with(Of::<nodes::storage::content::Remove>::new())
+        .with(Of::<nodes::storage::upload::Upload>::new())
+        .with(Of::<nodes::qemu::List>::new())
+        .with(Of::<nodes::qemu::Create>::new())
+        .with(Of::<nodes::qemu::Remove>::new())
+        .with(Of::<nodes::qemu::config::Read>::new())
+        .with(Of::<nodes::qemu::config::Post>::new())
+        .with(Of::<nodes::qemu::config::Put>::new())
+        .with(Of::<nodes::qemu::config::Pending>::new())
+        .with(Of::<nodes::qemu::disks::Grow>::new())
+        .with(Of::<nodes::qemu::disks::Take>::new())
+        .with(Of::<nodes::qemu::migrate::Ask>::new())
+        .with(Of::<nodes::qemu::migrate::Post>::new())
+        .with(Of::<nodes::qemu::console::VncProxy>::new())
+        .with(Of::<nodes::qemu::console::TermProxy>::new())
+        .with(Of::<nodes::qemu::console::VncWebsocket>::new())
+        .with(Of::<nodes::qemu::console::PostMonitor>::new())
+        .with(Of::<nodes::qemu::status::Current>::new())
+        .with(Of::<nodes::qemu::status::PostStart>::new())
+        .with(Of::<nodes::qemu::status::PostStop>::new())
+        .with(Of::<nodes::qemu::status::PostShutdown>::new())
+        .with(Of::<nodes::qemu::status::PostReboot>::new())
+        .with(Of::<nodes::qemu::status::PostReset>::new())
+        .with(Of::<nodes::qemu::status::PostSuspend>::new())
+        .with(Of::<nodes::qemu::status::PostResume>::new())
+}

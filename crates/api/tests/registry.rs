@@ -1,0 +1,188 @@
+//! What must hold for every endpoint, and how the registry compares with the API that clients know.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use stead_access::Directory;
+use stead_access::directory::User;
+use stead_api::framework::params::{Kind, ParamSchema};
+use stead_api::framework::{Access, Caller, Meta, Raw, openapi};
+use stead_api::registry;
+
+fn nobody() -> Caller {
+    let mut directory = Directory::default();
+    directory.users.insert("u@pve".into(), User { enabled: true, expire: 0 });
+    Caller { id: "u@pve".parse().unwrap(), directory: Arc::new(directory), now: 1 }
+}
+
+/// A value that a parameter takes.
+fn example(s: &ParamSchema) -> String {
+    if let Some(word) = s.choices.first() {
+        return word.clone();
+    }
+    let by_format = match s.format {
+        Some("pve-node") => Some("n1"),
+        Some("pve-storage-id") => Some("local"),
+        Some("pve-userid" | "pve-authid") => Some("root@pam"),
+        Some("pve-ha-resource-or-vm-id") => Some("vm:100"),
+        Some("pve-upid") => Some("UPID:n1:00000001:00000001:00000001:t:1:root@pam:"),
+        _ => None,
+    };
+    if let Some(text) = by_format {
+        return text.to_owned();
+    }
+    match (s.name.as_str(), s.kind) {
+        ("size", _) => "1G".to_owned(),
+        (_, Kind::Integer | Kind::Number) => s.min.unwrap_or(1.0).to_string(),
+        (_, Kind::Boolean) => "1".to_owned(),
+        (_, Kind::String) => "abc".to_owned(),
+    }
+}
+
+fn required(meta: &Meta) -> Raw {
+    let mut raw = Raw::default();
+    for s in meta.params.iter().filter(|s| !s.optional) {
+        raw.add(s.name.clone(), example(s));
+    }
+    raw
+}
+
+#[test]
+fn without_privileges_nothing_can_be_changed() {
+    let mut checked = 0;
+    for handler in registry().iter().filter(|h| h.meta().route.changes()) {
+        let meta = handler.meta();
+        let name = format!("{} {}", meta.route.method, meta.route.path);
+        if meta.access == Access::Everyone {
+            assert_eq!(name, "POST /access/ticket", "the one change that needs no privilege");
+            continue;
+        }
+        let error = handler.authorize(&nobody(), required(meta)).expect_err(&name);
+        assert_eq!(error.status, 403, "{name}: {error:?}");
+        let root = Caller { id: "root@pam".parse().unwrap(), ..nobody() };
+        let allowed = handler.authorize(&root, required(meta));
+        assert!(allowed.is_ok(), "{name}: these parameters should do: {allowed:?}");
+        checked += 1;
+    }
+    assert!(checked > 30, "only {checked} changing endpoints were found");
+}
+
+#[test]
+fn what_only_shows_is_refused_where_the_declaration_says_so() {
+    for handler in registry().iter().filter(|h| !h.meta().route.changes()) {
+        let meta = handler.meta();
+        let open = matches!(meta.access, Access::Everyone | Access::Authenticated);
+        let name = format!("{} {}", meta.route.method, meta.route.path);
+        match handler.authorize(&nobody(), required(meta)) {
+            Ok(()) => assert!(open || name == "GET /access/permissions", "{name} is open to everybody"),
+            Err(e) => assert!(!open && e.status == 403, "{name}: {e:?}"),
+        }
+    }
+}
+
+#[test]
+fn routes_are_well_formed_and_unique() {
+    let mut seen = BTreeSet::new();
+    for handler in registry().iter() {
+        let meta = handler.meta();
+        assert!(seen.insert((meta.route.method, meta.route.path)), "{:?} is declared twice", meta.route);
+        for capture in meta.route.captures() {
+            assert!(
+                meta.params.iter().any(|p| p.name == capture),
+                "{:?} has no parameter {capture}",
+                meta.route
+            );
+        }
+        assert!(!meta.about.trim().is_empty(), "{:?} says nothing of itself", meta.route);
+        for p in &meta.params {
+            let index = meta.about == "Lists what is below.";
+            assert!(
+                index || !p.description.is_empty(),
+                "{:?}: {} says nothing of itself",
+                meta.route,
+                p.name
+            );
+        }
+    }
+}
+
+#[test]
+fn the_document_names_every_operation_once() {
+    let document = openapi::document(&registry());
+    let mut ids = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, op) in item.as_object().unwrap() {
+            let id = op["operationId"].as_str().unwrap().to_owned();
+            assert!(ids.insert(id.clone()), "{method} {path}: {id} is there twice");
+        }
+    }
+    assert_eq!(ids.len(), registry().iter().count());
+    assert!(document["paths"]["/nodes/{node}/qemu"]["post"]["x-not-supported"].is_array());
+}
+
+/// The schema that clients are written against, where it lies beside the checkout.
+fn known() -> Option<BTreeMap<(String, String), Value>> {
+    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    let dir = std::env::var_os("STEAD_SHARED").map_or(beside, PathBuf::from);
+    let text = std::fs::read_to_string(dir.join("pve-api/schema.jsonl")).ok()?;
+    let one = |line: &str| {
+        let v: Value = serde_json::from_str(line).unwrap();
+        ((v["method"].as_str().unwrap().to_owned(), v["path"].as_str().unwrap().to_owned()), v)
+    };
+    Some(text.lines().map(one).collect())
+}
+
+/// What Stead has and Proxmox VE has not.
+const BEYOND: [(&str, &str); 1] = [("GET", "/cluster/events")];
+
+/// Names that the endpoint takes or refuses with a reason.
+fn named(meta: &Meta) -> BTreeSet<String> {
+    let refused = meta.missing.iter().map(|m| m.split(": ").next().unwrap().to_owned());
+    meta.params.iter().map(|p| p.name.clone()).chain(refused).collect()
+}
+
+#[test]
+fn the_registry_is_a_part_of_the_api_that_clients_know() {
+    let Some(known) = known() else {
+        println!("SKIPPED: no pve-api/schema.jsonl in $STEAD_SHARED or beside the checkout");
+        assert!(std::env::var_os("STEAD_STRICT").is_none(), "STEAD_STRICT allows no skips");
+        return;
+    };
+    let mut wrong = vec![];
+    for handler in registry().iter() {
+        let meta = handler.meta();
+        let (method, path) = (meta.route.method, meta.route.path);
+        if BEYOND.contains(&(method, path)) {
+            continue;
+        }
+        let Some(theirs) = known.get(&(method.to_owned(), path.to_owned())) else {
+            wrong.push(format!("{method} {path}: clients know no such endpoint"));
+            continue;
+        };
+        let none = serde_json::Map::new();
+        let theirs = theirs["parameters"]["properties"].as_object().unwrap_or(&none);
+        let ours = named(meta);
+        for name in ours.iter().filter(|n| !theirs.contains_key(*n)) {
+            wrong.push(format!("{method} {path}: clients know no parameter '{name}'"));
+        }
+        for (name, schema) in theirs {
+            let optional = schema["optional"] == 1;
+            match meta.params.iter().find(|p| p.name == *name) {
+                Some(p) if p.optional && !optional => {
+                    wrong.push(format!("{method} {path}: '{name}' must be required"));
+                }
+                Some(p) if !p.optional && optional => {
+                    // A storage in the path is there in any case.
+                    wrong.push(format!("{method} {path}: '{name}' must not be required"));
+                }
+                Some(_) => {}
+                None if ours.contains(name) => {}
+                None => wrong
+                    .push(format!("{method} {path}: '{name}' is neither taken nor refused with a reason")),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} differences:\n{}", wrong.len(), wrong.join("\n"));
+}
