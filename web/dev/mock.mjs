@@ -10,11 +10,15 @@
 import { readFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
 import { extname, join, normalize } from 'node:path'
-import { api, cluster, events, powerOff, powerOn } from './mock-cluster.mjs'
+import { api } from './mock-api.mjs'
+import { cluster, events, powerOff, powerOn } from './mock-cluster.mjs'
 import { serveScreen } from './mock-screen.mjs'
 
 const PORT = Number(process.env.PORT ?? 8099)
 const DIST = join(import.meta.dirname, '../dist')
+/** As strict as the console can live with; a daemon may send the same. */
+const CSP =
+  "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; frame-ancestors 'self'; base-uri 'none'; form-action 'self'"
 const TYPES = {
   '.html': 'text/html',
   '.js': 'text/javascript',
@@ -74,7 +78,7 @@ async function serveFile(path, response) {
   try {
     const file = type ? wanted : join(DIST, 'index.html')
     const content = await readFile(file)
-    response.writeHead(200, { 'Content-Type': type ?? 'text/html' })
+    response.writeHead(200, { 'Content-Type': type ?? 'text/html', 'Content-Security-Policy': CSP })
     response.end(content)
   } catch {
     response.writeHead(404).end('Not found')

@@ -25,6 +25,7 @@ import { HealthBar } from './HealthBar'
 import { NodeDownNotice } from './NodeDownNotice'
 import { Tree } from './Tree'
 import { UserMenu } from './UserMenu'
+import './shell.css'
 
 const MAIN = 'main-content'
 
@@ -41,9 +42,7 @@ export function Shell() {
           <PageToggleButton isHamburgerButton aria-label="Navigation" />
         </MastheadToggle>
         <MastheadBrand>
-          <MastheadLogo
-            component={(props) => <Link {...props} {...links.cluster()} aria-label="Stead: cluster" />}
-          >
+          <MastheadLogo component={HomeLink}>
             <Logo />
           </MastheadLogo>
         </MastheadBrand>
@@ -82,8 +81,12 @@ export function Shell() {
 }
 
 /** The logo as a link to the cluster's page. */
-function HomeLink(props: AnchorHTMLAttributes<HTMLAnchorElement>) {
-  return <Link {...props} {...links.cluster()} aria-label="Stead: cluster" />
+function HomeLink({ className = '', children }: AnchorHTMLAttributes<HTMLAnchorElement>) {
+  return (
+    <Link className={className} {...links.cluster()} aria-label="Stead: cluster">
+      {children}
+    </Link>
+  )
 }
 
 /** Goes to the sign-in page when the session ends: here, in another tab, or by its age. */

@@ -17,6 +17,7 @@ import { Meter, shareOf } from '../../ui/Meter'
 import { GuestTable } from '../vms/GuestTable'
 import { HealthCard } from './HealthCard'
 import { NodeTable } from './NodeTable'
+import './cluster.css'
 
 /** The whole cluster: its health, what it has and uses, its nodes and guests. */
 export function ClusterPage() {

@@ -21,6 +21,7 @@ import { useStore } from '../../api/store'
 import { links } from '../../app/links'
 import { ErrorNotice } from '../../ui/ErrorNotice'
 import { Logo } from '../../ui/Logo'
+import './signin.css'
 
 const DEFAULT_REALM = 'pam'
 

@@ -14,6 +14,7 @@ import { showToast } from '../../ui/Toasts'
 import { panel, selectTask, setPanelOpen, takeWatched } from './panel'
 import { TaskLog } from './TaskLog'
 import { TaskTable } from './TaskTable'
+import './tasks.css'
 
 /** The cluster's latest tasks at the bottom of every page, with the live log of the selected one. */
 export function TaskPanel() {
@@ -69,7 +70,7 @@ export function TaskPanel() {
   )
 }
 
-/** A task started here that ends badly is told wherever the user has gone meanwhile. */
+/** A task started here that ends badly is told, unless its log is in sight. */
 function useFailureToasts(tasks: Task[]): void {
   useEffect(() => {
     for (const task of tasks) {
@@ -77,6 +78,8 @@ function useFailureToasts(tasks: Task[]): void {
       if (outcome === 'running') continue
       const what = takeWatched(task.upid)
       if (!what || outcome === 'ok') continue
+      const { open, selected } = panel.get()
+      if (open && selected === task.upid) continue
       const failed = outcome === 'failed'
       showToast({
         id: task.upid,

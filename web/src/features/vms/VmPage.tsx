@@ -21,6 +21,7 @@ import { ScopedTasks } from '../tasks/ScopedTasks'
 import { VmActions } from './VmActions'
 import { VmHardware } from './VmHardware'
 import { VmSummary } from './VmSummary'
+import './vms.css'
 
 // noVNC comes only when a screen is looked at.
 const VmScreen = lazy(() => import('./VmScreen'))
