@@ -177,11 +177,11 @@ pub fn escape(text: &str) -> String {
 
 /// Asks `check` over and over until it gives something; `what` stands in the error when it does not in time. For what
 /// has no event to wait for: another process's state, seen from outside.
-pub async fn until<T, F, Fut>(what: &str, within: Duration, mut check: F) -> Result<T>
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = Result<Option<T>>>,
-{
+pub async fn until<T>(
+    what: &str,
+    within: Duration,
+    mut check: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let begin = Instant::now();
     loop {
         let last = match check().await {

@@ -119,6 +119,11 @@ impl Node {
         procs::find(NODE_DIR, &self.inner.dir)
     }
 
+    /// Whether a guest's process is there, running or not.
+    pub fn runs_a_guest(&self) -> bool {
+        self.processes().iter().any(procs::Process::is_qemu)
+    }
+
     /// Plugs the network in and starts the daemon.
     pub fn power_on(&self) -> Result<()> {
         if let Some(network) = &self.inner.plan.network {

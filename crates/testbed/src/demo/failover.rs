@@ -53,7 +53,9 @@ async fn migrate(steps: &Steps, cluster: &Cluster, poller: &Poller) -> Result<()
     let begin = Instant::now();
     steps.event("live migration from n1 to n2, a client asking the VM every 20 ms");
     let form = [("target", cluster.node(1).name()), ("online", "1")];
-    api.post_and_wait(&format!("/nodes/n1/qemu/{VMID}/migrate"), &form, BOOT).await.context("the migration")?;
+    api.post_and_wait(&format!("/nodes/n1/qemu/{VMID}/migrate"), &form, BOOT)
+        .await
+        .context("the migration")?;
     running_on(cluster, &api, |n| n == 1, BOOT).await?;
     steps.event(&format!("it runs on n2 after {}", seconds(begin)));
     // Some more answers from there, so that the silence of the switch is over and counted.
@@ -82,15 +84,27 @@ async fn power_off(steps: &Steps, cluster: &Cluster, poller: &Poller) -> Result<
         seconds(begin)
     ));
     let to = running_on(cluster, &watcher, |n| n != lost, RECOVERY).await.context("the recovery")?;
-    steps.event(&format!("recovered: its vCPUs run on {} {} after the power-off", cluster.node(to).name(), seconds(begin)));
+    steps.event(&format!(
+        "recovered: its vCPUs run on {} {} after the power-off",
+        cluster.node(to).name(),
+        seconds(begin)
+    ));
     let first = poller.wait(RECOVERY, |s| s.answer.boot_id != before.answer.boot_id).await?;
-    steps.event(&format!("first HTTP answer {} after the power-off; {}", seconds(begin), describe(&poller.take_counts())));
+    steps.event(&format!(
+        "first HTTP answer {} after the power-off; {}",
+        seconds(begin),
+        describe(&poller.take_counts())
+    ));
     ensure!(first.answer.counter >= before.answer.counter, "numbers that the VM had written are lost");
     let log = cluster.disk_log(VMID)?;
     if let Some(why) = log.two_writers() {
         anyhow::bail!("the VM ran twice:\n{why}");
     }
-    steps.event(&format!("its data disk tells of {} boots, one after the other, {} writes", log.boots.len(), log.last()));
+    steps.event(&format!(
+        "its data disk tells of {} boots, one after the other, {} writes",
+        log.boots.len(),
+        log.last()
+    ));
     Ok(lost)
 }
 
@@ -107,11 +121,7 @@ async fn bring_back(steps: &Steps, cluster: &Cluster, lost: usize) -> Result<()>
     }
     steps.event(&format!("{} is a member again after {}; every node sees it", node.name(), seconds(begin)));
     let at = running_on(cluster, &cluster.api(lost).await?, |_| true, BOOT).await?;
-    ensure!(!node.processes().iter().any(procs_of_guest), "{} runs the VM that was recovered elsewhere", node.name());
+    ensure!(!node.runs_a_guest(), "{} runs the VM that was recovered elsewhere", node.name());
     steps.event(&format!("VM {VMID} still runs on {}, and there alone", cluster.node(at).name()));
     Ok(())
-}
-
-fn procs_of_guest(process: &crate::procs::Process) -> bool {
-    process.is_qemu()
 }

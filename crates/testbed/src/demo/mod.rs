@@ -60,20 +60,25 @@ pub async fn run(play: Play, out: Out) -> Result<()> {
 
 /// Three nodes, one cluster, shared storage, a VM of the HTTP guest; the VM is not started yet.
 async fn set_up(steps: &Steps, builder: Builder) -> Result<Cluster> {
-    steps.say("  needs about 300 MB of disk in the folder for temporary files, 1 GiB of memory, and half a minute");
+    steps.say(
+        "  needs about 300 MB of disk in the folder for temporary files, 1 GiB of memory, and half a minute",
+    );
     let progress = steps.clone();
     steps
         .step("guest image: Debian's kernel and busybox", async move {
             tokio::task::spawn_blocking(move || image::http_guest(&|text| progress.note(text))).await?
         })
         .await?;
-    let cluster = steps.step("three nodes start, each a cluster of its own", builder.nodes(3).start()).await?;
+    let cluster =
+        steps.step("three nodes start, each a cluster of its own", builder.nodes(3).start()).await?;
     for n in 1..3 {
         let name = cluster.node(n).name();
         steps.step(&format!("{name} joins n1's cluster"), cluster.join(n)).await?;
     }
     steps.step("storage that all nodes share", cluster.add_shared_storage()).await?;
-    steps.step(&format!("VM {VMID} with a system and a data disk"), cluster.create_http_guest(0, VMID, "demo")).await?;
+    steps
+        .step(&format!("VM {VMID} with a system and a data disk"), cluster.create_http_guest(0, VMID, "demo"))
+        .await?;
     Ok(cluster)
 }
 
@@ -98,7 +103,8 @@ async fn running_on(
         if !wanted(node) || row["status"] != "running" {
             return Ok(None);
         }
-        let status = api.get(&format!("/nodes/{}/qemu/{VMID}/status/current", cluster.node(node).name())).await?;
+        let status =
+            api.get(&format!("/nodes/{}/qemu/{VMID}/status/current", cluster.node(node).name())).await?;
         Ok((status["qmpstatus"] == "running").then_some(node))
     })
     .await

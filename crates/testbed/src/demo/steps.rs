@@ -52,7 +52,11 @@ impl Steps {
     }
 
     /// Carries a step out, showing that it is under way, and says how it ended and how long it took.
-    pub(super) async fn step<T, E>(&self, what: &str, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    pub(super) async fn step<T, E>(
+        &self,
+        what: &str,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         let begin = Instant::now();
         self.note.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let mut clock = tokio::time::interval(Duration::from_millis(100));

@@ -1,0 +1,176 @@
+//! Power, hangs and deaths, on loopback nodes: no privileges needed.
+
+use super::super::support::{
+    BOOT, RECOVERY, cluster, ha_settled, ha_started, loopback, node_is, one_writer, runs_on, start,
+};
+use anyhow::{Context, Result, ensure};
+use std::time::Instant;
+use stead_testbed::Cluster;
+use stead_testbed::api::until;
+use stead_testbed::guest::tick;
+use stead_testbed::poll::Poller;
+
+const VM: u32 = 100;
+
+/// A running, armed VM of the HTTP guest on node 1.
+async fn armed(cluster: &Cluster) -> Result<Poller> {
+    let api = cluster.api(0).await?;
+    cluster.create_http_guest(1, VM, "web").await?;
+    start(cluster, &api, 1, VM).await?;
+    ha_started(&api, VM).await?;
+    ha_settled(&api, VM).await?;
+    let poller = Poller::start(cluster.guest_places(VM));
+    poller.wait(BOOT, |_| true).await.context("the first answer")?;
+    Ok(poller)
+}
+
+/// It runs elsewhere, answers, and has run alone; gives where.
+async fn recovered(cluster: &Cluster, poller: &Poller, lost: usize, began: Instant) -> Result<usize> {
+    let watcher = if lost == 2 { 0 } else { 2 };
+    let api = cluster.api(watcher).await?;
+    let to = runs_on(cluster, &api, VM, RECOVERY, |n| n != lost).await.context("the recovery")?;
+    println!("runs on {} after {:.2} s", cluster.node(to).name(), began.elapsed().as_secs_f64());
+    poller.wait(RECOVERY, |s| s.place == to).await.context("an answer after the recovery")?;
+    println!("answers after {:.2} s", began.elapsed().as_secs_f64());
+    one_writer(cluster, VM)?;
+    Ok(to)
+}
+
+#[test]
+fn a_vm_is_recovered_when_its_node_loses_power() {
+    loopback(async |builder| {
+        let cluster = cluster(builder).await?;
+        let poller = armed(&cluster).await?;
+        let began = Instant::now();
+        cluster.node(1).power_off()?;
+        let to = recovered(&cluster, &poller, 1, began).await?;
+
+        cluster.node(1).power_on()?;
+        cluster.wait_up(cluster.node(1)).await?;
+        for n in 0..3 {
+            node_is(&cluster, &cluster.api(n).await?, 1, true).await?;
+        }
+        ensure!(!cluster.node(1).runs_a_guest(), "n2 runs what was recovered");
+        let api = cluster.api(1).await?;
+        runs_on(&cluster, &api, VM, BOOT, |n| n == to).await?;
+        // The node is good for guests again.
+        let from = cluster.node(to).name();
+        api.post_and_wait(
+            &format!("/nodes/{from}/qemu/{VM}/migrate"),
+            &[("target", "n2"), ("online", "1")],
+            BOOT,
+        )
+        .await?;
+        runs_on(&cluster, &api, VM, BOOT, |n| n == 1).await?;
+        one_writer(&cluster, VM)
+    });
+}
+
+#[test]
+fn the_leader_s_node_may_be_the_one_that_dies() {
+    loopback(async |builder| {
+        let cluster = cluster(builder).await?;
+        let api = cluster.api(0).await?;
+        let leader = cluster.leader(&api).await?;
+        cluster.create_http_guest(leader, VM, "web").await?;
+        start(&cluster, &api, leader, VM).await?;
+        ha_started(&api, VM).await?;
+        ha_settled(&api, VM).await?;
+        let poller = Poller::start(cluster.guest_places(VM));
+        poller.wait(BOOT, |_| true).await.context("the first answer")?;
+        let began = Instant::now();
+        cluster.node(leader).power_off()?;
+        recovered(&cluster, &poller, leader, began).await.map(drop)
+    });
+}
+
+#[test]
+fn a_node_that_hangs_and_wakes_does_not_run_the_vm_twice() {
+    loopback(async |builder| {
+        let cluster = cluster(builder).await?;
+        let poller = armed(&cluster).await?;
+        let began = Instant::now();
+        cluster.node(1).freeze();
+        let to = recovered(&cluster, &poller, 1, began).await?;
+        cluster.node(1).thaw();
+        // Its fence process is late: it finds its lease gone, and the copy must go before it writes again.
+        let gone = until("the old copy is gone", RECOVERY, async || {
+            let qemu = cluster.node(1).runs_a_guest();
+            Ok((!qemu || cluster.node(1).resets() > 0).then_some(()))
+        });
+        gone.await?;
+        if !cluster.node(1).is_running() {
+            cluster.node(1).power_on()?;
+        }
+        cluster.wait_up(cluster.node(1)).await?;
+        node_is(&cluster, &cluster.api(to).await?, 1, true).await?;
+        one_writer(&cluster, VM)
+    });
+}
+
+#[test]
+fn a_daemon_that_dies_under_a_migration_leaves_one_copy() {
+    loopback(async |builder| {
+        let cluster = cluster(builder).await?;
+        let poller = armed(&cluster).await?;
+        for dies in [1, 2] {
+            let api = cluster.api(0).await?;
+            let at = runs_on(&cluster, &api, VM, BOOT, |_| true).await?;
+            let target = if at == 1 { 2 } else { 1 };
+            let path = format!("/nodes/{}/qemu/{VM}/migrate", cluster.node(at).name());
+            let name = cluster.node(target).name();
+            api.post(&path, &[("target", name), ("online", "1")]).await?;
+            cluster.node(dies).kill_daemon()?;
+            cluster.node(dies).start_daemon()?;
+            cluster.wait_up(cluster.node(dies)).await?;
+            let now =
+                runs_on(&cluster, &api, VM, RECOVERY, |_| true).await.context("after the daemon died")?;
+            let copies: Vec<usize> = (0..3).filter(|n| cluster.node(*n).runs_a_guest()).collect();
+            until("one copy", RECOVERY, async || {
+                let copies = (0..3).filter(|n| cluster.node(*n).runs_a_guest());
+                Ok((copies.count() == 1).then_some(()))
+            })
+            .await
+            .with_context(|| format!("configured on {}, copies on {copies:?}", cluster.node(now).name()))?;
+            poller.wait(BOOT, |_| true).await?;
+            one_writer(&cluster, VM)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn many_small_vms_are_recovered() {
+    const MANY: u32 = 10;
+    loopback(async |builder| {
+        let cluster = cluster(builder).await?;
+        let api = cluster.api(0).await?;
+        for vmid in 200..200 + MANY {
+            cluster.create_tick_guest(1, vmid).await?;
+            ha_started(&api, vmid).await?;
+        }
+        for vmid in 200..200 + MANY {
+            runs_on(&cluster, &api, vmid, BOOT, |_| true).await?;
+            ha_settled(&api, vmid).await?;
+        }
+        let mut counts = Vec::new();
+        for vmid in 200..200 + MANY {
+            let disk = cluster.disk_path(vmid, 0);
+            let ticks = until("it ticks", BOOT, async || Ok(tick::read_cell(&disk)?.filter(|c| c.count > 0)));
+            counts.push(ticks.await?.count);
+        }
+        let began = Instant::now();
+        cluster.node(1).power_off()?;
+        for (vmid, before) in (200..).zip(counts) {
+            runs_on(&cluster, &api, vmid, RECOVERY, |n| n != 1).await?;
+            let disk = cluster.disk_path(vmid, 0);
+            let more = until("it ticks on", BOOT, async || {
+                Ok(tick::read_cell(&disk)?.filter(|c| c.count > before + 5))
+            });
+            let cell = more.await?;
+            ensure!(cell.conflicts == 0, "VM {vmid} ran twice: {cell:?}");
+        }
+        println!("{MANY} recovered and ticking after {:.2} s", began.elapsed().as_secs_f64());
+        Ok(())
+    });
+}

@@ -1,0 +1,8 @@
+//! Real clusters, real guests, real faults.
+
+mod demo;
+mod disk;
+mod faults;
+mod guests;
+mod network;
+mod story;

@@ -1,0 +1,121 @@
+//! What the tiers share: runtimes, and stories that many tests begin with.
+
+use anyhow::{Context, Result};
+use std::time::Duration;
+use stead_testbed::api::until;
+use stead_testbed::cluster::Builder;
+use stead_testbed::{ApiClient, Cluster, Shape, netns, skip};
+
+/// A guest may take so long to boot on a loaded machine.
+pub const BOOT: Duration = Duration::from_secs(60);
+/// A recovery may take so long; figures are the benchmark's.
+pub const RECOVERY: Duration = Duration::from_secs(90);
+
+/// Runs a test that needs no privileges.
+pub fn loopback(test: impl AsyncFnOnce(Builder) -> Result<()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let done = runtime.block_on(test(Cluster::builder()));
+    finish(done);
+}
+
+/// Runs a test whose nodes have networks of their own. Everything it does stays on this thread, and so in its namespace.
+pub fn namespaces(test: impl AsyncFnOnce(Builder) -> Result<()>) {
+    if !skip::is_root() {
+        skip!("needs root for network namespaces");
+    }
+    netns::enter_own().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let done = runtime.block_on(test(Cluster::builder().shape(Shape::Namespace)));
+    finish(done);
+}
+
+fn finish(done: Result<()>) {
+    if let Err(e) = done {
+        panic!("{e:?}");
+    }
+}
+
+/// Three nodes in one cluster, with shared storage.
+pub async fn cluster(builder: Builder) -> Result<Cluster> {
+    let mut cluster = builder.form().await?;
+    cluster.add_shared_storage().await?;
+    if std::env::var_os("STEAD_KEEP").is_some() {
+        cluster.keep_logs();
+    }
+    Ok(cluster)
+}
+
+/// Starts a VM where it is and waits until its CPUs run.
+pub async fn start(cluster: &Cluster, api: &ApiClient, node: usize, vmid: u32) -> Result<()> {
+    let path = format!("/nodes/{}/qemu/{vmid}/status/start", cluster.node(node).name());
+    api.post_and_wait(&path, &[], BOOT).await.with_context(|| format!("starting VM {vmid}"))?;
+    runs_on(cluster, api, vmid, BOOT, |n| n == node).await.map(drop)
+}
+
+/// Puts a VM under HA with requested state started.
+pub async fn ha_started(api: &ApiClient, vmid: u32) -> Result<()> {
+    let form = [("sid", format!("vm:{vmid}")), ("state", "started".to_owned())];
+    let form: Vec<(&str, &str)> = form.iter().map(|(k, v)| (*k, v.as_str())).collect();
+    api.post("/cluster/ha/resources", &form)
+        .await
+        .with_context(|| format!("putting VM {vmid} under HA"))
+        .map(drop)
+}
+
+/// Waits until a VM's CPUs run on a node that `wanted` accepts; gives the node.
+pub async fn runs_on(
+    cluster: &Cluster,
+    api: &ApiClient,
+    vmid: u32,
+    within: Duration,
+    wanted: impl Fn(usize) -> bool,
+) -> Result<usize> {
+    until(&format!("VM {vmid} runs where it should"), within, async || {
+        let row = cluster.guest_row(api, vmid).await?;
+        let node = cluster.number(row["node"].as_str().unwrap_or(""))?;
+        if !wanted(node) || row["status"] != "running" {
+            return Ok(None);
+        }
+        let name = cluster.node(node).name();
+        let status = api.get(&format!("/nodes/{name}/qemu/{vmid}/status/current")).await?;
+        Ok((status["qmpstatus"] == "running").then_some(node))
+    })
+    .await
+}
+
+/// Waits until HA says that a VM is armed: from then on it is recovered when its node is lost.
+pub async fn ha_settled(api: &ApiClient, vmid: u32) -> Result<()> {
+    let sid = format!("vm:{vmid}");
+    until(&format!("{sid} is started and armed"), BOOT, async || {
+        let rows = api.get("/cluster/ha/status/current").await?;
+        let settled = rows
+            .as_array()
+            .is_some_and(|rows| rows.iter().any(|r| r["sid"] == *sid && r["state"] == "started"));
+        Ok(settled.then_some(()))
+    })
+    .await
+}
+
+/// Waits until node `seen` stands as online, or not, in the view of `api`'s node.
+pub async fn node_is(cluster: &Cluster, api: &ApiClient, seen: usize, online: bool) -> Result<()> {
+    let name = cluster.node(seen).name();
+    until(&format!("{name} is {}", if online { "online" } else { "offline" }), RECOVERY, async || {
+        let rows = api.get("/cluster/status").await?;
+        let rows = rows.as_array().context("/cluster/status is no list")?;
+        let row = rows
+            .iter()
+            .find(|r| r["type"] == "node" && r["name"] == name)
+            .context("the node is not there")?;
+        let is = row["online"] == 1 && row["lost"] != 1;
+        Ok((is == online).then_some(()))
+    })
+    .await
+}
+
+/// Fails if the data disk of a VM shows two writers.
+pub fn one_writer(cluster: &Cluster, vmid: u32) -> Result<()> {
+    match cluster.disk_log(vmid)?.two_writers() {
+        None => Ok(()),
+        Some(why) => anyhow::bail!("VM {vmid} ran twice:\n{why}"),
+    }
+}
