@@ -1,1 +1,66 @@
-//! The VM driver: command line, QMP, devices, migration.
+//! The VM driver: a guest is a QEMU process of its own.
+//!
+//! ```text
+//!  driver ── launch ─▶ command (pure: configuration → command line) ─▶ process (own session, own cgroup)
+//!    │                                                                    │
+//!    ├── qmp ◀──── its own monitor ─────────────────────────────────── QEMU ──── monitor of the fence process
+//!    └── watch ◀── pidfd: the end of the process, however it came ────────┘
+//! ```
+//!
+//! The process belongs to the operating system: all that the driver knows of it lies in the run directory
+//! (`meta.json`, pid file, sockets), from which a later daemon adopts it. QEMU is always started with
+//! stopped CPUs; who gives the first push is not this driver's business.
+
+pub mod accel;
+mod agent;
+mod cgroup;
+pub mod command;
+mod driver;
+mod guest;
+mod launch;
+mod migration;
+mod net;
+mod probe;
+mod process;
+pub mod qmp;
+mod rundir;
+mod stats;
+
+pub use accel::Accel;
+pub use cgroup::find_cgroup_root;
+pub use driver::QemuDriver;
+pub use net::{Bridges, Forward};
+
+use std::path::PathBuf;
+
+/// How guests are run on this node.
+#[derive(Debug, Clone)]
+pub struct QemuOptions {
+    /// Where each running guest has a directory. Its length is limited: sockets lie in it, whose paths have
+    /// at most 107 bytes.
+    pub run_dir: PathBuf,
+    /// A cgroup (v2, or v1 freezer) below which each guest gets its own; see [`find_cgroup_root`].
+    pub cgroup_root: Option<PathBuf>,
+    /// The accelerator; none: KVM where it is usable, else TCG.
+    pub accel: Option<Accel>,
+    /// The program.
+    pub binary: PathBuf,
+    /// How network devices with a bridge are attached.
+    pub bridges: Bridges,
+    /// A port of guests in a user-mode network that is reachable from outside.
+    pub forward: Option<Forward>,
+}
+
+impl QemuOptions {
+    /// The defaults, with `qemu-system-x86_64` from the search path.
+    pub fn new(run_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            run_dir: run_dir.into(),
+            cgroup_root: None,
+            accel: None,
+            binary: "qemu-system-x86_64".into(),
+            bridges: Bridges::Auto,
+            forward: None,
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! A guest's cgroup: a v2 group, or one of the v1 freezer.
+//!
+//! It exists for two things: the fence process freezes it, and SIGKILL reaches all of it. A frozen group is
+//! never thawed before SIGKILL is pending for everything in it, since a process that is thawed first would
+//! write.
+
+use rustix::process::{Pid, Signal, kill_process};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A folder of a cgroup tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// Makes the folder, or takes the one that is there.
+    pub fn create(path: PathBuf) -> io::Result<Self> {
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+
+    /// The folder of a group that exists.
+    pub fn at(path: PathBuf) -> Option<Self> {
+        path.join("cgroup.procs").exists().then_some(Self(path))
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The file into which a process writes `0` to become a member.
+    pub fn entrance(&self) -> io::Result<std::fs::File> {
+        std::fs::File::options().write(true).open(self.0.join("cgroup.procs"))
+    }
+
+    /// Whether all of it is frozen, by the kernel's word.
+    pub fn is_frozen(&self) -> bool {
+        let read = |file| std::fs::read_to_string(self.0.join(file)).unwrap_or_default();
+        read("cgroup.events").lines().any(|l| l == "frozen 1")
+            || matches!(read("freezer.state").trim(), "FROZEN" | "FREEZING")
+    }
+
+    fn members(&self) -> Vec<Pid> {
+        let text = std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|l| Pid::from_raw(l.parse().ok()?)).collect()
+    }
+
+    /// SIGKILL to all members; they die at once, frozen or not.
+    pub fn kill(&self) -> io::Result<()> {
+        let all_at_once = self.0.join("cgroup.kill");
+        if all_at_once.exists() {
+            return std::fs::write(all_at_once, "1");
+        }
+        for pid in self.members() {
+            // One that ended meanwhile is no failure.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        let state = self.0.join("freezer.state");
+        if state.exists() {
+            // SIGKILL is pending for every member: none returns to its own code.
+            std::fs::write(state, "THAWED")?;
+        }
+        let freeze = self.0.join("cgroup.freeze");
+        if freeze.exists() {
+            std::fs::write(freeze, "0")?;
+        }
+        Ok(())
+    }
+
+    /// Removes the empty group, and the one above it with its last guest.
+    pub fn remove(&self) {
+        let gone = std::fs::remove_dir(&self.0);
+        if gone.is_ok()
+            && let Some(above) = self.0.parent()
+        {
+            // Fails while other guests are there, and where it is not ours to remove.
+            let _ = std::fs::remove_dir(above);
+        }
+    }
+}
+
+/// Where guests' groups can be made by this process: below the v2 tree, or the v1 freezer. `tag` tells nodes
+/// on one machine apart. None without privileges, or where no such tree is mounted.
+pub fn find_cgroup_root(tag: &str) -> Option<PathBuf> {
+    let trees = [
+        ("/sys/fs/cgroup", "cgroup.kill"),
+        ("/sys/fs/cgroup/unified", "cgroup.kill"),
+        ("/sys/fs/cgroup/freezer", "freezer.state"),
+    ];
+    trees.into_iter().find_map(|(tree, proof)| {
+        let stead = Path::new(tree).join("stead");
+        let root = stead.join(tag);
+        // The roots of the trees have none of these files; a group that is made has.
+        let probe = root.join("probe");
+        std::fs::create_dir_all(&probe).ok()?;
+        let usable = probe.join(proof).exists();
+        let _ = std::fs::remove_dir(&probe);
+        if !usable {
+            let _ = std::fs::remove_dir(&root);
+            let _ = std::fs::remove_dir(&stead);
+        }
+        usable.then_some(root)
+    })
+}

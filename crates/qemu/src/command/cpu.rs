@@ -1,0 +1,52 @@
+//! CPU models.
+//!
+//! A model must mean the same on every node, whatever its processor and QEMU's version: the levels
+//! `x86-64-v2` and so on are spelled out, and `enforce` makes a node without a feature refuse the guest rather than hide
+//! the feature from it.
+
+use super::refuse;
+use crate::accel::Accel;
+use stead_driver::guest::GuestError;
+use stead_model::vmconfig::{Cpu, OsType};
+
+/// The model of guests that name none.
+const DEFAULT: &str = "x86-64-v2-AES";
+
+const V2: [&str; 7] = ["cx16", "lahf-lm", "popcnt", "pni", "sse4.1", "sse4.2", "ssse3"];
+const V3: [&str; 9] = ["abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"];
+const V4: [&str; 5] = ["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
+
+/// QEMU's `-cpu`.
+pub fn model(cpu: &Cpu, accel: Accel, ostype: OsType) -> Result<String, GuestError> {
+    let name = cpu.model.as_deref().unwrap_or(DEFAULT);
+    let level = match name {
+        "x86-64-v2" => Some(V2.to_vec()),
+        "x86-64-v2-AES" => Some([&V2[..], &["aes"]].concat()),
+        "x86-64-v3" => Some([&V2[..], &["aes"], &V3].concat()),
+        "x86-64-v4" => Some([&V2[..], &["aes"], &V3, &V4].concat()),
+        _ => None,
+    };
+    let mut words = match (level, name) {
+        (Some(features), _) => {
+            let mut words = vec!["qemu64".to_owned(), "svm=off".to_owned()];
+            words.extend(features.iter().map(|f| format!("{f}=on")));
+            words
+        }
+        (None, "host") if accel == Accel::Tcg => {
+            return refuse(
+                "cpu",
+                "'host' needs KVM, which the guest does not run under: use 'max' or a named model",
+            );
+        }
+        (None, other) => vec![other.to_owned()],
+    };
+    if accel == Accel::Kvm && ostype.is_windows() {
+        words.extend(["hv_relaxed", "hv_vapic", "hv_time", "hv_spinlocks=0x1fff"].map(str::to_owned));
+    }
+    words.extend(cpu.flags.iter().map(|(on, flag)| format!("{flag}={}", if *on { "on" } else { "off" })));
+    // `max` and `host` are whatever there is.
+    if !matches!(name, "max" | "host") {
+        words.push("enforce".to_owned());
+    }
+    Ok(words.join(","))
+}

@@ -1,0 +1,394 @@
+//! A configuration becomes a command line. Pure: nothing here looks at the machine.
+//!
+//! Every device has an id and an address that follow from its option's name alone, never from its order or
+//! from what else is there: a migration fits its target, and a system finds its cards where they were.
+
+mod cpu;
+mod disks;
+mod pci;
+
+use crate::accel::Accel;
+use crate::probe::Machines;
+use crate::rundir::RunDir;
+pub(crate) use disks::{medium, node_name};
+use pci::{Chipset, Pci};
+use std::path::{Path, PathBuf};
+use stead_driver::guest::{GuestError, Incoming, ResolvedVolume};
+use stead_model::Vmid;
+use stead_model::vmconfig::{Bios, KeyError, Net, NetModel, Serial, Settings};
+
+/// How a network device reaches the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetPlan {
+    /// A tap that QEMU makes and someone puts on the bridge.
+    Tap {
+        /// Its name.
+        ifname: String,
+        /// Where it belongs.
+        bridge: String,
+        /// Whether the kernel moves its packets.
+        vhost: bool,
+    },
+    /// A user-mode network.
+    User {
+        /// A forwarding rule.
+        forward: Option<String>,
+    },
+}
+
+/// A monitor's socket: a path, or a listening descriptor that QEMU inherits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    /// QEMU makes it.
+    Path,
+    /// It is there already.
+    Fd(i32),
+}
+
+/// The UEFI firmware's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firmware {
+    /// The program.
+    pub code: PathBuf,
+    /// This guest's variables.
+    pub vars: PathBuf,
+}
+
+/// All that a command line depends on.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The guest.
+    pub vmid: Vmid,
+    /// Its options.
+    pub settings: &'a Settings,
+    /// Its volumes.
+    pub volumes: &'a [ResolvedVolume],
+    /// The source of an incoming migration.
+    pub incoming: Option<&'a Incoming>,
+    /// What this node has.
+    pub accel: Accel,
+    /// What the program has.
+    pub machines: &'a Machines,
+    /// Where its sockets lie.
+    pub dir: &'a RunDir,
+    /// One for each network device.
+    pub nets: &'a [NetPlan],
+    /// Where the firmware is UEFI.
+    pub firmware: Option<&'a Firmware>,
+    /// The driver's and the fence process's monitor.
+    pub monitors: [Endpoint; 2],
+    /// Whether QEMU locks its images.
+    pub locks: bool,
+}
+
+/// A command line and what it settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandLine {
+    /// The arguments.
+    pub argv: Vec<String>,
+    /// The versioned machine type.
+    pub machine: String,
+    /// The accelerator.
+    pub accel: Accel,
+    /// The number of CPUs.
+    pub cpus: u32,
+}
+
+/// An option that cannot be carried out.
+pub(crate) fn refuse<T>(key: &str, why: impl Into<String>) -> Result<T, GuestError> {
+    Err(GuestError::Config { key: key.to_owned(), why: why.into() })
+}
+
+pub(crate) fn unusable(e: KeyError) -> GuestError {
+    GuestError::Config { key: e.key, why: e.why }
+}
+
+/// The words of a command line.
+#[derive(Debug, Default)]
+struct Argv(Vec<String>);
+
+impl Argv {
+    fn flag(&mut self, flag: &str) {
+        self.0.push(flag.to_owned());
+    }
+
+    fn option(&mut self, flag: &str, value: impl Into<String>) {
+        self.0.extend([flag.to_owned(), value.into()]);
+    }
+
+    fn device(&mut self, value: impl Into<String>) {
+        self.option("-device", value);
+    }
+}
+
+/// A text within QEMU's own comma-separated lists.
+fn quoted(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
+fn utf8(path: &Path) -> Result<&str, GuestError> {
+    path.to_str().map_or_else(|| refuse("path", format!("'{}' is not valid UTF-8", path.display())), Ok)
+}
+
+/// A path within QEMU's own comma-separated lists.
+fn path(path: &Path) -> Result<String, GuestError> {
+    utf8(path).map(quoted)
+}
+
+/// Makes the command line.
+pub fn build(cx: &Context<'_>) -> Result<CommandLine, GuestError> {
+    let s = cx.settings;
+    let accel = accel(cx)?;
+    let machine = machine(cx)?;
+    let cpus = s.cpus().map_err(unusable)?;
+    let mut argv = Argv::default();
+    basics(&mut argv, cx)?;
+    machine_options(&mut argv, cx, &machine, accel)?;
+    let (sockets, cores) = (s.sockets().map_err(unusable)?, s.cores().map_err(unusable)?);
+    argv.option("-smp", format!("{cpus},sockets={sockets},cores={cores},maxcpus={cpus}"));
+    argv.option("-cpu", cpu::model(&s.cpu().map_err(unusable)?, accel, s.ostype().map_err(unusable)?)?);
+    argv.option("-m", format!("size={}M", s.memory().map_err(unusable)?.0));
+    let mut pci = Pci::new(Chipset::of(&machine));
+    let mut devices = Argv::default();
+    graphics(&mut devices, cx, &mut pci)?;
+    small_devices(&mut devices, cx, &mut pci)?;
+    serials(&mut devices, cx)?;
+    disks::add(&mut devices, cx, &mut pci)?;
+    networks(&mut devices, cx, &mut pci)?;
+    for bridge in pci.bridges() {
+        argv.device(bridge);
+    }
+    argv.0.append(&mut devices.0);
+    if cx.incoming.is_some() {
+        argv.option("-incoming", "defer");
+    }
+    argv.0.extend(s.args().map_err(unusable)?);
+    Ok(CommandLine { argv: argv.0, machine, accel, cpus })
+}
+
+/// A guest never moves between accelerators: what the source runs under is what counts.
+fn accel(cx: &Context<'_>) -> Result<Accel, GuestError> {
+    let wanted = match cx.incoming {
+        Some(incoming) => incoming.accel.parse().or_else(|e: String| refuse("kvm", e))?,
+        None if cx.settings.kvm() => cx.accel,
+        None => Accel::Tcg,
+    };
+    if wanted == Accel::Kvm && cx.accel == Accel::Tcg {
+        return refuse("kvm", "the guest runs under KVM, which this node does not have: it cannot move here");
+    }
+    Ok(wanted)
+}
+
+/// The versioned machine type: the source's, the configured one, or the newest.
+fn machine(cx: &Context<'_>) -> Result<String, GuestError> {
+    let configured = cx.settings.machine().map_err(unusable)?;
+    let name = match (cx.incoming, configured.as_deref()) {
+        (Some(incoming), _) => incoming.machine.clone(),
+        (None, None | Some("pc")) => cx.machines.pc.clone(),
+        (None, Some("q35")) => cx.machines.q35.clone(),
+        (None, Some(other)) => {
+            let plain = other.strip_suffix(".pxe").unwrap_or(other);
+            plain.split_once("+pve").map_or(plain, |(name, _)| name).to_owned()
+        }
+    };
+    if cx.machines.names.contains(&name) {
+        return Ok(name);
+    }
+    let Machines { version, pc, q35, .. } = cx.machines;
+    refuse(
+        "machine",
+        format!("QEMU {version} of this node has no machine type '{name}' (its newest are {pc} and {q35})"),
+    )
+}
+
+fn basics(argv: &mut Argv, cx: &Context<'_>) -> Result<(), GuestError> {
+    let name = cx.settings.name().map_or_else(|| format!("VM {}", cx.vmid), str::to_owned);
+    argv.option("-name", format!("guest={},debug-threads=on", quoted(&name)));
+    argv.flag("-no-user-config");
+    argv.flag("-nodefaults");
+    // The CPUs wait for the first push.
+    argv.flag("-S");
+    argv.option("-pidfile", utf8(&cx.dir.pidfile())?);
+    for ((id, socket), endpoint) in
+        [("qmp", cx.dir.qmp()), ("fence", cx.dir.fence())].into_iter().zip(cx.monitors)
+    {
+        let address = match endpoint {
+            Endpoint::Path => format!("path={}", path(&socket)?),
+            Endpoint::Fd(fd) => format!("fd={fd}"),
+        };
+        argv.option("-chardev", format!("socket,id={id},{address},server=on,wait=off"));
+        argv.option("-mon", format!("chardev={id},mode=control"));
+    }
+    if let Some(uuid) = smbios_uuid(cx.settings) {
+        argv.option("-smbios", format!("type=1,uuid={uuid}"));
+    }
+    Ok(())
+}
+
+fn smbios_uuid(settings: &Settings) -> Option<uuid::Uuid> {
+    let fields = settings.get("smbios1")?;
+    fields.split(',').find_map(|f| f.strip_prefix("uuid=")?.parse().ok())
+}
+
+fn machine_options(argv: &mut Argv, cx: &Context<'_>, machine: &str, accel: Accel) -> Result<(), GuestError> {
+    let windows = cx.settings.ostype().map_err(unusable)?.is_windows();
+    let mut text = format!("type={machine},vmport=off,dump-guest-core=off");
+    if windows {
+        text.push_str(",hpet=off");
+    }
+    if cx.settings.bios().map_err(unusable)? == Bios::Ovmf {
+        let Some(firmware) = cx.firmware else {
+            return refuse("bios", "the UEFI firmware is not installed on this node (package ovmf)");
+        };
+        for (id, file, read_only) in [("pflash0", &firmware.code, true), ("pflash1", &firmware.vars, false)] {
+            let node = serde_json::json!({
+                "driver": "raw", "node-name": id, "read-only": read_only,
+                "file": { "driver": "file", "filename": file, "read-only": read_only },
+            });
+            argv.option("-blockdev", node.to_string());
+            text.push_str(&format!(",{id}={id}"));
+        }
+    }
+    argv.option("-machine", text);
+    argv.option(
+        "-accel",
+        match accel {
+            Accel::Kvm => "kvm",
+            // A translation cache of its default size would be an eighth of the host's memory.
+            Accel::Tcg => "tcg,tb-size=256",
+        },
+    );
+    argv.option("-rtc", if windows { "base=localtime,driftfix=slew" } else { "base=utc" });
+    if accel == Accel::Kvm {
+        argv.option("-global", "kvm-pit.lost_tick_policy=discard");
+    }
+    Ok(())
+}
+
+fn graphics(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(), GuestError> {
+    let vga = cx.settings.vga().map_err(unusable)?;
+    argv.option("-display", "none");
+    argv.option("-vnc", format!("unix:{},password=on", path(&cx.dir.vnc())?));
+    let memory = |option: &str| vga.memory.map_or_else(String::new, |m| format!(",{option}={}", m.0));
+    let card = match vga.kind.as_str() {
+        "std" => format!("VGA{}", memory("vgamem_mb")),
+        "cirrus" => format!("cirrus-vga{}", memory("vgamem_mb")),
+        "vmware" => format!("vmware-svga{}", memory("vgamem_mb")),
+        "virtio" => {
+            let bytes =
+                vga.memory.map_or_else(String::new, |m| format!(",max_hostmem={}", u64::from(m.0) << 20));
+            format!("virtio-vga{bytes}")
+        }
+        "none" | "serial0" | "serial1" | "serial2" | "serial3" => return Ok(()),
+        kind if kind.starts_with("qxl") => {
+            return refuse("vga", "QXL needs SPICE, which QEMU on Debian does not have: use std or virtio");
+        }
+        kind => return refuse("vga", format!("'{kind}' is not supported: use std or virtio")),
+    };
+    argv.device(format!("{card},id=vga,{}", pci.main(pci::VGA)));
+    // A pointer that is where the screen's viewer has it.
+    argv.device(format!("piix3-usb-uhci,id=uhci,{}", pci.usb()));
+    argv.device("usb-tablet,id=tablet,bus=uhci.0,port=1");
+    Ok(())
+}
+
+fn small_devices(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(), GuestError> {
+    let s = cx.settings;
+    if s.balloon().map_err(unusable)?.is_none_or(|b| b.0 > 0) {
+        argv.device(format!(
+            "virtio-balloon-pci,id=balloon0,free-page-reporting=on,{}",
+            pci.main(pci::BALLOON)
+        ));
+    }
+    let agent = s.agent().map_err(unusable)?;
+    if agent.enabled {
+        argv.option("-chardev", format!("socket,id=qga0,path={},server=on,wait=off", path(&cx.dir.agent())?));
+        if agent.isa {
+            argv.device("isa-serial,id=qga,chardev=qga0,index=3");
+        } else {
+            argv.device(format!("virtio-serial-pci,id=qga,{}", pci.main(pci::AGENT)));
+            argv.device("virtserialport,chardev=qga0,name=org.qemu.guest_agent.0,bus=qga.0");
+        }
+    }
+    if let Some(rng) = s.rng0().map_err(unusable)? {
+        argv.option("-object", format!("rng-random,id=rng0,filename={}", rng.source));
+        let limit = match rng.max_bytes {
+            0 => String::new(),
+            bytes => format!(",max-bytes={bytes},period={}", rng.period_ms),
+        };
+        argv.device(format!("virtio-rng-pci,id=rng-dev0,rng=rng0{limit},{}", pci.main(pci::RNG)));
+    }
+    Ok(())
+}
+
+fn serials(argv: &mut Argv, cx: &Context<'_>) -> Result<(), GuestError> {
+    let agent = cx.settings.agent().map_err(unusable)?;
+    for (key, port) in cx.settings.serials().map_err(unusable)? {
+        let index = key.trim_start_matches("serial");
+        if index == "3" && agent.enabled && agent.isa {
+            return refuse(&key, "the guest agent's ISA port takes the place of serial3");
+        }
+        let backend = match port {
+            Serial::Socket => {
+                format!("socket,id={key},path={},server=on,wait=off", path(&cx.dir.serial(&key))?)
+            }
+            Serial::Device(device) => format!("serial,id={key},path={}", quoted(&device)),
+        };
+        argv.option("-chardev", backend);
+        argv.device(format!("isa-serial,id={key}-dev,chardev={key},index={index}"));
+    }
+    Ok(())
+}
+
+/// The place of a device in the boot order, if it has one.
+fn boot_index(cx: &Context<'_>, key: &str) -> Result<String, GuestError> {
+    let order = cx.settings.boot_order().map_err(unusable)?;
+    Ok(order.iter().position(|d| d == key).map_or_else(String::new, |at| format!(",bootindex={}", at + 100)))
+}
+
+fn networks(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(), GuestError> {
+    let nets = cx.settings.nets().map_err(unusable)?;
+    for (net, plan) in nets.iter().zip(cx.nets) {
+        network(argv, cx, pci, net, plan)?;
+    }
+    Ok(())
+}
+
+fn network(
+    argv: &mut Argv,
+    cx: &Context<'_>,
+    pci: &mut Pci,
+    net: &Net,
+    plan: &NetPlan,
+) -> Result<(), GuestError> {
+    let key = &net.key;
+    argv.option(
+        "-netdev",
+        match plan {
+            NetPlan::Tap { ifname, vhost, .. } => {
+                let vhost = if *vhost { ",vhost=on" } else { "" };
+                format!("tap,id={key},ifname={ifname},script=no,downscript=no{vhost}")
+            }
+            NetPlan::User { forward } => {
+                let forward = forward.as_ref().map_or_else(String::new, |rule| format!(",hostfwd={rule}"));
+                format!("user,id={key}{forward}")
+            }
+        },
+    );
+    let driver = match net.model {
+        NetModel::Virtio => "virtio-net-pci",
+        NetModel::Ne2kIsa => "ne2k_isa",
+        other => other.as_str(),
+    };
+    let mac = net.mac.as_ref().map_or_else(String::new, |m| format!(",mac={m}"));
+    let place = match net.model {
+        NetModel::Ne2kIsa => String::new(),
+        _ => format!(",{}", pci.net(net.index)),
+    };
+    let boot = if net.model == NetModel::Ne2kIsa { String::new() } else { boot_index(cx, key)? };
+    argv.device(format!("{driver},id={key}-dev,netdev={key}{mac}{place}{boot}"));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+use super::*;
+use stead_model::vmconfig::VmConfig;
+
+fn machines() -> Machines {
+    let names = ["pc-i440fx-10.0", "pc-i440fx-9.0", "pc-q35-10.0", "pc-q35-9.0"];
+    Machines {
+        names: names.into_iter().map(str::to_owned).collect(),
+        pc: "pc-i440fx-10.0".into(),
+        q35: "pc-q35-10.0".into(),
+        version: "10.0.2".into(),
+    }
+}
+
+struct Case {
+    text: &'static str,
+    accel: Accel,
+    incoming: Option<Incoming>,
+    nets: Vec<NetPlan>,
+    firmware: Option<Firmware>,
+}
+
+fn case(text: &'static str) -> Case {
+    Case { text, accel: Accel::Kvm, incoming: None, nets: vec![], firmware: None }
+}
+
+fn line(case: &Case) -> Result<CommandLine, GuestError> {
+    let config = VmConfig::parse(case.text).unwrap();
+    let vmid = Vmid::new(100).unwrap();
+    let volumes: Vec<ResolvedVolume> = config
+        .current
+        .volumes()
+        .into_iter()
+        .filter(|(_, v)| !v.name.contains("missing"))
+        .map(|(_, v)| ResolvedVolume {
+            volume: v.to_string(),
+            path: format!("/srv/{}/{}", v.storage, v.name).into(),
+            format: if v.name.ends_with("qcow2") { "qcow2" } else { "raw" }.into(),
+        })
+        .collect();
+    build(&Context {
+        vmid,
+        settings: &config.current,
+        volumes: &volumes,
+        incoming: case.incoming.as_ref(),
+        accel: case.accel,
+        machines: &machines(),
+        dir: &RunDir::new(Path::new("/run/stead"), vmid),
+        nets: &case.nets,
+        firmware: case.firmware.as_ref(),
+        monitors: [Endpoint::Path; 2],
+        locks: true,
+    })
+}
+
+/// The line as people read it: an option and its value.
+fn shown(case: &Case) -> String {
+    let mut out = String::new();
+    for word in line(case).unwrap().argv {
+        if word.starts_with('-') && !out.is_empty() {
+            out.push('\n');
+        } else if !out.is_empty() {
+            out.push(' ');
+        }
+        out.push_str(&word);
+    }
+    out
+}
+
+#[test]
+fn the_smallest_guest() {
+    insta::assert_snapshot!(shown(&case("memory: 16\n")));
+}
+
+#[test]
+fn a_usual_linux_guest() {
+    let mut c = case(
+        "agent: 1\nballoon: 1024\nboot: order=scsi0;ide2;net0\ncores: 2\ncpu: x86-64-v2-AES\nide2: local:iso/debian.iso,media=cdrom,size=600M\n\
+         memory: 2048\nname: web\nnet0: virtio=BC:24:11:00:00:01,bridge=vmbr0\nostype: l26\nrng0: source=/dev/urandom\n\
+         scsi0: shared:100/vm-100-disk-0.qcow2,discard=on,iothread=1,size=32G,ssd=1\nscsihw: virtio-scsi-single\n\
+         serial0: socket\nsmbios1: uuid=1d0f2f9e-31c6-4f5a-9a77-0e5b9a5f7a10\nsockets: 2\n",
+    );
+    c.nets = vec![NetPlan::Tap { ifname: "tap100i0".into(), bridge: "vmbr0".into(), vhost: true }];
+    insta::assert_snapshot!(shown(&c));
+}
+
+#[test]
+fn a_windows_guest_on_q35_with_uefi() {
+    let mut c = case(
+        "bios: ovmf\ncpu: host,flags=+aes;-pcid\nide0: none,media=cdrom\nkvm: 1\nmachine: pc-q35-9.0+pve1\nmemory: 4096\n\
+         net0: e1000e=BC:24:11:00:00:01\nostype: win11\nsata0: local:100/vm-100-disk-0.raw,cache=writethrough\n\
+         vga: virtio,memory=64\n",
+    );
+    c.nets = vec![NetPlan::User { forward: Some("tcp:127.0.0.11:8100-:80".into()) }];
+    c.firmware = Some(Firmware { code: "/fw/CODE.fd".into(), vars: "/run/stead/100/vars.fd".into() });
+    insta::assert_snapshot!(shown(&c));
+}
+
+#[test]
+fn every_bus_and_more_devices_than_the_main_bus_holds() {
+    let mut c = case(
+        "args: -device 'pvpanic' -set \"a=b c\"\nboot: cdn\nide0: local:100/a.raw\nide1: local:100/b.raw,aio=threads\nide3: none,media=cdrom\n\
+         kvm: 0\nmemory: 64\nnet6: virtio=BC:24:11:00:00:06\nsata5: local:100/c.raw,cache=unsafe\nscsi0: local:100/d.raw,ro=1\n\
+         scsi15: /dev/sdx,serial=A%20B\nserial1: /dev/ttyS0\nserial0: socket\nvga: serial0\nvirtio15: local:100/e.qcow2,iothread=1,cache=directsync\n\
+         virtio0: local:100/f.raw,cache=writeback\n",
+    );
+    c.nets = vec![NetPlan::User { forward: None }];
+    insta::assert_snapshot!(shown(&c));
+}
+
+#[test]
+fn an_incoming_guest_is_what_its_source_is() {
+    let mut c =
+        case("machine: q35\nmemory: 64\nscsi0: local:100/a.raw\nscsihw: virtio-scsi-pci\nvga: none\n");
+    c.incoming = Some(Incoming { machine: "pc-q35-9.0".into(), accel: "tcg".into() });
+    let made = line(&c).unwrap();
+    assert_eq!((made.machine.as_str(), made.accel), ("pc-q35-9.0", Accel::Tcg));
+    insta::assert_snapshot!(shown(&c));
+}
+
+#[test]
+fn devices_stay_where_they_are_when_others_come_and_go() {
+    let of = |text| line(&case(text)).unwrap().argv;
+    let all = of(
+        "boot: order=scsi3\nmemory: 64\nscsi0: l0:100/a.raw\nscsi3: l0:100/b.raw\nscsihw: virtio-scsi-pci\nvirtio2: l0:100/c.raw\n",
+    );
+    let one = of("boot: order=scsi3\nmemory: 64\nscsi3: l0:100/b.raw\nscsihw: virtio-scsi-pci\n");
+    let device = |argv: &[String]| argv.iter().find(|w| w.starts_with("scsi-hd,id=scsi3")).cloned().unwrap();
+    assert_eq!(device(&all), device(&one));
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_by_name() {
+    for (text, incoming, key, word) in [
+        ("vga: qxl\n", None, "vga", "SPICE"),
+        ("cpu: host\nkvm: 0\n", None, "cpu", "KVM"),
+        ("machine: pc-q35-99.0\n", None, "machine", "newest"),
+        ("bios: ovmf\n", None, "bios", "ovmf"),
+        ("scsi0: local:100/missing.raw\n", None, "scsi0", "not found"),
+        ("scsi0: local:8\n", None, "scsi0", "never made"),
+        ("ide0: local:100/a.raw,cache=writeback,aio=native\n", None, "ide0", "aio"),
+        ("memory: 64\n", Some(("pc-i440fx-11.0", "tcg")), "machine", "pc-i440fx-11.0"),
+    ] {
+        let mut c = case(text);
+        c.incoming = incoming.map(|(m, a)| Incoming { machine: m.into(), accel: a.into() });
+        match line(&c) {
+            Err(GuestError::Config { key: at, why }) => {
+                assert_eq!(at, key);
+                assert!(why.contains(word), "{why}");
+            }
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+    let mut c = case("memory: 64\n");
+    c.accel = Accel::Tcg;
+    c.incoming = Some(Incoming { machine: "pc-i440fx-10.0".into(), accel: "kvm".into() });
+    assert!(line(&c).unwrap_err().to_string().contains("cannot move here"));
+}

@@ -1,0 +1,512 @@
+//! The VM driver: every guest of this node, by number.
+
+use crate::guest::Guest;
+use crate::launch::{self, Job};
+use crate::probe::{self, Machines};
+use crate::process::{self, Process};
+use crate::rundir::{self, RunDir};
+use crate::{Accel, QemuOptions, agent, migration};
+use async_trait::async_trait;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use stead_driver::fence::Registration;
+use stead_driver::guest::{
+    GuestDriver, GuestError, GuestEvent, GuestProcess, Launch, MigrationPhase, MigrationProgress,
+    ResolvedVolume, RunState,
+};
+use stead_model::{Epoch, Vmid};
+use tokio::net::UnixStream;
+use tokio::sync::{OnceCell, broadcast};
+use tokio::task::AbortHandle;
+
+/// How long QEMU may take to flush its disks and end.
+const QUIT: Duration = Duration::from_secs(10);
+/// How long the kernel may take to end a killed process.
+const KILL: Duration = Duration::from_secs(30);
+/// How long the guest agent may take to answer before the power button is pressed instead.
+const AGENT: Duration = Duration::from_secs(3);
+
+/// Runs guests as QEMU processes. Dropping it leaves them running.
+#[derive(Debug)]
+pub struct QemuDriver(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    options: QemuOptions,
+    accel: Accel,
+    guests: Mutex<BTreeMap<Vmid, Slot>>,
+    adopted: OnceCell<()>,
+    probed: tokio::sync::Mutex<Option<(Stamp, Arc<Machines>)>>,
+    events: broadcast::Sender<GuestEvent>,
+}
+
+/// Tells an upgraded program from the one that was asked.
+type Stamp = (u64, i64, u64);
+
+#[derive(Debug)]
+enum Slot {
+    Launching,
+    Here(Arc<Guest>, AbortHandle),
+}
+
+type Answer<T> = Result<T, GuestError>;
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for slot in self.guests().values() {
+            if let Slot::Here(_, watcher) = slot {
+                watcher.abort();
+            }
+        }
+    }
+}
+
+impl QemuDriver {
+    /// A driver for the guests of one run directory. Nothing is started or looked for yet.
+    pub fn new(options: QemuOptions) -> Self {
+        let accel = options.accel.unwrap_or_else(Accel::probe);
+        Self(Arc::new(Inner {
+            options,
+            accel,
+            guests: Mutex::default(),
+            adopted: OnceCell::new(),
+            probed: tokio::sync::Mutex::default(),
+            events: broadcast::channel(1024).0,
+        }))
+    }
+
+    /// The accelerator that new guests get.
+    pub fn accel(&self) -> Accel {
+        self.0.accel
+    }
+
+    async fn guest(&self, vmid: Vmid) -> Answer<Arc<Guest>> {
+        self.0.adopt_once().await;
+        self.0.here(vmid).ok_or(GuestError::NotRunning(vmid))
+    }
+}
+
+impl Inner {
+    fn guests(&self) -> MutexGuard<'_, BTreeMap<Vmid, Slot>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn here(&self, vmid: Vmid) -> Option<Arc<Guest>> {
+        match self.guests().get(&vmid) {
+            Some(Slot::Here(guest, _)) => Some(guest.clone()),
+            _ => None,
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<Guest>> {
+        let here = |slot: &Slot| match slot {
+            Slot::Here(guest, _) => Some(guest.clone()),
+            Slot::Launching => None,
+        };
+        self.guests().values().filter_map(here).collect()
+    }
+
+    /// Takes a guest in and watches it from now on.
+    fn take_in(self: &Arc<Self>, guest: Guest) -> Arc<Guest> {
+        let guest = Arc::new(guest);
+        let watcher = tokio::spawn(watch(Arc::downgrade(self), guest.clone(), self.events.clone()));
+        self.guests().insert(guest.vmid, Slot::Here(guest.clone(), watcher.abort_handle()));
+        guest
+    }
+
+    /// Finds the guests of an earlier daemon, before anything else is done.
+    async fn adopt_once(self: &Arc<Self>) {
+        self.adopted
+            .get_or_init(|| async {
+                let processes = process::find_by_pidfile(&self.options.run_dir);
+                for vmid in rundir::guests(&self.options.run_dir) {
+                    self.adopt_one(vmid, &processes).await;
+                }
+            })
+            .await;
+    }
+
+    async fn adopt_one(self: &Arc<Self>, vmid: Vmid, processes: &[(u32, PathBuf)]) {
+        let dir = RunDir::new(&self.options.run_dir, vmid);
+        let meta = dir.load();
+        if let Some(meta) = &meta
+            && let Some((pid, start)) = meta.process
+            && let Ok(process) = Process::open(pid, Some(start))
+        {
+            tracing::info!(%vmid, pid, "adopted a running guest");
+            self.take_in(Guest::new(dir, meta.clone(), process, None));
+            return;
+        }
+        // A launch that was cut short: it never ran, since nobody was told of it.
+        for (pid, _) in processes.iter().filter(|(_, path)| *path == dir.pidfile()) {
+            if let Ok(process) = Process::open(*pid, None) {
+                tracing::warn!(%vmid, pid, "ending what an unfinished launch left");
+                let _ = process.kill();
+                process.exited().await;
+                process.reap();
+            }
+        }
+        dir.remove();
+        let cgroup = meta.and_then(|m| m.cgroup).and_then(crate::cgroup::Cgroup::at);
+        if let Some(cgroup) = cgroup {
+            cgroup.remove();
+        }
+    }
+
+    /// What the program can do, asked again when it was replaced.
+    async fn machines(&self) -> Answer<Arc<Machines>> {
+        let path = resolve(&self.options.binary);
+        let stamp = std::fs::metadata(&path).map_or((0, 0, 0), |m| (m.ino(), m.mtime(), m.size()));
+        let mut probed = self.probed.lock().await;
+        if let Some((known, machines)) = &*probed
+            && *known == stamp
+        {
+            return Ok(machines.clone());
+        }
+        let asked = probe::machines(&self.options.binary).await;
+        let machines = Arc::new(asked.or_else(|e| crate::command::refuse("qemu", e.to_string()))?);
+        *probed = Some((stamp, machines.clone()));
+        Ok(machines)
+    }
+
+    async fn launch(self: Arc<Self>, launch: Launch) -> Answer<GuestProcess> {
+        self.adopt_once().await;
+        let vmid = launch.vmid;
+        {
+            let mut guests = self.guests();
+            if guests.contains_key(&vmid) {
+                return Err(GuestError::Running(vmid));
+            }
+            guests.insert(vmid, Slot::Launching);
+        }
+        let result = async {
+            let machines = self.machines().await?;
+            Job::new(&self.options, &machines, self.accel, &launch)?.run().await
+        };
+        match result.await {
+            Ok(guest) => Ok(self.take_in(guest).report().await),
+            Err(e) => {
+                self.guests().remove(&vmid);
+                Err(e)
+            }
+        }
+    }
+
+    fn prepare(&self, vmid: Vmid, epoch: Epoch) -> Answer<Registration> {
+        let launch = |e: std::io::Error| GuestError::Launch { vmid, why: e.to_string() };
+        if let Some(guest) = self.here(vmid) {
+            let now = guest.meta().epoch;
+            if now.next() == epoch {
+                // Its owner took it back under a new ownership.
+                guest.set_epoch(epoch).map_err(launch)?;
+            } else if now != epoch {
+                return Err(GuestError::Running(vmid));
+            }
+            return Ok(guest.registration());
+        }
+        if self.guests().contains_key(&vmid) {
+            return Err(GuestError::Running(vmid));
+        }
+        let cgroup = launch::make_room(&self.options, vmid).map_err(launch)?;
+        let dir = RunDir::new(&self.options.run_dir, vmid);
+        Ok(Registration {
+            vmid,
+            epoch,
+            cgroup: cgroup.map(|c| c.path().to_owned()),
+            monitor: dir.fence(),
+            pidfile: dir.pidfile(),
+        })
+    }
+}
+
+/// Where the search path finds a program.
+fn resolve(binary: &Path) -> PathBuf {
+    if binary.components().count() > 1 {
+        return binary.to_owned();
+    }
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&paths).map(|dir| dir.join(binary)).find(|p| p.exists());
+    found.unwrap_or_else(|| binary.to_owned())
+}
+
+/// Follows a guest to its end and tells of it.
+async fn watch(inner: Weak<Inner>, guest: Arc<Guest>, events: broadcast::Sender<GuestEvent>) {
+    let clean = guest.watch(&events).await;
+    let (vmid, epoch) = (guest.vmid, guest.meta().epoch);
+    tracing::info!(%vmid, %epoch, clean, "a guest's process has ended");
+    guest.clear();
+    if let Some(inner) = inner.upgrade() {
+        inner.guests().remove(&vmid);
+    }
+    guest.announce_gone();
+    // Nobody listening is no error.
+    let _ = events.send(GuestEvent::Gone { vmid, epoch, clean });
+}
+
+fn seconds(timeout: Duration) -> u64 {
+    timeout.as_secs()
+}
+
+async fn connect(vmid: Vmid, what: &'static str, path: &Path) -> Answer<UnixStream> {
+    let refused = |e: std::io::Error| GuestError::Refused { what, vmid, why: e.to_string() };
+    UnixStream::connect(path).await.map_err(refused)
+}
+
+/// Asks the guest's system by its agent; returns whether it was asked.
+async fn ask_agent(guest: &Guest, mode: &str) -> bool {
+    if !guest.meta().agent {
+        return false;
+    }
+    match agent::shutdown(&guest.dir.agent(), mode, AGENT).await {
+        Ok(()) => true,
+        Err(e) => {
+            tracing::warn!(vmid = %guest.vmid, "{e}; pressing the power button instead");
+            false
+        }
+    }
+}
+
+/// Restarts a guest without agent: the power button switches it off, and QEMU is told to stay.
+async fn restart_by_button(guest: &Guest) -> Answer<()> {
+    const WHAT: &str = "reboot";
+    let qmp = guest.monitor(WHAT).await?;
+    let mut events = qmp.events();
+    guest.ask(WHAT, "set-action", json!({ "shutdown": "pause" })).await?;
+    guest.ask(WHAT, "system_powerdown", json!({})).await?;
+    wait_for(guest, &mut events, "SHUTDOWN").await?;
+    guest.ask(WHAT, "system_reset", json!({})).await?;
+    wait_for(guest, &mut events, "RESET").await?;
+    guest.ask(WHAT, "set-action", json!({ "shutdown": "poweroff" })).await?;
+    guest.ask(WHAT, "cont", json!({})).await?;
+    Ok(())
+}
+
+async fn wait_for(
+    guest: &Guest,
+    events: &mut broadcast::Receiver<crate::qmp::Event>,
+    name: &str,
+) -> Answer<()> {
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Ok(event) if event.name == name => return Ok(()),
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return Err(GuestError::NotRunning(guest.vmid)),
+            },
+            () = guest.gone() => return Err(GuestError::NotRunning(guest.vmid)),
+        }
+    }
+}
+
+async fn kill(guest: &Guest) -> Answer<()> {
+    let refused =
+        |e: std::io::Error| GuestError::Refused { what: "kill", vmid: guest.vmid, why: e.to_string() };
+    guest.kill().map_err(refused)?;
+    let late = |_| GuestError::TimedOut { what: "the end", vmid: guest.vmid, seconds: seconds(KILL) };
+    tokio::time::timeout(KILL, guest.gone()).await.map_err(late)
+}
+
+#[async_trait]
+impl GuestDriver for QemuDriver {
+    async fn adopt(&self) -> Vec<GuestProcess> {
+        self.list().await
+    }
+
+    async fn prepare(&self, vmid: Vmid, epoch: Epoch) -> Answer<Registration> {
+        self.0.adopt_once().await;
+        self.0.prepare(vmid, epoch)
+    }
+
+    async fn launch(&self, launch: Launch) -> Answer<GuestProcess> {
+        let vmid = launch.vmid;
+        // A task of its own: it comes to its end even if the caller goes away.
+        let task = tokio::spawn(self.0.clone().launch(launch));
+        task.await.unwrap_or_else(|e| Err(GuestError::Launch { vmid, why: e.to_string() }))
+    }
+
+    async fn describe(&self, launch: &Launch) -> Answer<Vec<String>> {
+        let machines = self.0.machines().await?;
+        Job::new(&self.0.options, &machines, self.0.accel, launch)?.describe()
+    }
+
+    async fn list(&self) -> Vec<GuestProcess> {
+        self.0.adopt_once().await;
+        let guests = self.0.all();
+        futures_util::future::join_all(guests.iter().map(|g| g.report())).await
+    }
+
+    async fn state(&self, vmid: Vmid) -> Option<GuestProcess> {
+        Some(self.guest(vmid).await.ok()?.report().await)
+    }
+
+    fn events(&self) -> broadcast::Receiver<GuestEvent> {
+        self.0.events.subscribe()
+    }
+
+    async fn resume(&self, vmid: Vmid) -> Answer<()> {
+        let guest = self.guest(vmid).await?;
+        match guest.run_state().await {
+            RunState::Running => return Ok(()),
+            // QEMU would take it as an order for the end of the migration.
+            RunState::Inmigrate => {
+                let why = "it has not received all of its state yet".to_owned();
+                return Err(GuestError::Refused { what: "continue", vmid, why });
+            }
+            _ => guest.ask("continue", "cont", json!({})).await?,
+        };
+        match guest.run_state().await {
+            RunState::Running => Ok(()),
+            other => {
+                let why = format!("it was continued and is {other:?}");
+                Err(GuestError::Refused { what: "continue", vmid, why })
+            }
+        }
+    }
+
+    async fn pause(&self, vmid: Vmid) -> Answer<()> {
+        let guest = self.guest(vmid).await?;
+        if guest.is_frozen() {
+            return Ok(());
+        }
+        guest.ask("pause", "stop", json!({})).await.map(drop)
+    }
+
+    async fn reset(&self, vmid: Vmid) -> Answer<()> {
+        self.guest(vmid).await?.ask("reset", "system_reset", json!({})).await.map(drop)
+    }
+
+    async fn shutdown(&self, vmid: Vmid, timeout: Duration) -> Answer<()> {
+        let guest = self.guest(vmid).await?;
+        let off = async {
+            if !ask_agent(&guest, "powerdown").await {
+                match guest.ask("shut down", "system_powerdown", json!({})).await {
+                    Ok(_) => {}
+                    Err(_) if self.0.here(vmid).is_none() => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            guest.gone().await;
+            Ok(())
+        };
+        let late = |_| GuestError::TimedOut { what: "the shutdown", vmid, seconds: seconds(timeout) };
+        tokio::time::timeout(timeout, off).await.map_err(late)?
+    }
+
+    async fn reboot(&self, vmid: Vmid, timeout: Duration) -> Answer<()> {
+        const WHAT: &str = "reboot";
+        let guest = self.guest(vmid).await?;
+        let again = async {
+            let mut events = guest.monitor(WHAT).await?.events();
+            if ask_agent(&guest, "reboot").await {
+                return wait_for(&guest, &mut events, "RESET").await;
+            }
+            restart_by_button(&guest).await
+        };
+        match tokio::time::timeout(timeout, again).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                // It may still switch itself off, which must then end it as usual.
+                let _ = guest.ask(WHAT, "set-action", json!({ "shutdown": "poweroff" })).await;
+                Err(GuestError::TimedOut { what: "the restart", vmid, seconds: seconds(timeout) })
+            }
+        }
+    }
+
+    async fn stop(&self, vmid: Vmid) -> Answer<()> {
+        let guest = self.guest(vmid).await?;
+        if !guest.is_frozen() {
+            // The answer may be lost with the connection: what counts is the end.
+            let _ = guest.ask("stop", "quit", json!({})).await;
+            if tokio::time::timeout(QUIT, guest.gone()).await.is_ok() {
+                return Ok(());
+            }
+        }
+        kill(&guest).await
+    }
+
+    async fn kill(&self, vmid: Vmid) -> Answer<()> {
+        kill(&*self.guest(vmid).await?).await
+    }
+
+    async fn migration_inlet(&self, vmid: Vmid) -> Answer<PathBuf> {
+        let guest = self.guest(vmid).await?;
+        if guest.run_state().await != RunState::Inmigrate {
+            let why = "it does not wait for a migration".to_owned();
+            return Err(GuestError::Refused { what: "migrate into", vmid, why });
+        }
+        Ok(guest.dir.inlet())
+    }
+
+    async fn migrate(&self, vmid: Vmid, to: PathBuf, bytes_per_second: Option<u64>) -> Answer<()> {
+        migration::send(&*self.guest(vmid).await?, &to, bytes_per_second).await
+    }
+
+    async fn migration(&self, vmid: Vmid) -> Answer<MigrationProgress> {
+        migration::progress(&*self.guest(vmid).await?).await
+    }
+
+    async fn migration_changed(&self, vmid: Vmid, seen: MigrationPhase) -> Answer<MigrationProgress> {
+        migration::changed(&*self.guest(vmid).await?, seen, Duration::from_secs(1)).await
+    }
+
+    async fn cancel_migration(&self, vmid: Vmid) -> Answer<MigrationProgress> {
+        migration::cancel(&*self.guest(vmid).await?).await
+    }
+
+    async fn resize_disk(&self, vmid: Vmid, device: &str, size: u64) -> Answer<()> {
+        let args = json!({ "node-name": crate::command::node_name(device), "size": size });
+        self.guest(vmid).await?.ask("resize a disk of", "block_resize", args).await.map(drop)
+    }
+
+    async fn change_medium(&self, vmid: Vmid, device: &str, medium: Option<ResolvedVolume>) -> Answer<()> {
+        const WHAT: &str = "change a medium of";
+        let guest = self.guest(vmid).await?;
+        let node = crate::command::node_name(device);
+        let id = json!({ "id": device });
+        guest.ask(WHAT, "blockdev-open-tray", json!({ "id": device, "force": true })).await?;
+        guest.ask(WHAT, "blockdev-remove-medium", id.clone()).await?;
+        // Refused when the drive was empty.
+        let _ = guest.ask(WHAT, "blockdev-del", json!({ "node-name": node })).await;
+        let insert = async {
+            let Some(medium) = medium else { return Ok(()) };
+            guest.ask(WHAT, "blockdev-add", crate::command::medium(device, &medium.path)).await?;
+            let args = json!({ "id": device, "node-name": node });
+            guest.ask(WHAT, "blockdev-insert-medium", args).await.map(drop)
+        };
+        let inserted = insert.await;
+        guest.ask(WHAT, "blockdev-close-tray", id).await?;
+        inserted
+    }
+
+    async fn monitor(&self, vmid: Vmid, line: &str) -> Answer<String> {
+        let args = json!({ "command-line": line });
+        let answer = self.guest(vmid).await?.ask("ask", "human-monitor-command", args).await?;
+        Ok(answer.as_str().unwrap_or_default().to_owned())
+    }
+
+    async fn screen(&self, vmid: Vmid, password: &str) -> Answer<UnixStream> {
+        const WHAT: &str = "open the screen of";
+        let guest = self.guest(vmid).await?;
+        if password.is_empty() || password.len() > 8 {
+            let why = "a VNC password has 1 to 8 characters".to_owned();
+            return Err(GuestError::Refused { what: WHAT, vmid, why });
+        }
+        guest.ask(WHAT, "set_password", json!({ "protocol": "vnc", "password": password })).await?;
+        guest.ask(WHAT, "expire_password", json!({ "protocol": "vnc", "time": "+30" })).await?;
+        connect(vmid, WHAT, &guest.dir.vnc()).await
+    }
+
+    async fn terminal(&self, vmid: Vmid, port: &str) -> Answer<UnixStream> {
+        const WHAT: &str = "open the terminal of";
+        let guest = self.guest(vmid).await?;
+        if !matches!(port, "serial0" | "serial1" | "serial2" | "serial3") {
+            let why = format!("'{port}' is no serial port: serial0 to serial3");
+            return Err(GuestError::Refused { what: WHAT, vmid, why });
+        }
+        connect(vmid, WHAT, &guest.dir.serial(port)).await
+    }
+}

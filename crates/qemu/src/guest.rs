@@ -1,0 +1,358 @@
+//! One running guest: its process, its monitor, and the task that watches both.
+
+use crate::cgroup::Cgroup;
+use crate::process::{self, Process};
+use crate::qmp::{Event, Qmp, QmpError};
+use crate::rundir::{Meta, RunDir};
+use crate::stats::{self, CpuMeter};
+use crate::{accel::Accel, net};
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use stead_driver::fence::Registration;
+use stead_driver::guest::{GuestError, GuestEvent, GuestProcess, RunState};
+use stead_model::{Epoch, Vmid};
+use tokio::sync::{broadcast, watch};
+
+/// How long a question for the state may take.
+const STATE: Duration = Duration::from_secs(2);
+/// What QEMU may say before its file is begun anew.
+const STDERR_LIMIT: u64 = 256 << 10;
+
+/// A guest that has a process.
+#[derive(Debug)]
+pub struct Guest {
+    /// Which.
+    pub vmid: Vmid,
+    /// Its directory.
+    pub dir: RunDir,
+    /// Its process.
+    pub process: Process,
+    /// Its cgroup.
+    pub cgroup: Option<Cgroup>,
+    meta: Mutex<Meta>,
+    link: watch::Sender<Option<Arc<Qmp>>>,
+    gone: watch::Sender<bool>,
+    ran: AtomicBool,
+    meter: Mutex<CpuMeter>,
+}
+
+impl Guest {
+    /// A guest with its monitor, or one whose monitor is yet to be reached.
+    pub fn new(dir: RunDir, meta: Meta, process: Process, qmp: Option<Qmp>) -> Self {
+        Self {
+            vmid: meta.vmid,
+            process,
+            cgroup: meta.cgroup.clone().and_then(Cgroup::at),
+            meta: Mutex::new(meta),
+            link: watch::channel(qmp.map(Arc::new)).0,
+            gone: watch::channel(false).0,
+            ran: AtomicBool::new(dir.ran().exists()),
+            meter: Mutex::default(),
+            dir,
+        }
+    }
+
+    /// Its record.
+    pub fn meta(&self) -> Meta {
+        self.meta.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the fence process is told of it.
+    pub fn registration(&self) -> Registration {
+        Registration {
+            vmid: self.vmid,
+            epoch: self.meta().epoch,
+            cgroup: self.cgroup.as_ref().map(|c| c.path().to_owned()),
+            monitor: self.dir.fence(),
+            pidfile: self.dir.pidfile(),
+        }
+    }
+
+    /// Puts it under a new ownership.
+    pub fn set_epoch(&self, epoch: Epoch) -> std::io::Result<()> {
+        let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = Meta { epoch, ..meta.clone() };
+        self.dir.store(&new)?;
+        *meta = new;
+        Ok(())
+    }
+
+    /// Whether it is frozen, by its cgroup or by a signal: it answers nothing then.
+    pub fn is_frozen(&self) -> bool {
+        self.cgroup.as_ref().is_some_and(Cgroup::is_frozen) || stats::is_stopped(self.process.pid)
+    }
+
+    /// Its monitor; waits up to `limit` until it can be reached.
+    pub async fn qmp(&self, limit: Duration) -> Result<Arc<Qmp>, QmpError> {
+        let mut link = self.link.subscribe();
+        let found = tokio::time::timeout(limit, link.wait_for(Option::is_some)).await;
+        match found {
+            Ok(Ok(qmp)) => qmp.clone().ok_or(QmpError::Closed),
+            Ok(Err(_)) => Err(QmpError::Closed),
+            Err(_) => Err(QmpError::Connect(format!("no answer within {} s", limit.as_secs()))),
+        }
+    }
+
+    fn refused(&self, what: &'static str, why: impl ToString) -> GuestError {
+        GuestError::Refused { what, vmid: self.vmid, why: why.to_string() }
+    }
+
+    /// Its monitor for a request that is called `what`.
+    pub async fn monitor(&self, what: &'static str) -> Result<Arc<Qmp>, GuestError> {
+        if self.is_frozen() {
+            // A command would wait in the socket, and be carried out at an unforeseen time after a thaw.
+            return Err(self.refused(what, "it is frozen, since this node had lost its lease"));
+        }
+        self.qmp(crate::qmp::PATIENCE).await.map_err(|e| self.refused(what, e))
+    }
+
+    /// Carries out a command for a request that is called `what`.
+    pub async fn ask(&self, what: &'static str, command: &str, args: Value) -> Result<Value, GuestError> {
+        let qmp = self.monitor(what).await?;
+        qmp.execute(command, args).await.map_err(|e| self.refused(what, e))
+    }
+
+    /// Where it stands.
+    pub async fn run_state(&self) -> RunState {
+        if self.is_frozen() {
+            return RunState::Paused;
+        }
+        let Ok(qmp) = self.qmp(STATE).await else { return RunState::Unresponsive };
+        let Ok(status) = qmp.execute_within("query-status", json!({}), STATE).await else {
+            return if self.is_frozen() { RunState::Paused } else { RunState::Unresponsive };
+        };
+        let waits = self.meta().incoming && !self.ran.load(Ordering::Relaxed);
+        let state = run_state(status["status"].as_str().unwrap_or(""), waits);
+        if state == RunState::Running {
+            self.note_ran();
+        }
+        state
+    }
+
+    /// Notes on disk that its CPUs have run here, since a later daemon could not tell.
+    fn note_ran(&self) {
+        if !self.ran.swap(true, Ordering::Relaxed)
+            && let Err(e) = std::fs::write(self.dir.ran(), b"")
+        {
+            tracing::warn!(vmid = %self.vmid, error = %e, "could not note that the guest has run");
+        }
+    }
+
+    /// All that is known of it.
+    pub async fn report(&self) -> GuestProcess {
+        let state = self.run_state().await;
+        let meta = self.meta();
+        let (disk_read, disk_write) = match state {
+            RunState::Unresponsive => (0, 0),
+            _ => self.disk_bytes().await,
+        };
+        let (mut net_in, mut net_out) = (0, 0);
+        for tap in &meta.taps {
+            let (received, sent) = net::traffic(tap);
+            net_in += received;
+            net_out += sent;
+        }
+        let pid = self.process.pid;
+        let stat = process::stat(pid);
+        let cpu = stat.map_or(0.0, |s| {
+            let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
+            meter.read(Instant::now(), s.ticks, stats::ticks_per_second(), meta.cpus)
+        });
+        self.bound_stderr();
+        GuestProcess {
+            vmid: self.vmid,
+            epoch: meta.epoch,
+            pid,
+            state,
+            uptime: stat.as_ref().map_or(0, stats::uptime),
+            cpu,
+            mem: stats::resident(pid),
+            net_in,
+            net_out,
+            disk_read,
+            disk_write,
+            machine: meta.machine,
+            accel: Accel::as_str(meta.accel).to_owned(),
+            version: meta.version,
+        }
+    }
+
+    async fn disk_bytes(&self) -> (u64, u64) {
+        let Ok(qmp) = self.monitor("ask").await else { return (0, 0) };
+        let Ok(answer) = qmp.execute_within("query-blockstats", json!({}), STATE).await else {
+            return (0, 0);
+        };
+        let sum = |which: &str| {
+            let disks = answer.as_array().map(Vec::as_slice).unwrap_or_default();
+            disks.iter().filter_map(|d| d["stats"][which].as_u64()).sum()
+        };
+        (sum("rd_bytes"), sum("wr_bytes"))
+    }
+
+    /// QEMU appends to the file, so that it goes on at its new beginning.
+    fn bound_stderr(&self) {
+        let path = self.dir.stderr();
+        if std::fs::metadata(&path).is_ok_and(|m| m.len() > STDERR_LIMIT)
+            && let Ok(file) = std::fs::File::options().write(true).open(&path)
+        {
+            let _ = file.set_len(0);
+        }
+    }
+
+    /// SIGKILL to all of it.
+    pub fn kill(&self) -> std::io::Result<()> {
+        match &self.cgroup {
+            Some(cgroup) => {
+                let group = cgroup.kill();
+                // Where the process could not be made a member, it must die all the same.
+                self.process.kill()?;
+                group
+            }
+            None => self.process.kill(),
+        }
+    }
+
+    /// Returns when nothing of it is left.
+    pub async fn gone(&self) {
+        let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
+    }
+
+    /// Watches it to its end. Returns whether it switched itself off.
+    pub async fn watch(&self, announce: &broadcast::Sender<GuestEvent>) -> bool {
+        let mut exited = std::pin::pin!(self.process.exited());
+        let mut last = None;
+        loop {
+            let link = self.link.borrow().clone();
+            let qmp = match link {
+                Some(qmp) => qmp,
+                None => tokio::select! {
+                    () = &mut exited => return is_clean(None).await,
+                    qmp = self.reach() => qmp,
+                },
+            };
+            let follow = self.follow(&qmp, &mut last, announce);
+            tokio::select! {
+                () = &mut exited => return is_clean(Some(&qmp)).await,
+                () = follow => { self.link.send_replace(None); }
+            }
+            // The connection ended; as a rule since the process is ending.
+            let grace = tokio::time::timeout(Duration::from_secs(1), &mut exited).await;
+            if grace.is_ok() {
+                return is_clean(Some(&qmp)).await;
+            }
+        }
+    }
+
+    /// Connects to a monitor that an earlier daemon had.
+    async fn reach(&self) -> Arc<Qmp> {
+        loop {
+            match Qmp::connect(&self.dir.qmp()).await {
+                Ok(qmp) => {
+                    let qmp = Arc::new(qmp);
+                    self.link.send_replace(Some(qmp.clone()));
+                    // An earlier daemon may have died in the middle of a restart of the guest.
+                    let _ = qmp.execute("set-action", json!({ "shutdown": "poweroff" })).await;
+                    return qmp;
+                }
+                Err(e) => {
+                    tracing::warn!(vmid = %self.vmid, error = %e, "the guest's monitor cannot be reached");
+                    // Nothing announces that it can be; its process's end ends this wait.
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    /// Follows its events until the connection ends.
+    async fn follow(&self, qmp: &Qmp, last: &mut Option<RunState>, announce: &broadcast::Sender<GuestEvent>) {
+        let mut events = qmp.events();
+        loop {
+            let state = self.run_state().await;
+            if *last != Some(state) {
+                *last = Some(state);
+                // Nobody listening is no error.
+                let _ = announce.send(GuestEvent::State { vmid: self.vmid, state });
+            }
+            loop {
+                let event = tokio::select! {
+                    biased;
+                    event = events.recv() => event,
+                    () = qmp.closed() => return,
+                };
+                match event {
+                    Ok(event) if changes_state(&event) => break,
+                    Ok(_) => {}
+                    Err(broadcast::error::RecvError::Lagged(_)) => break,
+                    Err(broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        }
+    }
+
+    /// Removes what it leaves, once its process has ended.
+    pub fn clear(&self) {
+        self.process.reap();
+        self.dir.remove();
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.remove();
+        }
+    }
+
+    /// Tells those who wait that nothing is left.
+    pub fn announce_gone(&self) {
+        self.gone.send_replace(true);
+    }
+}
+
+/// Whether QEMU ended since its guest was switched off, from inside or by request.
+async fn is_clean(qmp: Option<&Qmp>) -> bool {
+    let Some(qmp) = qmp else { return false };
+    // The last words are still in the socket when the process has ended.
+    let _ = tokio::time::timeout(Duration::from_secs(1), qmp.closed()).await;
+    matches!(qmp.shutdown_reason().as_deref(), Some("guest-shutdown" | "host-qmp-quit" | "host-ui"))
+}
+
+fn changes_state(event: &Event) -> bool {
+    matches!(
+        event.name.as_str(),
+        "STOP"
+            | "RESUME"
+            | "RESET"
+            | "SHUTDOWN"
+            | "MIGRATION"
+            | "SUSPEND"
+            | "WAKEUP"
+            | "GUEST_PANICKED"
+            | "BLOCK_IO_ERROR"
+    )
+}
+
+/// QEMU's run state in this driver's words. `waits`: it received a migration and never ran here.
+fn run_state(status: &str, waits: bool) -> RunState {
+    match status {
+        "running" | "suspended" => RunState::Running,
+        "prelaunch" => RunState::Prelaunch,
+        "inmigrate" => RunState::Inmigrate,
+        "postmigrate" => RunState::Postmigrate,
+        "paused" if waits => RunState::Postmigrate,
+        "paused" | "finish-migrate" | "save-vm" | "restore-vm" | "io-error" | "watchdog" | "debug"
+        | "colo" => RunState::Paused,
+        "shutdown" | "guest-panicked" | "internal-error" => RunState::Shutdown,
+        _ => RunState::Unresponsive,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_received_guest_counts_as_migrated_until_it_runs() {
+        assert_eq!(run_state("paused", true), RunState::Postmigrate);
+        assert_eq!(run_state("paused", false), RunState::Paused);
+        assert_eq!(run_state("inmigrate", true), RunState::Inmigrate);
+        assert_eq!(run_state("something new", false), RunState::Unresponsive);
+    }
+}

@@ -1,0 +1,337 @@
+//! From a request to a process that answers, or to nothing at all.
+
+use crate::command::{self, CommandLine, Context, Endpoint, Firmware, NetPlan, refuse, unusable};
+use crate::guest::Guest;
+use crate::probe::Machines;
+use crate::process::{Process, Program};
+use crate::qmp::Qmp;
+use crate::rundir::{FORMAT, Meta, RunDir};
+use crate::{Accel, QemuOptions, cgroup::Cgroup, migration, net};
+use serde_json::json;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use stead_driver::guest::{GuestError, Launch};
+use stead_model::vmconfig::{Bios, VmConfig};
+use stead_model::{Epoch, Vmid};
+
+/// A launch with all that it needs.
+#[derive(Debug)]
+pub struct Job<'a> {
+    pub options: &'a QemuOptions,
+    pub machines: &'a Machines,
+    pub accel: Accel,
+    pub launch: &'a Launch,
+    pub config: VmConfig,
+    pub dir: RunDir,
+}
+
+/// Why a try failed, and whether another one without image locks may be made.
+#[derive(Debug)]
+struct Failure {
+    why: String,
+    locked: bool,
+}
+
+/// Where Debian's package puts the UEFI firmware.
+const FIRMWARE: [(&str, &str); 2] = [
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+];
+
+impl<'a> Job<'a> {
+    /// Reads the configuration.
+    pub fn new(
+        options: &'a QemuOptions,
+        machines: &'a Machines,
+        accel: Accel,
+        launch: &'a Launch,
+    ) -> Result<Self, GuestError> {
+        let config = match VmConfig::parse(&launch.config) {
+            Ok(config) => config,
+            Err(e) => return refuse("config", e.to_string()),
+        };
+        let dir = RunDir::new(&options.run_dir, launch.vmid);
+        Ok(Self { options, machines, accel, launch, config, dir })
+    }
+
+    fn nets(&self) -> Result<Vec<NetPlan>, GuestError> {
+        let nets = self.config.current.nets().map_err(unusable)?;
+        let plan = net::plan(self.launch.vmid, &nets, self.options.bridges, self.options.forward.as_ref());
+        plan.or_else(|(key, why)| refuse(&key, why))
+    }
+
+    /// The command line with its firmware, if it needs one.
+    pub fn line(
+        &self,
+        monitors: [Endpoint; 2],
+        nets: &[NetPlan],
+        locks: bool,
+    ) -> Result<CommandLine, GuestError> {
+        let firmware = FIRMWARE
+            .into_iter()
+            .find(|(code, vars)| Path::new(code).exists() && Path::new(vars).exists())
+            .map(|(code, _)| Firmware { code: code.into(), vars: self.dir.firmware_vars() });
+        command::build(&Context {
+            vmid: self.launch.vmid,
+            settings: &self.config.current,
+            volumes: &self.launch.volumes,
+            incoming: self.launch.incoming.as_ref(),
+            accel: self.accel,
+            machines: self.machines,
+            dir: &self.dir,
+            nets,
+            firmware: firmware.as_ref(),
+            monitors,
+            locks,
+        })
+    }
+
+    /// The command line as people would type it.
+    pub fn describe(&self) -> Result<Vec<String>, GuestError> {
+        let mut words = vec![self.options.binary.display().to_string()];
+        words.extend(self.line([Endpoint::Path; 2], &self.nets()?, true)?.argv);
+        Ok(words)
+    }
+
+    /// Starts the process and waits until it answers.
+    pub async fn run(&self) -> Result<Guest, GuestError> {
+        let nets = self.nets()?;
+        // A refusal by configuration costs nothing yet.
+        self.line([Endpoint::Path; 2], &nets, true)?;
+        let mut outcome = self.attempt(&nets, true).await;
+        if let Err(Attempt::Failed(Failure { why, locked: true })) = &outcome {
+            tracing::warn!(vmid = %self.launch.vmid, epoch = %self.launch.epoch,
+                "another process holds a lock on the guest's disk, a frozen copy of an earlier epoch perhaps; \
+                 this node's epoch is committed, so the lock is passed over: {why}");
+            outcome = self.attempt(&nets, false).await;
+        }
+        outcome.map_err(|e| match e {
+            Attempt::Refused(e) => e,
+            Attempt::Failed(f) => GuestError::Launch { vmid: self.launch.vmid, why: f.why },
+        })
+    }
+
+    async fn attempt(&self, nets: &[NetPlan], locks: bool) -> Result<Guest, Attempt> {
+        let started = self.start(nets, locks).await;
+        let (process, meta) = match started {
+            Ok(started) => started,
+            Err(e) => {
+                clear(&self.dir, self.cgroup_path());
+                return Err(e);
+            }
+        };
+        let cleaner = Cleaner { dir: &self.dir, cgroup: self.cgroup_path(), process: Some(process) };
+        match self.greet(cleaner.process.as_ref(), &meta, nets).await {
+            Ok(qmp) => self.finish(cleaner, meta, qmp),
+            Err(why) => {
+                let why = self.end(&cleaner, why).await;
+                let locked = locks && self.is_own_lock(&why);
+                drop(cleaner);
+                Err(Attempt::Failed(Failure { why, locked }))
+            }
+        }
+    }
+
+    fn finish(&self, mut cleaner: Cleaner<'_>, meta: Meta, qmp: Qmp) -> Result<Guest, Attempt> {
+        let (major, minor, micro) = qmp.version();
+        let process = cleaner.process.as_ref().map(|p| (p.pid, p.start));
+        let meta = Meta { version: format!("{major}.{minor}.{micro}"), process, ..meta };
+        self.dir.store(&meta).map_err(|e| failed(format!("its record could not be written: {e}")))?;
+        match cleaner.process.take() {
+            Some(process) => Ok(Guest::new(self.dir.clone(), meta, process, Some(qmp))),
+            None => Err(failed("it has no process".to_owned())),
+        }
+    }
+
+    fn cgroup_path(&self) -> Option<PathBuf> {
+        cgroup_path(self.options, self.launch.vmid)
+    }
+
+    /// Executes the program.
+    async fn start(&self, nets: &[NetPlan], locks: bool) -> Result<(Process, Meta), Attempt> {
+        let vmid = self.launch.vmid;
+        let io = |what: &'static str| move |e: std::io::Error| failed(format!("{what}: {e}"));
+        let cgroup = make_room(self.options, vmid).map_err(io("its run directory could not be made"))?;
+        if self.config.current.bios().map_err(|e| Attempt::Refused(unusable(e)))? == Bios::Ovmf
+            && let Some((_, vars)) = FIRMWARE.into_iter().find(|(_, vars)| Path::new(vars).exists())
+        {
+            tracing::warn!(%vmid, "the firmware's variables are not kept: the guest has no EFI disk");
+            std::fs::copy(vars, self.dir.firmware_vars()).map_err(io("the firmware's variables"))?;
+        }
+        let bind = |path: PathBuf| -> std::io::Result<OwnedFd> {
+            let _ = std::fs::remove_file(&path);
+            Ok(std::os::unix::net::UnixListener::bind(path)?.into())
+        };
+        let monitors = [
+            bind(self.dir.qmp()).map_err(io("its monitor"))?,
+            bind(self.dir.fence()).map_err(io("its monitor"))?,
+        ];
+        let endpoints = [Endpoint::Fd(monitors[0].as_raw_fd()), Endpoint::Fd(monitors[1].as_raw_fd())];
+        let line = self.line(endpoints, nets, locks).map_err(Attempt::Refused)?;
+        let agent = self.config.current.agent().map_err(|e| Attempt::Refused(unusable(e)))?;
+        let taps = nets.iter().filter_map(|n| match n {
+            NetPlan::Tap { ifname, .. } => Some(ifname.clone()),
+            NetPlan::User { .. } => None,
+        });
+        let meta = Meta {
+            format: FORMAT,
+            vmid,
+            epoch: self.launch.epoch,
+            machine: line.machine,
+            accel: line.accel,
+            version: String::new(),
+            cpus: line.cpus,
+            agent: agent.enabled,
+            incoming: self.launch.incoming.is_some(),
+            taps: taps.collect(),
+            cgroup: cgroup.as_ref().map(|c| c.path().to_owned()),
+            argv: line.argv,
+            process: None,
+        };
+        // Written before the process exists: what a dying daemon leaves is known to be unfinished.
+        self.dir.store(&meta).map_err(io("its record could not be written"))?;
+        let stderr = std::fs::File::options().create(true).append(true).open(self.dir.stderr());
+        let program = Program {
+            binary: &self.options.binary,
+            argv: &meta.argv,
+            inherit: &monitors,
+            cgroup: cgroup.as_ref().map(Cgroup::entrance).transpose().map_err(io("its cgroup"))?,
+            stderr: stderr.map_err(io("the file for its messages"))?,
+        };
+        let process = program
+            .spawn()
+            .map_err(|e| failed(format!("'{}' could not be started: {e}", self.options.binary.display())))?;
+        Ok((process, meta))
+    }
+
+    /// Waits until QEMU answers, and does what can only be done then.
+    async fn greet(&self, process: Option<&Process>, meta: &Meta, nets: &[NetPlan]) -> Result<Qmp, String> {
+        let exited = async {
+            match process {
+                Some(process) => process.exited().await,
+                None => std::future::pending().await,
+            }
+        };
+        let ready = async {
+            let qmp = Qmp::connect(&self.dir.qmp()).await.map_err(|e| e.to_string())?;
+            // Answered by the main loop, once the machine is complete.
+            qmp.ask("query-status").await.map_err(|e| e.to_string())?;
+            for plan in nets {
+                if let NetPlan::Tap { ifname, bridge, .. } = plan {
+                    net::attach(ifname, bridge).await?;
+                }
+            }
+            self.settle(&qmp, meta).await?;
+            Ok(qmp)
+        };
+        tokio::select! {
+            ready = ready => ready,
+            () = exited => Err("it ended at once".to_owned()),
+        }
+    }
+
+    async fn settle(&self, qmp: &Qmp, meta: &Meta) -> Result<(), String> {
+        let settings = &self.config.current;
+        for net in settings.nets().map_err(|e| e.to_string())?.iter().filter(|n| n.link_down) {
+            let link = json!({ "name": net.key, "up": false });
+            qmp.execute("set_link", link).await.map_err(|e| format!("{}: {e}", net.key))?;
+        }
+        if meta.incoming {
+            return migration::listen(qmp, &self.dir.inlet()).await.map_err(|e| e.to_string());
+        }
+        let memory = settings.memory().map_err(|e| e.to_string())?;
+        if let Ok(Some(target)) = settings.balloon()
+            && target.0 > 0
+            && target < memory
+        {
+            let bytes = json!({ "value": u64::from(target.0) << 20 });
+            qmp.execute("balloon", bytes).await.map_err(|e| format!("balloon: {e}"))?;
+        }
+        Ok(())
+    }
+
+    /// Ends a process that did not come up, and finds its last words.
+    async fn end(&self, cleaner: &Cleaner<'_>, why: String) -> String {
+        if let Some(process) = &cleaner.process {
+            let _ = process.kill();
+            process.exited().await;
+        }
+        let words = std::fs::read(self.dir.stderr()).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words);
+        let program = self.options.binary.file_name().and_then(|n| n.to_str()).unwrap_or("qemu");
+        let lines: Vec<&str> = words
+            .lines()
+            .map(|l| l.trim().trim_start_matches(program).trim_start_matches(": "))
+            .filter(|l| !l.is_empty())
+            .collect();
+        let last = lines[lines.len().saturating_sub(8)..].join("; ");
+        if last.is_empty() { why } else { last }
+    }
+
+    /// Whether the guest may pass over the lock that stopped it: on its own disk, under an epoch that others went
+    /// before. A disk of another guest, or one that only tools have ever had open, keeps its protection.
+    fn is_own_lock(&self, words: &str) -> bool {
+        let own = format!(":{}/", self.launch.vmid);
+        words.contains("Failed to get \"write\" lock")
+            && self.launch.epoch > Epoch(1)
+            && self
+                .launch
+                .volumes
+                .iter()
+                .any(|v| v.volume.contains(&own) && v.path.to_str().is_some_and(|path| words.contains(path)))
+    }
+}
+
+/// Why a try failed.
+#[derive(Debug)]
+enum Attempt {
+    Refused(GuestError),
+    Failed(Failure),
+}
+
+fn failed(why: String) -> Attempt {
+    Attempt::Failed(Failure { why, locked: false })
+}
+
+/// Removes what a failed launch leaves.
+#[derive(Debug)]
+struct Cleaner<'a> {
+    dir: &'a RunDir,
+    cgroup: Option<PathBuf>,
+    process: Option<Process>,
+}
+
+impl Drop for Cleaner<'_> {
+    fn drop(&mut self) {
+        if let Some(process) = self.process.take() {
+            let _ = process.kill();
+            process.reap();
+            clear(self.dir, self.cgroup.take());
+        }
+    }
+}
+
+fn clear(dir: &RunDir, cgroup: Option<PathBuf>) {
+    dir.remove();
+    if let Some(cgroup) = cgroup.and_then(Cgroup::at) {
+        cgroup.remove();
+    }
+}
+
+/// Where a guest's cgroup is made.
+fn cgroup_path(options: &QemuOptions, vmid: Vmid) -> Option<PathBuf> {
+    options.cgroup_root.as_ref().map(|root| root.join(vmid.to_string()))
+}
+
+/// Makes a guest's run directory and cgroup. Repeating it is no error.
+pub fn make_room(options: &QemuOptions, vmid: Vmid) -> std::io::Result<Option<Cgroup>> {
+    RunDir::new(&options.run_dir, vmid).create()?;
+    let Some(path) = cgroup_path(options, vmid) else { return Ok(None) };
+    match Cgroup::create(path) {
+        Ok(cgroup) => Ok(Some(cgroup)),
+        Err(e) => {
+            tracing::warn!(%vmid, error = %e, "the guest gets no cgroup of its own");
+            Ok(None)
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Live migration over a unix socket.
+//!
+//! The source sends, with the return path on: it reports *completed* only after the target has said that it
+//! loaded everything, so that ownership is never handed to a copy that could not be continued. After that
+//! the source stays paused (`postmigrate`) and the target, started with stopped CPUs, paused as well: whoever
+//! commits the new owner decides which one goes on. QEMU's own `pause-before-switchover` is not used: it would add
+//! a stop of the same kind before the last state is sent, where a change of owner would be too early.
+
+use crate::guest::Guest;
+use crate::qmp::{Qmp, QmpError};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use stead_driver::guest::{GuestError, MigrationPhase, MigrationProgress};
+use tokio::sync::broadcast::error::RecvError;
+
+/// QEMU limits itself to 128 MiB/s unless told otherwise; this is no limit.
+const UNLIMITED: u64 = 1 << 40;
+/// How long a cancelled migration may take to end, before and after its connection is cut.
+const POLITE: Duration = Duration::from_secs(2);
+const CUT: Duration = Duration::from_secs(10);
+
+fn capabilities(on: &[&str]) -> Value {
+    let all: Vec<Value> = on.iter().map(|c| json!({ "capability": c, "state": true })).collect();
+    json!({ "capabilities": all })
+}
+
+fn uri(path: &Path) -> String {
+    format!("unix:{}", path.display())
+}
+
+/// Makes a target listen.
+pub async fn listen(qmp: &Qmp, path: &Path) -> Result<(), QmpError> {
+    qmp.execute("migrate-set-capabilities", capabilities(&["events", "return-path", "late-block-activate"]))
+        .await?;
+    qmp.execute("migrate-incoming", json!({ "uri": uri(path) })).await?;
+    Ok(())
+}
+
+/// Makes a source send.
+pub async fn send(guest: &Guest, to: &Path, bytes_per_second: Option<u64>) -> Result<(), GuestError> {
+    const WHAT: &str = "migrate";
+    let on = capabilities(&["events", "return-path", "auto-converge"]);
+    guest.ask(WHAT, "migrate-set-capabilities", on).await?;
+    let rate = bytes_per_second.filter(|r| *r > 0).unwrap_or(UNLIMITED);
+    guest.ask(WHAT, "migrate-set-parameters", json!({ "max-bandwidth": rate })).await?;
+    guest.ask(WHAT, "migrate", json!({ "uri": uri(to) })).await?;
+    Ok(())
+}
+
+/// How it stands.
+pub async fn progress(guest: &Guest) -> Result<MigrationProgress, GuestError> {
+    Ok(read(&guest.ask("ask for the migration of", "query-migrate", json!({})).await?))
+}
+
+fn read(answer: &Value) -> MigrationProgress {
+    let ram = |which: &str| answer["ram"][which].as_u64().unwrap_or(0);
+    let number = |which: &str| answer[which].as_u64().unwrap_or(0);
+    let phase = phase(answer["status"].as_str().unwrap_or("none"));
+    let downtime = if phase == MigrationPhase::Completed { "downtime" } else { "expected-downtime" };
+    MigrationProgress {
+        phase,
+        transferred: ram("transferred"),
+        remaining: ram("remaining"),
+        total: ram("total"),
+        rounds: ram("dirty-sync-count"),
+        downtime_ms: number(downtime),
+        total_ms: number("total-time"),
+        error: answer["error-desc"].as_str().map(str::to_owned),
+    }
+}
+
+fn phase(status: &str) -> MigrationPhase {
+    match status {
+        "none" => MigrationPhase::None,
+        "completed" => MigrationPhase::Completed,
+        "failed" => MigrationPhase::Failed,
+        "cancelled" => MigrationPhase::Cancelled,
+        "device" | "pre-switchover" => MigrationPhase::Switchover,
+        // setup, active, cancelling, and what later versions add on the way.
+        _ => MigrationPhase::Active,
+    }
+}
+
+/// Waits until the phase differs from `seen`, or `limit` has passed.
+pub async fn changed(
+    guest: &Guest,
+    seen: MigrationPhase,
+    limit: Duration,
+) -> Result<MigrationProgress, GuestError> {
+    let qmp = guest.monitor("follow the migration of").await?;
+    let wait = until(guest, &qmp, |phase| phase != seen);
+    match tokio::time::timeout(limit, wait).await {
+        Ok(progress) => progress,
+        Err(_) => progress(guest).await,
+    }
+}
+
+/// Waits until the phase is as wanted.
+async fn until(
+    guest: &Guest,
+    qmp: &Arc<Qmp>,
+    wanted: impl Fn(MigrationPhase) -> bool,
+) -> Result<MigrationProgress, GuestError> {
+    let mut events = qmp.events();
+    loop {
+        let now = progress(guest).await?;
+        if wanted(now.phase) {
+            return Ok(now);
+        }
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = events.recv() => event,
+                () = qmp.closed() => return Err(GuestError::NotRunning(guest.vmid)),
+            };
+            match event {
+                Ok(event) if event.name == "MIGRATION" || event.name == "MIGRATION_PASS" => break,
+                Ok(_) => {}
+                Err(RecvError::Lagged(_)) => break,
+                Err(RecvError::Closed) => return Err(GuestError::NotRunning(guest.vmid)),
+            }
+        }
+    }
+}
+
+/// Cancels it and waits for its end; a connection that hangs is cut.
+pub async fn cancel(guest: &Guest) -> Result<MigrationProgress, GuestError> {
+    const WHAT: &str = "cancel the migration of";
+    let qmp = guest.monitor(WHAT).await?;
+    let begun = progress(guest).await?;
+    if begun.phase == MigrationPhase::None || begun.phase.is_terminal() {
+        return Ok(begun);
+    }
+    guest.ask(WHAT, "migrate_cancel", json!({})).await?;
+    if let Ok(ended) = tokio::time::timeout(POLITE, until(guest, &qmp, MigrationPhase::is_terminal)).await {
+        return ended;
+    }
+    // Out of band, since the main loop may hang on the connection. It refuses when there is nothing to cut.
+    let _ = qmp.execute_oob("yank", json!({ "instances": [{ "type": "migration" }] })).await;
+    let late = |_| GuestError::TimedOut { what: WHAT, vmid: guest.vmid, seconds: CUT.as_secs() };
+    tokio::time::timeout(CUT, until(guest, &qmp, MigrationPhase::is_terminal)).await.map_err(late)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_reads_what_qemu_tells_and_survives_what_it_does_not() {
+        let p = read(&json!({
+            "status": "active", "expected-downtime": 300, "total-time": 1200, "later": {},
+            "ram": { "transferred": 5, "remaining": 7, "total": 12, "dirty-sync-count": 2 },
+        }));
+        assert_eq!((p.phase, p.transferred, p.remaining, p.total), (MigrationPhase::Active, 5, 7, 12));
+        assert_eq!((p.rounds, p.downtime_ms, p.total_ms), (2, 300, 1200));
+        assert_eq!(read(&json!({})).phase, MigrationPhase::None);
+        let failed = read(&json!({ "status": "failed", "error-desc": "broken pipe" }));
+        assert_eq!((failed.phase, failed.error.as_deref()), (MigrationPhase::Failed, Some("broken pipe")));
+    }
+}

@@ -1,0 +1,140 @@
+//! How a guest's network devices reach the host: taps on bridges, or a user-mode network.
+
+use crate::command::NetPlan;
+use std::net::{IpAddr, TcpListener};
+use std::path::Path;
+use stead_model::Vmid;
+use stead_model::vmconfig::Net;
+
+/// What becomes of a network device that names a bridge.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Bridges {
+    /// A tap on the bridge where this process may make one and the bridge exists; else user-mode, with a
+    /// warning.
+    #[default]
+    Auto,
+    /// A tap, or the guest does not start.
+    Required,
+    /// Always user-mode.
+    Never,
+}
+
+/// A port of guests in a user-mode network, reachable on the node's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    /// The guest's TCP port.
+    pub guest_port: u16,
+    /// The address to listen on.
+    pub host_ip: IpAddr,
+    /// The port to listen on is this plus the VMID, where that is a port.
+    pub host_port_base: u16,
+}
+
+impl Forward {
+    /// The host's port for a guest; none where the sum is no port.
+    pub fn port(&self, vmid: Vmid) -> Option<u16> {
+        u16::try_from(u32::from(self.host_port_base).checked_add(vmid.get())?).ok()
+    }
+
+    /// QEMU's rule, if the port is free.
+    fn rule(&self, vmid: Vmid) -> Option<String> {
+        let Some(port) = self.port(vmid) else {
+            tracing::warn!(%vmid, base = self.host_port_base, "no port of the guest is forwarded: its VMID is too large");
+            return None;
+        };
+        if let Err(e) = TcpListener::bind((self.host_ip, port)) {
+            tracing::warn!(%vmid, port, error = %e, "no port of the guest is forwarded: the host's port is taken");
+            return None;
+        }
+        let ip = match self.host_ip {
+            IpAddr::V4(ip) => ip.to_string(),
+            IpAddr::V6(ip) => format!("[{ip}]"),
+        };
+        Some(format!("tcp:{ip}:{port}-:{}", self.guest_port))
+    }
+}
+
+const CAP_NET_ADMIN: u32 = 12;
+
+/// Whether this process may make network devices.
+fn is_privileged() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    effective
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .is_some_and(|caps| caps & (1 << CAP_NET_ADMIN) != 0)
+        && Path::new("/dev/net/tun").exists()
+}
+
+fn is_bridge(name: &str) -> bool {
+    Path::new("/sys/class/net").join(name).join("bridge").is_dir()
+}
+
+/// Decides for each device. The error names the device.
+pub fn plan(
+    vmid: Vmid,
+    nets: &[Net],
+    bridges: Bridges,
+    forward: Option<&Forward>,
+) -> Result<Vec<NetPlan>, (String, String)> {
+    let mut forwarded = false;
+    nets.iter()
+        .map(|net| {
+            let obstacle = match &net.bridge {
+                None => None,
+                Some(_) if bridges == Bridges::Never => Some("this node uses user-mode networks".to_owned()),
+                Some(bridge) if !is_bridge(bridge) => Some(format!("there is no bridge '{bridge}'")),
+                Some(_) if !is_privileged() => Some("taps need CAP_NET_ADMIN and /dev/net/tun".to_owned()),
+                Some(bridge) => return tap(vmid, net, bridge),
+            };
+            if let Some(why) = obstacle {
+                if bridges == Bridges::Required {
+                    return Err((net.key.clone(), why));
+                }
+                tracing::warn!(%vmid, device = net.key, "user-mode network instead of the bridge: {why}");
+            }
+            let forward = forward.filter(|_| !forwarded);
+            forwarded = true;
+            Ok(NetPlan::User { forward: forward.and_then(|f| f.rule(vmid)) })
+        })
+        .collect()
+}
+
+fn tap(vmid: Vmid, net: &Net, bridge: &str) -> Result<NetPlan, (String, String)> {
+    if let Some(tag) = net.tag {
+        // Without its VLAN it would reach machines that it must not reach.
+        let why = format!("VLAN tag {tag}: VLANs on bridges are not supported yet");
+        return Err((net.key.clone(), why));
+    }
+    let vhost = net.model == stead_model::vmconfig::NetModel::Virtio
+        && std::fs::File::options().read(true).write(true).open("/dev/vhost-net").is_ok();
+    let ifname = format!("tap{vmid}i{}", net.index);
+    Ok(NetPlan::Tap { ifname, bridge: bridge.to_owned(), vhost })
+}
+
+/// Puts a tap that QEMU has made on its bridge. It goes with QEMU.
+pub async fn attach(ifname: &str, bridge: &str) -> Result<(), String> {
+    let run = tokio::process::Command::new("ip")
+        .args(["link", "set", "dev", ifname, "master", bridge, "up"])
+        .kill_on_drop(true)
+        .output()
+        .await;
+    match run {
+        Err(e) => Err(format!("'ip' could not be started ({e}): is the package iproute2 installed?")),
+        Ok(out) if out.status.success() => Ok(()),
+        Ok(out) => {
+            let words = String::from_utf8_lossy(&out.stderr);
+            Err(format!("{ifname} could not be put on bridge '{bridge}': {}", words.trim()))
+        }
+    }
+}
+
+/// Bytes that the guest received and sent over a tap, by the kernel's counters.
+pub fn traffic(ifname: &str) -> (u64, u64) {
+    let read = |which: &str| -> u64 {
+        let path = format!("/sys/class/net/{ifname}/statistics/{which}_bytes");
+        std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0)
+    };
+    // What the host sends into the tap, the guest receives.
+    (read("tx"), read("rx"))
+}

@@ -1,0 +1,189 @@
+//! A process of the operating system: started, found again, watched, killed.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+use tokio::io::unix::AsyncFd;
+
+/// A process, known by a descriptor that no later process can take over.
+#[derive(Debug)]
+pub struct Process {
+    /// Its pid.
+    pub pid: u32,
+    /// Its start, in clock ticks since boot.
+    pub start: u64,
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+/// What `/proc/PID/stat` tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// `R`, `S`, `T`, `Z`, ...
+    pub state: char,
+    /// Time on CPUs, in clock ticks.
+    pub ticks: u64,
+    /// Start, in clock ticks since boot.
+    pub start: u64,
+}
+
+/// Reads `/proc/PID/stat`.
+pub fn stat(pid: u32) -> Option<Stat> {
+    parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_stat(text: &str) -> Option<Stat> {
+    // The name in parentheses may hold anything.
+    let fields: Vec<&str> = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace().collect();
+    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        ticks: number(11)? + number(12)?,
+        start: number(19)?,
+    })
+}
+
+impl Process {
+    /// Takes hold of a process by pid and, where known, start. Must be called within a tokio runtime.
+    pub fn open(pid: u32, start: Option<u64>) -> io::Result<Self> {
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let raw = raw.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let pidfd = pidfd_open(raw, PidfdFlags::NONBLOCK)?;
+        // Read after the descriptor was opened: it is this very process, or it is gone.
+        let now = stat(pid).filter(|s| !matches!(s.state, 'Z' | 'X'));
+        match now {
+            Some(s) if start.is_none_or(|known| known == s.start) => {
+                // SAFETY: the descriptor is owned by the `AsyncFd`, whose contents nobody replaces or closes.
+                let pidfd = unsafe { AsyncFd::register(pidfd) }?;
+                Ok(Self { pid, start: s.start, pidfd })
+            }
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Returns when it has ended; at once if it has.
+    pub async fn exited(&self) {
+        // Readable is what a pidfd becomes at the end, and stays.
+        if let Err(e) = self.pidfd.readable().await {
+            tracing::error!(pid = self.pid, error = %e, "a process cannot be watched any more");
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// SIGKILL to this very process.
+    pub fn kill(&self) -> io::Result<()> {
+        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Takes its exit status, if it is a child of this process, so that no zombie stays.
+    pub fn reap(&self) {
+        if let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
+}
+
+/// A program to be started.
+#[derive(Debug)]
+pub struct Program<'a> {
+    /// Its path, or a name in the search path.
+    pub binary: &'a Path,
+    /// Its arguments.
+    pub argv: &'a [String],
+    /// Descriptors that it inherits under the same numbers.
+    pub inherit: &'a [OwnedFd],
+    /// Its cgroup's entrance.
+    pub cgroup: Option<File>,
+    /// Takes what it says.
+    pub stderr: File,
+}
+
+impl Program<'_> {
+    /// Starts it in a session of its own, as a member of its cgroup from its first instruction. Must be
+    /// called within a tokio runtime.
+    pub fn spawn(self) -> io::Result<Process> {
+        let inherit: Vec<RawFd> = self.inherit.iter().map(AsRawFd::as_raw_fd).collect();
+        let cgroup = self.cgroup;
+        let mut command = Command::new(self.binary);
+        command
+            .args(self.argv)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(self.stderr);
+        let enter = move || {
+            rustix::process::setsid()?;
+            for fd in &inherit {
+                // SAFETY: these descriptors are open: the parent holds them until `spawn` has returned.
+                let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
+                rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+            }
+            if let Some(entrance) = &cgroup {
+                rustix::io::write(entrance, b"0")?;
+            }
+            Ok(())
+        };
+        // SAFETY: between fork and exec the closure makes system calls only; it neither allocates nor locks.
+        unsafe { command.pre_exec(enter) };
+        let child = command.spawn()?;
+        Process::open(child.id(), None)
+    }
+}
+
+/// Every process whose command line has the words `-pidfile PATH` for a path below `root`: pid and path.
+pub fn find_by_pidfile(root: &Path) -> Vec<(u32, std::path::PathBuf)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter_map(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let path = pidfile_of(&line)?;
+        path.starts_with(root).then_some((pid, path))
+    })
+    .collect()
+}
+
+fn pidfile_of(cmdline: &[u8]) -> Option<std::path::PathBuf> {
+    let mut words = cmdline.split(|b| *b == 0);
+    words.find(|w| *w == b"-pidfile")?;
+    Some(std::str::from_utf8(words.next()?).ok()?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stat_line_with_a_nasty_name() {
+        let mut line = String::from("7 (a) b (c) T");
+        for n in 1..40 {
+            line.push_str(&format!(" {n}"));
+        }
+        assert_eq!(parse_stat(&line), Some(Stat { state: 'T', ticks: 11 + 12, start: 19 }));
+        assert_eq!(parse_stat("7 (a"), None);
+        assert_eq!(pidfile_of(b"qemu\0-pidfile\0/r/100/pid\0-S\0").unwrap(), Path::new("/r/100/pid"));
+        assert_eq!(pidfile_of(b"qemu\0-S\0"), None);
+    }
+
+    #[tokio::test]
+    async fn a_process_is_watched_and_killed_and_its_pid_is_not_mistaken() {
+        let log = tempfile::tempfile().unwrap();
+        let argv = ["3600".to_owned()];
+        let program =
+            Program { binary: Path::new("sleep"), argv: &argv, inherit: &[], cgroup: None, stderr: log };
+        let process = program.spawn().unwrap();
+        assert!(Process::open(process.pid, Some(process.start)).is_ok());
+        assert!(Process::open(process.pid, Some(process.start + 1)).is_err());
+        process.kill().unwrap();
+        process.exited().await;
+        assert!(Process::open(process.pid, None).is_err(), "a zombie is no process");
+        process.reap();
+        process.kill().expect("killing what is gone is no error");
+    }
+}
