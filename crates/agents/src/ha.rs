@@ -217,7 +217,8 @@ async fn agent_view(ops: &Ops) -> Result<AgentView, OpsError> {
     let present = ops.guests.list().await.into_iter().map(|p| ServiceId { kind: GuestKind::Qemu, vmid: p.vmid });
     let max_restart = resources(ops)?.into_iter().map(|(sid, r)| (sid, r.max_restart)).collect();
     let present = present.filter(|s| owned.contains(s)).collect();
-    Ok(AgentView { me: ops.me.name.clone(), manager, owned, present, max_restart })
+    let ready = ops.lease.borrow().held;
+    Ok(AgentView { me: ops.me.name.clone(), manager, ready, owned, present, max_restart })
 }
 
 /// Carries one attempt out, as a task that users see, and tells how it ended.

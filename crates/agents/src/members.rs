@@ -27,11 +27,33 @@ fn wanted_voters(nodes: usize) -> usize {
     }
 }
 
+/// What of Raft's status the decision rests on.
+#[derive(Debug, Clone, Default)]
+struct Seen {
+    id: Option<RaftId>,
+    voters: Vec<RaftId>,
+    learners: Vec<RaftId>,
+    /// Members that answer and hold nearly all of the log.
+    caught_up: Vec<RaftId>,
+}
+
+impl Seen {
+    fn of(raft: &RaftStatus) -> Self {
+        let near = |p: &&stead_conf::PeerStatus| p.active && p.matched + 100 >= raft.committed;
+        Self {
+            id: Some(raft.id),
+            voters: raft.voters.clone(),
+            learners: raft.learners.clone(),
+            caught_up: raft.peers.iter().filter(near).map(|p| p.id).collect(),
+        }
+    }
+}
+
 /// The one next change, if one is due. One at a time: each is committed before the next is thought of.
-fn next(nodes: &[NodeRecord], raft: &RaftStatus) -> Option<Change> {
+fn next(nodes: &[NodeRecord], raft: &Seen) -> Option<Change> {
     let known = |id: RaftId| nodes.iter().any(|n| n.raft_id == id);
     let member = |id: RaftId| raft.voters.contains(&id) || raft.learners.contains(&id);
-    if let Some(id) = raft.voters.iter().chain(&raft.learners).copied().find(|id| !known(*id) && *id != raft.id) {
+    if let Some(id) = raft.voters.iter().chain(&raft.learners).copied().find(|id| !known(*id) && Some(*id) != raft.id) {
         return Some(Change::Remove(id));
     }
     if let Some(n) = nodes.iter().find(|n| !member(n.raft_id)) {
@@ -42,7 +64,7 @@ fn next(nodes: &[NodeRecord], raft: &RaftStatus) -> Option<Change> {
     }
     let ready = |id: &RaftId| {
         let alive = nodes.iter().any(|n| n.raft_id == *id && !n.state.is_lost());
-        alive && raft.peers.iter().any(|p| p.id == *id && p.active && p.matched + 100 >= raft.committed)
+        alive && raft.caught_up.contains(id)
     };
     // Three voters from two at once would need two steps; the first makes four eyes of two, no worse than before.
     raft.learners.iter().copied().find(ready).map(Change::Promote)
@@ -55,7 +77,7 @@ pub async fn run(ops: Arc<Ops>) {
         let status = ops.conf.status().borrow().clone();
         if status.is_leader
             && status.quorate
-            && let Some(change) = next(&ops.node_records(), &status)
+            && let Some(change) = next(&ops.node_records(), &Seen::of(&status))
         {
             tracing::info!("cluster members: {change:?}");
             let done = match change {
@@ -101,24 +123,9 @@ mod tests {
         }
     }
 
-    fn raft(voters: &[u64], learners: &[u64], caught_up: &[u64]) -> RaftStatus {
+    fn raft(voters: &[u64], learners: &[u64], caught_up: &[u64]) -> Seen {
         let ids = |v: &[u64]| v.iter().copied().map(RaftId).collect();
-        let peers = caught_up.iter().map(|id| stead_conf::PeerStatus {
-            id: RaftId(*id),
-            matched: 1000,
-            active: true,
-            snapshot: false,
-            supports: None,
-            silent: None,
-        });
-        RaftStatus {
-            id: RaftId(1),
-            voters: ids(voters),
-            learners: ids(learners),
-            committed: 1000,
-            peers: peers.collect(),
-            ..RaftStatus::default()
-        }
+        Seen { id: Some(RaftId(1)), voters: ids(voters), learners: ids(learners), caught_up: ids(caught_up) }
     }
 
     #[test]

@@ -69,6 +69,11 @@ pub struct Lease {
 pub struct Flush(pub mpsc::Sender<oneshot::Sender<()>>);
 
 impl Flush {
+    /// Reports soon, without waiting for it. When many wait already, one of them will do.
+    pub fn soon(&self) {
+        let _ = self.0.try_send(oneshot::channel().0);
+    }
+
     /// Reports now. Bounded: a node that does not answer does not hold it up for more than two seconds.
     pub async fn now(&self) {
         let (done, wait) = oneshot::channel();

@@ -19,12 +19,10 @@ pub enum Step {
     Destroy,
     /// A copy that waits for its hand-over.
     Await,
-    /// It had sent its state when its daemon ended: take it back under a new epoch, and run it.
+    /// It had sent its state when its daemon ended: take it back, and run it.
     Reclaim,
     /// HA maintains it and it is not armed: register it, then record it.
     Arm,
-    /// HA no longer maintains it: record it, then forget it.
-    Disarm,
     /// The record says *running*, and no process is there.
     RecordStopped,
 }
@@ -47,7 +45,7 @@ pub fn decide(
         Some(o) if owns && o.epoch == epoch => match state {
             RunState::Postmigrate if !migrating => Step::Reclaim,
             _ if ha && !o.armed => Step::Arm,
-            _ if !ha && o.armed && !migrating => Step::Disarm,
+            // What HA no longer maintains stays guarded until it stops: a guard is no harm.
             _ => Step::Nothing,
         },
         Some(o) if !owns && o.epoch.next() == epoch => Step::Await,
@@ -96,12 +94,8 @@ impl Ops {
                 self.await_handover(vmid, p.epoch, g.own.value.owner);
                 Ok(())
             }
-            (Step::Reclaim, Some(_), Some(g)) => self.reclaim(g, ha).await,
+            (Step::Reclaim, Some(_), Some(g)) => self.reclaim(g).await,
             (Step::Arm, Some(p), Some(g)) => self.arm(&g, &p).await,
-            (Step::Disarm, Some(_), Some(g)) => {
-                self.mark(&g, true, false).await?;
-                Ok(self.fence.forget(vmid).await?)
-            }
             (Step::RecordStopped, None, Some(g)) => {
                 self.fence.forget(vmid).await?;
                 self.mark(&g, false, false).await
@@ -117,32 +111,22 @@ impl Ops {
         }
     }
 
-    /// The daemon ended between *completed* and the outcome of its proposal, which may still be on its way: a
-    /// new epoch decides. Either this commits and the other never can, or it finds the guest handed over.
-    async fn reclaim(&self, guest: GuestAt, ha: bool) -> Result<(), OpsError> {
-        let epoch = guest.own.value.epoch.next();
-        let new = Ownership { epoch, armed: false, ..guest.own.value.clone() };
-        let mut txn =
-            store::txn("root@pam", format!("guest {}: taken back after a broken migration", guest.vmid));
-        store::put_over(
-            &mut txn,
-            &paths::ownership(guest.vmid),
-            Some(guest.own.revision),
-            store::bytes(&new)?,
-        );
+    /// The daemon ended between *completed* and the outcome of its proposal, which may still be on its way. Writing
+    /// the record anew, under the same epoch, decides: the proposal names the revision that it was built on, so either
+    /// this commits and the proposal never can, or it finds the guest handed over.
+    async fn reclaim(&self, guest: GuestAt) -> Result<(), OpsError> {
+        let mut txn = store::txn("root@pam", format!("guest {}: taken back after a broken migration", guest.vmid));
+        let record = store::bytes(&guest.own.value)?;
+        store::put_over(&mut txn, &paths::ownership(guest.vmid), Some(guest.own.revision), record);
         let mut config = super::config::parse(&guest.config.value)?;
         config.current.remove("lock");
         store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
         self.conf.transact(txn).await?;
-        let registration = self.guests.prepare(guest.vmid, epoch).await?;
-        if !ha {
-            self.fence.forget(guest.vmid).await?;
-            return Ok(self.guests.resume(guest.vmid).await?);
+        if guest.own.value.armed {
+            self.run_under_lease(guest.vmid, guest.own.value.epoch).await
+        } else {
+            Ok(self.guests.resume(guest.vmid).await?)
         }
-        self.fence.register(registration).await?;
-        let taken = self.guest_at(guest.vmid)?;
-        self.mark(&taken, true, true).await?;
-        self.run_under_lease(guest.vmid, epoch).await
     }
 
     /// HA has taken the running guest under its care: the fence process first, then the record.
@@ -182,13 +166,13 @@ mod tests {
     fn arming_follows_what_ha_maintains() {
         let running = Some((&RunState::Running, Epoch(3)));
         assert_eq!(decide(running, Some(&own(3, false, true)), true, true, false), Step::Arm);
-        assert_eq!(decide(running, Some(&own(3, true, true)), true, false, false), Step::Disarm);
+        assert_eq!(decide(running, Some(&own(3, true, true)), true, false, false), Step::Nothing);
         assert_eq!(decide(None, Some(&own(3, true, true)), true, true, false), Step::RecordStopped);
         assert_eq!(decide(None, Some(&own(3, true, true)), false, true, false), Step::Nothing);
     }
 
     #[test]
-    fn a_copy_whose_outcome_is_open_is_taken_back_by_a_new_epoch() {
+    fn a_copy_whose_outcome_is_open_is_taken_back() {
         let sent = Some((&RunState::Postmigrate, Epoch(3)));
         assert_eq!(decide(sent, Some(&own(3, true, true)), true, true, false), Step::Reclaim);
         assert_eq!(decide(sent, Some(&own(3, true, true)), true, true, true), Step::Nothing);
