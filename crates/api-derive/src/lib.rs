@@ -17,7 +17,7 @@
 //!
 //! A field's type says what is required: `T` is, unless it has a `default`; `Option<T>` and `Vec<T>` are
 //! not. The doc comment becomes the description. Attributes: `name`, `default`, `min`, `max`, `max_length`, `format`,
-//! `requires`, and `rest = function`, which gives the schemas of further parameters that end in a map.
+//! `requires`, `required` (a list), and `rest = function`, which gives the schemas of further parameters that end in a map.
 
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;
@@ -45,6 +45,8 @@ struct Options {
     name: Option<String>,
     default: Option<String>,
     rest: Option<Path>,
+    /// A list that must not be left out.
+    required: bool,
     /// Calls on the schema.
     calls: Vec<Tokens>,
 }
@@ -54,6 +56,10 @@ fn options(attrs: &[Attribute]) -> syn::Result<Options> {
     for attr in attrs.iter().filter(|a| a.path().is_ident("param")) {
         attr.parse_nested_meta(|meta| {
             let key = meta.path.get_ident().map(ToString::to_string).unwrap_or_default();
+            if key == "required" {
+                o.required = true;
+                return Ok(());
+            }
             if key == "rest" {
                 o.rest = Some(meta.value()?.parse()?);
                 return Ok(());
@@ -157,8 +163,9 @@ fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
                 takes.push(quote!(let #ident = __raw.take_optional::<#ty>(&__schemas[#i], &mut __errors);));
             }
             (Shape::List(ty), _) => {
+                let optional = (!o.required).then(|| quote!(.optional()));
                 schemas.push(
-                    quote!(#p::ParamSchema::of::<#ty>(#pname, #doc).optional().list() #default #(#calls)*),
+                    quote!(#p::ParamSchema::of::<#ty>(#pname, #doc) #optional .list() #default #(#calls)*),
                 );
                 takes.push(quote!(let #ident = __raw.take_list::<#ty>(&__schemas[#i], &mut __errors);));
             }

@@ -164,16 +164,23 @@ impl Endpoint<Fake> for Upload {
     }
 }
 
+#[derive(Params)]
+struct AtNode {
+    /// The node.
+    #[expect(dead_code, reason = "only the dispatcher reads it")]
+    node: NodeName,
+}
+
 /// Echoes over a WebSocket.
 struct Echo;
 impl Endpoint<Fake> for Echo {
-    const ROUTE: Route = get("/echo");
-    const RUNS: Runs = Runs::Anywhere;
+    const ROUTE: Route = get("/nodes/{node}/echo");
+    const RUNS: Runs = Runs::AtNode;
     const ACCESS: Access = Access::Authenticated;
     const ABOUT: &'static str = "Echoes.";
-    type Params = Nothing;
+    type Params = AtNode;
     type Answer = Socket;
-    async fn call(_: &Call<Fake>, _: Nothing) -> Result<Socket, Error> {
+    async fn call(_: &Call<Fake>, _: AtNode) -> Result<Socket, Error> {
         let (near, far) = tokio::io::duplex(1024);
         tokio::spawn(async move {
             let (mut r, mut w) = tokio::io::split(far);
@@ -435,7 +442,10 @@ async fn a_volume_captures_the_tail_of_the_path() {
 #[tokio::test]
 async fn an_index_lists_its_children() {
     let s = serve(From::Local { trusted: true }, None).await;
-    assert_eq!(s.ask("GET", "/api2/json/nodes/n1", "", "").await.data(), json!([{"name": "qemu"}]));
+    assert_eq!(
+        s.ask("GET", "/api2/json/nodes/n1", "", "").await.data(),
+        json!([{"name": "echo"}, {"name": "qemu"}])
+    );
 }
 
 #[tokio::test]
@@ -480,12 +490,20 @@ async fn a_request_for_another_node_is_forwarded_with_its_caller() {
 
 #[tokio::test]
 async fn a_websocket_carries_bytes_both_ways() {
+    let n2 = serve(From::Peer { node: "n1".parse().unwrap() }, None).await;
+    let s = serve(From::Public, Some(n2.addr)).await;
+    echo_over(&s, "n1").await;
+    echo_over(&s, "n2").await;
+    let plain = s.ask("GET", "/api2/json/nodes/n1/echo", &s.token(), "").await;
+    assert_eq!(plain.line, "HTTP/1.1 400 a WebSocket handshake was expected");
+}
+
+async fn echo_over(s: &Server, node: &str) {
     use futures_util::{SinkExt, StreamExt};
     use tokio_tungstenite::tungstenite::Message;
     use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-    let s = serve(From::Public, None).await;
     let stream = TcpStream::connect(s.addr).await.unwrap();
-    let mut rq = "ws://x/api2/json/echo".into_client_request().unwrap();
+    let mut rq = format!("ws://x/api2/json/nodes/{node}/echo").into_client_request().unwrap();
     let token = format!("PVEAPIToken=u@pve!ci={}", s.secret);
     rq.headers_mut().insert("authorization", token.parse().unwrap());
     rq.headers_mut().insert("sec-websocket-protocol", "binary".parse().unwrap());
@@ -493,8 +511,6 @@ async fn a_websocket_carries_bytes_both_ways() {
     assert_eq!(answer.headers()["sec-websocket-protocol"], "binary");
     ws.send(Message::Binary(Bytes::from_static(b"hello"))).await.unwrap();
     assert_eq!(ws.next().await.unwrap().unwrap().into_data(), Bytes::from_static(b"hello"));
-    let plain = s.ask("GET", "/api2/json/echo", &s.token(), "").await;
-    assert_eq!(plain.line, "HTTP/1.1 400 a WebSocket handshake was expected");
 }
 
 #[tokio::test]

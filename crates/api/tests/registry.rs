@@ -122,6 +122,17 @@ fn the_document_names_every_operation_once() {
     assert!(document["paths"]["/nodes/{node}/qemu"]["post"]["x-not-supported"].is_array());
 }
 
+#[test]
+fn the_checked_in_document_is_what_the_registry_says() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("openapi.json");
+    let now = serde_json::to_string_pretty(&openapi::document(&registry())).unwrap() + "\n";
+    if std::env::var_os("STEAD_RECORD").is_some() {
+        std::fs::write(&path, &now).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == now, "the API has changed: run this test with STEAD_RECORD=1 and look at the difference");
+}
+
 /// The schema that clients are written against, where it lies beside the checkout.
 fn known() -> Option<BTreeMap<(String, String), Value>> {
     let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
@@ -174,7 +185,6 @@ fn the_registry_is_a_part_of_the_api_that_clients_know() {
                     wrong.push(format!("{method} {path}: '{name}' must be required"));
                 }
                 Some(p) if !p.optional && optional => {
-                    // A storage in the path is there in any case.
                     wrong.push(format!("{method} {path}: '{name}' must not be required"));
                 }
                 Some(_) => {}

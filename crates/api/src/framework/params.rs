@@ -345,7 +345,13 @@ impl Raw {
 
     /// Takes a list: repeated, or split at commas, semicolons, blanks and zero bytes.
     pub fn take_list<T: Param>(&mut self, s: &ParamSchema, errors: &mut Errors) -> Option<Vec<T>> {
-        let values = self.values.remove(&s.name).unwrap_or_default();
+        let Some(values) = self.values.remove(&s.name) else {
+            if s.optional {
+                return Some(vec![]);
+            }
+            errors.add(&s.name, "property is missing and it is not optional");
+            return None;
+        };
         let split = |c: char| matches!(c, ',' | ';' | '\0') || c.is_whitespace();
         let items = values.iter().flat_map(|v| v.split(split)).filter(|t| !t.is_empty());
         let read: Vec<Option<T>> = items.map(|t| Self::read(s, t, errors)).collect();

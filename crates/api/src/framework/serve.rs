@@ -9,10 +9,12 @@ use super::router::{Registry, read_form};
 use super::{Authority, Body, BoxError, Services, request};
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::header::{CONNECTION, EXPECT, TE, TRAILER, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use stead_access::AuthId;
@@ -69,8 +71,9 @@ pub enum Place {
 pub trait Cluster: Send + Sync + 'static {
     /// Where a request must be carried out. A node or guest that does not exist is an error.
     fn place(&self, target: &Target<'_>) -> Result<Place, Error>;
-    /// Sends a request to another node, as it is. The answer keeps its reason phrase. For an upgrade both
-    /// connections are joined in the background. A node that can't be reached is a 595.
+    /// Sends a request to another node, as it is. The answer keeps its reason phrase, and after status 101 its
+    /// connection can be taken over (`hyper::upgrade::on`): the dispatcher joins it with the client's. A node that
+    /// can't be reached is a 595.
     async fn forward(&self, node: &NodeName, request: Request<Body>) -> Result<Response<Body>, Error>;
 }
 
@@ -210,6 +213,8 @@ impl<S: Services> Api<S> {
                 "the request was handed on too often, last to '{node}': try again"
             )));
         }
+        let client = parts.extensions.remove::<OnUpgrade>();
+        strip(&mut parts.headers);
         let remote = text(&parts.headers, FORWARDED_REMOTE).or_else(|| conn.remote.map(|r| r.to_string()));
         let headers = [
             (FORWARDED_AUTH, id.map(ToString::to_string)),
@@ -223,6 +228,42 @@ impl<S: Services> Api<S> {
                 parts.headers.insert(name, value);
             }
         }
-        self.cluster.forward(node, Request::from_parts(parts, body)).await
+        let mut answer = self.cluster.forward(node, Request::from_parts(parts, body)).await?;
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let server = answer.extensions_mut().remove::<OnUpgrade>();
+            join(client, server)?;
+        } else {
+            // The other connection's way of ending is not this one's.
+            answer.headers_mut().remove(CONNECTION);
+        }
+        Ok(answer)
     }
+}
+
+/// Removes what belongs to the client's connection and not to the request. An upgrade goes on.
+fn strip(headers: &mut HeaderMap) {
+    for name in [EXPECT, TE, TRAILER] {
+        headers.remove(name);
+    }
+    headers.remove("keep-alive");
+    if !headers.contains_key(UPGRADE) {
+        headers.remove(CONNECTION);
+    }
+}
+
+/// Joins two connections once both have been taken over.
+fn join(client: Option<OnUpgrade>, server: Option<OnUpgrade>) -> Result<(), Error> {
+    let (Some(client), Some(server)) = (client, server) else {
+        return Err(Error::failed("a forwarded connection could not be taken over"));
+    };
+    tokio::spawn(async move {
+        let (client, server) = match tokio::try_join!(client, server) {
+            Ok(both) => both,
+            Err(e) => return tracing::debug!("a forwarded connection broke off: {e}"),
+        };
+        let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+        // Either end may go away at any time; there is nobody left to tell.
+        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+    });
+    Ok(())
 }

@@ -36,6 +36,7 @@ pub struct Unlink {
     /// The VM.
     vmid: Vmid,
     /// Disks to take out.
+    #[param(required)]
     idlist: Vec<String>,
     /// Remove their volumes, instead of keeping them as unused.
     #[param(default = "0")]
