@@ -32,6 +32,13 @@ prepare() {
     *) cargo build --locked --workspace --bins ;;
     esac
     cargo nextest run --locked --workspace --no-run
+    if [ "$1" = clients ]; then
+        scripts/clients-env.sh
+    fi
+    # Downloaded once; its time is no test's.
+    case $1 in
+    e2e | clients | console) cargo run --locked -q -p stead-testbed --example guest-image ;;
+    esac
 }
 
 nextest() { # profile
@@ -71,10 +78,7 @@ run_check() {
     nextest default
 }
 run_e2e() { nextest e2e; }
-run_clients() {
-    scripts/clients-env.sh
-    nextest clients
-}
+run_clients() { nextest clients; }
 run_console() { nextest console; }
 
 budget_of() {
