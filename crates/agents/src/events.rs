@@ -36,7 +36,8 @@ fn committed(ops: &Ops, event: &WatchEvent) {
         WatchEvent::Commit(commit) => {
             let told = commit.changes.iter().filter(|c| !c.path.starts_with(paths::PRIVATE));
             for change in told {
-                let data = json!({"revision": commit.revision.0, "author": commit.author, "note": commit.note});
+                let data =
+                    json!({"revision": commit.revision.0, "author": commit.author, "note": commit.note});
                 ops.events.emit("object", change.path.clone(), data);
             }
         }

@@ -57,7 +57,10 @@ impl Shell {
         let mut watch = self.ops.conf.watch();
         self.read_members();
         loop {
-            let leads = { let s = raft.borrow_and_update(); s.is_leader.then_some(s.term) };
+            let leads = {
+                let s = raft.borrow_and_update();
+                s.is_leader.then_some(s.term)
+            };
             let commands = match leads {
                 Some(term) => self.grantor.lead(boottime(), term),
                 None => self.grantor.depose(),
@@ -152,7 +155,9 @@ async fn sleep(wake: Option<Duration>) {
 
 /// Commits a node lost, over its unchanged record.
 async fn declare(ops: &Ops, declared: &Declared) -> Result<(), DeclareFailure> {
-    let Ok(At { value: mut node, revision }) = ops.node_record(&declared.node) else { return Err(DeclareFailure::Refused) };
+    let Ok(At { value: mut node, revision }) = ops.node_record(&declared.node) else {
+        return Err(DeclareFailure::Refused);
+    };
     if node.state != (NodeState::Member { boot: declared.boot.clone() }) {
         return Err(DeclareFailure::Refused);
     }
@@ -166,7 +171,11 @@ async fn declare(ops: &Ops, declared: &Declared) -> Result<(), DeclareFailure> {
         Ok(_) => Ok(()),
         Err(e) => {
             tracing::warn!("node '{}': its loss could not be committed: {e}", declared.node);
-            Err(if matches!(e, TxnError::Refused(_)) { DeclareFailure::Refused } else { DeclareFailure::Unknown })
+            Err(if matches!(e, TxnError::Refused(_)) {
+                DeclareFailure::Refused
+            } else {
+                DeclareFailure::Unknown
+            })
         }
     }
 }

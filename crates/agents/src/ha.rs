@@ -7,8 +7,8 @@ use std::time::Duration;
 use stead_conf::{Check, Op};
 use stead_driver::guest::RunState;
 use stead_ha::{
-    Agent, AgentCommand, AgentView, Attempt, Command, ManagerState, NodeView, NodeWord, Process, Report, ServiceView,
-    View, step,
+    Agent, AgentCommand, AgentView, Attempt, Command, ManagerState, NodeView, NodeWord, Process, Report,
+    ServiceView, View, step,
 };
 use stead_model::ha_cfg::{HaResource, HaResources, HaRules, RequestedState};
 use stead_model::{GuestKind, NodeName, NodeState, Ownership, ServiceId, paths};
@@ -27,7 +27,11 @@ const PERIOD: Duration = Duration::from_millis(500);
 pub async fn manage(ops: Arc<Ops>) {
     let mut watch = ops.conf.watch();
     loop {
-        let leads = { let s = ops.conf.status(); let s = s.borrow(); s.is_leader && s.quorate };
+        let leads = {
+            let s = ops.conf.status();
+            let s = s.borrow();
+            s.is_leader && s.quorate
+        };
         if leads && let Err(e) = manage_once(&ops).await {
             tracing::warn!("HA manager: {e}");
         }
@@ -58,7 +62,8 @@ async fn manage_once(ops: &Ops) -> Result<(), OpsError> {
     let before: ManagerState = if text.is_empty() {
         ManagerState::default()
     } else {
-        serde_json::from_str(&text).map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_STATUS)))?
+        serde_json::from_str(&text)
+            .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_STATUS)))?
     };
     let mut state = before.clone();
     let commands = step(unix_ms() / 1000, &view, &mut state);
@@ -80,7 +85,11 @@ fn say_changes(ops: &Ops, before: &ManagerState, now: &ManagerState) {
     for (sid, s) in &now.service_status {
         if before.service_status.get(sid).is_none_or(|b| b.uid != s.uid) {
             tracing::info!("{sid}: {:?} on '{}': {}", s.state, s.node, s.reason);
-            ops.events.emit("ha", sid.to_string(), serde_json::json!({"state": s.state, "node": s.node, "reason": s.reason}));
+            ops.events.emit(
+                "ha",
+                sid.to_string(),
+                serde_json::json!({"state": s.state, "node": s.node, "reason": s.reason}),
+            );
         }
     }
 }
@@ -150,16 +159,28 @@ async fn carry_out(ops: &Ops, command: &Command) -> Result<(), OpsError> {
             if own.owner != *from || own.epoch != *epoch || !node.value.state.is_lost() {
                 return Ok(());
             }
-            let new = Ownership { owner: to.clone(), epoch: epoch.next(), armed: false, running: false, kind: own.kind };
+            let new = Ownership {
+                owner: to.clone(),
+                epoch: epoch.next(),
+                armed: false,
+                running: false,
+                kind: own.kind,
+            };
             let mut config = stead_ops::guest::config::parse(&guest.config.value)?;
             // A lock names a task of the lost node: it ended with it.
             config.current.remove("lock");
             let mut txn = store::txn("root@pam", format!("{sid} recovered: {reason}"));
             txn.checks.push(Check::Revision(paths::node(from), node.revision));
-            store::put_over(&mut txn, &paths::ownership(sid.vmid), Some(guest.own.revision), store::bytes(&new)?);
+            store::put_over(
+                &mut txn,
+                &paths::ownership(sid.vmid),
+                Some(guest.own.revision),
+                store::bytes(&new)?,
+            );
             txn.checks.push(Check::Revision(guest.path(), guest.config.revision));
             txn.ops.push(Op::Delete(guest.path()));
-            txn.ops.push(Op::Put(paths::guest(to, own.kind, sid.vmid), config.to_string().into_bytes().into()));
+            txn.ops
+                .push(Op::Put(paths::guest(to, own.kind, sid.vmid), config.to_string().into_bytes().into()));
             ops.conf.transact(txn).await?;
             tracing::warn!("{sid}: recovered from '{from}' to '{to}' under epoch {}: {reason}", epoch.next());
             Ok(())
@@ -214,7 +235,8 @@ async fn agent_view(ops: &Ops) -> Result<AgentView, OpsError> {
             owned.insert(ServiceId { kind: own.kind, vmid });
         }
     }
-    let present = ops.guests.list().await.into_iter().map(|p| ServiceId { kind: GuestKind::Qemu, vmid: p.vmid });
+    let present =
+        ops.guests.list().await.into_iter().map(|p| ServiceId { kind: GuestKind::Qemu, vmid: p.vmid });
     let max_restart = resources(ops)?.into_iter().map(|(sid, r)| (sid, r.max_restart)).collect();
     let present = present.filter(|s| owned.contains(s)).collect();
     let ready = ops.lease.borrow().held;
@@ -222,7 +244,11 @@ async fn agent_view(ops: &Ops) -> Result<AgentView, OpsError> {
 }
 
 /// Carries one attempt out, as a task that users see, and tells how it ended.
-async fn attempt(ops: Arc<Ops>, command: AgentCommand, ended: mpsc::Sender<(AgentCommand, Result<(), String>)>) {
+async fn attempt(
+    ops: Arc<Ops>,
+    command: AgentCommand,
+    ended: mpsc::Sender<(AgentCommand, Result<(), String>)>,
+) {
     tracing::info!("{}: {:?}: {}", command.sid, command.attempt, command.reason);
     let result = try_it(&ops, &command).await.map_err(|e| e.to_string());
     if let Err(e) = &result {

@@ -53,7 +53,9 @@ impl Seen {
 fn next(nodes: &[NodeRecord], raft: &Seen) -> Option<Change> {
     let known = |id: RaftId| nodes.iter().any(|n| n.raft_id == id);
     let member = |id: RaftId| raft.voters.contains(&id) || raft.learners.contains(&id);
-    if let Some(id) = raft.voters.iter().chain(&raft.learners).copied().find(|id| !known(*id) && Some(*id) != raft.id) {
+    if let Some(id) =
+        raft.voters.iter().chain(&raft.learners).copied().find(|id| !known(*id) && Some(*id) != raft.id)
+    {
         return Some(Change::Remove(id));
     }
     if let Some(n) = nodes.iter().find(|n| !member(n.raft_id)) {

@@ -20,7 +20,13 @@ fn error(to: &NodeRecord, e: ClientError) -> PeerError {
 
 #[async_trait]
 impl PeerLink for Link {
-    async fn call(&self, to: &NodeRecord, call: &str, body: Value, limit: Duration) -> Result<Value, PeerError> {
+    async fn call(
+        &self,
+        to: &NodeRecord,
+        call: &str,
+        body: Value,
+        limit: Duration,
+    ) -> Result<Value, PeerError> {
         let purpose = if call == "heartbeat" { Purpose::Heartbeat } else { Purpose::Control };
         self.0.json(&Peer::from(to), purpose, call, &body, limit).await.map_err(|e| error(to, e))
     }

@@ -43,7 +43,8 @@ pub async fn send(conf: Conf, client: PeerClient, find: Find) {
 async fn send_to(to: RaftId, client: PeerClient, find: Find, mut queue: mpsc::Receiver<Bytes>) {
     while let Some(first) = queue.recv().await {
         let Some(node) = find(to) else { continue };
-        let opened = tokio::time::timeout(OPEN, client.open(&Peer::from(&node), Purpose::Control, "raft")).await;
+        let opened =
+            tokio::time::timeout(OPEN, client.open(&Peer::from(&node), Purpose::Control, "raft")).await;
         match opened {
             Ok(Ok(stream)) => {
                 if let Err(e) = pump(stream, first, &mut queue).await {
@@ -56,11 +57,7 @@ async fn send_to(to: RaftId, client: PeerClient, find: Find, mut queue: mpsc::Re
     }
 }
 
-async fn pump(
-    stream: Stream,
-    first: Bytes,
-    queue: &mut mpsc::Receiver<Bytes>,
-) -> Result<(), FrameError> {
+async fn pump(stream: Stream, first: Bytes, queue: &mut mpsc::Receiver<Bytes>) -> Result<(), FrameError> {
     let (mut from, mut writer) = frames(stream, MAX_FRAME);
     writer.send(&first).await?;
     loop {

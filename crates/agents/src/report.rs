@@ -19,7 +19,11 @@ const LIMIT: Duration = Duration::from_millis(1500);
 const TASKS: usize = 50;
 
 /// Reports for as long as the daemon runs.
-pub async fn run(ops: Arc<Ops>, mut flushes: mpsc::Receiver<oneshot::Sender<()>>, ha: watch::Receiver<crate::ha::Reports>) {
+pub async fn run(
+    ops: Arc<Ops>,
+    mut flushes: mpsc::Receiver<oneshot::Sender<()>>,
+    ha: watch::Receiver<crate::ha::Reports>,
+) {
     let mut host = Host::default();
     let mut seq = 0;
     let mut guests = ops.guests.events();
@@ -59,7 +63,13 @@ pub async fn run(ops: Arc<Ops>, mut flushes: mpsc::Receiver<oneshot::Sender<()>>
     }
 }
 
-async fn collect(ops: &Ops, host: &mut Host, seq: u64, storages: Vec<StorageReport>, ha: &watch::Receiver<crate::ha::Reports>) -> NodeReport {
+async fn collect(
+    ops: &Ops,
+    host: &mut Host,
+    seq: u64,
+    storages: Vec<StorageReport>,
+    ha: &watch::Receiver<crate::ha::Reports>,
+) -> NodeReport {
     let guests = ops.guests.list().await.into_iter().map(|p| GuestReport {
         vmid: p.vmid,
         epoch: p.epoch,
@@ -76,7 +86,8 @@ async fn collect(ops: &Ops, host: &mut Host, seq: u64, storages: Vec<StorageRepo
         accel: p.accel,
         version: p.version,
     });
-    let (tasks, _) = ops.tasks.list(&Filter { limit: TASKS, source: stead_tasks::Source::All, ..Filter::default() });
+    let (tasks, _) =
+        ops.tasks.list(&Filter { limit: TASKS, source: stead_tasks::Source::All, ..Filter::default() });
     NodeReport {
         node: ops.me.name.clone(),
         boot: ops.me.boot.clone(),

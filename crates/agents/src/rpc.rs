@@ -72,12 +72,19 @@ impl Rpc {
                 // Whoever migrates holds the guest's mutex for all of it.
                 give(call, &ops.guest_locks.try_lock(vmid).is_none())
             }
-            _ => Err(OpsError::failed(format!("node '{}' knows no call '{call}': its version differs", ops.me.name))),
+            _ => Err(OpsError::failed(format!(
+                "node '{}' knows no call '{call}': its version differs",
+                ops.me.name
+            ))),
         }
     }
 }
 
 /// A node speaks for itself alone.
 fn same(from: &NodeName, named: &NodeName) -> Result<(), OpsError> {
-    if from == named { Ok(()) } else { Err(OpsError::failed(format!("node '{from}' can't speak for '{named}'"))) }
+    if from == named {
+        Ok(())
+    } else {
+        Err(OpsError::failed(format!("node '{from}' can't speak for '{named}'")))
+    }
 }

@@ -17,13 +17,15 @@ impl Host {
         let memory = read("/proc/meminfo");
         let kib = |key: &str| {
             let line = memory.lines().find(|l| l.starts_with(key));
-            line.and_then(|l| l.split_whitespace().nth(1)).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024
+            line.and_then(|l| l.split_whitespace().nth(1)).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
+                * 1024
         };
         let (maxmem, swap) = (kib("MemTotal:"), kib("SwapTotal:"));
         let fs = rustix::fs::statvfs(dir).ok();
         let bytes = |blocks: u64| fs.as_ref().map_or(0, |f| blocks * f.f_frsize);
         let (blocks, free) = fs.as_ref().map_or((0, 0), |f| (f.f_blocks, f.f_bfree));
-        let mut load = read("/proc/loadavg").split_whitespace().map(|n| n.parse().unwrap_or(0.0)).collect::<Vec<f64>>();
+        let mut load =
+            read("/proc/loadavg").split_whitespace().map(|n| n.parse().unwrap_or(0.0)).collect::<Vec<f64>>();
         load.resize(3, 0.0);
         NodeStats {
             uptime: read("/proc/uptime").split('.').next().and_then(|n| n.parse().ok()).unwrap_or(0),

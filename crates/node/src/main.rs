@@ -1,2 +1,275 @@
-//! `steadd`: wiring only.
-fn main() {}
+//! `steadd`: wiring only. It builds the parts, connects them and waits to be told to end.
+
+mod args;
+mod bootstrap;
+mod console;
+mod fence;
+mod host;
+mod identity;
+mod serve;
+
+use anyhow::{Context, Result};
+use args::Args;
+use clap::Parser;
+use identity::Home;
+use std::collections::HashMap;
+use std::os::unix::process::CommandExt;
+use std::sync::Arc;
+use std::time::Duration;
+use stead_agents::fence_client::FenceClient;
+use stead_agents::peers::Link;
+use stead_agents::rpc::Rpc;
+use stead_api::{Api, Backend};
+use stead_conf::Conf;
+use stead_model::{NodeRecord, NodeUuid, RaftId};
+use stead_ops::join::JOIN_WORKER;
+use stead_ops::{Flush, Lease, Me, Ops, store};
+use stead_tasks::{Resumer, Tasks};
+use stead_transport::{Credentials, Limits, PeerClient, Server, Tls};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc, watch};
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("STEAD_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let again = runtime.block_on(run(args))?;
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    if again {
+        tracing::info!("starting anew");
+        let program = std::env::current_exe().context("can't find this program")?;
+        // It only comes back if it could not be started.
+        let e = std::process::Command::new(program).args(std::env::args_os().skip(1)).exec();
+        return Err(e).context("can't start anew");
+    }
+    Ok(())
+}
+
+/// The members, as committed, or as told at joining while nothing is committed here yet.
+#[derive(Clone)]
+struct Members {
+    conf: Conf,
+    first: Arc<Vec<NodeRecord>>,
+}
+
+impl Members {
+    fn all(&self) -> Vec<NodeRecord> {
+        let committed = self.conf.view(store::nodes);
+        if committed.is_empty() { self.first.to_vec() } else { committed }
+    }
+
+    fn by_raft_id(&self, id: RaftId) -> Option<NodeRecord> {
+        self.all().into_iter().find(|n| n.raft_id == id)
+    }
+}
+
+/// Runs until told to end. Returns whether to start anew.
+async fn run(args: Args) -> Result<bool> {
+    let home = Home::open(&args.dir)?;
+    let _only = lock(&home)?;
+    let started = bootstrap::start(&home, &args)?;
+    let conf = started.conf.clone();
+    let members = Members { conf: conf.clone(), first: Arc::new(home.members()?) };
+    let keys = started.keys;
+    let credentials =
+        Credentials { ca_pem: keys.ca.clone(), cert_pem: keys.cert.clone(), key_pem: keys.key.clone() };
+    let known = members.clone();
+    let is_member = move |uuid: &NodeUuid| known.all().iter().any(|n| n.uuid == *uuid);
+    let tls = Tls::new(&credentials, None, Arc::new(is_member))?;
+    let peers = PeerClient::new(tls.clone());
+    let restart = Arc::new(Notify::new());
+    let key = *bootstrap::cluster_key(&keys.cluster_key)?.expose();
+    let daemon = host::Daemon {
+        home: home.clone(),
+        name: started.identity.name.clone(),
+        uuid: started.identity.uuid.clone(),
+        tls: tls.clone(),
+        key,
+        restart: restart.clone(),
+    };
+    let fence = FenceClient::new(&home.at("run/fenced.sock"));
+    fence::ensure(fence::FenceProgram::new(args.fenced.as_deref(), &home, &args.power)?, fence.clone())
+        .await?;
+
+    let (lease, leased) = watch::channel(Lease::default());
+    let (flush, flushes) = mpsc::channel(64);
+    let unix_ms = stead_agents::clock::unix_ms();
+    let tasks = Tasks::open(home.at("tasks"), started.identity.name.clone())?;
+    let guests = guests(&home, &args, started.identity.uuid.as_str());
+    let ops = Arc::new(Ops {
+        me: Me {
+            name: started.identity.name,
+            uuid: started.identity.uuid,
+            boot: started.boot,
+            addr: args.listen,
+            dir: home.0.clone(),
+            started: unix_ms,
+            version: env!("CARGO_PKG_VERSION"),
+        },
+        conf: conf.clone(),
+        tasks: tasks.clone(),
+        guests,
+        fence: Arc::new(fence),
+        storage_types: vec![Arc::new(stead_storage::DirType)],
+        peers: Arc::new(Link(peers.clone())),
+        status: stead_ops::status::ClusterStatus::default(),
+        events: stead_ops::events::Events::new(unix_ms),
+        lease: leased,
+        flush: Flush(flush),
+        host: Arc::new(daemon),
+        guest_locks: stead_ops::GuestLocks::default(),
+    });
+
+    let find = {
+        let m = members.clone();
+        Arc::new(move |id| m.by_raft_id(id))
+    };
+    tokio::spawn(stead_agents::raft::send(conf.clone(), peers.clone(), find));
+    let grant = stead_agents::grant::start(ops.clone());
+    let server =
+        serve(&home, &args, &ops, tls, peers.clone(), Rpc { ops: ops.clone(), grant: grant.clone() }).await?;
+    start_agents(&ops, grant, lease, flushes);
+    finish_tasks(&ops, &tasks);
+    tokio::spawn(watch_members(ops.clone(), peers, server.clone()));
+    tracing::info!("node '{}' serves {} and {}", ops.me.name, args.listen, home.at("run/api.sock").display());
+
+    let again = until_told(&restart).await?;
+    server.shutdown(Duration::from_secs(3)).await;
+    hand_over_leadership(&conf).await;
+    conf.shutdown().await;
+    Ok(again)
+}
+
+/// One daemon a folder.
+fn lock(home: &Home) -> Result<std::fs::File> {
+    let path = home.at("run/lock");
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("can't open {}", path.display()))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("another daemon runs on the folder {}", home.0.display()))?;
+    Ok(file)
+}
+
+fn guests(home: &Home, args: &Args, tag: &str) -> Arc<dyn stead_driver::guest::GuestDriver> {
+    let mut options = stead_qemu::QemuOptions::new(home.at("run"));
+    options.cgroup_root = stead_qemu::find_cgroup_root(tag);
+    options.accel = args.no_kvm.then_some(stead_qemu::Accel::Tcg);
+    options.forward = args.user_net_forward.map(|(guest_port, host_port_base)| stead_qemu::Forward {
+        guest_port,
+        host_ip: args.listen.ip(),
+        host_port_base,
+    });
+    Arc::new(stead_qemu::QemuDriver::new(options))
+}
+
+async fn serve(
+    home: &Home,
+    args: &Args,
+    ops: &Arc<Ops>,
+    tls: Tls,
+    client: PeerClient,
+    rpc: Rpc,
+) -> Result<Server> {
+    let backend = Arc::new(Backend::new(ops.clone(), Arc::new(host::NodeAdmin(ops.clone()))));
+    let others = Arc::new(serve::Others { ops: ops.clone(), client });
+    let api = Api::new(stead_api::registry(), backend.clone(), others);
+    let router = Arc::new(serve::Router { api, backend, rpc, conf: ops.conf.clone() });
+    let server = Server::new(tls, router.handler(), Limits::default());
+    let listener =
+        TcpListener::bind(args.listen).await.with_context(|| format!("can't listen on {}", args.listen))?;
+    let local = home.at("run/api.sock");
+    // Left over from an earlier daemon: the lock says that none is there now.
+    let _ = std::fs::remove_file(&local);
+    let unix = UnixListener::bind(&local).with_context(|| format!("can't listen on {}", local.display()))?;
+    server.listen_tls(listener);
+    server.listen_unix(unix);
+    Ok(server)
+}
+
+fn start_agents(
+    ops: &Arc<Ops>,
+    grant: stead_agents::grant::GrantHandle,
+    lease: watch::Sender<Lease>,
+    flushes: mpsc::Receiver<tokio::sync::oneshot::Sender<()>>,
+) {
+    let (reports, reported) = watch::channel(stead_agents::ha::Reports::default());
+    tokio::spawn(stead_agents::report::run(ops.clone(), flushes, reported));
+    tokio::spawn(stead_agents::members::run(ops.clone()));
+    tokio::spawn(stead_agents::guests::run(ops.clone()));
+    tokio::spawn(stead_agents::ha::manage(ops.clone()));
+    tokio::spawn(stead_agents::ha::agent(ops.clone(), reports));
+    tokio::spawn(stead_agents::events::run(ops.clone()));
+    tokio::spawn(stead_agents::lease::run(ops.clone(), grant, lease));
+}
+
+/// Tasks of an earlier daemon: a join goes on, the others are ended honestly.
+fn finish_tasks(ops: &Arc<Ops>, tasks: &Tasks) {
+    let after = ops.clone();
+    tasks.on_end(move |_| {
+        let flush = after.flush.clone();
+        async move { flush.now().await }
+    });
+    let joining = ops.clone();
+    let resume: Resumer = Arc::new(move |cx| {
+        let ops = joining.clone();
+        Box::pin(async move { ops.resume_join(&cx).await })
+    });
+    tasks.adopt(&HashMap::from([(JOIN_WORKER, resume)]));
+    if !ops.host.bringing().is_empty() {
+        let ops = ops.clone();
+        tokio::spawn(async move {
+            while let Err(e) = ops.bring_guests().await {
+                tracing::debug!("guests that came along are not recorded yet: {e}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+}
+
+/// Cuts the connections of nodes that were removed.
+async fn watch_members(ops: Arc<Ops>, client: PeerClient, server: Server) {
+    let mut watch = ops.conf.watch();
+    let mut known: Vec<NodeUuid> = ops.node_records().into_iter().map(|n| n.uuid).collect();
+    while let Some(event) = watch.next().await {
+        if !store::touches(&event, stead_model::paths::NODES) {
+            continue;
+        }
+        let now: Vec<NodeUuid> = ops.node_records().into_iter().map(|n| n.uuid).collect();
+        for gone in known.iter().filter(|u| !now.contains(u)) {
+            let cut = client.drop_peer(gone) + server.drop_peer(gone);
+            tracing::info!("node {gone} was removed: {cut} connections cut");
+        }
+        known = now;
+    }
+}
+
+/// Waits for a signal (false) or for the wish to start anew (true).
+async fn until_told(restart: &Notify) -> Result<bool> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => Ok(false),
+        _ = int.recv() => Ok(false),
+        () = restart.notified() => Ok(true),
+    }
+}
+
+/// A leader that ends in order makes another one first, so that nobody waits for an election.
+async fn hand_over_leadership(conf: &Conf) {
+    let mut status = conf.status();
+    let to = {
+        let s = status.borrow();
+        if s.is_leader {
+            s.peers.iter().find(|p| p.active && s.voters.contains(&p.id)).map(|p| p.id)
+        } else {
+            None
+        }
+    };
+    let Some(to) = to else { return };
+    conf.transfer_leader(to).await;
+    let gone = async { while status.borrow().is_leader && status.changed().await.is_ok() {} };
+    // Not taken over in time: the others elect one.
+    let _ = tokio::time::timeout(Duration::from_secs(1), gone).await;
+}

@@ -78,6 +78,6 @@ impl Ops {
 impl Ops {
     /// The nodes that vote, as last known.
     pub fn conf_voters(&self) -> Vec<stead_model::RaftId> {
-        self.conf.status().borrow().voters.iter().copied().collect()
+        self.conf.status().borrow().voters.to_vec()
     }
 }

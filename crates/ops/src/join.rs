@@ -15,10 +15,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use stead_conf::{Check, Op};
 use stead_driver::guest::GuestError;
-use stead_model::{ClusterRecord, Epoch, GuestKind, NodeName, NodeRecord, NodeState, Ownership, RaftId, Upid, Vmid, paths};
+use stead_model::{
+    ClusterRecord, Epoch, GuestKind, NodeName, NodeRecord, NodeState, Ownership, RaftId, Upid, Vmid, paths,
+};
 use stead_tasks::{TaskContext, TaskError};
 use stead_transport::join::{
-    ClusterFacts, JOIN_PROTOCOL, JoinAnswer, JoinAuth, JoinClient, JoinRequest, JoinToken, Member, TokenRecord, vet_join,
+    ClusterFacts, JOIN_PROTOCOL, JoinAnswer, JoinAuth, JoinClient, JoinRequest, JoinToken, Member,
+    TokenRecord, vet_join,
 };
 use stead_transport::{ClusterCa, Fingerprint, JoinInfo, JoinRefusal, NodeKey, PeerIdentity};
 
@@ -84,7 +87,9 @@ impl Ops {
         if self.node_records().len() > 1 {
             return Err(OpsError::failed(format!("this node is in cluster '{}' already", record.name)));
         }
-        let fits = !name.is_empty() && name.len() <= 15 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        let fits = !name.is_empty()
+            && name.len() <= 15
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
         if !fits {
             return Err(OpsError::invalid("clustername", "1 to 15 letters, digits and '-'"));
         }
@@ -130,9 +135,10 @@ impl Ops {
     }
 
     async fn make_join_token(&self, actor: &Actor) -> Result<String, OpsError> {
-        let failed = |e: &dyn std::fmt::Display| OpsError::failed(format!("could not make a join token: {e}"));
-        let (token, record) =
-            JoinToken::generate(unix_ms() / 1000 + TOKEN_LIFE.as_secs()).map_err(|_| failed(&"no random bytes"))?;
+        let failed =
+            |e: &dyn std::fmt::Display| OpsError::failed(format!("could not make a join token: {e}"));
+        let (token, record) = JoinToken::generate(unix_ms() / 1000 + TOKEN_LIFE.as_secs())
+            .map_err(|_| failed(&"no random bytes"))?;
         let path = format!("{JOIN_TOKENS}{}", record.id);
         let kept = self.conf.put_secret(&actor.who, "join token made", &path, &store::bytes(&record)?).await;
         kept.map_err(|e| failed(&e))?;
@@ -150,7 +156,11 @@ impl Ops {
 
     /// Lets a node in: the member's half. Name, address and VMIDs are checked here and, by the transaction, again. Who asks
     /// was checked before, or shows a one-time `token`, which is used up by the same transaction.
-    pub async fn let_in(&self, request: &JoinRequest, token: Option<&str>) -> Result<JoinAnswer, JoinRefusal> {
+    pub async fn let_in(
+        &self,
+        request: &JoinRequest,
+        token: Option<&str>,
+    ) -> Result<JoinAnswer, JoinRefusal> {
         let failed = |why: String| JoinRefusal::Request { why };
         self.conf.barrier().await.map_err(|_| JoinRefusal::NoQuorum)?;
         let token = token.map(|t| self.join_token(t)).transpose()?;
@@ -171,10 +181,10 @@ impl Ops {
         let identity = PeerIdentity { name: request.name.clone(), uuid: request.uuid.clone() };
         let mut ips = request.ips.clone();
         ips.push(request.addr.ip());
-        let cert = ca.sign(&request.csr, &identity, &ips, SystemTime::now()).map_err(|e| failed(e.to_string()))?;
+        let cert =
+            ca.sign(&request.csr, &identity, &ips, SystemTime::now()).map_err(|e| failed(e.to_string()))?;
         let raft_id = self.commit_node(request, token).await.map_err(|e| failed(e.to_string()))?;
-        let member =
-            |n: NodeRecord| Member { name: n.name, uuid: n.uuid, raft_id: n.raft_id, addr: n.addr };
+        let member = |n: NodeRecord| Member { name: n.name, uuid: n.uuid, raft_id: n.raft_id, addr: n.addr };
         tracing::info!("node '{}' ({}) was let into the cluster", request.name, request.addr);
         Ok(JoinAnswer {
             cert,
@@ -200,7 +210,8 @@ impl Ops {
         let next = self.conf.view(|t| store::record::<u64>(t, NEXT_RAFT))?;
         let highest = self.node_records().iter().map(|n| n.raft_id.0).max().unwrap_or(0);
         let raft_id = RaftId(next.as_ref().map_or(0, |n| n.value).max(highest + 1));
-        let boot = "00000000-0000-4000-8000-000000000000".parse().map_err(|_| OpsError::failed("no boot id"))?;
+        let boot =
+            "00000000-0000-4000-8000-000000000000".parse().map_err(|_| OpsError::failed("no boot id"))?;
         let record = NodeRecord {
             name: request.name.clone(),
             uuid: request.uuid.clone(),
@@ -227,7 +238,9 @@ impl Ops {
     pub fn join_cluster(self: &Arc<Self>, actor: &Actor, wish: JoinWish) -> Result<Upid, OpsError> {
         if self.node_records().len() > 1 {
             let name = self.cluster_record()?.value.name;
-            return Err(OpsError::failed(format!("this node is in cluster '{name}' with others already: remove it there first")));
+            return Err(OpsError::failed(format!(
+                "this node is in cluster '{name}' with others already: remove it there first"
+            )));
         }
         let ops = self.clone();
         self.task(JOIN_WORKER, "", &actor.who, move |cx| async move {
@@ -242,9 +255,14 @@ impl Ops {
 
     async fn join_now(&self, cx: &TaskContext, wish: JoinWish) -> Result<(), OpsError> {
         let failed = |e: String| OpsError::failed(format!("can't join the cluster: {e}"));
-        let info: JoinInfo = wish.information.parse().map_err(|e| OpsError::invalid("information", format!("{e}")))?;
+        let info: JoinInfo =
+            wish.information.parse().map_err(|e| OpsError::invalid("information", format!("{e}")))?;
         let guests = self.guests_to_bring().await?;
-        cx.log(format!("joining cluster '{}' through {}", info.cluster, info.addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")));
+        cx.log(format!(
+            "joining cluster '{}' through {}",
+            info.cluster,
+            info.addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
+        ));
         let client = JoinClient::reach(info).await.map_err(|e| failed(e.to_string()))?;
         cx.log(format!("{} shows the expected certificate", client.member()));
         let key = NodeKey::generate().map_err(|e| failed(e.to_string()))?;
@@ -261,7 +279,10 @@ impl Ops {
             wall_clock_ms: unix_ms(),
         };
         let answer = client.join(&wish.auth, &request, &key).await.map_err(|e| failed(e.to_string()))?;
-        cx.log(format!("the cluster '{}' has let this node in as number {}", answer.cluster_name, answer.raft_id));
+        cx.log(format!(
+            "the cluster '{}' has let this node in as number {}",
+            answer.cluster_name, answer.raft_id
+        ));
         let boot = self.me.boot.clone();
         let node = |m: Member| NodeRecord {
             name: m.name,
@@ -299,12 +320,16 @@ impl Ops {
     /// Goes on with a join after the daemon's new start.
     pub async fn resume_join(&self, cx: &TaskContext) -> Result<(), TaskError> {
         if cx.step("agreed").is_none() {
-            return Err(TaskError::failed("the daemon was restarted before the cluster had answered; try again"));
+            return Err(TaskError::failed(
+                "the daemon was restarted before the cluster had answered; try again",
+            ));
         }
         let arrived = async {
             let mut watch = self.conf.watch();
             while !self.node_record(&self.me.name).is_ok_and(|n| {
-                n.value.uuid == self.me.uuid && *n.value.state.boot() == self.me.boot && !n.value.state.is_lost()
+                n.value.uuid == self.me.uuid
+                    && *n.value.state.boot() == self.me.boot
+                    && !n.value.state.is_lost()
             }) {
                 if watch.next().await.is_none() {
                     return;
@@ -341,15 +366,27 @@ impl Ops {
         self.conf.barrier().await?;
         let At { value: node, revision } = self.node_record(name)?;
         if *name == self.me.name {
-            return Err(OpsError::failed("a node can't remove itself: remove it on another member, when it is off"));
+            return Err(OpsError::failed(
+                "a node can't remove itself: remove it on another member, when it is off",
+            ));
         }
         if !node.state.is_lost() {
-            return Err(OpsError::failed(format!("node '{name}' is not off: shut it down, and wait until it is shown as lost")));
+            return Err(OpsError::failed(format!(
+                "node '{name}' is not off: shut it down, and wait until it is shown as lost"
+            )));
         }
-        let owned: Vec<String> =
-            self.conf.view(store::guests).iter().filter(|(_, o)| o.owner == *name).map(|(v, _)| v.to_string()).collect();
+        let owned: Vec<String> = self
+            .conf
+            .view(store::guests)
+            .iter()
+            .filter(|(_, o)| o.owner == *name)
+            .map(|(v, _)| v.to_string())
+            .collect();
         if !owned.is_empty() {
-            return Err(OpsError::failed(format!("node '{name}' still owns guests: {}; move or remove them first", owned.join(", "))));
+            return Err(OpsError::failed(format!(
+                "node '{name}' still owns guests: {}; move or remove them first",
+                owned.join(", ")
+            )));
         }
         let mut txn = store::txn(&actor.who, format!("node '{name}' removed"));
         txn.checks.push(Check::Revision(paths::node(name), revision));
@@ -366,7 +403,12 @@ fn unix_ms() -> u64 {
 }
 
 /// The first transaction of a cluster of one node.
-pub fn found(cluster: &ClusterRecord, node: &NodeRecord, ca_cert: &str, storage: &str) -> Result<stead_conf::Txn, OpsError> {
+pub fn found(
+    cluster: &ClusterRecord,
+    node: &NodeRecord,
+    ca_cert: &str,
+    storage: &str,
+) -> Result<stead_conf::Txn, OpsError> {
     let mut txn = store::txn("root@pam", format!("cluster '{}' founded on '{}'", cluster.name, node.name));
     store::put_over(&mut txn, paths::CLUSTER, None, store::bytes(cluster)?);
     store::put_over(&mut txn, &paths::node(&node.name), None, store::bytes(node)?);

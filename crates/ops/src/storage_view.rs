@@ -7,8 +7,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-pub use stead_driver::storage::{Content, NewVolume, VolumeInfo};
 use stead_driver::storage::Space;
+pub use stead_driver::storage::{Content, NewVolume, VolumeInfo};
 use stead_model::storage_cfg::Storage;
 use stead_model::{NodeName, StorageId, Upid, VolumeId};
 
@@ -180,7 +180,10 @@ impl Ops {
     }
 
     fn check_content(&self, storage: &StorageId, content: Content) -> Result<(), OpsError> {
-        let word = serde_json::to_value(content).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+        let word = serde_json::to_value(content)
+            .ok()
+            .and_then(|v| v.as_str().map(str::to_owned))
+            .unwrap_or_default();
         if self.storage(storage)?.holds(&word) {
             return Ok(());
         }

@@ -115,7 +115,8 @@ impl Ops {
     /// the record anew, under the same epoch, decides: the proposal names the revision that it was built on, so either
     /// this commits and the proposal never can, or it finds the guest handed over.
     async fn reclaim(&self, guest: GuestAt) -> Result<(), OpsError> {
-        let mut txn = store::txn("root@pam", format!("guest {}: taken back after a broken migration", guest.vmid));
+        let mut txn =
+            store::txn("root@pam", format!("guest {}: taken back after a broken migration", guest.vmid));
         let record = store::bytes(&guest.own.value)?;
         store::put_over(&mut txn, &paths::ownership(guest.vmid), Some(guest.own.revision), record);
         let mut config = super::config::parse(&guest.config.value)?;

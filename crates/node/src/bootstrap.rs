@@ -1,0 +1,135 @@
+//! A node's first start, and every other: finds or makes its identity, its keys and its configuration.
+
+use crate::args::Args;
+use crate::identity::{Home, Identity, Keys};
+use anyhow::{Context, Result, bail};
+use std::time::SystemTime;
+use stead_conf::{ClusterKey, Conf, Options};
+use stead_model::{
+    BootId, ClusterRecord, Epoch, FenceProfile, NodeName, NodeRecord, NodeState, NodeUuid, RaftId, paths,
+};
+use stead_transport::{ClusterCa, NodeKey, PeerIdentity};
+
+/// What the rest of the daemon is built on.
+pub struct Started {
+    /// Who this node is.
+    pub identity: Identity,
+    /// With which keys.
+    pub keys: Keys,
+    /// In which boot.
+    pub boot: BootId,
+    /// Its configuration.
+    pub conf: Conf,
+}
+
+/// The cluster's key from its text.
+pub fn cluster_key(text: &str) -> Result<ClusterKey> {
+    let bytes =
+        (0..text.len() / 2).map(|i| u8::from_str_radix(text.get(2 * i..2 * i + 2).unwrap_or("x"), 16));
+    let bytes: Vec<u8> =
+        bytes.collect::<Result<_, _>>().context("the cluster key in tls/keys.json is damaged")?;
+    let bytes: [u8; 32] = bytes
+        .try_into()
+        .map_err(|_| anyhow::anyhow!("the cluster key in tls/keys.json has a wrong length"))?;
+    Ok(ClusterKey::from(bytes))
+}
+
+/// The cluster's key as text.
+pub fn key_text(key: &[u8; 32]) -> String {
+    key.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Opens what is there, or founds a cluster of this one node.
+pub fn start(home: &Home, args: &Args) -> Result<Started> {
+    home.carry_out_join()?;
+    let boot = home.boot()?;
+    let Some(identity) = home.identity()? else { return found(home, args, boot) };
+    if let Some(name) = &args.name
+        && *name != identity.name
+    {
+        bail!(
+            "this node's name is '{}', and cannot be changed to '{name}': start it without --name",
+            identity.name
+        );
+    }
+    let keys = home.keys()?;
+    let options = Options::new(home.at("conf"), cluster_key(&keys.cluster_key)?, identity.raft_id);
+    let conf = if Conf::exists(&home.at("conf")) { Conf::open(options) } else { Conf::join(options) };
+    let conf = conf.context("the configuration can't be opened")?;
+    Ok(Started { identity, keys, boot, conf })
+}
+
+fn host_name() -> Result<NodeName> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/hostname").context("can't read the host's name")?;
+    let short = text.trim().split('.').next().unwrap_or_default().to_owned();
+    short
+        .parse()
+        .with_context(|| format!("the host's name '{short}' is no name for a node: give one with --name"))
+}
+
+fn found(home: &Home, args: &Args, boot: BootId) -> Result<Started> {
+    let name = match &args.name {
+        Some(n) => n.clone(),
+        None => host_name()?,
+    };
+    let uuid: NodeUuid = new_uuid().parse()?;
+    let identity = Identity { version: 1, name: name.clone(), uuid: uuid.clone(), raft_id: RaftId(1) };
+    let cluster = ClusterRecord {
+        name: args.cluster_name.clone(),
+        uuid: new_uuid(),
+        epoch: Epoch(1),
+        profile: FenceProfile::default(),
+    };
+    let now = SystemTime::now();
+    let ca = ClusterCa::create(&cluster.name, &cluster.uuid, now)?;
+    let key = NodeKey::generate()?;
+    let peer = PeerIdentity { name: name.clone(), uuid: uuid.clone() };
+    let cert = ca.sign(&key.signing_request(&name)?, &peer, &[args.listen.ip()], now)?;
+    let cluster_key = ClusterKey::generate()?;
+    let keys = Keys {
+        ca: ca.cert_pem().to_owned(),
+        cert,
+        key: key.to_pem(),
+        cluster_key: key_text(cluster_key.expose()),
+    };
+    let node = NodeRecord {
+        name,
+        uuid,
+        raft_id: identity.raft_id,
+        addr: args.listen,
+        state: NodeState::Member { boot: boot.clone() },
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let local = home.at("local");
+    let storage = format!("dir: local\n\tpath {}\n\tcontent images,iso,snippets,import\n", local.display());
+    let mut txn = stead_ops::join::found(&cluster, &node, ca.cert_pem(), &storage)?;
+    let mut secrets = stead_ops::access::initial_secrets(password(args)?.as_deref())?;
+    secrets.push((paths::CA_KEY, ca.key_pem().as_bytes().to_vec()));
+    for (path, secret) in secrets {
+        txn = txn.put(path, cluster_key.seal(path, &secret)?);
+    }
+    // A first start that was cut off left no identity: what it has begun is made anew.
+    if home.at("conf").exists() {
+        std::fs::remove_dir_all(home.at("conf")).context("can't clear an unfinished first start")?;
+    }
+    home.save_keys(&keys)?;
+    let conf = Conf::create(Options::new(home.at("conf"), cluster_key, identity.raft_id), &txn)
+        .context("can't make the configuration")?;
+    home.save_identity(&identity)?;
+    tracing::info!("cluster '{}' founded on node '{}'", cluster.name, identity.name);
+    Ok(Started { identity, keys, boot, conf })
+}
+
+fn password(args: &Args) -> Result<Option<String>> {
+    let Some(path) = &args.root_password_file else { return Ok(None) };
+    let text = std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?;
+    let first = text.lines().next().unwrap_or_default();
+    if first.len() < 5 {
+        bail!("the password in {} must have at least 5 characters", path.display());
+    }
+    Ok(Some(first.to_owned()))
+}
+
+fn new_uuid() -> String {
+    uuid::Uuid::new_v4().hyphenated().to_string()
+}

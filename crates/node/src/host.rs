@@ -1,0 +1,157 @@
+//! What the daemon does for its use cases: joining, starting anew, and telling what API handlers ask of it.
+
+use crate::bootstrap::key_text;
+use crate::identity::{Home, Identity, Keys, PendingJoin};
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Arc;
+use stead_model::{NodeName, NodeUuid, Upid, UserId, Vmid};
+use stead_ops::admin::{Admin, HostPower, JoinRequest};
+use stead_ops::join::{Host, JoinMaterial, JoinWish};
+use stead_ops::{Actor, Ops, OpsError};
+use stead_transport::join::{JoinAuth, TokenRecord};
+use stead_transport::{Fingerprint, JoinInfo, Tls};
+use tokio::sync::Notify;
+
+/// The port that is meant where none is named.
+const PORT: u16 = 8006;
+
+/// The daemon as its use cases see it.
+pub struct Daemon {
+    /// Its folder.
+    pub home: Home,
+    /// Who it is.
+    pub name: NodeName,
+    /// Who it is.
+    pub uuid: NodeUuid,
+    /// Its TLS.
+    pub tls: Tls,
+    /// The cluster's key.
+    pub key: [u8; 32],
+    /// Asks the main task to start anew.
+    pub restart: Arc<Notify>,
+}
+
+impl Daemon {
+    fn keep(&self, join: &JoinMaterial) -> Result<()> {
+        let key: [u8; 32] = STANDARD
+            .decode(&join.seal_key)
+            .context("the cluster's key is damaged")?
+            .try_into()
+            .map_err(|_| anyhow::anyhow!("the cluster's key has a wrong length"))?;
+        let carried = serde_json::to_vec(&join.guests)?;
+        std::fs::write(self.home.at("carried.json"), carried)
+            .context("can't keep the guests that come along")?;
+        let identity =
+            Identity { version: 1, name: self.name.clone(), uuid: self.uuid.clone(), raft_id: join.raft_id };
+        let keys = Keys {
+            ca: join.ca.clone(),
+            cert: join.cert.clone(),
+            key: join.key.clone(),
+            cluster_key: key_text(&key),
+        };
+        self.home.save_join(&PendingJoin { identity, keys, members: join.members.clone() })
+    }
+}
+
+impl Host for Daemon {
+    fn keep_join(&self, join: &JoinMaterial) -> Result<(), String> {
+        self.keep(join).map_err(|e| format!("{e:#}"))
+    }
+
+    fn restart(&self) {
+        self.restart.notify_one();
+    }
+
+    fn bringing(&self) -> Vec<(Vmid, String)> {
+        let text = std::fs::read(self.home.at("carried.json")).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    fn brought(&self) {
+        // Not there: there was nothing to bring.
+        let _ = std::fs::remove_file(self.home.at("carried.json"));
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        self.tls.fingerprint()
+    }
+
+    fn seal_key(&self) -> [u8; 32] {
+        self.key
+    }
+}
+
+/// What API handlers ask of the daemon.
+pub struct NodeAdmin(pub Arc<Ops>);
+
+fn resolve(hostname: &str) -> Result<SocketAddr, OpsError> {
+    let refuse = |why: String| OpsError::invalid("hostname", why);
+    if let Ok(addr) = hostname.parse() {
+        return Ok(addr);
+    }
+    let with_port = if hostname.contains(':') { hostname.to_owned() } else { format!("{hostname}:{PORT}") };
+    let found =
+        with_port.to_socket_addrs().map_err(|e| refuse(format!("'{hostname}' can't be found: {e}")))?;
+    found.into_iter().next().ok_or_else(|| refuse(format!("'{hostname}' has no address")))
+}
+
+#[async_trait]
+impl Admin for NodeAdmin {
+    async fn create_cluster(&self, actor: &Actor, name: &str) -> Result<Upid, OpsError> {
+        let (ops, by, name) = (self.0.clone(), actor.clone(), name.to_owned());
+        self.0.task("clustercreate", &name.clone(), &actor.who, move |cx| async move {
+            ops.create_cluster(&by, &name).await?;
+            cx.log(format!("cluster '{name}' is ready: other nodes can join it"));
+            Ok(())
+        })
+    }
+
+    async fn join_information(&self, _node: Option<&NodeName>) -> Result<Value, OpsError> {
+        self.0.join_information(&Actor::system(), false).await
+    }
+
+    async fn join_cluster(&self, actor: &Actor, request: JoinRequest) -> Result<Upid, OpsError> {
+        let information = match request.hostname.parse::<JoinInfo>() {
+            Ok(_) => request.hostname.clone(),
+            Err(_) => {
+                let fingerprint = request.fingerprint.parse();
+                let fingerprint = fingerprint.map_err(|_| {
+                    OpsError::invalid("fingerprint", "expected SHA-256 as hexadecimal digits with colons")
+                })?;
+                let (addrs, cluster, uuid) =
+                    (vec![resolve(&request.hostname)?], String::new(), String::new());
+                JoinInfo { v: 1, addrs, fingerprint, cluster, uuid, token: None }.to_string()
+            }
+        };
+        let auth = if TokenRecord::id_of(&request.password).is_some() {
+            JoinAuth::Token(request.password)
+        } else {
+            let user = UserId::new(UserId::ROOT).map_err(|e| OpsError::failed(e.to_string()))?;
+            JoinAuth::Password { user, password: request.password }
+        };
+        self.0.join_cluster(actor, JoinWish { information, auth })
+    }
+
+    async fn remove_node(&self, actor: &Actor, node: &NodeName) -> Result<(), OpsError> {
+        self.0.remove_node(actor, node).await
+    }
+
+    async fn host_power(&self, _actor: &Actor, what: HostPower) -> Result<(), OpsError> {
+        let what = match what {
+            HostPower::Reboot => "reboot",
+            HostPower::Shutdown => "shut down",
+        };
+        if !Path::new("/etc/stead/host-armed").exists() {
+            return Err(OpsError::failed(format!(
+                "this node may not {what} its host: the Debian package has not armed it (/etc/stead/host-armed)"
+            )));
+        }
+        Err(OpsError::failed(format!("can't {what} the host: not supported yet; do it on the host itself")))
+    }
+}

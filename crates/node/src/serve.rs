@@ -1,0 +1,193 @@
+//! Who answers which request: the API, other nodes' calls, joining, the console.
+
+use crate::console;
+use async_trait::async_trait;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use stead_agents::raft;
+use stead_agents::rpc::Rpc;
+use stead_api::framework::auth::identify;
+use stead_api::framework::{Body, Error, From, Runs, Services};
+use stead_api::{Api, Backend, Cluster, Place, Target};
+use stead_conf::Conf;
+use stead_model::{NodeName, Vmid};
+use stead_ops::{Ops, OpsError};
+use stead_transport::join::{JOIN_PATH, JoinRefusal, JoinRequest, TOKEN_SCHEME, refusal_response};
+use stead_transport::stream::{Carried, accept_upgrade, splice};
+use stead_transport::{ConnInfo, ConnKind, Handler, Peer, PeerClient, PeerIdentity, Purpose, full};
+
+/// The longest body of a call between nodes: a report of a thousand guests fits well.
+const MAX_CALL: usize = 16 << 20;
+
+/// Everything that answers.
+pub struct Router {
+    /// The API.
+    pub api: Api<Backend>,
+    /// The API's services, to see who asks to join.
+    pub backend: Arc<Backend>,
+    /// Other nodes' calls.
+    pub rpc: Rpc,
+    /// The configuration.
+    pub conf: Conf,
+}
+
+/// Whom requests of the API are handed on to.
+pub struct Others {
+    /// The use cases, for who owns what.
+    pub ops: Arc<Ops>,
+    /// The way there.
+    pub client: PeerClient,
+}
+
+#[async_trait]
+impl Cluster for Others {
+    fn place(&self, target: &Target<'_>) -> Result<Place, Error> {
+        let me = &self.ops.me.name;
+        let node = match (target.runs, target.node, target.vmid) {
+            (Runs::AtGuest, _, Some(vmid)) => self.ops.guest_at(vmid)?.own.value.owner,
+            (Runs::AtGuest | Runs::AtNode, Some("localhost"), _) => return Ok(Place::Here),
+            (Runs::AtGuest | Runs::AtNode, Some(name), _) => {
+                let name: NodeName =
+                    name.parse().map_err(|_| Error::failed(format!("hostname lookup '{name}' failed")))?;
+                self.ops.member(&name).map_err(|_| {
+                    Error::failed(format!("hostname lookup '{name}' failed - no such cluster node"))
+                })?;
+                name
+            }
+            _ => return Ok(Place::Here),
+        };
+        Ok(if node == *me { Place::Here } else { Place::Node(node) })
+    }
+
+    async fn forward(&self, node: &NodeName, request: Request<Body>) -> Result<Response<Body>, Error> {
+        let record = self.ops.member(node)?;
+        let unreachable = |why: String| Error::new(595, format!("node '{node}' cannot be reached: {why}"));
+        let sent = self.client.request(&Peer::from(&record), Purpose::Bulk, request).await;
+        let answer = sent.map_err(|e| unreachable(e.to_string()))?;
+        Ok(answer.map(stead_transport::streaming))
+    }
+}
+
+impl Router {
+    /// As a handler of the server.
+    pub fn handler(self: Arc<Self>) -> Handler {
+        Arc::new(move |request, conn| {
+            let router = self.clone();
+            Box::pin(async move { router.answer(request, conn).await })
+        })
+    }
+
+    async fn answer(&self, request: Request<Incoming>, conn: ConnInfo) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        if let (ConnKind::Peer(peer), Some(call)) = (&conn.kind, path.strip_prefix("/peer/v1/")) {
+            return self.peer(request, peer, call).await;
+        }
+        if Api::<Backend>::is_for(&path) {
+            let from = match &conn.kind {
+                ConnKind::Public => From::Public,
+                ConnKind::Peer(peer) => From::Peer { node: peer.name.clone() },
+                ConnKind::Local { uid } => {
+                    From::Local { trusted: *uid == 0 || *uid == rustix::process::geteuid().as_raw() }
+                }
+            };
+            return self.api.handle(request, stead_api::ConnInfo { remote: conn.remote, from }).await;
+        }
+        if path == JOIN_PATH {
+            return match self.join(request).await {
+                Ok(answer) => json_answer(StatusCode::OK, &answer),
+                Err(refusal) => refusal_response(&refusal),
+            };
+        }
+        console::answer(&request)
+    }
+
+    async fn peer(&self, mut request: Request<Incoming>, peer: &PeerIdentity, call: &str) -> Response<Body> {
+        if let Some((answer, stream)) = accept_upgrade(&mut request) {
+            let (conf, ops, call) = (self.conf.clone(), self.rpc.ops.clone(), call.to_owned());
+            tokio::spawn(async move {
+                let Ok(stream) = stream.await else { return };
+                if call == "raft" {
+                    raft::receive(conf, stream).await;
+                } else if let Some(vmid) =
+                    call.strip_prefix("guest/migration-stream/").and_then(|v| v.parse::<Vmid>().ok())
+                {
+                    match ops.migration_inlet(vmid).await {
+                        Ok(inlet) => {
+                            if let Err(e) = splice(stream, inlet, &Carried::default()).await {
+                                tracing::info!("guest {vmid}: the incoming migration stream ended: {e}");
+                            }
+                        }
+                        Err(e) => tracing::warn!("guest {vmid}: {e}"),
+                    }
+                }
+            });
+            return answer;
+        }
+        match self.call(request, &peer.name, call).await {
+            Ok(value) => json_answer(StatusCode::OK, &value),
+            Err(e) => json_answer(StatusCode::INTERNAL_SERVER_ERROR, &json!({"message": e.to_string()})),
+        }
+    }
+
+    async fn call(&self, request: Request<Incoming>, from: &NodeName, call: &str) -> Result<Value, OpsError> {
+        let body = Limited::new(request.into_body(), MAX_CALL).collect().await;
+        let body = body.map_err(|e| OpsError::failed(format!("call {call}: {e}")))?.to_bytes();
+        let body = if body.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&body).map_err(|e| OpsError::failed(format!("call {call}: {e}")))?
+        };
+        self.rpc.call(from, call, body).await
+    }
+
+    /// Lets a node in: an administrator's ticket or a one-time token shows that it may.
+    async fn join(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<stead_transport::join::JoinAnswer, JoinRefusal> {
+        let headers = request.headers().clone();
+        let scheme = format!("{TOKEN_SCHEME} ");
+        let authorization = headers.get(http::header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+        let token = authorization.and_then(|a| a.strip_prefix(&scheme)).map(str::to_owned);
+        if token.is_none() {
+            self.may_administer(&headers).map_err(|_| JoinRefusal::Permission)?;
+        }
+        let body = Limited::new(request.into_body(), 1 << 20).collect();
+        let body = tokio::time::timeout(Duration::from_secs(10), body).await;
+        let refuse = |why: String| JoinRefusal::Request { why };
+        let body = body.map_err(|_| refuse("the request did not arrive in time".into()))?;
+        let body = body.map_err(|e| refuse(e.to_string()))?.to_bytes();
+        let asked: JoinRequest =
+            serde_json::from_slice(&body).map_err(|e| refuse(format!("the request can't be read: {e}")))?;
+        self.rpc.ops.let_in(&asked, token.as_deref()).await
+    }
+}
+
+impl Router {
+    /// Refuses unless a ticket and its CSRF token, or an API token, show an administrator.
+    fn may_administer(&self, headers: &http::HeaderMap) -> Result<(), Error> {
+        let authority = self.backend.authority()?;
+        let conn = stead_api::ConnInfo { remote: None, from: From::Public };
+        let id = identify(&*self.backend, &authority, &conn, headers, true)?;
+        let id = id.ok_or_else(|| Error::unauthorized("no ticket"))?;
+        if authority.directory.check(&id, "/", "Sys.Modify", self.backend.now()) {
+            Ok(())
+        } else {
+            Err(Error::forbidden("Permission check failed (/, Sys.Modify)"))
+        }
+    }
+}
+
+fn json_answer<T: serde::Serialize>(status: StatusCode, value: &T) -> Response<Body> {
+    let text = serde_json::to_vec(value).unwrap_or_default();
+    let mut answer = Response::new(full(text));
+    *answer.status_mut() = status;
+    answer
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    answer
+}
