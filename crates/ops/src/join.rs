@@ -31,6 +31,8 @@ pub const JOIN_WORKER: &str = "clusterjoin";
 const NEXT_RAFT: &str = "stead/next_raft";
 /// Below it: one-time tokens for joining, hashed.
 const JOIN_TOKENS: &str = "priv/join/";
+/// The boot of a node that has not entered yet.
+const NO_BOOT: &str = "00000000-0000-4000-8000-000000000000";
 /// How long a one-time token is good.
 const TOKEN_LIFE: Duration = Duration::from_secs(3600);
 /// How long a new member may take until it has the configuration.
@@ -164,8 +166,10 @@ impl Ops {
         let failed = |why: String| JoinRefusal::Request { why };
         self.conf.barrier().await.map_err(|_| JoinRefusal::NoQuorum)?;
         let token = token.map(|t| self.join_token(t)).transpose()?;
+        // A node that was let in and never entered may ask again: its first join was cut off.
         let nodes = self.node_records();
-        let members: Vec<_> = nodes.iter().map(|n| (n.name.clone(), n.uuid.clone(), n.addr)).collect();
+        let others = nodes.iter().filter(|n| n.uuid != request.uuid || !never_entered(n));
+        let members: Vec<_> = others.map(|n| (n.name.clone(), n.uuid.clone(), n.addr)).collect();
         let vmids: BTreeSet<Vmid> = self.conf.view(store::guests).into_iter().map(|(v, _)| v).collect();
         let facts = ClusterFacts {
             wall_clock_ms: unix_ms(),
@@ -208,6 +212,7 @@ impl Ops {
     /// Records a node that was let in. It is *lost* until it enters by a commit of its own.
     async fn commit_node(&self, request: &JoinRequest, token: Option<String>) -> Result<RaftId, OpsError> {
         let next = self.conf.view(|t| store::record::<u64>(t, NEXT_RAFT))?;
+        let again = self.node_record(&request.name).ok().filter(|n| never_entered(&n.value));
         let highest = self.node_records().iter().map(|n| n.raft_id.0).max().unwrap_or(0);
         let raft_id = RaftId(next.as_ref().map_or(0, |n| n.value).max(highest + 1));
         let boot =
@@ -221,7 +226,7 @@ impl Ops {
             version: request.version.clone(),
         };
         let mut txn = store::txn("root@pam", format!("node '{}' joins", request.name));
-        store::put_over(&mut txn, &paths::node(&request.name), None, store::bytes(&record)?);
+        store::put_over(&mut txn, &paths::node(&request.name), again.map(|n| n.revision), store::bytes(&record)?);
         store::put_over(&mut txn, NEXT_RAFT, next.map(|n| n.revision), store::bytes(&(raft_id.0 + 1))?);
         if let Some(path) = token {
             txn.checks.push(Check::Exists(path.clone()));
@@ -395,6 +400,11 @@ impl Ops {
         self.status.forget(name);
         Ok(())
     }
+}
+
+/// Whether a node was let in and has not come yet.
+fn never_entered(node: &NodeRecord) -> bool {
+    node.state.is_lost() && node.state.boot().as_str() == NO_BOOT
 }
 
 fn unix_ms() -> u64 {
