@@ -2,6 +2,10 @@
 //!
 //! They pass the same conformance suites as the real ones and can be told to fail.
 
+mod guests;
+mod machines;
 mod storage;
 
+pub use guests::FakeGuests;
+pub use machines::FakeMachines;
 pub use storage::FakeStorage;

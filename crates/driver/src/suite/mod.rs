@@ -9,4 +9,6 @@
     reason = "tests that live in a library: to panic is to fail"
 )]
 
+pub mod guest;
+pub mod sector;
 pub mod storage;

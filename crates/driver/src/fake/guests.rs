@@ -1,0 +1,377 @@
+//! Guests without machines: a driver whose processes are entries of a map.
+
+use super::machines::{FakeMachines, Process, World, no_migration};
+use crate::fence::Registration;
+use crate::guest::{
+    GuestDriver, GuestError, GuestEvent, GuestProcess, Launch, MigrationPhase, MigrationProgress,
+    ResolvedVolume, RunState,
+};
+use async_trait::async_trait;
+use std::path::{Path, PathBuf};
+use std::sync::MutexGuard;
+use std::time::Duration;
+use stead_model::{Epoch, Vmid};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::broadcast;
+
+/// What a fake guest's migration sends.
+const RAM: u64 = 1 << 20;
+
+/// The driver of one fake node. Migrations go through real sockets below its folder, so that what lies between
+/// two nodes is tested too; a disk is *broken* when its path ends in `broken`.
+#[derive(Debug, Clone)]
+pub struct FakeGuests {
+    machines: FakeMachines,
+    node: String,
+    folder: PathBuf,
+}
+
+type Answer<T> = Result<T, GuestError>;
+
+impl FakeGuests {
+    /// The driver of `node`; sockets lie in `folder`, whose path must be short.
+    pub fn new(machines: &FakeMachines, node: &str, folder: &Path) -> Self {
+        Self { machines: machines.clone(), node: node.to_owned(), folder: folder.to_owned() }
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.machines.world()
+    }
+
+    /// Changes or reads a guest's process.
+    fn with<T>(&self, vmid: Vmid, f: impl FnOnce(&mut Process) -> T) -> Answer<T> {
+        let mut world = self.world();
+        world.node(&self.node).guests.get_mut(&vmid).map(f).ok_or(GuestError::NotRunning(vmid))
+    }
+
+    fn enter(&self, vmid: Vmid, state: RunState) {
+        self.world().enter(&self.node, vmid, state);
+    }
+
+    fn inlet(&self, vmid: Vmid) -> PathBuf {
+        self.folder.join(format!("{}-{vmid}.mig", self.node))
+    }
+
+    fn registration(&self, vmid: Vmid, epoch: Epoch) -> Registration {
+        let path = |what: &str| self.folder.join(format!("{}-{vmid}.{what}", self.node));
+        Registration { vmid, epoch, cgroup: None, monitor: path("fence"), pidfile: path("pid") }
+    }
+
+    /// Ends the process and removes what it left.
+    fn end(&self, vmid: Vmid, clean: bool) -> Answer<()> {
+        let _ = std::fs::remove_file(self.inlet(vmid));
+        if self.world().end(&self.node, vmid, clean) { Ok(()) } else { Err(GuestError::NotRunning(vmid)) }
+    }
+
+    /// Waits for the source's state, takes it, and says so.
+    fn listen(&self, vmid: Vmid) -> std::io::Result<tokio::task::AbortHandle> {
+        let path = self.inlet(vmid);
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path)?;
+        let me = self.clone();
+        let task = tokio::spawn(async move {
+            let taken = async {
+                let (mut stream, _) = listener.accept().await?;
+                let mut left = RAM;
+                let mut part = vec![0; 64 << 10];
+                while left > 0 {
+                    let n = stream.read(&mut part).await?;
+                    if n == 0 {
+                        return Err(std::io::ErrorKind::UnexpectedEof.into());
+                    }
+                    left = left.saturating_sub(n as u64);
+                }
+                me.enter(vmid, RunState::Postmigrate);
+                stream.write_all(b"1").await
+            };
+            if taken.await.is_err() {
+                // As QEMU does: a copy whose source is gone ends. A task must not abort itself by its end.
+                let _ = me.with(vmid, |p| p.listening = None);
+                let _ = me.end(vmid, false);
+            }
+        });
+        Ok(task.abort_handle())
+    }
+
+    /// Sends a guest's state; the source stands still before the last part.
+    async fn send(&self, vmid: Vmid, to: PathBuf, rate: Option<u64>) -> std::io::Result<()> {
+        let mut stream = UnixStream::connect(to).await?;
+        let part = vec![0; 4 << 10];
+        let pause =
+            rate.map(|r| Duration::from_secs_f64(4096.0 / f64::from(u32::try_from(r).unwrap_or(u32::MAX))));
+        for sent in (0..RAM).step_by(part.len()) {
+            if sent + part.len() as u64 == RAM {
+                self.enter(vmid, RunState::Paused);
+                self.progress(vmid, |p| p.phase = MigrationPhase::Switchover);
+            }
+            stream.write_all(&part).await?;
+            if let Some(pause) = pause {
+                tokio::time::sleep(pause).await;
+            }
+            self.progress(vmid, |p| {
+                p.transferred = sent + part.len() as u64;
+                p.remaining = RAM - p.transferred;
+            });
+        }
+        let mut taken = [0];
+        stream.read_exact(&mut taken).await?;
+        Ok(())
+    }
+
+    fn progress(&self, vmid: Vmid, change: impl FnOnce(&mut MigrationProgress)) {
+        let _ = self.with(vmid, |p| p.migration.send_modify(change));
+    }
+
+    /// Ends a migration and returns the source to what it was.
+    fn conclude(&self, vmid: Vmid, phase: MigrationPhase, error: Option<String>) {
+        match phase {
+            MigrationPhase::Completed => self.enter(vmid, RunState::Postmigrate),
+            _ => self.enter(vmid, RunState::Running),
+        }
+        let _ = self.with(vmid, |p| p.sending = None);
+        self.progress(vmid, |p| {
+            p.phase = phase;
+            p.error = error;
+        });
+    }
+
+    fn report(&self, p: &Process) -> GuestProcess {
+        let incoming = p.launch.incoming.as_ref();
+        GuestProcess {
+            vmid: p.launch.vmid,
+            epoch: p.launch.epoch,
+            pid: p.pid,
+            state: p.state,
+            uptime: 0,
+            cpu: 0.0,
+            mem: RAM,
+            net_in: 0,
+            net_out: 0,
+            disk_read: 0,
+            disk_write: 0,
+            machine: incoming.map_or_else(|| "fake-1.0".to_owned(), |i| i.machine.clone()),
+            accel: incoming.map_or_else(|| "tcg".to_owned(), |i| i.accel.clone()),
+            version: "1.0.0".to_owned(),
+        }
+    }
+
+    fn refused<T>(vmid: Vmid, what: &'static str, why: &str) -> Answer<T> {
+        Err(GuestError::Refused { what, vmid, why: why.to_owned() })
+    }
+}
+
+#[async_trait]
+impl GuestDriver for FakeGuests {
+    async fn adopt(&self) -> Vec<GuestProcess> {
+        self.list().await
+    }
+
+    async fn prepare(&self, vmid: Vmid, epoch: Epoch) -> Answer<Registration> {
+        if let Some(process) = self.world().node(&self.node).guests.get_mut(&vmid) {
+            let now = process.launch.epoch;
+            if epoch != now && epoch != now.next() {
+                return Err(GuestError::Running(vmid));
+            }
+            process.launch.epoch = epoch;
+        }
+        Ok(self.registration(vmid, epoch))
+    }
+
+    async fn launch(&self, launch: Launch) -> Answer<GuestProcess> {
+        let vmid = launch.vmid;
+        let failed = |why: String| GuestError::Launch { vmid, why };
+        let waits = launch.incoming.is_some();
+        {
+            let mut world = self.world();
+            let pid = world.fresh_pid();
+            let node = world.node(&self.node);
+            if node.guests.contains_key(&vmid) {
+                return Err(GuestError::Running(vmid));
+            }
+            if let Some(why) = &node.refuse {
+                return Err(failed(why.clone()));
+            }
+            if let Some(volume) = launch.volumes.iter().find(|v| v.path.ends_with("broken")) {
+                return Err(failed(format!("could not open '{}'", volume.path.display())));
+            }
+            let state = if waits { RunState::Inmigrate } else { RunState::Prelaunch };
+            let process = Process {
+                launch,
+                pid,
+                state,
+                ran: false,
+                migration: no_migration(),
+                sending: None,
+                listening: None,
+            };
+            node.guests.insert(vmid, process);
+        }
+        if waits {
+            match self.listen(vmid) {
+                Ok(task) => self.with(vmid, |p| p.listening = Some(task))?,
+                Err(e) => {
+                    self.end(vmid, false)?;
+                    return Err(failed(e.to_string()));
+                }
+            }
+        }
+        self.with(vmid, |p| self.report(p))
+    }
+
+    async fn describe(&self, launch: &Launch) -> Answer<Vec<String>> {
+        Ok(vec!["fake".to_owned(), launch.vmid.to_string()])
+    }
+
+    async fn list(&self) -> Vec<GuestProcess> {
+        self.world().node(&self.node).guests.values().map(|p| self.report(p)).collect()
+    }
+
+    async fn state(&self, vmid: Vmid) -> Option<GuestProcess> {
+        self.with(vmid, |p| self.report(p)).ok()
+    }
+
+    fn events(&self) -> broadcast::Receiver<GuestEvent> {
+        self.world().node(&self.node).events.subscribe()
+    }
+
+    async fn resume(&self, vmid: Vmid) -> Answer<()> {
+        if self.with(vmid, |p| p.state)? == RunState::Inmigrate {
+            return Self::refused(vmid, "continue", "it has not received all of its state yet");
+        }
+        self.enter(vmid, RunState::Running);
+        Ok(())
+    }
+
+    async fn pause(&self, vmid: Vmid) -> Answer<()> {
+        self.with(vmid, |_| ())?;
+        self.enter(vmid, RunState::Paused);
+        Ok(())
+    }
+
+    async fn reset(&self, vmid: Vmid) -> Answer<()> {
+        self.with(vmid, |_| ())
+    }
+
+    async fn shutdown(&self, vmid: Vmid, timeout: Duration) -> Answer<()> {
+        if self.with(vmid, |p| p.state)? == RunState::Running {
+            return self.end(vmid, true);
+        }
+        tokio::time::sleep(timeout).await;
+        Err(GuestError::TimedOut { what: "the shutdown", vmid, seconds: timeout.as_secs() })
+    }
+
+    async fn reboot(&self, vmid: Vmid, timeout: Duration) -> Answer<()> {
+        if self.with(vmid, |p| p.state)? == RunState::Running {
+            return Ok(());
+        }
+        tokio::time::sleep(timeout).await;
+        Err(GuestError::TimedOut { what: "the restart", vmid, seconds: timeout.as_secs() })
+    }
+
+    async fn stop(&self, vmid: Vmid) -> Answer<()> {
+        self.end(vmid, true)
+    }
+
+    async fn kill(&self, vmid: Vmid) -> Answer<()> {
+        self.end(vmid, false)
+    }
+
+    async fn migration_inlet(&self, vmid: Vmid) -> Answer<PathBuf> {
+        if self.with(vmid, |p| p.state)? != RunState::Inmigrate {
+            return Self::refused(vmid, "migrate into", "it does not wait for a migration");
+        }
+        Ok(self.inlet(vmid))
+    }
+
+    async fn migrate(&self, vmid: Vmid, to: PathBuf, bytes_per_second: Option<u64>) -> Answer<()> {
+        if self.with(vmid, |p| p.sending.is_some())? {
+            return Self::refused(vmid, "migrate", "a migration is under way");
+        }
+        self.progress(vmid, |p| {
+            *p = MigrationProgress {
+                phase: MigrationPhase::Active,
+                total: RAM,
+                remaining: RAM,
+                ..MigrationProgress::default()
+            };
+        });
+        let me = self.clone();
+        let task = tokio::spawn(async move {
+            match me.send(vmid, to, bytes_per_second).await {
+                Ok(()) => me.conclude(vmid, MigrationPhase::Completed, None),
+                Err(e) => me.conclude(vmid, MigrationPhase::Failed, Some(e.to_string())),
+            }
+        });
+        let handle = task.abort_handle();
+        // It may have come to its end already.
+        self.with(vmid, |p| {
+            p.sending = (!p.migration.borrow().phase.is_terminal()).then_some(handle);
+        })
+    }
+
+    async fn migration(&self, vmid: Vmid) -> Answer<MigrationProgress> {
+        self.with(vmid, |p| p.migration.borrow().clone())
+    }
+
+    async fn migration_changed(&self, vmid: Vmid, seen: MigrationPhase) -> Answer<MigrationProgress> {
+        let mut progress = self.with(vmid, |p| p.migration.subscribe())?;
+        let differs = progress.wait_for(|p| p.phase != seen);
+        let _ = tokio::time::timeout(Duration::from_secs(1), differs).await;
+        self.migration(vmid).await
+    }
+
+    async fn cancel_migration(&self, vmid: Vmid) -> Answer<MigrationProgress> {
+        if let Some(task) = self.with(vmid, |p| p.sending.take())? {
+            task.abort();
+            self.conclude(vmid, MigrationPhase::Cancelled, None);
+        }
+        self.migration(vmid).await
+    }
+
+    async fn resize_disk(&self, vmid: Vmid, device: &str, size: u64) -> Answer<()> {
+        let known = self.with(vmid, |p| p.launch.config.contains(&format!("{device}:")))?;
+        if known && size > 0 {
+            Ok(())
+        } else {
+            Self::refused(vmid, "resize a disk of", "there is no such disk")
+        }
+    }
+
+    async fn change_medium(&self, vmid: Vmid, device: &str, medium: Option<ResolvedVolume>) -> Answer<()> {
+        self.with(vmid, |p| {
+            if !p.launch.config.contains(&format!("{device}:")) {
+                return Self::refused(vmid, "change a medium of", "there is no such drive");
+            }
+            p.launch.volumes.extend(medium);
+            Ok(())
+        })?
+    }
+
+    async fn monitor(&self, vmid: Vmid, line: &str) -> Answer<String> {
+        self.with(vmid, |p| format!("{line}: {:?}\r\n", p.state))
+    }
+
+    async fn screen(&self, vmid: Vmid, password: &str) -> Answer<UnixStream> {
+        self.with(vmid, |_| ())?;
+        greeting(vmid, format!("RFB 003.008\n{password}"))
+    }
+
+    async fn terminal(&self, vmid: Vmid, port: &str) -> Answer<UnixStream> {
+        self.with(vmid, |_| ())?;
+        greeting(vmid, format!("{port}\r\n"))
+    }
+}
+
+/// A connection whose other side says one thing and then returns what it hears.
+fn greeting(vmid: Vmid, words: String) -> Answer<UnixStream> {
+    let failed = |e: std::io::Error| GuestError::Refused { what: "connect to", vmid, why: e.to_string() };
+    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+    tokio::spawn(async move {
+        let (mut read, mut write) = theirs.into_split();
+        if write.write_all(words.as_bytes()).await.is_ok() {
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+        }
+    });
+    Ok(ours)
+}

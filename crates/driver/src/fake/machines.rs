@@ -1,0 +1,136 @@
+//! The machines below [`super::FakeGuests`]: what stays when a daemon ends.
+
+use crate::guest::{GuestEvent, Launch, MigrationPhase, MigrationProgress, RunState};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use stead_model::Vmid;
+use tokio::sync::{broadcast, watch};
+
+/// A guest's process on a fake node.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub launch: Launch,
+    pub pid: u32,
+    pub state: RunState,
+    pub ran: bool,
+    pub migration: watch::Sender<MigrationProgress>,
+    pub sending: Option<tokio::task::AbortHandle>,
+    pub listening: Option<tokio::task::AbortHandle>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        for task in [&self.sending, &self.listening].into_iter().flatten() {
+            task.abort();
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub guests: BTreeMap<Vmid, Process>,
+    pub events: broadcast::Sender<GuestEvent>,
+    pub refuse: Option<String>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct World {
+    pub nodes: BTreeMap<String, Node>,
+    ticks: BTreeMap<Vmid, u64>,
+    pids: u32,
+}
+
+impl World {
+    pub fn node(&mut self, name: &str) -> &mut Node {
+        self.nodes.entry(name.to_owned()).or_insert_with(|| Node {
+            guests: BTreeMap::new(),
+            events: broadcast::channel(256).0,
+            refuse: None,
+        })
+    }
+
+    pub fn fresh_pid(&mut self) -> u32 {
+        self.pids += 1;
+        // Above what any kernel gives out.
+        (1 << 23) + self.pids
+    }
+
+    /// Changes a guest's state and tells of it.
+    pub fn enter(&mut self, name: &str, vmid: Vmid, state: RunState) {
+        let node = self.node(name);
+        let Some(process) = node.guests.get_mut(&vmid) else { return };
+        if process.state != state {
+            process.state = state;
+            process.ran |= state == RunState::Running;
+            let _ = node.events.send(GuestEvent::State { vmid, state });
+        }
+    }
+
+    /// Ends a guest's process and tells of it.
+    pub fn end(&mut self, name: &str, vmid: Vmid, clean: bool) -> bool {
+        let node = self.node(name);
+        let Some(process) = node.guests.remove(&vmid) else { return false };
+        let _ = node.events.send(GuestEvent::Gone { vmid, epoch: process.launch.epoch, clean });
+        true
+    }
+}
+
+/// Nodes without hardware, shared by the drivers of a test. A guest ticks each time that someone looks, while a
+/// copy of it runs anywhere.
+#[derive(Debug, Clone, Default)]
+pub struct FakeMachines(Arc<Mutex<World>>);
+
+impl FakeMachines {
+    pub(super) fn world(&self) -> MutexGuard<'_, World> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often the guest has ticked.
+    pub fn ticks(&self, vmid: Vmid) -> u64 {
+        let running = !self.running(vmid).is_empty();
+        let mut world = self.world();
+        let ticks = world.ticks.entry(vmid).or_default();
+        *ticks += u64::from(running);
+        *ticks
+    }
+
+    /// The nodes on which a copy of the guest runs: more than one is what must never be.
+    pub fn running(&self, vmid: Vmid) -> Vec<String> {
+        let world = self.world();
+        let runs = |node: &&String| {
+            let process = world.nodes.get(*node).and_then(|n| n.guests.get(&vmid));
+            process.is_some_and(|p| p.state == RunState::Running)
+        };
+        world.nodes.keys().filter(runs).cloned().collect()
+    }
+
+    /// The state of the guest's process on a node.
+    pub fn state(&self, node: &str, vmid: Vmid) -> Option<RunState> {
+        self.world().node(node).guests.get(&vmid).map(|p| p.state)
+    }
+
+    /// Ends the guest's process on a node as an accident does. Returns whether there was one.
+    pub fn crash(&self, node: &str, vmid: Vmid) -> bool {
+        self.world().end(node, vmid, false)
+    }
+
+    /// Ends all that runs on a node without telling anybody.
+    pub fn power_off(&self, node: &str) {
+        self.world().node(node).guests.clear();
+    }
+
+    /// Sets a guest's state by hand, as the fence process or an accident would.
+    pub fn set_state(&self, node: &str, vmid: Vmid, state: RunState) {
+        self.world().enter(node, vmid, state);
+    }
+
+    /// Makes launches on a node fail, or (with none) work again.
+    pub fn refuse_launches(&self, node: &str, why: Option<&str>) {
+        self.world().node(node).refuse = why.map(str::to_owned);
+    }
+}
+
+/// A migration that has not begun.
+pub(super) fn no_migration() -> watch::Sender<MigrationProgress> {
+    watch::channel(MigrationProgress { phase: MigrationPhase::None, ..MigrationProgress::default() }).0
+}
