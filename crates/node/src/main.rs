@@ -112,7 +112,7 @@ async fn run(args: Args) -> Result<bool> {
         tasks: tasks.clone(),
         guests,
         fence: Arc::new(fence),
-        storage_types: vec![Arc::new(stead_storage::DirType)],
+        storage_types: vec![Arc::new(stead_ops::kept_open::KeptOpen::new(stead_storage::DirType))],
         peers: Arc::new(Link(peers.clone())),
         status: stead_ops::status::ClusterStatus::default(),
         events: stead_ops::events::Events::new(unix_ms),

@@ -14,6 +14,7 @@ pub mod events;
 pub mod guest;
 pub mod ha;
 pub mod join;
+pub mod kept_open;
 pub mod peers;
 pub mod report;
 pub mod status;
