@@ -30,7 +30,7 @@ export async function callWhole<E extends Endpoint>(
   params: ParamsOf<E>,
   signal?: AbortSignal,
 ): Promise<Envelope<AnswerOf<E>>> {
-  const { method, url, body } = prepare(endpoint, params)
+  const { method, url, body } = prepare(endpoint, params as object)
   const request = `${method} ${url}`
   const response = await send(request, url, {
     method,

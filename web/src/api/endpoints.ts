@@ -1,5 +1,9 @@
-/** Which endpoints the console calls, with what, and what they answer. */
+/**
+ * Which endpoints the console calls. What they take comes from the API's document (`schema.d.ts`); what they answer is
+ * told here, since the document leaves most answers open.
+ */
 
+import type { paths } from './schema'
 import type {
   ClusterStatusEntry,
   HaStatusEntry,
@@ -17,41 +21,52 @@ import type {
   VncProxy,
 } from './types'
 
-type Nothing = Record<never, never>
-type AtNode = { node: string }
-type AtVm = { node: string; vmid: number }
+/** A task's id. */
 type Upid = string
 
-export interface Endpoints {
-  'GET /version': { params: Nothing; answer: Version }
-  'GET /access/domains': { params: Nothing; answer: Realm[] }
-  'POST /access/ticket': { params: { username: string; password: string }; answer: Ticket }
-  'GET /cluster/status': { params: Nothing; answer: ClusterStatusEntry[] }
-  'GET /cluster/ha/status/current': { params: Nothing; answer: HaStatusEntry[] }
-  'GET /cluster/resources': { params: Nothing; answer: Resource[] }
-  'GET /cluster/tasks': { params: Nothing; answer: Task[] }
-  'GET /nodes/{node}/status': { params: AtNode; answer: NodeStatus }
-  'GET /nodes/{node}/tasks': {
-    params: AtNode & { vmid?: number; limit?: number; source?: string }
-    answer: Task[]
-  }
-  'GET /nodes/{node}/tasks/{upid}/status': { params: AtNode & { upid: Upid }; answer: TaskStatus }
-  'GET /nodes/{node}/tasks/{upid}/log': {
-    params: AtNode & { upid: Upid; start: number; limit: number }
-    answer: LogLine[]
-  }
-  'DELETE /nodes/{node}/tasks/{upid}': { params: AtNode & { upid: Upid }; answer: null }
-  'GET /nodes/{node}/qemu/{vmid}/status/current': { params: AtVm; answer: VmStatus }
-  'GET /nodes/{node}/qemu/{vmid}/pending': { params: AtVm; answer: PendingEntry[] }
-  'GET /nodes/{node}/qemu/{vmid}/migrate': { params: AtVm; answer: MigratePreconditions }
-  'POST /nodes/{node}/qemu/{vmid}/migrate': { params: AtVm & { target: string; online?: 1 }; answer: Upid }
-  'POST /nodes/{node}/qemu/{vmid}/status/start': { params: AtVm; answer: Upid }
-  'POST /nodes/{node}/qemu/{vmid}/status/shutdown': { params: AtVm; answer: Upid }
-  'POST /nodes/{node}/qemu/{vmid}/status/stop': { params: AtVm; answer: Upid }
-  'POST /nodes/{node}/qemu/{vmid}/status/reboot': { params: AtVm; answer: Upid }
-  'POST /nodes/{node}/qemu/{vmid}/vncproxy': { params: AtVm & { websocket: 1 }; answer: VncProxy }
+interface Answers {
+  'GET /version': Version
+  'GET /access/domains': Realm[]
+  'POST /access/ticket': Ticket
+  'GET /cluster/status': ClusterStatusEntry[]
+  'GET /cluster/ha/status/current': HaStatusEntry[]
+  'GET /cluster/resources': Resource[]
+  'GET /cluster/tasks': Task[]
+  'GET /nodes/{node}/status': NodeStatus
+  'GET /nodes/{node}/tasks': Task[]
+  'GET /nodes/{node}/tasks/{upid}/status': TaskStatus
+  'GET /nodes/{node}/tasks/{upid}/log': LogLine[]
+  'DELETE /nodes/{node}/tasks/{upid}': null
+  'GET /nodes/{node}/qemu/{vmid}/status/current': VmStatus
+  'GET /nodes/{node}/qemu/{vmid}/pending': PendingEntry[]
+  'GET /nodes/{node}/qemu/{vmid}/migrate': MigratePreconditions
+  'POST /nodes/{node}/qemu/{vmid}/migrate': Upid
+  'POST /nodes/{node}/qemu/{vmid}/status/start': Upid
+  'POST /nodes/{node}/qemu/{vmid}/status/shutdown': Upid
+  'POST /nodes/{node}/qemu/{vmid}/status/stop': Upid
+  'POST /nodes/{node}/qemu/{vmid}/status/reboot': Upid
+  'POST /nodes/{node}/qemu/{vmid}/vncproxy': VncProxy
 }
 
-export type Endpoint = keyof Endpoints
-export type ParamsOf<E extends Endpoint> = Endpoints[E]['params']
-export type AnswerOf<E extends Endpoint> = Endpoints[E]['answer']
+export type Endpoint = keyof Answers
+export type AnswerOf<E extends Endpoint> = Answers[E]
+
+/** The operation in the document; what is not there does not compile. */
+type Operation<E extends Endpoint> = E extends `${infer M} ${infer P extends keyof paths & string}`
+  ? paths[P][Lowercase<M> & keyof paths[P]]
+  : never
+
+type Part<O, K extends 'path' | 'query'> = O extends { parameters: { [k in K]?: infer V } }
+  ? [V] extends [undefined]
+    ? unknown
+    : Exclude<V, undefined>
+  : unknown
+
+type Body<O> = O extends { requestBody?: { content: { 'application/x-www-form-urlencoded': infer B } } }
+  ? B
+  : unknown
+
+/** Everything the endpoint takes, wherever it travels. */
+export type ParamsOf<E extends Endpoint> = Part<Operation<E>, 'path'> &
+  Part<Operation<E>, 'query'> &
+  Body<Operation<E>>

@@ -20,10 +20,11 @@ test('the rest of a change goes into its body, of a DELETE into the query', () =
     node: 'n1',
     vmid: 100,
     target: 'n2',
-    online: undefined,
+    online: true,
+    bwlimit: undefined,
   })
   expect(post.url).toBe('/api2/json/nodes/n1/qemu/100/migrate')
-  expect(post.body?.toString()).toBe('target=n2')
+  expect(post.body?.toString()).toBe('target=n2&online=1')
   expect(prepare('DELETE /storage/{storage}', { storage: 's', force: 1 }).url).toBe(
     '/api2/json/storage/s?force=1',
   )

@@ -10,23 +10,29 @@ export interface Prepared {
 }
 
 /** Names in the endpoint's path are taken from `params`; the rest goes into the query, or into the body of a change. */
-export function prepare(endpoint: string, params: Record<string, unknown>): Prepared {
+export function prepare(endpoint: string, params: object): Prepared {
+  const given = new Map<string, unknown>(Object.entries(params))
   const space = endpoint.indexOf(' ')
   const method = endpoint.slice(0, space)
   const used = new Set<string>()
   const path = endpoint.slice(space + 1).replace(/\{(\w+)\}/g, (_, name: string) => {
-    const value = params[name]
+    const value = given.get(name)
     if (value === undefined) throw new Error(`${endpoint}: ${name} is missing`)
     used.add(name)
     return encodeURIComponent(String(value))
   })
   const rest = new URLSearchParams()
-  for (const [name, value] of Object.entries(params)) {
-    if (!used.has(name) && value !== undefined) rest.append(name, String(value))
+  for (const [name, value] of given) {
+    if (!used.has(name) && value !== undefined) rest.append(name, shown(value))
   }
   if (method === 'POST' || method === 'PUT') return { method, url: API + path, body: rest }
   const query = rest.toString()
   return { method, url: API + path + (query ? `?${query}` : '') }
+}
+
+/** Booleans travel as 0 and 1. */
+function shown(value: unknown): string {
+  return typeof value === 'boolean' ? String(Number(value)) : String(value)
 }
 
 /** The address of a guest's screen on this node's websocket. */

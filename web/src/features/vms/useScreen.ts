@@ -71,7 +71,7 @@ async function connect(
   vmid: number,
   signal: AbortSignal,
 ): Promise<RFB | null> {
-  const proxy = await call('POST /nodes/{node}/qemu/{vmid}/vncproxy', { node, vmid, websocket: 1 }, signal)
+  const proxy = await call('POST /nodes/{node}/qemu/{vmid}/vncproxy', { node, vmid, websocket: true }, signal)
   if (signal.aborted || !target.current) return null
   const rfb = new RFB(target.current, screenUrl(location.origin, { node, vmid }, proxy), {
     credentials: { password: (proxy.password ?? proxy.ticket).slice(0, PASSWORD_LENGTH) },

@@ -53,7 +53,7 @@ function send({ action, node, vmid, target = '', online = false }: VmCommand): P
       return call('POST /nodes/{node}/qemu/{vmid}/migrate', {
         ...at,
         target,
-        ...(online ? { online: 1 } : {}),
+        online,
       })
   }
 }

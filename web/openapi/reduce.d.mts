@@ -1,0 +1,2 @@
+export function reducedDocument(): object
+export function fingerprint(document: object): string
