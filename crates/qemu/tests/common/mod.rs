@@ -1,0 +1,129 @@
+//! Two nodes on one machine, with a folder that both see.
+
+use async_trait::async_trait;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use stead_driver::guest::{GuestDriver, GuestProcess, Launch, ResolvedVolume};
+use stead_driver::suite::guest::GuestHarness;
+use stead_driver::suite::sector;
+use stead_model::{Epoch, Vmid};
+use stead_qemu::{QemuDriver, QemuOptions};
+
+/// The nodes.
+pub struct Machines {
+    pub folder: tempfile::TempDir,
+    cgroups: [Option<PathBuf>; 2],
+}
+
+impl Machines {
+    pub async fn new() -> Self {
+        // Short, since sockets lie below.
+        let folder = tempfile::Builder::new().prefix("sq").tempdir_in("/tmp").unwrap();
+        let tag = folder.path().file_name().unwrap().to_str().unwrap().to_owned();
+        let cgroups = [0, 1].map(|node| stead_qemu::find_cgroup_root(&format!("{tag}-{node}")));
+        Self { folder, cgroups }
+    }
+
+    pub fn options(&self, node: usize) -> QemuOptions {
+        let run_dir = self.folder.path().join(node.to_string());
+        QemuOptions { cgroup_root: self.cgroups[node].clone(), ..QemuOptions::new(run_dir) }
+    }
+
+    pub fn disk(&self, vmid: Vmid) -> PathBuf {
+        self.folder.path().join(format!("{vmid}.raw"))
+    }
+}
+
+/// The guests' processes of a run directory, by their command lines.
+pub fn processes(run_dir: &Path) -> Vec<u32> {
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    let run_dir = run_dir.to_str().unwrap();
+    let ours = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).split('\0').any(|w| w.starts_with(run_dir) && w.ends_with("/pid"))
+    };
+    pids.filter(ours).collect()
+}
+
+pub fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+impl Drop for Machines {
+    fn drop(&mut self) {
+        for node in ["0", "1"] {
+            processes(&self.folder.path().join(node)).into_iter().for_each(kill);
+        }
+        for root in self.cgroups.iter().flatten() {
+            // Killed guests leave their groups as they end; what is still in one is harmless and empty.
+            for group in std::fs::read_dir(root).into_iter().flatten().flatten() {
+                let until = std::time::Instant::now() + Duration::from_secs(5);
+                while std::fs::remove_dir(group.path()).is_err_and(|e| e.raw_os_error() == Some(16))
+                    && std::time::Instant::now() < until
+                {
+                    std::thread::yield_now();
+                }
+            }
+            let _ = std::fs::remove_dir(root);
+        }
+    }
+}
+
+pub const CONFIG: &str = "balloon: 0\nboot: order=virtio0\nmemory: 16\nserial0: socket\nvga: none\n\
+                          virtio0: shared:100/vm-100-disk-0.raw\n";
+
+#[async_trait]
+impl GuestHarness for Machines {
+    fn driver(&self, node: usize) -> Arc<dyn GuestDriver> {
+        Arc::new(QemuDriver::new(self.options(node)))
+    }
+
+    fn launch(&self, vmid: Vmid, epoch: Epoch) -> Launch {
+        let path = self.disk(vmid);
+        if !path.exists() {
+            std::fs::write(&path, sector::disk()).unwrap();
+        }
+        let volume =
+            ResolvedVolume { volume: "shared:100/vm-100-disk-0.raw".into(), path, format: "raw".into() };
+        Launch { vmid, epoch, config: CONFIG.into(), volumes: vec![volume], incoming: None }
+    }
+
+    fn broken(&self, vmid: Vmid) -> Launch {
+        let mut launch = self.launch(vmid, Epoch(1));
+        launch.volumes[0].path = "/nowhere/disk.raw".into();
+        launch
+    }
+
+    fn ticks(&self, vmid: Vmid) -> u64 {
+        sector::ticks(&self.disk(vmid))
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_millis(300)
+    }
+
+    async fn crash(&self, _node: usize, process: &GuestProcess) {
+        kill(process.pid);
+        // Its end, also where nobody watches: it is a child of this process.
+        while std::fs::read_to_string(format!("/proc/{}/stat", process.pid))
+            .is_ok_and(|s| !s.contains(") Z "))
+        {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn traces(&self, node: usize, vmid: Vmid) -> Vec<String> {
+        let dir = self.options(node).run_dir;
+        let mut all: Vec<String> = processes(&dir).iter().map(|pid| format!("process {pid}")).collect();
+        let group = self.cgroups[node].as_ref().map(|root| root.join(vmid.to_string()));
+        for path in [Some(dir.join(vmid.to_string())), group].into_iter().flatten() {
+            if path.exists() {
+                all.push(path.display().to_string());
+            }
+        }
+        all
+    }
+}
