@@ -1,0 +1,374 @@
+//! What only QEMU guests have: screens, terminals, frozen groups, locks, many devices.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod common;
+
+use common::{CONFIG, Machines, kill, processes};
+use std::path::Path;
+use std::time::Duration;
+use stead_driver::guest::{GuestDriver, GuestError, GuestEvent, Incoming, Launch, ResolvedVolume, RunState};
+use stead_driver::suite::guest::GuestHarness;
+use stead_driver::suite::sector;
+use stead_model::{Epoch, Vmid};
+use stead_qemu::{Accel, Bridges, Forward, QemuDriver, QemuOptions};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+fn vmid(n: u32) -> Vmid {
+    Vmid::new(n).unwrap()
+}
+
+async fn start(h: &Machines, driver: &QemuDriver, launch: Launch) {
+    let id = launch.vmid;
+    driver.prepare(id, launch.epoch).await.unwrap();
+    driver.launch(launch).await.unwrap();
+    driver.resume(id).await.unwrap();
+    ticking(h, id).await;
+}
+
+async fn ticking(h: &Machines, id: Vmid) {
+    let before = h.ticks(id);
+    let again = async {
+        while h.ticks(id) <= before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), again).await.expect("the guest does not tick");
+}
+
+fn skip(why: &str) {
+    assert!(std::env::var_os("STEAD_STRICT").is_none(), "STEAD_STRICT is set, and {why}");
+    println!("SKIPPED: {why}");
+}
+
+#[tokio::test]
+async fn screen_terminal_and_monitor() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let id = vmid(100);
+    let mut launch = h.launch(id, Epoch(1));
+    launch.config = launch.config.replace("vga: none", "vga: std");
+    start(&h, &driver, launch).await;
+    let mut terminal = driver.terminal(id, "serial0").await.unwrap();
+    assert_eq!(
+        tokio::time::timeout(Duration::from_secs(10), terminal.read_u8()).await.unwrap().unwrap(),
+        b't'
+    );
+    assert!(driver.terminal(id, "serial1").await.is_err());
+    assert!(driver.terminal(id, "../100/qmp").await.is_err());
+
+    let mut screen = driver.screen(id, "secret12").await.unwrap();
+    let mut hello = [0; 12];
+    screen.read_exact(&mut hello).await.unwrap();
+    assert_eq!(&hello, b"RFB 003.008\n");
+    screen.write_all(&hello).await.unwrap();
+    let (count, kind) = (screen.read_u8().await.unwrap(), screen.read_u8().await.unwrap());
+    assert_eq!((count, kind), (1, 2), "a password is asked for");
+    assert!(driver.screen(id, "longer than eight").await.is_err());
+
+    let text = driver.monitor(id, "info status").await.unwrap();
+    assert!(text.contains("running"), "{text}");
+    let process = driver.state(id).await.unwrap();
+    assert!(process.mem > 1 << 20 && process.disk_write > 0 && process.disk_read > 0, "{process:?}");
+    driver.kill(id).await.unwrap();
+}
+
+#[tokio::test]
+async fn disks_grow_and_media_change_while_it_runs() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let id = vmid(100);
+    let mut launch = h.launch(id, Epoch(1));
+    launch.config.push_str("ide2: none,media=cdrom\n");
+    start(&h, &driver, launch).await;
+    driver.resize_disk(id, "virtio0", 3 << 20).await.unwrap();
+    assert_eq!(std::fs::metadata(h.disk(id)).unwrap().len(), 3 << 20);
+    assert!(driver.resize_disk(id, "virtio1", 3 << 20).await.is_err());
+
+    let medium = |name: &str| {
+        let path = h.folder.path().join(name);
+        std::fs::write(&path, vec![0; 4096]).unwrap();
+        ResolvedVolume { volume: format!("local:iso/{name}"), path, format: "raw".into() }
+    };
+    for name in ["a.iso", "b.iso"] {
+        driver.change_medium(id, "ide2", Some(medium(name))).await.unwrap();
+        let shown = driver.monitor(id, "info block").await.unwrap();
+        assert!(shown.contains(name), "{shown}");
+    }
+    let missing = ResolvedVolume { path: "/nowhere.iso".into(), ..medium("c.iso") };
+    assert!(driver.change_medium(id, "ide2", Some(missing)).await.is_err());
+    driver.change_medium(id, "ide2", None).await.unwrap();
+    let shown = driver.monitor(id, "info block").await.unwrap();
+    assert!(shown.contains("ide2") && !shown.contains(".iso"), "{shown}");
+    assert!(driver.change_medium(id, "virtio0", None).await.is_err(), "a disk is no drive");
+    ticking(&h, id).await;
+    driver.stop(id).await.unwrap();
+}
+
+/// Freezes a guest as the fence process does.
+fn freeze(group: &Path) {
+    if group.join("cgroup.freeze").exists() {
+        std::fs::write(group.join("cgroup.freeze"), "1").unwrap();
+        while !std::fs::read_to_string(group.join("cgroup.events")).unwrap().contains("frozen 1") {
+            std::thread::yield_now();
+        }
+    } else {
+        std::fs::write(group.join("freezer.state"), "FROZEN").unwrap();
+        while std::fs::read_to_string(group.join("freezer.state")).unwrap().trim() != "FROZEN" {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// A frozen guest reads as paused, takes no commands, is adopted, and dies without another tick.
+async fn frozen(h: &Machines, options: QemuOptions) {
+    let id = vmid(100);
+    let driver = QemuDriver::new(options.clone());
+    let registration = driver.prepare(id, Epoch(1)).await.unwrap();
+    start(h, &driver, h.launch(id, Epoch(1))).await;
+    let group = registration.cgroup.unwrap();
+    let pid = driver.state(id).await.unwrap().pid;
+    assert_eq!(std::fs::read_to_string(group.join("cgroup.procs")).unwrap().trim(), pid.to_string());
+    freeze(&group);
+    let before = h.ticks(id);
+    assert_eq!(driver.state(id).await.unwrap().state, RunState::Paused);
+    assert!(driver.resume(id).await.unwrap_err().to_string().contains("frozen"));
+    drop(driver);
+    let driver = QemuDriver::new(options);
+    let found = driver.adopt().await;
+    assert_eq!((found.len(), found[0].state), (1, RunState::Paused));
+    let mut events = driver.events();
+    driver.kill(id).await.unwrap();
+    assert_eq!(h.ticks(id), before, "it ran once more before it died");
+    assert_eq!(h.traces(0, id), Vec::<String>::new());
+    assert!(!group.exists());
+    let told =
+        async { while !matches!(events.recv().await.unwrap(), GuestEvent::Gone { clean: false, .. }) {} };
+    tokio::time::timeout(Duration::from_secs(1), told).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_frozen_group_dies_without_a_thaw() {
+    let h = Machines::new().await;
+    let options = h.options(0);
+    if options.cgroup_root.is_none() {
+        return skip("no cgroup can be made here");
+    }
+    frozen(&h, options).await;
+}
+
+#[tokio::test]
+async fn a_frozen_group_of_the_old_kind_dies_before_it_is_thawed() {
+    let h = Machines::new().await;
+    let tag = h.folder.path().file_name().unwrap().to_str().unwrap().to_owned();
+    let root = Path::new("/sys/fs/cgroup/freezer/stead").join(format!("{tag}-old"));
+    if std::fs::create_dir_all(&root).is_err() || !root.join("freezer.state").exists() {
+        return skip("there is no freezer of cgroups' first version here");
+    }
+    frozen(&h, QemuOptions { cgroup_root: Some(root.clone()), ..h.options(0) }).await;
+    assert!(!root.exists(), "the last guest's end removes the group above");
+}
+
+#[tokio::test]
+async fn a_stopped_process_without_a_group_reads_as_paused() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(QemuOptions { cgroup_root: None, ..h.options(0) });
+    let id = vmid(100);
+    assert_eq!(driver.prepare(id, Epoch(1)).await.unwrap().cgroup, None);
+    start(&h, &driver, h.launch(id, Epoch(1))).await;
+    let pid = driver.state(id).await.unwrap().pid;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    while driver.state(id).await.unwrap().state != RunState::Paused {
+        tokio::task::yield_now().await;
+    }
+    let before = h.ticks(id);
+    driver.stop(id).await.expect("it is killed at once");
+    assert_eq!(h.ticks(id), before);
+}
+
+#[tokio::test]
+async fn a_disk_is_opened_once_unless_its_guest_has_moved_on() {
+    let h = Machines::new().await;
+    let (a, b) = (QemuDriver::new(h.options(0)), QemuDriver::new(h.options(1)));
+    let id = vmid(100);
+    start(&h, &a, h.launch(id, Epoch(1))).await;
+    // The same ownership, or another guest with the same disk: the image's lock holds.
+    let mut other = h.launch(id, Epoch(5));
+    other.vmid = vmid(101);
+    for launch in [h.launch(id, Epoch(1)), other] {
+        b.prepare(launch.vmid, launch.epoch).await.unwrap();
+        match b.launch(launch).await {
+            Err(GuestError::Launch { why, .. }) => assert!(why.contains("lock"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(processes(&h.options(1).run_dir), Vec::<u32>::new());
+    }
+    // A later ownership: what still holds the lock is an old copy, frozen elsewhere.
+    a.pause(id).await.unwrap();
+    b.prepare(id, Epoch(2)).await.unwrap();
+    b.launch(h.launch(id, Epoch(2))).await.unwrap();
+    b.resume(id).await.unwrap();
+    ticking(&h, id).await;
+}
+
+#[tokio::test]
+async fn what_an_unfinished_launch_left_is_ended() {
+    let h = Machines::new().await;
+    let id = vmid(100);
+    let driver = QemuDriver::new(h.options(0));
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    driver.launch(h.launch(id, Epoch(1))).await.unwrap();
+    drop(driver);
+    // As if the daemon had died before it noted the process.
+    let meta = h.options(0).run_dir.join("100/meta.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&meta).unwrap()).unwrap();
+    record["process"] = serde_json::Value::Null;
+    std::fs::write(&meta, record.to_string()).unwrap();
+    let driver = QemuDriver::new(h.options(0));
+    assert_eq!(driver.adopt().await, []);
+    assert_eq!(h.traces(0, id), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_launch_that_nobody_waits_for_comes_to_its_end() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let id = vmid(100);
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    let limit = Duration::from_millis(5);
+    assert!(tokio::time::timeout(limit, driver.launch(h.launch(id, Epoch(1)))).await.is_err());
+    while driver.state(id).await.is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(driver.state(id).await.unwrap().state, RunState::Prelaunch);
+    driver.kill(id).await.unwrap();
+}
+
+/// QEMU takes every kind of device that the configuration can name.
+#[tokio::test]
+async fn all_devices_are_accepted() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let more = "agent: 1\nballoon: 32\ncores: 2\nname: all, of them\nnet0: virtio=BC:24:11:00:00:01,bridge=nosuchbr0,link_down=1\n\
+        net1: e1000=BC:24:11:00:00:02\nnet7: rtl8139=BC:24:11:00:00:03\nrng0: source=/dev/urandom\nserial1: socket\nide2: none,media=cdrom\n\
+        smbios1: uuid=1d0f2f9e-31c6-4f5a-9a77-0e5b9a5f7a10\nostype: win10\n";
+    let disks = "scsi0: shared:100/a.raw,ssd=1,serial=A%20B,discard=on\nscsi8: shared:100/b.qcow2,cache=writeback\n\
+        sata0: shared:100/c.raw,cache=unsafe,aio=threads\nide1: shared:100/d.raw,cache=directsync,aio=io_uring\n\
+        virtio8: shared:100/e.raw,iothread=1,ro=1,cache=writethrough\n";
+    for (n, (machine, scsihw, vga, cpu)) in [
+        ("pc", "virtio-scsi-single", "std", "x86-64-v3"),
+        ("q35", "virtio-scsi-pci", "virtio", "max"),
+        ("pc", "lsi", "cirrus", "kvm64"),
+        ("q35", "megasas", "vmware", "qemu64,flags=+aes"),
+        ("q35", "pvscsi", "serial1", "x86-64-v2"),
+        ("pc", "lsi53c810", "none", "Nehalem"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let id = vmid(200 + u32::try_from(n).unwrap());
+        let mut launch = h.launch(id, Epoch(1));
+        launch.config = format!(
+            "{more}{disks}boot: order=scsi0;ide2;net0\nmachine: {machine}\nmemory: 64\nscsihw: {scsihw}\nvga: {vga}\ncpu: {cpu}\nserial0: socket\n"
+        );
+        launch.volumes =
+            ["a.raw", "b.qcow2", "c.raw", "d.raw", "e.raw"].map(|name| volume(&h, name)).to_vec();
+        driver.prepare(id, Epoch(1)).await.unwrap();
+        let process =
+            driver.launch(launch).await.unwrap_or_else(|e| panic!("{machine} {scsihw} {vga} {cpu}: {e}"));
+        assert_eq!(process.state, RunState::Prelaunch);
+        driver.resume(id).await.unwrap();
+        driver.stop(id).await.unwrap();
+    }
+}
+
+fn volume(h: &Machines, name: &str) -> ResolvedVolume {
+    let path = h.folder.path().join(name);
+    let format = name.rsplit('.').next().unwrap();
+    if !path.exists() {
+        let made = std::process::Command::new("qemu-img")
+            .args(["create", "-q", "-f", format, path.to_str().unwrap(), "4M"])
+            .status()
+            .unwrap();
+        assert!(made.success());
+    }
+    ResolvedVolume { volume: format!("shared:100/{name}"), path, format: format.into() }
+}
+
+#[tokio::test]
+async fn a_port_of_a_user_mode_network_is_forwarded() {
+    let h = Machines::new().await;
+    let forward = Forward { guest_port: 80, host_ip: "127.0.0.1".parse().unwrap(), host_port_base: 23_000 };
+    let options = QemuOptions { forward: Some(forward), bridges: Bridges::Never, ..h.options(0) };
+    let driver = QemuDriver::new(options);
+    let id = vmid(100);
+    let mut launch = h.launch(id, Epoch(1));
+    launch.config.push_str("net0: virtio=BC:24:11:00:00:01,bridge=vmbr0\n");
+    let shown = driver.describe(&launch).await.unwrap().join(" ");
+    assert!(shown.contains("hostfwd=tcp:127.0.0.1:23100-:80"), "{shown}");
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    driver.launch(launch).await.unwrap();
+    tokio::net::TcpStream::connect(("127.0.0.1", 23_100)).await.expect("QEMU listens");
+    driver.kill(id).await.unwrap();
+    let huge = forward.port(vmid(999_999));
+    assert_eq!(huge, None);
+}
+
+#[tokio::test]
+async fn a_bridge_that_must_be_there_is_missed_by_name() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(QemuOptions { bridges: Bridges::Required, ..h.options(0) });
+    let mut launch = h.launch(vmid(100), Epoch(1));
+    launch.config.push_str("net3: virtio=BC:24:11:00:00:01,bridge=nosuchbr0\n");
+    driver.prepare(launch.vmid, Epoch(1)).await.unwrap();
+    let answer = driver.launch(launch).await.unwrap_err().to_string();
+    assert!(answer.contains("net3") && answer.contains("nosuchbr0"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_guest_does_not_change_its_accelerator_on_the_way() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(QemuOptions { accel: Some(Accel::Tcg), ..h.options(0) });
+    let mut launch = h.launch(vmid(100), Epoch(1));
+    launch.incoming = Some(Incoming { machine: "pc-i440fx-7.2".into(), accel: "kvm".into() });
+    driver.prepare(launch.vmid, Epoch(1)).await.unwrap();
+    let answer = driver.launch(launch).await.unwrap_err().to_string();
+    assert!(answer.contains("KVM"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_missing_program_is_named() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(QemuOptions { binary: "/no/such/qemu".into(), ..h.options(0) });
+    driver.prepare(vmid(100), Epoch(1)).await.unwrap();
+    let answer = driver.launch(h.launch(vmid(100), Epoch(1))).await.unwrap_err().to_string();
+    assert!(answer.contains("/no/such/qemu") && answer.contains("installed"), "{answer}");
+}
+
+#[tokio::test]
+async fn twenty_guests_on_one_node() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let ids: Vec<Vmid> = (300..320).map(vmid).collect();
+    for id in &ids {
+        let path = h.disk(*id);
+        std::fs::write(&path, sector::disk()).unwrap();
+        let mut launch = h.launch(vmid(100), Epoch(1));
+        (launch.vmid, launch.config, launch.volumes[0].path) = (*id, CONFIG.to_owned(), path);
+        driver.prepare(*id, Epoch(1)).await.unwrap();
+        driver.launch(launch).await.unwrap();
+        driver.resume(*id).await.unwrap();
+    }
+    for id in &ids {
+        ticking(&h, *id).await;
+    }
+    assert_eq!(driver.list().await.iter().filter(|p| p.state == RunState::Running).count(), ids.len());
+    processes(&h.options(0).run_dir).into_iter().for_each(kill);
+    let ended = async {
+        while !driver.list().await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), ended).await.unwrap();
+}
