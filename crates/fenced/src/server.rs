@@ -44,7 +44,7 @@ pub enum ServerError {
 /// What a procedure ends with.
 enum End {
     Safe(Report),
-    Ran(Result<(), GuardError>),
+    Ran { thaw: bool, result: Result<(), GuardError> },
 }
 
 /// A procedure under way for one guest.
@@ -107,7 +107,7 @@ impl Server {
             next_connection: 0,
             connections: BTreeMap::new(),
         };
-        if let Some(old) = old.filter(|old| !old.guests.is_empty()) {
+        if let Some(old) = old {
             server.adopt(old);
         }
         Ok(server)
@@ -135,7 +135,10 @@ impl Server {
         };
         let guests: Vec<(Vmid, Epoch, Hold)> =
             self.guards.iter().map(|(v, g)| (*v, g.entry().registration.epoch, hold(g))).collect();
-        log(&format!("took over {} guests from an earlier fence process: {guests:?}", guests.len()));
+        if !guests.is_empty() {
+            log(&format!("took over {} guests from an earlier fence process: {guests:?}", guests.len()));
+        }
+        // Without any guest the times still count: the watchdog that the earlier process armed must be fed.
         self.holder = Holder::adopt(first_nonce(&self.clock), self.clock.now(), times, guests);
     }
 
@@ -166,9 +169,9 @@ impl Server {
                 let future = async move { End::Safe(guard.make_safe(by).await) };
                 self.replace_job(vmid, Job { future: Box::pin(future), waiting: Vec::new() });
             }
-            HolderCommand::Cont { vmid, .. } => {
+            HolderCommand::Cont { vmid, thaw, .. } => {
                 let Some(guard) = self.guards.get(&vmid).cloned() else { return };
-                let future = async move { End::Ran(guard.run().await) };
+                let future = async move { End::Ran { thaw, result: guard.run().await } };
                 self.replace_job(vmid, Job { future: Box::pin(future), waiting: Vec::new() });
             }
             HolderCommand::Reset { unverified } => self.reset(&unverified),
@@ -229,7 +232,10 @@ impl Server {
                     log(&format!("guest {vmid}: {report:?}"));
                     self.holder.report(self.clock.now(), vmid, report);
                 }
-                End::Ran(result) => {
+                End::Ran { thaw, result } => {
+                    if thaw && result.is_err() {
+                        self.holder.thaw_failed(self.clock.now(), vmid);
+                    }
                     let result =
                         result.map(|()| Answer::Done).map_err(|e| Refusal::Guest { why: e.to_string() });
                     for (connection, id) in waiting {

@@ -39,6 +39,8 @@ pub struct AgentView {
     pub me: NodeName,
     /// The manager's state, as committed.
     pub manager: ManagerState,
+    /// This node has a lease. Without one nothing can be started or moved, and that is no service's failure.
+    pub ready: bool,
     /// Services that the record gives to this node.
     pub owned: BTreeSet<ServiceId>,
     /// Those of them with a process here.
@@ -98,7 +100,7 @@ impl Agent {
                 continue;
             }
             let w = self.work.entry(*sid).or_default();
-            if w.busy {
+            if w.busy || !view.ready {
                 continue;
             }
             if w.uid != service.uid {
@@ -106,9 +108,8 @@ impl Agent {
             }
             let present = view.present.contains(sid);
             let attempt = match service.state {
-                ServiceState::Started if !present && w.report.is_none() && now >= w.not_before => {
-                    Attempt::Start
-                }
+                _ if now < w.not_before => continue,
+                ServiceState::Started if !present && w.report.is_none() => Attempt::Start,
                 ServiceState::RequestStop if w.report.is_none() && present => Attempt::Stop,
                 ServiceState::RequestStop if w.report.is_none() => {
                     w.report = Some(Outcome::Done);
@@ -141,6 +142,10 @@ impl Agent {
         let Some(w) = self.work.get_mut(&command.sid) else { return };
         w.busy = false;
         if w.uid != command.uid {
+            return;
+        }
+        if result.is_err() && !view.ready {
+            w.not_before = now + RETRY;
             return;
         }
         match (&command.attempt, result) {
@@ -189,7 +194,7 @@ mod tests {
         let manager = ManagerState { service_status: [(sid(), service)].into(), ..ManagerState::default() };
         let owned = BTreeSet::from([sid()]);
         let present = if present { owned.clone() } else { BTreeSet::new() };
-        AgentView { me: node, manager, owned, present, max_restart: [(sid(), 1)].into() }
+        AgentView { me: node, manager, ready: true, owned, present, max_restart: [(sid(), 1)].into() }
     }
 
     #[test]
@@ -211,6 +216,20 @@ mod tests {
             "given up until the manager says something new"
         );
         assert_eq!(agent.step(Duration::from_secs(60), &view(ServiceState::Started, 8, false)).len(), 1);
+    }
+
+    #[test]
+    fn what_fails_for_want_of_a_lease_is_no_failure_of_the_service() {
+        let mut agent = Agent::default();
+        let good = view(ServiceState::Started, 7, false);
+        let none = AgentView { ready: false, ..good.clone() };
+        assert_eq!(agent.step(Duration::ZERO, &none), []);
+        for second in (0..100).step_by(10) {
+            let attempt = agent.step(Duration::from_secs(second), &good);
+            assert_eq!(attempt.len(), 1);
+            agent.ended(Duration::from_secs(second), &none, &attempt[0], Err("no quorum".into()));
+        }
+        assert_eq!(agent.reports(), BTreeMap::new());
     }
 
     #[test]

@@ -151,10 +151,17 @@ fn request_start(
             enter(state, sid, ServiceState::Relocate, &seen.owner, format!("to '{node}': {why}"));
             set_target(state, sid, node);
         }
-        Err(why) if s.failed_nodes.is_empty() => set_reason(state, sid, format!("waits: {why}")),
+        Err(why) if s.failed_nodes.is_empty() || may_come_back(view, s) => {
+            set_reason(state, sid, format!("waits: {why}"));
+        }
         Err(why) => enter(state, sid, ServiceState::Error, &s.node, why),
     }
     vec![]
+}
+
+/// Whether a node on which it has not failed is only silent.
+fn may_come_back(view: &View, s: &Service) -> bool {
+    view.nodes.iter().any(|(name, n)| n.word == NodeWord::Unknown && !s.failed_nodes.contains(name))
 }
 
 fn set_target(state: &mut ManagerState, sid: ServiceId, node: NodeName) {

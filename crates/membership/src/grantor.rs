@@ -54,8 +54,8 @@ pub enum GrantorCommand {
         /// What it gets.
         answer: HeartbeatAnswer,
     },
-    /// Commit the node lost, with its record being an unchanged `Member` of that boot as precondition, then call
-    /// [`Grantor::declare_failed`] unless it was committed.
+    /// Commit the node lost, with its record being an unchanged `Member` of that boot as precondition. Then call
+    /// [`Grantor::declared`], or [`Grantor::declare_failed`].
     DeclareLost(Declared),
 }
 
@@ -92,8 +92,7 @@ enum Declaring {
     Asked,
 }
 
-/// What became of a [`GrantorCommand::DeclareLost`] that was not committed for all this node knows. (What was
-/// committed comes by [`Grantor::set_members`].)
+/// What became of a [`GrantorCommand::DeclareLost`] that was not committed for all this node knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeclareFailure {
     /// Its precondition failed: the record has changed, so no attempt with this precondition can come through.
@@ -228,6 +227,18 @@ impl Grantor {
         let mut out: Vec<_> = done.waiting.iter().map(|(beat, _)| refuse(beat, Refusal::NotLeader)).collect();
         out.extend(self.begin());
         out
+    }
+
+    /// A [`GrantorCommand::DeclareLost`] was committed, and has been applied and told by [`Self::set_members`]. The node may
+    /// have entered again since, so soon that no member state between was ever told.
+    pub fn declared(&mut self, now: Moment, node: &NodeName) {
+        let safe_at = now + self.longest(now);
+        let Some(track) = self.tracks.get_mut(node).filter(|t| t.declaring.is_some()) else { return };
+        track.declaring = None;
+        if self.members.get(node).is_some_and(|m| !m.state.is_lost()) {
+            track.safe_at = track.safe_at.max(safe_at);
+            track.heard = now;
+        }
     }
 
     /// A [`GrantorCommand::DeclareLost`] was not committed, or not to this node's knowledge.

@@ -32,6 +32,8 @@ use stead_model::{Epoch, Vmid};
 const NONCES: usize = 64;
 /// How long after a failed attempt to make a guest safe the next one begins.
 const RETRY: Duration = Duration::from_millis(50);
+/// D for guests that an earlier process had registered before any lease.
+const ADOPT: Duration = Duration::from_secs(5);
 /// How long after a reset that did not happen it is asked for again.
 const RESET_AGAIN: Duration = Duration::from_secs(1);
 
@@ -219,7 +221,9 @@ impl Holder {
         guests: impl IntoIterator<Item = (Vmid, Epoch, Hold)>,
     ) -> Self {
         let mut holder = Self::new(first_nonce);
-        holder.times = Some((drain, watchdog));
+        holder.times = Some((drain, watchdog)).filter(|(d, w)| !d.is_zero() && !w.is_zero());
+        // With no lease ever nothing was continued; there is no hurry, and a reset would be for nothing.
+        let drain = if drain.is_zero() { ADOPT } else { drain };
         holder.adopted_by = Some(now + less_drift(drain));
         for (vmid, epoch, hold) in guests {
             let (hold, retry) = match hold {
@@ -322,6 +326,14 @@ impl Holder {
         let thaw = guest.hold == Hold::Held;
         guest.hold = Hold::Released;
         Ok(HolderCommand::Cont { vmid, epoch, thaw })
+    }
+
+    /// A held guest was thawed and could not be continued. It is made safe again, and then held as before, for whoever
+    /// asked to ask again.
+    pub fn thaw_failed(&mut self, now: Moment, vmid: Vmid) {
+        if let Some(guest) = self.guests.get_mut(&vmid).filter(|g| g.hold == Hold::Released) {
+            (guest.hold, guest.retry) = (Hold::Stopping, Some(now));
+        }
     }
 
     /// What came of making a guest safe. `Gone` is true and welcome at any time.

@@ -231,6 +231,8 @@ impl World {
         for leader in &mut self.leaders {
             leader.grantor.set_members(clock(self.now, leader.rate), self.members.clone());
         }
+        let Leader { grantor, rate, .. } = &mut self.leaders[which];
+        grantor.declared(clock(self.now, *rate), &node());
     }
 
     fn act(&mut self, act: &Act) {

@@ -127,6 +127,20 @@ fn a_silent_node_is_lost_after_the_fence_time_and_refused_from_the_decision_on()
 }
 
 #[test]
+fn a_node_that_enters_again_before_its_loss_was_told_gets_leases() {
+    let mut g = leader();
+    let fence = P.fence_time();
+    assert_eq!(declared(&g.step(fence + ms(1))).len(), 3);
+    // Lost and entered between two tellings.
+    g.set_members(fence + ms(2), (1..=3).map(member).collect());
+    assert_eq!(outcomes(&g.heartbeat(fence + ms(2), beat(1, 10))), [(10, refused(Refusal::Lost))]);
+    g.declared(fence + ms(3), &name(1));
+    assert_eq!(g.heartbeat(fence + ms(3), beat(1, 11)), [GrantorCommand::Confirm { round: 1 }]);
+    assert_eq!(declared(&g.step(fence + ms(4))), [], "it has just entered");
+    assert_eq!(declared(&g.step(fence * 2 + ms(4))), [name(1)]);
+}
+
+#[test]
 fn a_grant_in_flight_when_the_loss_is_decided_is_not_given() {
     let mut g = leader();
     g.heartbeat(ms(1), beat(1, 10));

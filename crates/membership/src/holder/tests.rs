@@ -133,6 +133,20 @@ fn a_lease_that_comes_back_midway_calls_off_the_reset_but_not_the_stop() {
 }
 
 #[test]
+fn a_thaw_that_fails_leaves_the_guest_held() {
+    let mut h = running(0);
+    h.step(ms(990));
+    h.report(ms(1000), vm(100), Report::Safe);
+    lease(&mut h, 2000);
+    h.run(ms(2000), vm(100), Epoch(3)).unwrap();
+    h.thaw_failed(ms(2100), vm(100));
+    assert!(h.step(ms(2100)).iter().any(|c| matches!(c, HolderCommand::MakeSafe { .. })));
+    h.report(ms(2200), vm(100), Report::Safe);
+    assert_eq!(hold(&h), Hold::Held);
+    h.run(ms(2200), vm(100), Epoch(3)).unwrap();
+}
+
+#[test]
 fn a_living_guest_stays_guarded() {
     let mut h = running(0);
     let alive = RegisterError::Alive { vmid: vm(100), registered: Epoch(3) };
