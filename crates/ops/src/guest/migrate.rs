@@ -211,7 +211,9 @@ impl Source<'_> {
         let mut queue = VecDeque::from([first]);
         while let Some(command) = queue.pop_front() {
             if let Command::Finish(result) = command {
-                self.ops.clear_lock(vmid).await;
+                if result.is_err() {
+                    self.ops.clear_lock(vmid).await;
+                }
                 return result.map_err(|why| OpsError::failed(format!("migration aborted: {why}")));
             }
             if let Some(event) = self.carry_out(command).await {
