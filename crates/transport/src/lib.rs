@@ -33,6 +33,7 @@ mod trust;
 pub use body::{Body, BoxError, empty, full, json_body, streaming};
 pub use ca::{CaError, ClusterCa, Fingerprint, NodeKey, PeerIdentity};
 pub use client::{HttpClient, Target};
+pub use dial::Duplex;
 pub use error::{Answer, ClientError};
 pub use join::{JoinInfo, JoinRefusal};
 pub use peer::{Peer, PeerClient, Purpose};

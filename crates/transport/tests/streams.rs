@@ -389,6 +389,10 @@ async fn a_node_joins_with_password_or_token_and_each_refusal_is_typed() {
         JoinClient::reach(elsewhere).await.unwrap().join(&password("right&"), &request, &key).await;
     assert!(matches!(elsewhere, Err(JoinError::BadAnswer(_))));
 
+    // Who names member and fingerprint by hand does not know the cluster's identity.
+    let by_hand = JoinClient::reach(JoinInfo::by_hand(one.peer.addr, info.fingerprint)).await.unwrap();
+    assert_eq!(by_hand.join(&password("right&"), &request, &key).await.unwrap().cluster_uuid, CLUSTER_UUID);
+
     let impostor = JoinInfo { fingerprint: Fingerprint([1; 32]), ..info.clone() };
     let refused = JoinClient::reach(impostor).await.unwrap_err();
     assert!(matches!(refused, JoinError::Client(ClientError::WrongFingerprint { .. })), "{refused}");

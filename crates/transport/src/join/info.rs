@@ -21,7 +21,7 @@ pub struct JoinInfo {
     pub fingerprint: Fingerprint,
     /// The cluster's name.
     pub cluster: String,
-    /// The cluster's identity.
+    /// The cluster's identity; empty if it is not known and the fingerprint must do.
     pub uuid: String,
     /// A one-time token, if the string alone shall suffice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,6 +39,20 @@ pub enum BadJoinInfo {
     /// It was made by a newer version.
     #[error("this join information has format {0}, this node knows format 1; bring both to the same version")]
     Version(u32),
+}
+
+impl JoinInfo {
+    /// What an administrator knows who names a member and its fingerprint by hand.
+    pub fn by_hand(member: SocketAddr, fingerprint: Fingerprint) -> Self {
+        Self {
+            v: 1,
+            addrs: vec![member],
+            fingerprint,
+            cluster: String::new(),
+            uuid: String::new(),
+            token: None,
+        }
+    }
 }
 
 impl fmt::Display for JoinInfo {

@@ -1,0 +1,226 @@
+//! `stead cluster`.
+
+use super::Cx;
+use super::vm::confirm;
+use crate::api::{rows, text, truth};
+use crate::connect::ask_password;
+use crate::failure::Failure;
+use crate::output::{self, Column, Format, Kind};
+use crate::params::{Params, escape, put, switch};
+use clap::{Args, Subcommand};
+use http::Method;
+use serde_json::Value;
+use std::io::Read;
+use stead_transport::JoinInfo;
+
+const NODES: [Column; 8] = [
+    ("NODE", "name", Kind::Text),
+    ("ID", "nodeid", Kind::Number),
+    ("ADDRESS", "ip", Kind::Text),
+    ("PORT", "port", Kind::Number),
+    ("ONLINE", "online", Kind::Truth),
+    ("LOST", "lost", Kind::Truth),
+    ("VOTES", "votes", Kind::Number),
+    ("HERE", "local", Kind::Truth),
+];
+
+/// How to join.
+#[derive(Debug, Args)]
+pub struct Join {
+    /// What 'stead cluster join-info' has printed on a member ('-' reads it from the standard input)
+    pub information: String,
+    /// A one-time token instead of the password
+    #[arg(long, value_name = "TOKEN")]
+    pub join_token: Option<String>,
+    /// root@pam's password in the cluster; asked for when it is missing and there is no token
+    #[arg(long, env = "STEAD_CLUSTER_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
+    pub cluster_password: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make this node the first of a cluster
+    Create {
+        /// The cluster's name
+        name: String,
+    },
+    /// Print what a node needs to join, as one string to copy
+    JoinInfo {
+        /// Put a one-time token into it, so that no password is needed
+        #[arg(long)]
+        with_token: bool,
+    },
+    /// Join this node to a cluster
+    #[command(after_help = "Example, on the node to be added:\n  stead cluster join eyJ2IjoxLCJhZGRycyI6…")]
+    Join(Join),
+    /// Take this node out of its cluster
+    Leave {
+        /// Don't ask
+        #[arg(long, short = 'y')]
+        yes: bool,
+    },
+    /// Remove a node that is off and will not come back as it was
+    Remove {
+        /// The node
+        node: String,
+        /// Don't ask
+        #[arg(long, short = 'y')]
+        yes: bool,
+    },
+    /// Show quorum and nodes
+    Status,
+}
+
+pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Create { name } => create(cx, &name).await,
+        Command::JoinInfo { with_token } => join_info(cx, with_token).await,
+        Command::Join(j) => join(cx, j).await,
+        Command::Leave { yes } => {
+            let node = cx.api.local_node().await?;
+            if !yes {
+                confirm(&format!("Take this node ('{node}') out of its cluster"))?;
+            }
+            remove(cx, &node).await
+        }
+        Command::Remove { node, yes } => {
+            if !yes {
+                confirm(&format!("Remove the node '{node}' for good; it must be off"))?;
+            }
+            remove(cx, &node).await
+        }
+        Command::Status => status(cx).await,
+    }
+}
+
+/// Makes a cluster.
+pub async fn create(cx: &Cx, name: &str) -> Result<(), Failure> {
+    let mut p = Params::new();
+    put(&mut p, "clustername", Some(name));
+    let answer = cx.api.post("/cluster/config", &p).await?;
+    cx.answer(&answer, &format!("cluster '{name}' created")).await
+}
+
+async fn join_info(cx: &Cx, with_token: bool) -> Result<(), Failure> {
+    let mut p = Params::new();
+    switch(&mut p, "with-token", with_token);
+    let info = cx.api.call(Method::GET, "/cluster/config/join", &p).await?;
+    if cx.format() == Format::Json {
+        return output::json(&info);
+    }
+    match info["information"].as_str() {
+        Some(text) => output::print(text),
+        None => Err(Failure::failed("the server gives no join information")),
+    }
+}
+
+async fn join(cx: &Cx, join: Join) -> Result<(), Failure> {
+    let mut information = join.information;
+    if information == "-" {
+        information.clear();
+        std::io::stdin().read_to_string(&mut information)?;
+    }
+    // Read here as well: a string that was cut off is told at once, and the question names the cluster.
+    let info: JoinInfo = information.parse().map_err(|e| Failure::usage(format!("{e}")))?;
+    let secret = match (join.join_token.or_else(|| info.token.clone()), join.cluster_password) {
+        (Some(token), _) => token,
+        (None, Some(password)) => password,
+        (None, None) => ask_password(&format!("Password of root@pam in cluster '{}': ", info.cluster))?,
+    };
+    let Some(member) = info.addrs.first() else {
+        return Err(Failure::usage("the join information has no address"));
+    };
+    add(cx, &member.to_string(), &info.fingerprint.to_string(), secret).await
+}
+
+/// Joins this node to a member's cluster.
+pub async fn add(cx: &Cx, member: &str, fingerprint: &str, secret: String) -> Result<(), Failure> {
+    let mut p = Params::new();
+    put(&mut p, "hostname", Some(member));
+    put(&mut p, "fingerprint", Some(fingerprint));
+    put(&mut p, "password", Some(secret));
+    let answer = cx.api.post("/cluster/config/join", &p).await?;
+    cx.answer(&answer, "joined").await
+}
+
+/// Removes a node.
+pub async fn remove(cx: &Cx, node: &str) -> Result<(), Failure> {
+    let answer = cx.api.delete(&format!("/cluster/config/nodes/{}", escape(node)), &vec![]).await?;
+    cx.answer(&answer, &format!("node '{node}' removed")).await
+}
+
+/// Says that only so many votes are there: after a loss of the majority, by the operator's word.
+pub async fn expected(cx: &Cx, votes: &str) -> Result<(), Failure> {
+    let mut p = Params::new();
+    put(&mut p, "expected", Some(votes));
+    let answer = cx.api.post("/cluster/config/expected", &p).await?;
+    cx.answer(&answer, &format!("expecting {votes} votes")).await
+}
+
+async fn status(cx: &Cx) -> Result<(), Failure> {
+    let status = cx.api.get("/cluster/status").await?;
+    if cx.format() == Format::Json {
+        return output::json(&status);
+    }
+    output::print(&format!("{}\n\n{}", information(&status), nodes(&status)))
+}
+
+/// The cluster in a few lines, as `pvecm status` does.
+pub fn information(status: &Value) -> String {
+    let (nodes, cluster) = (of(status, "node"), of(status, "cluster"));
+    let Some(cluster) = cluster.first() else { return "not in a cluster".into() };
+    let votes = |n: &&&Value| n.get("votes").is_none_or(truth);
+    let voters = nodes.iter().filter(votes).count();
+    let present = nodes.iter().filter(votes).filter(|n| truth(&n["online"])).count();
+    let mut lines = vec![
+        format!("Name:             {}", text(&cluster["name"])),
+        format!("Config Version:   {}", text(&cluster["version"])),
+        format!("Nodes:            {}", nodes.len()),
+        format!("Quorate:          {}", if truth(&cluster["quorate"]) { "Yes" } else { "No" }),
+        format!("Expected votes:   {voters}"),
+        format!("Total votes:      {present}"),
+        format!("Quorum:           {}", voters / 2 + 1),
+    ];
+    if let Some(leader) = cluster["leader"].as_str() {
+        lines.push(format!("Leader:           {leader}"));
+    }
+    lines.join("\n")
+}
+
+/// The nodes as a table.
+pub fn nodes(status: &Value) -> String {
+    let list: Vec<Value> = of(status, "node").into_iter().cloned().collect();
+    output::table(&list, &NODES)
+}
+
+fn of<'a>(status: &'a Value, kind: &str) -> Vec<&'a Value> {
+    rows(status).iter().filter(|r| r["type"] == kind).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn votes_are_counted_as_pvecm_does() {
+        let status = json!([
+            {"type": "cluster", "name": "prod", "version": 7, "quorate": 1, "leader": "pve1"},
+            {"type": "node", "name": "pve1", "online": 1, "votes": 1},
+            {"type": "node", "name": "pve2", "online": 0, "votes": 1},
+            {"type": "node", "name": "pve3", "online": 1, "votes": 1},
+            {"type": "node", "name": "pve4", "online": 1, "votes": 0},
+        ]);
+        let text = information(&status);
+        for line in [
+            "Nodes:            4",
+            "Expected votes:   3",
+            "Total votes:      2",
+            "Quorum:           2",
+            "Quorate:          Yes",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+        assert_eq!(information(&json!([])), "not in a cluster");
+    }
+}

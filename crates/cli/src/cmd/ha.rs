@@ -1,0 +1,184 @@
+//! `stead ha`.
+
+use super::Cx;
+use crate::api::{rows, text};
+use crate::failure::Failure;
+use crate::output::{Column, Kind};
+use crate::params::{Params, escape, put, settings};
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+const RESOURCES: [Column; 6] = [
+    ("RESOURCE", "sid", Kind::Text),
+    ("STATE", "state", Kind::Text),
+    ("RESTARTS", "max_restart", Kind::Number),
+    ("RELOCATES", "max_relocate", Kind::Number),
+    ("FAILBACK", "failback", Kind::Truth),
+    ("COMMENT", "comment", Kind::Text),
+];
+const STATUS: [Column; 5] = [
+    ("KIND", "type", Kind::Text),
+    ("ID", "id", Kind::Text),
+    ("NODE", "node", Kind::Text),
+    ("WANTED", "request_state", Kind::Text),
+    ("STATUS", "status", Kind::Text),
+];
+
+/// How a resource is kept.
+#[derive(Debug, Args)]
+pub struct Keeping {
+    /// The state to keep it in: started, stopped, disabled, ignored
+    #[arg(long)]
+    pub state: Option<String>,
+    /// Starts on the same node after a failure, before it is moved
+    #[arg(long, value_name = "N")]
+    pub max_restart: Option<u32>,
+    /// Moves to other nodes, before it is given up
+    #[arg(long, value_name = "N")]
+    pub max_relocate: Option<u32>,
+    /// A comment
+    #[arg(long)]
+    pub comment: Option<String>,
+    /// Further settings
+    #[arg(value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+}
+
+impl Keeping {
+    fn params(self) -> Result<Params, Failure> {
+        let mut p = Params::new();
+        put(&mut p, "state", self.state);
+        put(&mut p, "max_restart", self.max_restart);
+        put(&mut p, "max_relocate", self.max_relocate);
+        put(&mut p, "comment", self.comment);
+        p.extend(settings(&self.settings)?);
+        Ok(p)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the guests under HA
+    List,
+    /// Show what HA sees and does
+    Status,
+    /// Put a guest under HA: it is kept in its state, and recovered when its node is lost
+    #[command(after_help = "Examples:\n  stead ha add 100\n  stead ha add vm:100 --max-restart 3")]
+    Add {
+        /// The guest: VMID or vm:VMID
+        resource: String,
+        #[command(flatten)]
+        keeping: Keeping,
+    },
+    /// Change how a guest is kept
+    #[command(after_help = "Example:\n  stead ha set 100 --state stopped")]
+    Set {
+        /// The guest: VMID or vm:VMID
+        resource: String,
+        #[command(flatten)]
+        keeping: Keeping,
+    },
+    /// Take a guest out of HA; it goes on running
+    Remove {
+        /// The guest: VMID or vm:VMID
+        resource: String,
+    },
+}
+
+pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::List => list(cx).await,
+        Command::Status => status(cx).await,
+        Command::Add { resource, keeping } => add(cx, &resource, keeping.params()?).await,
+        Command::Set { resource, keeping } => set(cx, &resource, &keeping.params()?).await,
+        Command::Remove { resource } => remove(cx, &resource, &vec![]).await,
+    }
+}
+
+/// `100` means `vm:100`.
+fn sid(resource: &str) -> String {
+    if resource.parse::<u32>().is_ok() { format!("vm:{resource}") } else { resource.to_owned() }
+}
+
+fn path(resource: &str) -> String {
+    format!("/cluster/ha/resources/{}", escape(&sid(resource)))
+}
+
+/// The resources.
+pub async fn list(cx: &Cx) -> Result<(), Failure> {
+    cx.format().list(&cx.api.get("/cluster/ha/resources").await?, &RESOURCES)
+}
+
+/// What HA sees.
+pub async fn status(cx: &Cx) -> Result<(), Failure> {
+    cx.format().list(&cx.api.get("/cluster/ha/status/current").await?, &STATUS)
+}
+
+/// A line each, as `ha-manager status` shows them.
+pub fn status_lines(current: &Value) -> String {
+    let line = |r: &Value| {
+        let id = match text(&r["sid"]) {
+            sid if sid.is_empty() => text(&r["id"]),
+            sid => sid,
+        };
+        match r["type"].as_str() {
+            Some("quorum") => format!("quorum {}", text(&r["status"])),
+            Some("service") => format!("service {id} ({}, {})", text(&r["node"]), text(&r["state"])),
+            Some(kind @ ("master" | "lrm")) => format!("{kind} {}", text(&r["status"])),
+            other => format!("{} {}", other.unwrap_or_default(), text(&r["status"])),
+        }
+    };
+    rows(current).iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Puts a guest under HA.
+pub async fn add(cx: &Cx, resource: &str, mut p: Params) -> Result<(), Failure> {
+    put(&mut p, "sid", Some(sid(resource)));
+    let answer = cx.api.post("/cluster/ha/resources", &p).await?;
+    cx.format().done(&answer, &format!("{} is under HA", sid(resource)))
+}
+
+/// Changes how a guest is kept.
+pub async fn set(cx: &Cx, resource: &str, p: &Params) -> Result<(), Failure> {
+    let answer = cx.api.put(&path(resource), p).await?;
+    cx.format().done(&answer, &format!("{} changed", sid(resource)))
+}
+
+/// Takes a guest out of HA.
+pub async fn remove(cx: &Cx, resource: &str, p: &Params) -> Result<(), Failure> {
+    let answer = cx.api.delete(&path(resource), p).await?;
+    cx.format().done(&answer, &format!("{} is no longer under HA", sid(resource)))
+}
+
+/// Asks HA to move a guest: `migrate` while it runs, `relocate` by stop and start.
+pub async fn shift(cx: &Cx, how: &str, resource: &str, node: &str) -> Result<(), Failure> {
+    let mut p = Params::new();
+    put(&mut p, "node", Some(node));
+    let answer = cx.api.post(&format!("{}/{how}", path(resource)), &p).await?;
+    cx.format().done(&answer, &format!("{how} of {} to '{node}' was asked for", sid(resource)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_number_is_a_vm() {
+        assert_eq!(path("100"), "/cluster/ha/resources/vm%3A100");
+        assert_eq!(path("ct:101"), "/cluster/ha/resources/ct%3A101");
+    }
+
+    #[test]
+    fn the_status_reads_as_ha_managers() {
+        let current = json!([
+            {"type": "quorum", "id": "quorum", "node": "pve1", "status": "OK"},
+            {"type": "master", "id": "master", "node": "pve1", "status": "pve1 (active, Sat Nov 21 04:05:06 2026)"},
+            {"type": "service", "id": "service:vm:100", "sid": "vm:100", "node": "pve2", "state": "started"},
+        ]);
+        assert_eq!(
+            status_lines(&current),
+            "quorum OK\nmaster pve1 (active, Sat Nov 21 04:05:06 2026)\nservice vm:100 (pve2, started)"
+        );
+    }
+}

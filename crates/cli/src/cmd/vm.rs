@@ -1,0 +1,411 @@
+//! `stead vm`.
+
+use super::Cx;
+use crate::api::{rows, text};
+use crate::failure::Failure;
+use crate::output::{self, Column, Format, Kind};
+use crate::params::{self, Params, escape, put, settings, switch};
+use crate::terminal;
+use clap::{Args, Subcommand};
+use serde_json::Value;
+use std::io::{BufRead, IsTerminal, Write};
+
+pub const COLUMNS: [Column; 9] = [
+    ("VMID", "vmid", Kind::Number),
+    ("NAME", "name", Kind::Text),
+    ("STATUS", "status", Kind::Text),
+    ("NODE", "node", Kind::Text),
+    ("HA", "hastate", Kind::Text),
+    ("LOCK", "lock", Kind::Text),
+    ("CPU", "cpu", Kind::Share),
+    ("MEMORY", "maxmem", Kind::Bytes),
+    ("UPTIME", "uptime", Kind::Seconds),
+];
+
+/// A VM.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// The VM's number
+    pub vmid: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    stead vm create --name web --memory 2048 --cores 2 --disk local:8 --iso local:iso/debian.iso --start\n  \
+    stead vm create 200 --name db --disk nfs:32 onboot=1 agent=1 'net0=virtio,bridge=vmbr1'")]
+pub struct Create {
+    /// Its number (default: the next free one)
+    pub vmid: Option<String>,
+    /// The node to create it on (default: the node that is spoken to)
+    #[arg(long)]
+    pub node: Option<String>,
+    /// Its name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Memory, in MiB
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u64>,
+    /// Cores
+    #[arg(long)]
+    pub cores: Option<u32>,
+    /// A new disk: STORAGE:GIB, or an existing volume; may be repeated
+    #[arg(long, value_name = "STORAGE:GIB")]
+    pub disk: Vec<String>,
+    /// An image in the CD drive: STORAGE:iso/FILE
+    #[arg(long, value_name = "VOLUME")]
+    pub iso: Option<String>,
+    /// A network interface on this bridge; may be repeated
+    #[arg(long, value_name = "BRIDGE")]
+    pub bridge: Vec<String>,
+    /// Start it when it was created
+    #[arg(long)]
+    pub start: bool,
+    /// Further settings, with the names of the VM's configuration
+    #[arg(value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the VMs of the cluster
+    List {
+        /// Only those on this node
+        #[arg(long)]
+        node: Option<String>,
+    },
+    /// Show a VM: state, load, where it runs
+    Show(Which),
+    /// Create a VM
+    Create(Create),
+    /// Show a VM's configuration
+    Config {
+        #[command(flatten)]
+        which: Which,
+        /// What it runs with now, without changes that wait for the next start
+        #[arg(long)]
+        current: bool,
+        /// What waits for the next start, too
+        #[arg(long, conflicts_with = "current")]
+        pending: bool,
+    },
+    /// Change a VM's configuration
+    #[command(
+        after_help = "Examples:\n  stead vm set 100 memory=4096 cores=4\n  stead vm set 100 --delete ide2"
+    )]
+    Set {
+        #[command(flatten)]
+        which: Which,
+        /// Settings, with the names of the VM's configuration
+        #[arg(value_name = "KEY=VALUE", required_unless_present_any = ["delete", "revert"])]
+        settings: Vec<String>,
+        /// Settings to remove, separated by commas
+        #[arg(long, value_name = "KEYS")]
+        delete: Option<String>,
+        /// Changes that wait for the next start and shall not be made, separated by commas
+        #[arg(long, value_name = "KEYS")]
+        revert: Option<String>,
+        /// Only if the configuration still has this digest
+        #[arg(long)]
+        digest: Option<String>,
+    },
+    /// Start a VM
+    Start(Which),
+    /// Ask a VM's system to shut down
+    Shutdown {
+        #[command(flatten)]
+        which: Which,
+        /// Seconds that it may take
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
+        /// Stop it if it has not shut down by then
+        #[arg(long)]
+        force: bool,
+    },
+    /// Stop a VM at once, as pulling its plug
+    Stop(Which),
+    /// Reset a VM, as its reset button
+    Reset(Which),
+    /// Shut a VM down and start it again
+    Reboot {
+        #[command(flatten)]
+        which: Which,
+        /// Seconds that the shutdown may take
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
+    },
+    /// Pause a VM
+    Suspend(Which),
+    /// Let a paused VM go on
+    Resume(Which),
+    /// Move a VM to another node; a running one keeps running
+    #[command(after_help = "Example:\n  stead vm migrate 100 pve2")]
+    Migrate {
+        #[command(flatten)]
+        which: Which,
+        /// The node to move it to
+        target: String,
+        /// Refuse if it runs
+        #[arg(long)]
+        offline: bool,
+        /// Move disks on local storage, too
+        #[arg(long)]
+        with_local_disks: bool,
+        /// At most so many KiB/s
+        #[arg(long, value_name = "KIB_PER_S")]
+        bwlimit: Option<u64>,
+    },
+    /// Delete a VM and its disks
+    Delete {
+        #[command(flatten)]
+        which: Which,
+        /// Remove it from HA and other configuration, too
+        #[arg(long)]
+        purge: bool,
+        /// Don't ask
+        #[arg(long, short = 'y')]
+        yes: bool,
+    },
+    /// Give commands to a VM's QEMU monitor
+    #[command(after_help = "Example:\n  stead vm monitor 100 info status")]
+    Monitor {
+        #[command(flatten)]
+        which: Which,
+        /// The command (default: read commands from the terminal)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+    /// Open a VM's serial console; Ctrl-O ends it
+    Terminal {
+        #[command(flatten)]
+        which: Which,
+        /// Which serial port (default: the first)
+        #[arg(long, value_name = "serialN")]
+        serial: Option<String>,
+    },
+}
+
+pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
+    let mut p = Params::new();
+    match command {
+        Command::List { node } => list(cx, node.as_deref()).await,
+        Command::Show(Which { vmid }) => {
+            let path = cx.api.vm(&vmid).await?;
+            let mut status = cx.api.get(&format!("{path}/status/current")).await?;
+            if cx.format() == Format::Table {
+                super::node::flatten(&mut status);
+            }
+            cx.format().object(&status)
+        }
+        Command::Create(create) => self::create(cx, create).await,
+        Command::Config { which, current, pending } => config(cx, &which.vmid, current, pending).await,
+        Command::Set { which, settings: words, delete, revert, digest } => {
+            p = settings(&words)?;
+            put(&mut p, "delete", delete);
+            put(&mut p, "revert", revert);
+            put(&mut p, "digest", digest);
+            set(cx, &which.vmid, &p).await
+        }
+        Command::Start(w) => status(cx, &w.vmid, "start", &p).await,
+        Command::Shutdown { which, timeout, force } => {
+            put(&mut p, "timeout", timeout);
+            switch(&mut p, "forceStop", force);
+            status(cx, &which.vmid, "shutdown", &p).await
+        }
+        Command::Stop(w) => status(cx, &w.vmid, "stop", &p).await,
+        Command::Reset(w) => status(cx, &w.vmid, "reset", &p).await,
+        Command::Reboot { which, timeout } => {
+            put(&mut p, "timeout", timeout);
+            status(cx, &which.vmid, "reboot", &p).await
+        }
+        Command::Suspend(w) => status(cx, &w.vmid, "suspend", &p).await,
+        Command::Resume(w) => status(cx, &w.vmid, "resume", &p).await,
+        Command::Migrate { which, target, offline, with_local_disks, bwlimit } => {
+            put(&mut p, "target", Some(target));
+            switch(&mut p, "online", !offline);
+            switch(&mut p, "with-local-disks", with_local_disks);
+            put(&mut p, "bwlimit", bwlimit);
+            migrate(cx, &which.vmid, &p).await
+        }
+        Command::Delete { which, purge, yes } => {
+            switch(&mut p, "purge", purge);
+            if !yes {
+                confirm(&format!("Delete VM {} and its disks", which.vmid))?;
+            }
+            delete(cx, &which.vmid, &p).await
+        }
+        Command::Monitor { which, command } => monitor(cx, &which.vmid, &command.join(" ")).await,
+        Command::Terminal { which, serial } => {
+            let path = cx.api.vm(&which.vmid).await?;
+            terminal::open(&cx.api, &path, serial.as_deref()).await
+        }
+    }
+}
+
+async fn list(cx: &Cx, node: Option<&str>) -> Result<(), Failure> {
+    let mut guests = cx.api.guests().await?;
+    guests.retain(|g| g["type"] == "qemu" && node.is_none_or(|n| g["node"] == n));
+    guests.sort_by_key(|g| g["vmid"].as_u64());
+    cx.format().list(&Value::Array(guests), &COLUMNS)
+}
+
+async fn create(cx: &Cx, mut create: Create) -> Result<(), Failure> {
+    // Without a number, the first setting stands in its place.
+    if let Some(setting) = create.vmid.take_if(|word| word.contains('=')) {
+        create.settings.insert(0, setting);
+    }
+    let vmid = match create.vmid {
+        Some(vmid) => vmid,
+        None => cx.api.next_id().await?,
+    };
+    let node = match create.node {
+        Some(node) => node,
+        None => cx.api.local_node().await?,
+    };
+    let mut p = Params::new();
+    put(&mut p, "vmid", Some(&vmid));
+    put(&mut p, "name", create.name);
+    put(&mut p, "memory", create.memory);
+    put(&mut p, "cores", create.cores);
+    for (n, disk) in create.disk.iter().enumerate() {
+        put(&mut p, &format!("scsi{n}"), Some(disk));
+    }
+    if !create.disk.is_empty() {
+        put(&mut p, "scsihw", Some("virtio-scsi-single"));
+    }
+    put(&mut p, "ide2", create.iso.map(|iso| format!("{iso},media=cdrom")));
+    for (n, bridge) in create.bridge.iter().enumerate() {
+        put(&mut p, &format!("net{n}"), Some(format!("virtio,bridge={bridge}")));
+    }
+    switch(&mut p, "start", create.start);
+    // What is said outright counts more than what follows from a short option.
+    for (name, value) in settings(&create.settings)? {
+        p.retain(|(n, _)| *n != name);
+        p.push((name, value));
+    }
+    self::make(cx, &node, &p).await?;
+    if cx.format() == Format::Table { output::print(&format!("VM {vmid}")) } else { Ok(()) }
+}
+
+/// Creates a VM with exactly these parameters.
+pub async fn make(cx: &Cx, node: &str, p: &Params) -> Result<(), Failure> {
+    let answer = cx.api.post(&format!("/nodes/{}/qemu", escape(node)), p).await?;
+    cx.answer(&answer, "created").await
+}
+
+/// Shows a configuration: as the file it is kept in, or what waits.
+pub async fn config(cx: &Cx, vmid: &str, current: bool, pending: bool) -> Result<(), Failure> {
+    let path = cx.api.vm(vmid).await?;
+    if pending {
+        let columns: [Column; 4] = [
+            ("KEY", "key", Kind::Text),
+            ("NOW", "value", Kind::Text),
+            ("AFTER THE NEXT START", "pending", Kind::Text),
+            ("REMOVED", "delete", Kind::Truth),
+        ];
+        return cx.format().list(&cx.api.get(&format!("{path}/pending")).await?, &columns);
+    }
+    let mut p = Params::new();
+    switch(&mut p, "current", current);
+    let config = cx.api.call(http::Method::GET, &format!("{path}/config"), &p).await?;
+    if cx.format() == Format::Json {
+        return output::json(&config);
+    }
+    let empty = serde_json::Map::new();
+    let mut lines: Vec<String> = config
+        .as_object()
+        .unwrap_or(&empty)
+        .iter()
+        .filter(|(key, _)| *key != "digest")
+        .map(|(key, value)| format!("{key}: {}", text(value).replace('\n', "%0A")))
+        .collect();
+    lines.sort();
+    output::print(&lines.join("\n"))
+}
+
+/// Changes a configuration. The answer comes when the change is made, or as a task.
+pub async fn set(cx: &Cx, vmid: &str, p: &Params) -> Result<(), Failure> {
+    let path = cx.api.vm(vmid).await?;
+    // POST gives a task where disks must be made; PUT would have to make them within its answer's time.
+    let answer = cx.api.post(&format!("{path}/config"), p).await?;
+    cx.answer(&answer, &format!("VM {vmid} changed")).await
+}
+
+/// One of the eight verbs of `status`.
+pub async fn status(cx: &Cx, vmid: &str, verb: &str, p: &Params) -> Result<(), Failure> {
+    let path = cx.api.vm(vmid).await?;
+    let answer = cx.api.post(&format!("{path}/status/{verb}"), p).await?;
+    cx.answer(&answer, &format!("VM {vmid}: {verb} done")).await
+}
+
+/// Moves a VM.
+pub async fn migrate(cx: &Cx, vmid: &str, p: &Params) -> Result<(), Failure> {
+    let path = cx.api.vm(vmid).await?;
+    let answer = cx.api.post(&format!("{path}/migrate"), p).await?;
+    cx.answer(&answer, &format!("VM {vmid} moved")).await
+}
+
+/// Deletes a VM.
+pub async fn delete(cx: &Cx, vmid: &str, p: &Params) -> Result<(), Failure> {
+    let answer = cx.api.delete(&cx.api.vm(vmid).await?, p).await?;
+    cx.answer(&answer, &format!("VM {vmid} deleted")).await
+}
+
+/// Gives a command to the monitor, or those that are typed until the end.
+pub async fn monitor(cx: &Cx, vmid: &str, command: &str) -> Result<(), Failure> {
+    let path = format!("{}/monitor", cx.api.vm(vmid).await?);
+    if !command.is_empty() {
+        return one_command(cx, &path, command).await;
+    }
+    let asks = std::io::stdin().is_terminal();
+    if asks {
+        output::print(&format!("QEMU monitor of VM {vmid}; 'quit' or Ctrl-D ends this, not the VM"))?;
+    }
+    loop {
+        if asks {
+            print!("qm> ");
+            std::io::stdout().flush()?;
+        }
+        let mut line = String::new();
+        let read = std::io::stdin().lock().read_line(&mut line)?;
+        match line.trim() {
+            // QEMU's own 'quit' would end the VM.
+            "quit" | "q" | "exit" => return Ok(()),
+            _ if read == 0 => return Ok(()),
+            "" => {}
+            command => match one_command(cx, &path, command).await {
+                Err(Failure::Failed(why)) if asks => output::print(&format!("error: {why}"))?,
+                done => done?,
+            },
+        }
+    }
+}
+
+async fn one_command(cx: &Cx, path: &str, command: &str) -> Result<(), Failure> {
+    let mut p = Params::new();
+    put(&mut p, "command", Some(command));
+    let answer = cx.api.post(path, &p).await?;
+    cx.format().done(&answer, text(&answer).trim_end())
+}
+
+/// Asks before something is destroyed. Without a terminal the word must have been given before.
+pub fn confirm(what: &str) -> Result<(), Failure> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::usage(format!("{what}? There is no terminal to ask on: give --yes")));
+    }
+    print!("{what}? [y/N] ");
+    std::io::stdout().flush()?;
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    match line.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Failure::failed("nothing was done")),
+    }
+}
+
+/// The VMs on one node, with what `qm list` shows of them.
+pub async fn on_node(cx: &Cx, node: &str) -> Result<Vec<Value>, Failure> {
+    let list = cx.api.get(&format!("/nodes/{}/qemu", params::escape(node))).await?;
+    let mut list = rows(&list).to_vec();
+    list.sort_by_key(|g| g["vmid"].as_u64());
+    Ok(list)
+}

@@ -1,0 +1,129 @@
+//! `pvecm` and `ha-manager`.
+
+use super::{Tool, Words, unknown};
+use crate::cmd::{Cx, cluster, ha};
+use crate::connect::{ask_password, host_and_port};
+use crate::failure::Failure;
+use crate::output::{self, Format};
+use crate::params::take;
+use stead_transport::{ClientError, Fingerprint, HttpClient, Target, Trust};
+
+pub const PVECM: &str = "\
+pvecm: the cluster
+
+  pvecm create NAME
+  pvecm add HOST[:PORT] [--fingerprint HEX]   join this node to the cluster of a member
+  pvecm status
+  pvecm nodes
+  pvecm delnode NODE                          remove a node that is off
+  pvecm expected VOTES                        go on after the loss of the majority
+";
+
+pub const HA_MANAGER: &str = "\
+ha-manager: high availability
+
+  ha-manager status
+  ha-manager config
+  ha-manager add SID [--state STATE] [--max_restart N] [--max_relocate N] [--comment TEXT]
+  ha-manager set SID [--NAME VALUE …]
+  ha-manager remove SID
+  ha-manager migrate SID NODE
+  ha-manager relocate SID NODE
+";
+
+pub async fn pvecm(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
+    match verb {
+        "create" => {
+            let name = words.next("the cluster's name")?;
+            words.nothing()?;
+            cluster::create(cx, &name).await
+        }
+        "add" => {
+            let member = words.next("the member's address")?;
+            let fingerprint = take(&mut words.params, "fingerprint");
+            // SSH and links of its own are the original's means; there is nothing to choose here.
+            take(&mut words.params, "use_ssh");
+            words.nothing()?;
+            add(cx, &member, fingerprint).await
+        }
+        "status" | "nodes" => {
+            words.nothing()?;
+            let status = cx.api.get("/cluster/status").await?;
+            match (cx.format(), verb) {
+                (Format::Json, _) => output::json(&status),
+                (Format::Table, "nodes") => output::print(&cluster::nodes(&status)),
+                (Format::Table, _) => {
+                    let about = cluster::information(&status);
+                    output::print(&format!("Cluster information\n-------------------\n{about}\n"))?;
+                    output::print(&format!(
+                        "Membership information\n----------------------\n{}",
+                        cluster::nodes(&status)
+                    ))
+                }
+            }
+        }
+        "delnode" => {
+            let node = words.next("the node")?;
+            words.nothing()?;
+            cluster::remove(cx, &node).await
+        }
+        "expected" => {
+            let votes = words.next("the number of votes")?;
+            words.nothing()?;
+            cluster::expected(cx, &votes).await
+        }
+        other => Err(unknown(Tool::Pvecm, other)),
+    }
+}
+
+/// Joins by a member's address. A fingerprint that was not given is shown and asked about, as by the original.
+async fn add(cx: &Cx, member: &str, fingerprint: Option<String>) -> Result<(), Failure> {
+    let (host, port) = host_and_port(member)?;
+    let fingerprint = match fingerprint {
+        Some(hex) => hex.parse::<Fingerprint>().map_err(|e| Failure::usage(format!("--fingerprint: {e}")))?,
+        None => {
+            let trust = Trust::Fingerprint(Fingerprint([0; 32]));
+            let seen = match HttpClient::new(Target::Tls { host: host.clone(), port, trust })?.raw().await {
+                Err(ClientError::WrongFingerprint { seen, .. }) => seen,
+                Err(e) => return Err(e.into()),
+                Ok(_) => return Err(Failure::failed("the member has shown an impossible certificate")),
+            };
+            output::print(&format!("The fingerprint of {member} is\n  {seen}"))?;
+            crate::cmd::vm::confirm("Is that the member's")?;
+            seen
+        }
+    };
+    let password = match std::env::var("STEAD_CLUSTER_PASSWORD") {
+        Ok(password) => password,
+        Err(_) => ask_password(&format!("Password of root@pam at {member}: "))?,
+    };
+    let member = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    cluster::add(cx, &member, &fingerprint.to_string(), password).await
+}
+
+pub async fn ha_manager(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
+    if verb == "status" || verb == "config" {
+        take(&mut words.params, "verbose");
+        words.nothing()?;
+        return match (verb, cx.format()) {
+            ("config", _) => ha::list(cx).await,
+            (_, Format::Json) => ha::status(cx).await,
+            _ => output::print(&ha::status_lines(&cx.api.get("/cluster/ha/status/current").await?)),
+        };
+    }
+    if !["add", "set", "remove", "migrate", "relocate"].contains(&verb) {
+        return Err(unknown(Tool::HaManager, verb));
+    }
+    let sid = words.next("the resource")?;
+    let node = match verb {
+        "migrate" | "relocate" => words.next("the target node")?,
+        _ => String::new(),
+    };
+    words.end()?;
+    match verb {
+        "add" => ha::add(cx, &sid, words.params).await,
+        "set" => ha::set(cx, &sid, &words.params).await,
+        "remove" => ha::remove(cx, &sid, &words.params).await,
+        how => ha::shift(cx, how, &sid, &node).await,
+    }
+}

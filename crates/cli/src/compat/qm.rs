@@ -1,0 +1,123 @@
+//! `qm`.
+
+use super::{Tool, Words, unknown};
+use crate::api::text;
+use crate::cmd::{Cx, vm};
+use crate::failure::Failure;
+use crate::output::{self, Column, Format, Kind};
+use crate::params::{Params, put, take};
+use crate::terminal;
+use serde_json::Value;
+
+pub const HELP: &str = "\
+qm: virtual machines
+
+  qm list                                  those on this node
+  qm status VMID [--verbose]
+  qm config VMID [--current]
+  qm pending VMID
+  qm create VMID [--NAME VALUE …]          as --memory 512 --scsi0 local:8 --net0 virtio,bridge=vmbr0
+  qm set VMID [--NAME VALUE …]             also --delete NAMES, --revert NAMES
+  qm start|stop|reset|suspend|resume VMID
+  qm shutdown VMID [--timeout S] [--forceStop]
+  qm reboot VMID [--timeout S]
+  qm migrate VMID NODE [--online] [--with-local-disks]
+  qm destroy VMID [--purge]
+  qm resize VMID DISK SIZE                 as +8G
+  qm unlink VMID --idlist DISKS [--force]
+  qm monitor VMID
+  qm terminal VMID [--iface serialN]
+";
+
+/// Those that concern one VM.
+const VERBS: [&str; 18] = [
+    "status", "config", "pending", "create", "set", "start", "stop", "reset", "shutdown", "reboot",
+    "suspend", "resume", "migrate", "destroy", "resize", "unlink", "monitor", "terminal",
+];
+
+const COLUMNS: [Column; 5] = [
+    ("VMID", "vmid", Kind::Number),
+    ("NAME", "name", Kind::Text),
+    ("STATUS", "status", Kind::Text),
+    ("MEM(MB)", "mem_mb", Kind::Number),
+    ("PID", "pid", Kind::Number),
+];
+
+pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
+    if verb == "list" {
+        words.end()?;
+        return list(cx).await;
+    }
+    if !VERBS.contains(&verb) {
+        return Err(unknown(Tool::Qm, verb));
+    }
+    let vmid = words.next("the VMID")?;
+    match verb {
+        "monitor" => {
+            words.nothing()?;
+            return vm::monitor(cx, &vmid, "").await;
+        }
+        "terminal" => {
+            let serial = take(&mut words.params, "iface");
+            take(&mut words.params, "escape");
+            words.nothing()?;
+            return terminal::open(&cx.api, &cx.api.vm(&vmid).await?, serial.as_deref()).await;
+        }
+        "migrate" => {
+            let target = words.next("the target node")?;
+            put(&mut words.params, "target", Some(target));
+        }
+        "resize" => {
+            let (disk, size) = (words.next("the disk")?, words.next("the size")?);
+            put(&mut words.params, "disk", Some(disk));
+            put(&mut words.params, "size", Some(size));
+        }
+        _ => {}
+    }
+    words.end()?;
+    act(cx, verb, &vmid, words.params).await
+}
+
+async fn act(cx: &Cx, verb: &str, vmid: &str, mut p: Params) -> Result<(), Failure> {
+    match verb {
+        "status" => {
+            let verbose = take(&mut p, "verbose").is_some();
+            let path = cx.api.vm(vmid).await?;
+            let status = cx.api.get(&format!("{path}/status/current")).await?;
+            match cx.format() {
+                Format::Json => output::json(&status),
+                Format::Table if verbose => output::print(&output::object(&status)),
+                Format::Table => output::print(&format!("status: {}", text(&status["status"]))),
+            }
+        }
+        "config" => vm::config(cx, vmid, take(&mut p, "current").is_some(), false).await,
+        "pending" => vm::config(cx, vmid, false, true).await,
+        "create" => {
+            let node = cx.api.local_node().await?;
+            put(&mut p, "vmid", Some(vmid));
+            vm::make(cx, &node, &p).await
+        }
+        "set" => vm::set(cx, vmid, &p).await,
+        "start" | "stop" | "reset" | "shutdown" | "reboot" | "suspend" | "resume" => {
+            vm::status(cx, vmid, verb, &p).await
+        }
+        "migrate" => vm::migrate(cx, vmid, &p).await,
+        "destroy" => vm::delete(cx, vmid, &p).await,
+        "resize" | "unlink" => {
+            let answer = cx.api.put(&format!("{}/{verb}", cx.api.vm(vmid).await?), &p).await?;
+            cx.answer(&answer, &format!("VM {vmid}: {verb} done")).await
+        }
+        other => Err(unknown(Tool::Qm, other)),
+    }
+}
+
+async fn list(cx: &Cx) -> Result<(), Failure> {
+    let node = cx.api.local_node().await?;
+    let mut list = vm::on_node(cx, &node).await?;
+    for row in &mut list {
+        // The column is in MiB, as it always was.
+        let mb = row["maxmem"].as_u64().map(|m| m >> 20);
+        row["mem_mb"] = mb.into();
+    }
+    cx.format().list(&Value::Array(list), &COLUMNS)
+}

@@ -1,0 +1,243 @@
+//! Which server is meant, and signing in there.
+
+use crate::api::{Api, Auth};
+use crate::failure::Failure;
+use crate::params::form;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use serde_json::Value;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use stead_transport::{ClientError, Fingerprint, HttpClient, Target, Trust, full};
+
+/// Where a packaged daemon listens for local callers.
+const DEFAULT_SOCKET: &str = "/run/stead/api.sock";
+const DEFAULT_PORT: u16 = 8006;
+
+/// The options of all commands that say where to connect and as whom. Each has an environment variable, so that
+/// scripts name no password on their command line. Ids that a command's own arguments could have, too, are made
+/// different, since clap would take the one for the other.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Connection")]
+pub struct Connection {
+    /// Data directory of the local daemon to speak to (default: the packaged one)
+    #[arg(long, global = true, env = "STEAD_DIR", value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Speak to another machine: HOST, HOST:PORT or https://HOST:PORT
+    #[arg(long, global = true, env = "STEAD_SERVER", value_name = "URL")]
+    pub server: Option<String>,
+    /// Who signs in at --server
+    #[arg(long = "user", id = "as-user", global = true, env = "STEAD_USER", value_name = "USER@REALM")]
+    pub user: Option<String>,
+    /// The password; asked for when it is missing
+    #[arg(long, global = true, env = "STEAD_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
+    pub password: Option<String>,
+    /// An API token instead of a password
+    #[arg(
+        long = "api-token",
+        id = "api-token",
+        global = true,
+        env = "STEAD_TOKEN",
+        hide_env_values = true,
+        value_name = "USER@REALM!NAME=SECRET"
+    )]
+    pub token: Option<String>,
+    /// SHA-256 fingerprint that the server's certificate must have
+    #[arg(long, global = true, env = "STEAD_FINGERPRINT", value_name = "HEX")]
+    pub fingerprint: Option<String>,
+    /// File with the CA that has issued the server's certificate (a cluster's: pve-root-ca.pem)
+    #[arg(long, global = true, env = "STEAD_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Accept any certificate; anyone in between can read and change everything
+    #[arg(long, global = true)]
+    pub insecure: bool,
+}
+
+impl Connection {
+    /// What the environment says alone, for the tools that know none of these options.
+    pub fn from_env() -> Self {
+        let var = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+        Self {
+            dir: var("STEAD_DIR").map(Into::into),
+            server: var("STEAD_SERVER"),
+            user: var("STEAD_USER"),
+            password: var("STEAD_PASSWORD"),
+            token: var("STEAD_TOKEN"),
+            fingerprint: var("STEAD_FINGERPRINT"),
+            ca_file: var("STEAD_CA_FILE").map(Into::into),
+            insecure: false,
+        }
+    }
+
+    /// Connects and signs in.
+    pub async fn open(&self) -> Result<Api, Failure> {
+        let Some(server) = &self.server else {
+            let path =
+                self.dir.as_ref().map_or_else(|| DEFAULT_SOCKET.into(), |dir| dir.join("run/api.sock"));
+            let http = local(&path)?;
+            return Ok(Api::new(http, self.given_token()?.unwrap_or(Auth::Local)));
+        };
+        let (host, port) = host_and_port(server)?;
+        let trust = self.trust()?;
+        let unknown = trust.is_none();
+        // Without anything to go by, an impossible fingerprint brings the real one to light and sends nothing.
+        let trust = trust.unwrap_or(Trust::Fingerprint(Fingerprint([0; 32])));
+        let http = HttpClient::new(Target::Tls { host, port, trust })?;
+        if unknown {
+            return Err(match http.raw().await {
+                Err(ClientError::WrongFingerprint { seen, .. }) => Failure::usage(format!(
+                    "it is not known whether {server} is the right server. Its fingerprint is\n  {seen}\n  compare it \
+                     with what the node itself says ('stead node show' there), then give --fingerprint, or --ca-file"
+                )),
+                Err(e) => e.into(),
+                Ok(_) => Failure::failed("the server has shown an impossible certificate"),
+            });
+        }
+        let auth = match self.given_token()? {
+            Some(auth) => auth,
+            None => self.sign_in(&http).await?,
+        };
+        Ok(Api::new(http, auth))
+    }
+
+    fn trust(&self) -> Result<Option<Trust>, Failure> {
+        if self.insecure {
+            return Ok(Some(Trust::Insecure));
+        }
+        if let Some(hex) = &self.fingerprint {
+            let print = hex.parse().map_err(|e| Failure::usage(format!("--fingerprint: {e}")))?;
+            return Ok(Some(Trust::Fingerprint(print)));
+        }
+        let Some(file) = &self.ca_file else { return Ok(None) };
+        let named = |e: &dyn std::fmt::Display| Failure::usage(format!("--ca-file {}: {e}", file.display()));
+        let pem = std::fs::read_to_string(file).map_err(|e| named(&e))?;
+        Ok(Some(Trust::ca_pem(&pem).map_err(|e| named(&e))?))
+    }
+
+    fn given_token(&self) -> Result<Option<Auth>, Failure> {
+        let Some(token) = &self.token else { return Ok(None) };
+        if !token.contains('!') || !token.contains('=') {
+            return Err(Failure::usage("--api-token must be of the form USER@REALM!NAME=SECRET"));
+        }
+        let mut value = HeaderValue::try_from(format!("PVEAPIToken={token}"))
+            .map_err(|_| Failure::usage("--api-token has characters that no token has"))?;
+        value.set_sensitive(true);
+        Ok(Some(Auth::Token(value)))
+    }
+
+    async fn sign_in(&self, http: &HttpClient) -> Result<Auth, Failure> {
+        let user = self.user.clone().unwrap_or_else(|| "root@pam".into());
+        let password = match &self.password {
+            Some(password) => password.clone(),
+            None => ask_password(&format!("Password of {user} at {}: ", http.to()))?,
+        };
+        let body = form(&vec![("username".into(), user.clone()), ("password".into(), password)]);
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri("/api2/json/access/ticket")
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(full(body))
+            .map_err(|e| Failure::failed(e.to_string()))?;
+        let answer = http.whole(request).await?;
+        if !answer.status.is_success() {
+            return Err(Failure::failed(format!(
+                "{} has refused user '{user}': {}",
+                http.to(),
+                answer.message()
+            )));
+        }
+        let answer: Value = answer.json()?;
+        let header = |value: String| {
+            let mut value = HeaderValue::try_from(value)
+                .map_err(|_| Failure::failed("the server has answered with an impossible ticket"))?;
+            value.set_sensitive(true);
+            Ok::<_, Failure>(value)
+        };
+        let field = |name: &str| match answer["data"][name].as_str() {
+            Some(text) => Ok(text.to_owned()),
+            None => Err(Failure::failed("this user needs a second factor: use --api-token")),
+        };
+        let cookie = header(format!("PVEAuthCookie={}", field("ticket")?))?;
+        Ok(Auth::Ticket { cookie, csrf: header(field("CSRFPreventionToken")?)? })
+    }
+}
+
+fn local(path: &Path) -> Result<HttpClient, Failure> {
+    // Told here rather than by a failed connection, since the hint differs.
+    match std::fs::metadata(path) {
+        Ok(_) => Ok(HttpClient::new(Target::Unix(path.to_owned()))?),
+        Err(e) => Err(Failure::failed(format!(
+            "no daemon can be reached at {}: {e}\n  start steadd, name its data directory with --dir, or another \
+             machine with --server",
+            path.display()
+        ))),
+    }
+}
+
+/// `HOST`, `HOST:PORT`, `[V6]:PORT`, each with or without `https://`.
+pub fn host_and_port(server: &str) -> Result<(String, u16), Failure> {
+    let wrong = |why: &str| Failure::usage(format!("--server '{server}': {why}"));
+    let rest = match server.split_once("://") {
+        Some(("https", rest)) => rest,
+        Some((scheme, _)) => return Err(wrong(&format!("{scheme} is not spoken, only https"))),
+        None => server,
+    };
+    let rest = rest.trim_end_matches('/');
+    if rest.is_empty() || rest.contains(['/', '@', '?', ' ']) {
+        return Err(wrong("it must be HOST, HOST:PORT or https://HOST:PORT"));
+    }
+    let port = |text: &str| text.parse::<u16>().map_err(|_| wrong(&format!("'{text}' is not a port")));
+    if let Some(v6) = rest.strip_prefix('[') {
+        let (host, after) = v6.split_once(']').ok_or_else(|| wrong("a ']' is missing"))?;
+        return match after.strip_prefix(':') {
+            Some(text) => Ok((host.to_owned(), port(text)?)),
+            None if after.is_empty() => Ok((host.to_owned(), DEFAULT_PORT)),
+            None => Err(wrong("only a port may follow ']'")),
+        };
+    }
+    match rest.split_once(':') {
+        // An address of version 6 without brackets has more than one colon.
+        Some((_, more)) if more.contains(':') => Ok((rest.to_owned(), DEFAULT_PORT)),
+        Some((host, text)) => Ok((host.to_owned(), port(text)?)),
+        None => Ok((rest.to_owned(), DEFAULT_PORT)),
+    }
+}
+
+/// Asks on the terminal, without showing what is typed.
+pub fn ask_password(prompt: &str) -> Result<String, Failure> {
+    let no_terminal =
+        |_| Failure::usage("a password is needed and there is no terminal to ask on: set STEAD_PASSWORD");
+    let mut terminal = File::options().read(true).write(true).open("/dev/tty").map_err(no_terminal)?;
+    let before = tcgetattr(&terminal).map_err(|e| Failure::failed(e.to_string()))?;
+    let mut quiet = before.clone();
+    quiet.local_modes -= LocalModes::ECHO;
+    terminal.write_all(prompt.as_bytes())?;
+    tcsetattr(&terminal, OptionalActions::Flush, &quiet).map_err(|e| Failure::failed(e.to_string()))?;
+    let mut line = String::new();
+    let read = BufReader::new(&terminal).read_line(&mut line);
+    tcsetattr(&terminal, OptionalActions::Flush, &before).map_err(|e| Failure::failed(e.to_string()))?;
+    terminal.write_all(b"\n")?;
+    read?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_named_in_many_ways() {
+        let read = |s| host_and_port(s).unwrap();
+        assert_eq!(read("pve1"), ("pve1".into(), 8006));
+        assert_eq!(read("https://pve1/"), ("pve1".into(), 8006));
+        assert_eq!(read("https://192.0.2.1:443"), ("192.0.2.1".into(), 443));
+        assert_eq!(read("[fd00::1]:8007"), ("fd00::1".into(), 8007));
+        assert_eq!(read("[fd00::1]"), ("fd00::1".into(), 8006));
+        assert_eq!(read("fd00::1"), ("fd00::1".into(), 8006));
+        for bad in ["", "http://x", "x:y", "x:99999", "https://x/y", "[::1", "[::1]x", "a@b"] {
+            assert!(matches!(host_and_port(bad), Err(Failure::Usage(_))), "{bad}");
+        }
+    }
+}
