@@ -1,1 +1,3 @@
 //! The simulator: ha, membership and conf on a modelled cluster; fault search.
+
+pub mod conf;

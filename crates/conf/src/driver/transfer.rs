@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// The largest state that is taken in: the tree, its history and room for the rest.
 const MAX_IMAGE: u64 = 256 << 20;
+/// How many pieces may wait for one before them.
+const MAX_EARLY: usize = 32;
 
 #[derive(Debug)]
 struct Outgoing {
@@ -33,6 +35,38 @@ struct Incoming {
     term: u64,
     total: u64,
     data: BytesMut,
+    /// Pieces that came before their turn.
+    early: BTreeMap<u64, Bytes>,
+}
+
+impl Incoming {
+    fn new(from: u64, chunk: &Chunk) -> Self {
+        let Chunk { leads, index, term, total, .. } = *chunk;
+        Self { from, leads, index, term, total, data: BytesMut::new(), early: BTreeMap::new() }
+    }
+
+    fn is_of(&self, from: u64, chunk: &Chunk) -> bool {
+        (self.from, self.leads, self.index, self.term, self.total)
+            == (from, chunk.leads, chunk.index, chunk.term, chunk.total)
+    }
+
+    fn received(&self) -> u64 {
+        self.data.len() as u64
+    }
+
+    /// Takes a piece, in its turn or not.
+    fn take(&mut self, offset: u64, data: Bytes) {
+        if offset >= self.received() && self.early.len() < MAX_EARLY {
+            self.early.insert(offset, data);
+        }
+        while let Some(next) = self.early.remove(&self.received()) {
+            let room = usize::try_from(self.total - self.received()).unwrap_or(usize::MAX);
+            if next.is_empty() || next.len() > room {
+                break;
+            }
+            self.data.extend_from_slice(&next);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -50,8 +84,6 @@ pub(super) struct Transfers {
     outgoing: BTreeMap<u64, Outgoing>,
     incoming: Option<Incoming>,
     arrived: Option<Arrived>,
-    /// What came in whole last: sender, its term, index and size. Told again to a sender that missed the answer.
-    complete: Option<(u64, u64, u64, u64)>,
 }
 
 impl Transfers {
@@ -121,7 +153,7 @@ impl Driver {
     }
 
     pub(super) fn chunk_ack(&mut self, from: u64, index: u64, term: u64, received: u64) {
-        let now = self.now;
+        let (now, stalled) = (self.now, self.settings.election());
         let Some(out) = self.transfers.outgoing.get_mut(&from) else { return };
         if out.index != index || out.term != term || received > out.image.len() as u64 {
             return;
@@ -131,6 +163,10 @@ impl Driver {
             out.sent = out.sent.max(received);
             out.progress = now;
             out.tried = now;
+        } else if received == 0 && out.acked > 0 && now >= out.progress + stalled {
+            // The receiver has begun anew.
+            out.acked = 0;
+            out.sent = 0;
         }
         if out.acked == out.image.len() as u64 {
             self.transfers.outgoing.remove(&from);
@@ -171,35 +207,24 @@ impl Driver {
         if chunk.leads < self.engine.term() || chunk.total > MAX_IMAGE || chunk.total == 0 {
             return;
         }
-        if chunk.offset > 0 && self.transfers.complete == Some((from, chunk.leads, chunk.index, chunk.total))
-        {
+        if chunk.index <= self.applied {
+            // It is here, or newer is: the answer was lost, or the sender does not know.
             let received = chunk.total;
             self.send(from, Body::ChunkAck { index: chunk.index, term: chunk.term, received });
             return;
         }
-        let same = |incoming: &Incoming| {
-            (incoming.from, incoming.leads, incoming.index, incoming.term, incoming.total)
-                == (from, chunk.leads, chunk.index, chunk.term, chunk.total)
+        let newer = |incoming: &Incoming| {
+            !incoming.is_of(from, &chunk) && (chunk.leads, chunk.index) >= (incoming.leads, incoming.index)
         };
-        let newer = |incoming: &Incoming| (chunk.leads, chunk.index) > (incoming.leads, incoming.index);
-        if self.transfers.incoming.as_ref().is_none_or(newer) && chunk.offset == 0 {
-            self.transfers.incoming = Some(Incoming {
-                from,
-                leads: chunk.leads,
-                index: chunk.index,
-                term: chunk.term,
-                total: chunk.total,
-                data: BytesMut::new(),
-            });
+        if self.transfers.incoming.as_ref().is_none_or(newer) {
+            self.transfers.incoming = Some(Incoming::new(from, &chunk));
         }
-        let Some(incoming) = self.transfers.incoming.as_mut().filter(|incoming| same(incoming)) else {
+        let Some(incoming) = self.transfers.incoming.as_mut().filter(|incoming| incoming.is_of(from, &chunk))
+        else {
             return;
         };
-        if incoming.data.len() as u64 == chunk.offset && chunk.offset + chunk.data.len() as u64 <= chunk.total
-        {
-            incoming.data.extend_from_slice(&chunk.data);
-        }
-        let received = incoming.data.len() as u64;
+        incoming.take(chunk.offset, chunk.data.clone());
+        let received = incoming.received();
         self.send(from, Body::ChunkAck { index: chunk.index, term: chunk.term, received });
         if received == chunk.total {
             self.complete(from, &chunk);
@@ -209,7 +234,6 @@ impl Driver {
     /// A snapshot is whole: the engine decides whether it is of use.
     fn complete(&mut self, from: u64, chunk: &Chunk) {
         let Some(incoming) = self.transfers.incoming.take() else { return };
-        self.transfers.complete = Some((from, chunk.leads, chunk.index, chunk.total));
         let image = incoming.data.freeze();
         let Ok(machine) = Machine::decode(&image) else { return };
         if machine.applied() != chunk.index {

@@ -1,0 +1,567 @@
+//! The run: nodes, network and clock, event by event.
+
+use super::dice::Dice;
+use super::faults::Rates;
+use super::invariants::{Invariants, progress};
+use super::network::{Network, Weather};
+use super::node::{Node, Running, TICK, Wish};
+use super::workload::{self, Asked};
+use super::{Bug, Failure, Plan};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use stead_conf::driver::{Input, MemberChange, Outcome, RequestId};
+use stead_conf::{CommittedEntry, Machine, Members, Txn};
+
+/// How long the faults last, in microseconds of virtual time.
+const FAULTS: u64 = 8_000_000;
+/// The most nodes there ever are.
+const MOST_NODES: u64 = 8;
+
+/// What happened in a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Figures {
+    pub events: u64,
+    pub frames: u64,
+    pub commits: u64,
+    pub refused: u64,
+    pub unknown: u64,
+    pub barriers: u64,
+    pub confirmations: u64,
+    pub member_changes: u64,
+    pub snapshots: u64,
+    pub crashes: u64,
+    pub leaders: u64,
+}
+
+#[derive(Debug)]
+enum Event {
+    Tick { node: u64, life: u64 },
+    Frame { from: u64, to: u64, data: Bytes },
+    Disk { node: u64, life: u64 },
+    Ask,
+    Crash,
+    Start { node: u64 },
+    Cut,
+    Mend,
+    Pause,
+    Transfer,
+    Member,
+}
+
+struct Due {
+    at: u64,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    /// Earliest first in a heap whose greatest comes first.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.at, other.order).cmp(&(self.at, self.order))
+    }
+}
+
+struct World {
+    plan: Plan,
+    now: u64,
+    order: u64,
+    due: BinaryHeap<Due>,
+    dice: Dice,
+    rates: Rates,
+    network: Network,
+    nodes: Vec<Node>,
+    asked: BTreeMap<(u64, u64, RequestId), Asked>,
+    answers: BTreeMap<(u64, u64, RequestId), Outcome>,
+    marks: u64,
+    healing: bool,
+    invariants: Invariants,
+}
+
+/// Runs one seed. The same plan always gives the same result.
+pub fn run(plan: Plan) -> Result<Figures, Failure> {
+    let mut at_us = 0;
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(plan)?;
+        let result = world.play();
+        at_us = world.now;
+        result.map(|()| Figures { leaders: world.invariants.leaders.count(), ..world.invariants.figures })
+    }));
+    let what = match result {
+        Ok(Ok(figures)) => return Ok(figures),
+        Ok(Err(what)) => what,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            format!("panic: {}", text.unwrap_or_default())
+        }
+    };
+    Err(Failure { seed: plan.seed, at_us, what })
+}
+
+impl World {
+    fn new(plan: Plan) -> Result<Self, String> {
+        let mut dice = Dice::new(plan.seed);
+        let rates = Rates::roll(&mut dice);
+        let network = Network::new(rates.weather.clone());
+        let initial = Txn::new("founder").note("0").put("k/0", "first");
+        let mut machine = Machine::found(1, &initial, 0).map_err(|refusal| refusal.to_string())?;
+        let members = Members { voters: (1..=rates.nodes.max(1)).collect(), ..Members::default() };
+        let first = CommittedEntry::Members(members);
+        machine.apply(1, first).map_err(|fault| fault.to_string())?;
+        let mut world = Self {
+            plan,
+            now: 0,
+            order: 0,
+            due: BinaryHeap::new(),
+            dice,
+            rates,
+            network,
+            nodes: Vec::new(),
+            asked: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            marks: 0,
+            healing: false,
+            invariants: Invariants::default(),
+        };
+        for _ in 0..world.rates.nodes.max(1) {
+            world.add_node(&machine)?;
+        }
+        let rates = &world.rates;
+        let faults = [
+            (rates.question, Event::Ask),
+            (rates.crash, Event::Crash),
+            (rates.cut, Event::Cut),
+            (rates.pause, Event::Pause),
+            (rates.transfer, Event::Transfer),
+            (rates.member, Event::Member),
+        ];
+        for (mean, event) in faults {
+            world.again(mean, event);
+        }
+        Ok(world)
+    }
+
+    fn schedule(&mut self, after: u64, event: Event) {
+        self.order += 1;
+        self.due.push(Due { at: self.now + after, order: self.order, event });
+    }
+
+    fn again(&mut self, mean: u64, event: Event) {
+        if mean > 0 && !self.healing {
+            let after = Rates::next(mean, &mut self.dice);
+            self.schedule(after, event);
+        }
+    }
+
+    fn add_node(&mut self, machine: &Machine) -> Result<u64, String> {
+        let id = self.nodes.len() as u64 + 1;
+        let mut node = Node::new(id, machine, self.plan.pages)?;
+        node.drift = i64::try_from(self.dice.below(201)).unwrap_or(100) - 100;
+        self.nodes.push(node);
+        self.start(id)?;
+        Ok(id)
+    }
+
+    fn node(&mut self, id: u64) -> Result<&mut Node, String> {
+        let at = usize::try_from(id).unwrap_or(0).wrapping_sub(1);
+        self.nodes.get_mut(at).ok_or_else(|| format!("there is no node {id}"))
+    }
+
+    fn start(&mut self, id: u64) -> Result<(), String> {
+        let (now, bug, seed) = (self.now, self.plan.bug, self.plan.seed);
+        let node = self.node(id)?;
+        if node.running.is_some() {
+            return Ok(());
+        }
+        node.start(now, bug, seed)?;
+        let life = node.life;
+        let (revision, index) = match &node.running {
+            Some(running) => (running.machine.tree().revision().0, running.machine.applied()),
+            None => return Ok(()),
+        };
+        self.invariants.watches.reset(id, revision);
+        if let Some(running) = &self.nodes[usize::try_from(id - 1).unwrap_or(0)].running
+            && index > 0
+        {
+            self.invariants.agree.state(id, index, &running.machine)?;
+        }
+        let phase = self.dice.below(TICK);
+        self.schedule(phase, Event::Tick { node: id, life });
+        self.with(id, |running, id, now, bug, invariants| running.carry_out(id, now, bug, invariants))
+    }
+
+    /// Lets a running node do something and sees to what it wishes.
+    fn with(
+        &mut self,
+        id: u64,
+        act: impl FnOnce(&mut Running, u64, u64, Bug, &mut Invariants) -> Result<Vec<Wish>, String>,
+    ) -> Result<(), String> {
+        let (now, bug) = (self.now, self.plan.bug);
+        let at = usize::try_from(id).unwrap_or(0).wrapping_sub(1);
+        let Some(node) = self.nodes.get_mut(at) else { return Ok(()) };
+        let life = node.life;
+        let Some(running) = &mut node.running else { return Ok(()) };
+        let wishes = act(running, id, now, bug, &mut self.invariants)?;
+        for wish in wishes {
+            match wish {
+                Wish::Send { to, frame } => {
+                    for delay in self.network.carry(id, to, &mut self.dice) {
+                        self.schedule(delay, Event::Frame { from: id, to, data: frame.clone() });
+                    }
+                }
+                Wish::Write => self.begin_write(id)?,
+                Wish::Done(request, outcome) => self.answered(id, life, request, outcome)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn input(&mut self, id: u64, input: Input) -> Result<(), String> {
+        self.with(id, |running, id, now, bug, invariants| running.input(id, now, input, bug, invariants))
+    }
+
+    fn answered(&mut self, id: u64, life: u64, request: RequestId, outcome: Outcome) -> Result<(), String> {
+        let key = (id, life, request);
+        let at = usize::try_from(id).unwrap_or(0).wrapping_sub(1);
+        if let Some(asked) = self.asked.remove(&key)
+            && let Some(running) = self.nodes.get(at).and_then(|node| node.running.as_ref())
+        {
+            workload::answered(id, &asked, &outcome, &running.machine, &mut self.invariants)?;
+        }
+        if self.healing {
+            self.answers.insert(key, outcome);
+        }
+        Ok(())
+    }
+
+    fn begin_write(&mut self, id: u64) -> Result<(), String> {
+        let slow = if self.healing { 2000 } else { self.rates.slow_disk };
+        let after = self.dice.between(100, slow);
+        let node = self.node(id)?;
+        let life = node.life;
+        if let Some(running) = &mut node.running
+            && running.writing.is_empty()
+            && !running.queue.is_empty()
+        {
+            running.writing = running.queue.drain(..).collect();
+            self.schedule(after, Event::Disk { node: id, life });
+        }
+        Ok(())
+    }
+
+    fn written(&mut self, id: u64, life: u64) -> Result<(), String> {
+        let refused = !self.healing && self.dice.chance(self.rates.refused);
+        let node = self.node(id)?;
+        if node.life != life || node.running.is_none() {
+            return Ok(());
+        }
+        if refused {
+            // A node whose disk refuses a write stops at once.
+            return self.crash(id);
+        }
+        let Some(running) = &mut node.running else { return Ok(()) };
+        let batch = std::mem::take(&mut running.writing);
+        node.disk.write(&batch)?;
+        let last = batch.last().map_or(0, |persist| persist.number);
+        if self.plan.bug != Bug::EarlyReport {
+            self.input(id, Input::Persisted(last))?;
+        }
+        self.begin_write(id)
+    }
+
+    fn crash(&mut self, id: u64) -> Result<(), String> {
+        let bug = self.plan.bug;
+        let mut dice = Dice::new(self.dice.next());
+        self.node(id)?.crash(&mut dice, bug);
+        self.asked.retain(|(node, _, _), _| *node != id);
+        self.invariants.figures.crashes += 1;
+        let down = self.dice.pick(&[20_000, 500_000, 3_000_000]).unwrap_or(20_000);
+        let after = self.dice.between(1000, down);
+        self.schedule(after, Event::Start { node: id });
+        Ok(())
+    }
+
+    fn up(&self) -> Vec<u64> {
+        self.nodes.iter().filter(|node| node.running.is_some()).map(|node| node.id).collect()
+    }
+
+    fn ids(&self) -> Vec<u64> {
+        self.nodes.iter().map(|node| node.id).collect()
+    }
+
+    /// Faults, then healing, then order.
+    fn play(&mut self) -> Result<(), String> {
+        self.until(FAULTS, |_| false)?;
+        self.heal()?;
+        let end = self.now + progress::HEALED_WITHIN;
+        if !self.until(end, |world| progress::missing(&world.nodes).is_none())? {
+            let missing = progress::missing(&self.nodes).unwrap_or_default();
+            let states: Vec<_> = self.nodes.iter().map(Node::status).collect();
+            return Err(format!("no progress after healing: {missing}: {states:?}"));
+        }
+        self.last_questions()?;
+        let settled = self.now + progress::HEALED_WITHIN;
+        if !self.until(settled, |world| progress::missing(&world.nodes).is_none())? {
+            let missing = progress::missing(&self.nodes).unwrap_or_default();
+            return Err(format!("no order after the last commits: {missing}"));
+        }
+        for (id, machine) in self.members() {
+            self.invariants.durable.survives(id, machine)?;
+        }
+        Ok(())
+    }
+
+    fn members(&self) -> Vec<(u64, u64)> {
+        let leader = self.nodes.iter().find(|node| node.status().is_some_and(|status| status.is_leader));
+        let Some(running) = leader.and_then(|leader| leader.running.as_ref()) else { return Vec::new() };
+        let members = running.machine.members().all();
+        let revision = |node: &Node| node.running.as_ref().map(|running| running.machine.tree().revision().0);
+        self.nodes
+            .iter()
+            .filter(|node| members.contains(&node.id))
+            .map(|node| (node.id, revision(node).unwrap_or(0)))
+            .collect()
+    }
+
+    /// Runs until a time, or until something holds. True if it held.
+    fn until(&mut self, end: u64, holds: impl Fn(&Self) -> bool) -> Result<bool, String> {
+        let mut look = self.now;
+        while let Some(due) = self.due.pop() {
+            if due.at > end {
+                self.due.push(due);
+                break;
+            }
+            self.now = due.at;
+            self.invariants.figures.events += 1;
+            self.event(due.event)?;
+            if self.now >= look {
+                look = self.now + TICK;
+                if holds(self) {
+                    return Ok(true);
+                }
+            }
+        }
+        self.now = self.now.max(end);
+        Ok(holds(self))
+    }
+
+    fn heal(&mut self) -> Result<(), String> {
+        self.healing = true;
+        self.network.heal();
+        self.network.weather = Weather::fair();
+        for node in &mut self.nodes {
+            node.paused_until = 0;
+            node.drift = 0;
+        }
+        for id in self.ids() {
+            self.start(id)?;
+        }
+        Ok(())
+    }
+
+    /// Every member commits and reads, and is answered.
+    fn last_questions(&mut self) -> Result<(), String> {
+        for (id, _) in self.members() {
+            for attempt in 1.. {
+                let mark = self.next_mark();
+                let txn = Txn::new("last").note(mark.to_string()).put(format!("last/{id}"), "x");
+                let written = self.ask(id, Asked::Txn { mark }, |request| Input::Transact {
+                    request,
+                    txn,
+                    at_ms: mark,
+                })?;
+                let newest = self.invariants.reads.newest_revision();
+                let read = self.ask(id, Asked::Barrier { newest }, |request| Input::Barrier { request })?;
+                let end = self.now + 7_000_000;
+                let both = [written, read];
+                self.until(end, |world| both.iter().all(|key| world.answers.contains_key(key)))?;
+                let good = |key| {
+                    matches!(self.answers.get(key), Some(Outcome::Txn(Ok(_)) | Outcome::Barrier(Ok(()))))
+                };
+                // A removal that was asked for before may have been carried out only now.
+                let gone = !self.members().iter().any(|(member, _)| *member == id);
+                if gone || both.iter().all(good) {
+                    break;
+                }
+                if attempt == 3 {
+                    let answers: Vec<_> = both.iter().map(|key| self.answers.get(key)).collect();
+                    let states: Vec<_> = self.nodes.iter().map(Node::status).collect();
+                    return Err(format!("node {id} is not answered after healing: {answers:?}: {states:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn next_mark(&mut self) -> u64 {
+        self.marks += 1;
+        self.marks
+    }
+
+    fn ask(
+        &mut self,
+        id: u64,
+        asked: Asked,
+        input: impl FnOnce(RequestId) -> Input,
+    ) -> Result<(u64, u64, RequestId), String> {
+        let node = self.node(id)?;
+        let life = node.life;
+        let Some(running) = &mut node.running else { return Err(format!("node {id} is down")) };
+        let request = running.request();
+        self.asked.insert((id, life, request), asked);
+        self.input(id, input(request))?;
+        Ok((id, life, request))
+    }
+
+    /// Whether a node is frozen: then the event waits.
+    fn frozen(&mut self, id: u64, event: Event) -> Option<Event> {
+        let until = self.node(id).map_or(0, |node| node.paused_until);
+        if until <= self.now {
+            return Some(event);
+        }
+        self.schedule(until - self.now, event);
+        None
+    }
+
+    fn event(&mut self, event: Event) -> Result<(), String> {
+        match event {
+            Event::Tick { node, .. } | Event::Disk { node, .. } => {
+                let Some(event) = self.frozen(node, event) else { return Ok(()) };
+                self.node_event(event)
+            }
+            Event::Frame { from, to, .. } => {
+                if !self.network.arrives(from, to) {
+                    return Ok(());
+                }
+                let Some(event) = self.frozen(to, event) else { return Ok(()) };
+                self.node_event(event)
+            }
+            Event::Start { node } => self.start(node),
+            fault if self.healing => {
+                drop(fault);
+                Ok(())
+            }
+            fault => self.fault(fault),
+        }
+    }
+
+    fn node_event(&mut self, event: Event) -> Result<(), String> {
+        match event {
+            Event::Tick { node: id, life } => {
+                let node = self.node(id)?;
+                if node.life != life || node.running.is_none() {
+                    return Ok(());
+                }
+                let drift = node.drift;
+                let after = TICK.saturating_add_signed(i64::try_from(TICK).unwrap_or(0) * drift / 1000);
+                self.schedule(after, Event::Tick { node: id, life });
+                self.input(id, Input::Tick)
+            }
+            Event::Frame { to, data, .. } => {
+                self.invariants.figures.frames += 1;
+                self.input(to, Input::Frame(data))
+            }
+            Event::Disk { node, life } => self.written(node, life),
+            _ => Ok(()),
+        }
+    }
+
+    fn fault(&mut self, event: Event) -> Result<(), String> {
+        let up = self.up();
+        let chosen = self.dice.pick(&up);
+        match event {
+            Event::Ask => {
+                self.again(self.rates.question, Event::Ask);
+                if let Some(id) = chosen { self.random_question(id) } else { Ok(()) }
+            }
+            Event::Crash => {
+                self.again(self.rates.crash, Event::Crash);
+                if let Some(id) = chosen { self.crash(id) } else { Ok(()) }
+            }
+            Event::Cut => {
+                self.again(self.rates.cut, Event::Cut);
+                self.network
+                    .break_links(&self.nodes.iter().map(|node| node.id).collect::<Vec<_>>(), &mut self.dice);
+                let after = self.dice.between(100_000, 4_000_000);
+                self.schedule(after, Event::Mend);
+                Ok(())
+            }
+            Event::Mend => {
+                self.network.heal();
+                Ok(())
+            }
+            Event::Pause => {
+                self.again(self.rates.pause, Event::Pause);
+                let until = self.now + self.dice.between(50_000, 2_500_000);
+                if let Some(id) = chosen {
+                    self.node(id)?.paused_until = until;
+                }
+                Ok(())
+            }
+            Event::Transfer => {
+                self.again(self.rates.transfer, Event::Transfer);
+                let to = self.dice.pick(&self.ids()).unwrap_or(1);
+                let leader =
+                    self.nodes.iter().find(|node| node.status().is_some_and(|status| status.is_leader));
+                match leader.map(|leader| leader.id) {
+                    Some(id) => self.input(id, Input::Transfer { to }),
+                    None => Ok(()),
+                }
+            }
+            Event::Member => {
+                self.again(self.rates.member, Event::Member);
+                if let Some(id) = chosen { self.random_member_change(id) } else { Ok(()) }
+            }
+            Event::Tick { .. } | Event::Frame { .. } | Event::Disk { .. } | Event::Start { .. } => Ok(()),
+        }
+    }
+
+    fn random_question(&mut self, id: u64) -> Result<(), String> {
+        let mark = self.next_mark();
+        let at = usize::try_from(id).unwrap_or(0).wrapping_sub(1);
+        let Some(node) = self.nodes.get_mut(at) else { return Ok(()) };
+        let life = node.life;
+        let Some(running) = &mut node.running else { return Ok(()) };
+        let request = running.request();
+        let (input, asked) =
+            workload::question(request, &running.machine, mark, &self.invariants, &mut self.dice);
+        let barrier = matches!(asked, Asked::Barrier { .. });
+        self.asked.insert((id, life, request), asked);
+        if barrier && self.plan.bug == Bug::LocalBarrier {
+            return self.answered(id, life, request, Outcome::Barrier(Ok(())));
+        }
+        self.input(id, input)
+    }
+
+    fn random_member_change(&mut self, id: u64) -> Result<(), String> {
+        let fresh = self.nodes.len() as u64 + 1;
+        let at = usize::try_from(id).unwrap_or(0).wrapping_sub(1);
+        let Some(running) = self.nodes.get(at).and_then(|node| node.running.as_ref()) else { return Ok(()) };
+        let change = workload::member_change(&running.machine, fresh, &mut self.dice);
+        if let MemberChange::AddLearner(new) = change
+            && new.0 == fresh
+        {
+            if fresh > MOST_NODES {
+                return Ok(());
+            }
+            self.add_node(&Machine::default())?;
+        }
+        self.ask(id, Asked::Member, |request| Input::Member { request, change }).map(drop)
+    }
+}
