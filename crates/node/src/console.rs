@@ -5,7 +5,7 @@ use rust_embed::RustEmbed;
 use stead_transport::{Body, full};
 
 #[derive(RustEmbed)]
-#[folder = "$CARGO_MANIFEST_DIR/../../web/dist"]
+#[folder = "../../web/dist"]
 #[allow_missing = true]
 struct Files;
 
