@@ -17,7 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 enum Input {
     Heartbeat(Heartbeat, oneshot::Sender<HeartbeatAnswer>),
     Confirmed { round: u64, term: Option<u64> },
-    DeclareFailed { node: NodeName, failure: DeclareFailure },
+    Declared { node: NodeName, outcome: Result<(), DeclareFailure> },
+    Settled(NodeName, oneshot::Sender<bool>),
 }
 
 /// Hands heartbeats to the grantor.
@@ -30,6 +31,14 @@ impl GrantHandle {
         let (answer, wait) = oneshot::channel();
         self.0.send(Input::Heartbeat(beat, answer)).await.ok()?;
         wait.await.ok()
+    }
+
+    /// Whether nothing of a lost node can run any more, by this leader's own count. That the loss is committed is not
+    /// enough: an older leader may have decided it, and a newer one granted a lease since.
+    pub async fn settled(&self, node: &NodeName) -> bool {
+        let (answer, wait) = oneshot::channel();
+        let asked = self.0.send(Input::Settled(node.clone(), answer)).await.is_ok();
+        asked && wait.await.unwrap_or(false)
     }
 }
 
@@ -109,8 +118,18 @@ impl Shell {
                 self.grantor.confirmed(round, term)
             }
             Input::Confirmed { round, term: None } => self.grantor.unconfirmed(round),
-            Input::DeclareFailed { node, failure } => {
-                self.grantor.declare_failed(&node, failure);
+            Input::Declared { node, outcome } => {
+                // A commit has been applied here when it is answered.
+                self.read_members();
+                match outcome {
+                    Ok(()) => self.grantor.declared(boottime(), &node),
+                    Err(failure) => self.grantor.declare_failed(&node, failure),
+                }
+                vec![]
+            }
+            Input::Settled(node, answer) => {
+                // The asker may have given up.
+                let _ = answer.send(self.grantor.settled(boottime(), &node));
                 vec![]
             }
         }
@@ -136,9 +155,9 @@ impl Shell {
                 GrantorCommand::DeclareLost(declared) => {
                     let (ops, send) = (self.ops.clone(), self.send.clone());
                     tokio::spawn(async move {
-                        if let Err(failure) = declare(&ops, &declared).await {
-                            let _ = send.send(Input::DeclareFailed { node: declared.node, failure }).await;
-                        }
+                        let outcome = declare(&ops, &declared).await;
+                        // The task that owns the grantor may have ended.
+                        let _ = send.send(Input::Declared { node: declared.node, outcome }).await;
                     });
                 }
             }

@@ -1,6 +1,7 @@
 //! The shells of HA: the manager's on the leader, the agent's on every node. Both decide nothing.
 
 use crate::clock::{boottime, unix_ms};
+use crate::grant::GrantHandle;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 const PERIOD: Duration = Duration::from_millis(500);
 
 /// The manager, for as long as the daemon runs; it acts while this node leads.
-pub async fn manage(ops: Arc<Ops>) {
+pub async fn manage(ops: Arc<Ops>, grant: GrantHandle) {
     let mut watch = ops.conf.watch();
     loop {
         let leads = {
@@ -32,7 +33,7 @@ pub async fn manage(ops: Arc<Ops>) {
             let s = s.borrow();
             s.is_leader && s.quorate
         };
-        if leads && let Err(e) = manage_once(&ops).await {
+        if leads && let Err(e) = manage_once(&ops, &grant).await {
             tracing::warn!("HA manager: {e}");
         }
         // A commit, or the period: reports change without one.
@@ -53,8 +54,8 @@ fn resources(ops: &Ops) -> Result<BTreeMap<ServiceId, HaResource>, OpsError> {
     Ok(good)
 }
 
-async fn manage_once(ops: &Ops) -> Result<(), OpsError> {
-    let view = view(ops)?;
+async fn manage_once(ops: &Ops, grant: &GrantHandle) -> Result<(), OpsError> {
+    let view = view(ops, grant).await?;
     if view.services.is_empty() && ops.file(paths::HA_STATUS)?.1.is_none() {
         return Ok(());
     }
@@ -94,7 +95,7 @@ fn say_changes(ops: &Ops, before: &ManagerState, now: &ManagerState) {
     }
 }
 
-fn view(ops: &Ops) -> Result<View, OpsError> {
+async fn view(ops: &Ops, grant: &GrantHandle) -> Result<View, OpsError> {
     let resources = resources(ops)?;
     let (rules, _) = ops.file(paths::HA_RULES)?;
     let rules = HaRules::parse(&rules)
@@ -104,8 +105,9 @@ fn view(ops: &Ops) -> Result<View, OpsError> {
     let mut nodes = BTreeMap::new();
     for n in ops.node_records() {
         let report = ops.status.node(&n.name);
+        let settled = n.state.is_lost() && grant.settled(&n.name).await;
         let word = match (&n.state, &report) {
-            (NodeState::Lost { .. }, _) => NodeWord::Lost,
+            (NodeState::Lost { .. }, _) if settled => NodeWord::Lost,
             (NodeState::Member { boot }, Some(r)) if r.lease && r.boot == *boot => NodeWord::Online,
             _ => NodeWord::Unknown,
         };

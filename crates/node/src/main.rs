@@ -198,7 +198,7 @@ fn start_agents(
     tokio::spawn(stead_agents::report::run(ops.clone(), flushes, reported));
     tokio::spawn(stead_agents::members::run(ops.clone()));
     tokio::spawn(stead_agents::guests::run(ops.clone()));
-    tokio::spawn(stead_agents::ha::manage(ops.clone()));
+    tokio::spawn(stead_agents::ha::manage(ops.clone(), grant.clone()));
     tokio::spawn(stead_agents::ha::agent(ops.clone(), reports));
     tokio::spawn(stead_agents::events::run(ops.clone()));
     tokio::spawn(stead_agents::lease::run(ops.clone(), grant, lease));
