@@ -89,7 +89,7 @@ impl Connection {
             return Err(match http.raw().await {
                 Err(ClientError::WrongFingerprint { seen, .. }) => Failure::usage(format!(
                     "it is not known whether {server} is the right server. Its fingerprint is\n  {seen}\n  compare it \
-                     with what the node itself says ('stead node show' there), then give --fingerprint, or --ca-file"
+                     with what the node itself says ('pve_fp' in 'stead cluster join-info -o json' there), then give --fingerprint, or --ca-file"
                 )),
                 Err(e) => e.into(),
                 Ok(_) => Failure::failed("the server has shown an impossible certificate"),

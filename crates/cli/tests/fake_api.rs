@@ -206,16 +206,18 @@ async fn a_task_is_followed_and_its_end_is_the_commands_end() {
 
 #[tokio::test]
 async fn create_turns_short_options_into_the_configurations_own() {
-    let fake = Fake::new(&[("POST /nodes/pve1/qemu", Value::Null)]).await;
+    let start = "POST /nodes/pve1/qemu/102/status/start";
+    let fake = Fake::new(&[("POST /nodes/pve1/qemu", Value::Null), (start, Value::Null)]).await;
     let words = "stead vm create --name web --memory 512 --disk local:8 --bridge vmbr0 --iso local:iso/a.iso --start \
                  scsihw=virtio-scsi-pci onboot=1";
     let ended = fake.run(&words.split_whitespace().collect::<Vec<_>>()).await;
-    assert_eq!((ended.code, ended.out.as_str()), (0, "created\nVM 102\n"), "{ended:?}");
+    assert_eq!((ended.code, ended.out.as_str()), (0, "created\nstarted\nVM 102\n"), "{ended:?}");
     assert_eq!(
         fake.changes(),
         [
             "POST /nodes/pve1/qemu vmid=102&name=web&memory=512&scsi0=local%3A8&ide2=local%3Aiso%2Fa.iso%2Cmedia%3D\
-             cdrom&net0=virtio%2Cbridge%3Dvmbr0&start=1&scsihw=virtio-scsi-pci&onboot=1"
+             cdrom&net0=virtio%2Cbridge%3Dvmbr0&scsihw=virtio-scsi-pci&onboot=1",
+            start
         ]
     );
 }
@@ -420,12 +422,16 @@ async fn joining_reads_the_copied_string() {
             stead_transport::Fingerprint([0xab; 32]),
         )
     };
-    let ended = fake.run(&["stead", "cluster", "join", &info.to_string()]).await;
+    let info = info.to_string();
+    let ended = fake.run(&["stead", "cluster", "join", &info]).await;
     assert_eq!(ended.code, 0, "{ended:?}");
     let print = vec!["AB"; 32].join("%3A");
     assert_eq!(
         fake.changes(),
-        [format!("POST /cluster/config/join hostname=192.0.2.1%3A8006&fingerprint={print}&password=00.11")]
+        [format!(
+            "POST /cluster/config/join hostname={}&fingerprint={print}&password=00.11",
+            info.replace('=', "%3D")
+        )]
     );
 }
 

@@ -127,13 +127,12 @@ async fn join(cx: &Cx, join: Join) -> Result<(), Failure> {
         (None, Some(password)) => password,
         (None, None) => ask_password(&format!("Password of root@pam in cluster '{}': ", info.cluster))?,
     };
-    let Some(member) = info.addrs.first() else {
-        return Err(Failure::usage("the join information has no address"));
-    };
-    add(cx, &member.to_string(), &info.fingerprint.to_string(), secret).await
+    // The whole string says more than an address would: which cluster it must be.
+    let information: String = information.split_whitespace().collect();
+    add(cx, &information, &info.fingerprint.to_string(), secret).await
 }
 
-/// Joins this node to a member's cluster.
+/// Joins this node to the cluster of a member: its address or its join information.
 pub async fn add(cx: &Cx, member: &str, fingerprint: &str, secret: String) -> Result<(), Failure> {
     let mut p = Params::new();
     put(&mut p, "hostname", Some(member));

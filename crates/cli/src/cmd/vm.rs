@@ -147,9 +147,6 @@ pub enum Command {
         /// Refuse if it runs
         #[arg(long)]
         offline: bool,
-        /// Move disks on local storage, too
-        #[arg(long)]
-        with_local_disks: bool,
         /// At most so many KiB/s
         #[arg(long, value_name = "KIB_PER_S")]
         bwlimit: Option<u64>,
@@ -219,10 +216,9 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
         }
         Command::Suspend(w) => status(cx, &w.vmid, "suspend", &p).await,
         Command::Resume(w) => status(cx, &w.vmid, "resume", &p).await,
-        Command::Migrate { which, target, offline, with_local_disks, bwlimit } => {
+        Command::Migrate { which, target, offline, bwlimit } => {
             put(&mut p, "target", Some(target));
             switch(&mut p, "online", !offline);
-            switch(&mut p, "with-local-disks", with_local_disks);
             put(&mut p, "bwlimit", bwlimit);
             migrate(cx, &which.vmid, &p).await
         }
@@ -276,13 +272,19 @@ async fn create(cx: &Cx, mut create: Create) -> Result<(), Failure> {
     for (n, bridge) in create.bridge.iter().enumerate() {
         put(&mut p, &format!("net{n}"), Some(format!("virtio,bridge={bridge}")));
     }
-    switch(&mut p, "start", create.start);
+    // As a task of its own the start is followed, too; by itself it would go on behind the creation's end.
+    switch(&mut p, "start", create.start && cx.follow.no_wait);
     // What is said outright counts more than what follows from a short option.
     for (name, value) in settings(&create.settings)? {
         p.retain(|(n, _)| *n != name);
         p.push((name, value));
     }
-    self::make(cx, &node, &p).await?;
+    make(cx, &node, &p).await?;
+    if create.start && !cx.follow.no_wait {
+        let answer =
+            cx.api.post(&format!("/nodes/{}/qemu/{vmid}/status/start", escape(&node)), &vec![]).await?;
+        cx.answer(&answer, "started").await?;
+    }
     if cx.format() == Format::Table { output::print(&format!("VM {vmid}")) } else { Ok(()) }
 }
 
