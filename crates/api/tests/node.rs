@@ -1,0 +1,201 @@
+//! Clients' first steps against one node's use cases: signing in, tokens, a VM's life, and who may what.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use common::{Node, Who};
+use serde_json::{Value, json};
+
+/// Two users: one with a VM of their own, one who may look at everything.
+const USERS: &str = "user:owner@pve:1:0:::::\nuser:auditor@pve:1:0:::::\nuser:gone@pve:0:0:::::\n\
+    acl:1:/vms/100:owner@pve:PVEVMUser:\nacl:1:/:auditor@pve:PVEAuditor:\n";
+const ALL: [&str; 4] = ["root@pam", "owner@pve", "auditor@pve", "gone@pve"];
+
+async fn with_a_vm(node: &Node, root: &Who) {
+    let form = "vmid=100&name=web&memory=64&cores=1&scsi0=local:1&net0=virtio";
+    let upid = node.ask(root, "POST", "/nodes/n1/qemu", form).await.data();
+    assert_eq!(node.done(&upid).await, "OK");
+}
+
+#[tokio::test]
+async fn signing_in_gives_a_ticket_that_renews_itself() {
+    let node = Node::start(USERS, &ALL).await;
+    let form = |user: &str, password: &str| format!("username={user}&password={password}");
+    let post = |form: String| async { node.ask(&Who::Nobody, "POST", "/access/ticket", &{ form }).await };
+    for (user, password) in
+        [("root@pam", "wrong"), ("no@pve", "correct+horse"), ("gone@pve", "correct+horse"), ("x", "y")]
+    {
+        let refused = post(form(user, password)).await;
+        assert_eq!(refused.line, "401 authentication failure", "{user}");
+    }
+    let first = post("username=root&realm=pam&password=correct+horse".into()).await.data();
+    assert_eq!(first["username"], "root@pam");
+    assert_eq!(first["clustername"], "test");
+    assert_eq!(first["cap"]["vms"]["VM.Allocate"], 1);
+    let ticket = first["ticket"].as_str().unwrap().replace('+', "%2B");
+    let again = post(form("root@pam", &ticket)).await.data();
+    assert!(again["ticket"].as_str().unwrap().starts_with("PVE:root@pam:"));
+    let other = post(form("owner@pve", &ticket)).await;
+    assert_eq!(other.line, "401 authentication failure", "a ticket is its user's password alone");
+    let otp = post("username=root@pam&password=x&otp=123456".into()).await;
+    assert_eq!(otp.body["errors"]["otp"], "second factors are not supported yet");
+}
+
+#[tokio::test]
+async fn a_vm_is_made_started_changed_and_removed() {
+    let node = Node::start(USERS, &ALL).await;
+    let root = node.sign_in("root@pam").await;
+    assert_eq!(node.ask(&root, "GET", "/version", "").await.data()["version"], "9.0.3");
+    assert_eq!(node.ask(&root, "GET", "/cluster/nextid", "").await.data(), 100);
+    with_a_vm(&node, &root).await;
+    assert_eq!(node.ask(&root, "GET", "/cluster/nextid", "").await.data(), 101);
+
+    let config = node.ask(&root, "GET", "/nodes/n1/qemu/100/config", "").await.data();
+    assert!(config["net0"].as_str().unwrap().starts_with("virtio=BC:24:11:"), "{config}");
+    assert!(config["scsi0"].as_str().unwrap().ends_with("size=1G"), "{config}");
+    let stale = node.ask(&root, "PUT", "/nodes/n1/qemu/100/config", "cores=2&digest=0000").await;
+    assert!(stale.line.starts_with("500 detected modified configuration"), "{}", stale.line);
+    let put = node.ask(&root, "PUT", "/nodes/n1/qemu/100/config", "cores=2&onboot=yes").await;
+    assert_eq!(put.data(), Value::Null);
+    let unknown = node.ask(&root, "PUT", "/nodes/n1/qemu/100/config", "hostpci0=host=01:00").await;
+    assert_eq!(unknown.line, "400 Parameter verification failed.");
+    assert!(
+        unknown.body["errors"]["hostpci0"].as_str().unwrap().contains("not supported yet"),
+        "{}",
+        unknown.body
+    );
+
+    // No content type and no body, as clients send it.
+    let upid = node.ask(&root, "POST", "/nodes/n1/qemu/100/status/start", "").await.data();
+    assert_eq!(node.done(&upid).await, "OK");
+    let resources = node.ask(&root, "GET", "/cluster/resources?type=vm", "").await.data();
+    assert_eq!(resources[0]["status"], "running", "a task's result is shown once it has ended");
+    assert_eq!(resources[0]["template"], 0);
+    let current = node.ask(&root, "GET", "/nodes/n1/qemu/100/status/current", "").await.data();
+    assert_eq!((&current["vmid"], &current["ha"]["managed"]), (&json!(100), &json!(0)));
+
+    let status = format!("/nodes/n1/tasks/{}/status", upid.as_str().unwrap());
+    assert_eq!(node.ask(&root, "GET", &status, "").await.data()["exitstatus"], "OK");
+    let log = node.ask(&root, "GET", &status.replace("/status", "/log"), "").await;
+    assert_eq!(log.data().as_array().unwrap().len() as u64, log.body["total"].as_u64().unwrap());
+
+    let running = node.ask(&root, "DELETE", "/nodes/n1/qemu/100", "").await;
+    assert!(running.line.starts_with("500 VM 100 is running"), "{}", running.line);
+    let upid = node.ask(&root, "POST", "/nodes/n1/qemu/100/status/stop", "").await.data();
+    assert_eq!(node.done(&upid).await, "OK");
+    let upid = node.ask(&root, "DELETE", "/nodes/n1/qemu/100?purge=1", "").await.data();
+    assert_eq!(node.done(&upid).await, "OK");
+    let gone = node.ask(&root, "GET", "/nodes/n1/qemu/100/config", "").await;
+    assert!(gone.line.starts_with("500 ") && gone.line.contains("does not exist"), "{}", gone.line);
+    assert_eq!(node.ask(&root, "GET", "/nodes/n1/storage/local/content", "").await.data(), json!([]));
+}
+
+#[tokio::test]
+async fn users_see_and_do_what_is_theirs() {
+    let node = Node::start(USERS, &ALL).await;
+    let root = node.sign_in("root@pam").await;
+    with_a_vm(&node, &root).await;
+    let upid = node.ask(&root, "POST", "/nodes/n1/qemu", "vmid=101&memory=64").await.data();
+    assert_eq!(node.done(&upid).await, "OK");
+    let (owner, auditor) = (node.sign_in("owner@pve").await, node.sign_in("auditor@pve").await);
+
+    let ids =
+        |v: Value| v.as_array().unwrap().iter().map(|r| r["vmid"].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(ids(node.ask(&owner, "GET", "/cluster/resources?type=vm", "").await.data()), [100]);
+    assert_eq!(ids(node.ask(&auditor, "GET", "/nodes/n1/qemu", "").await.data()), [100, 101]);
+    assert_eq!(node.ask(&owner, "GET", "/storage", "").await.data(), json!([]));
+
+    let upid = node.ask(&owner, "POST", "/nodes/n1/qemu/100/status/start", "").await.data();
+    assert_eq!(node.done(&upid).await, "OK");
+    let refused = |line: &str, path: &str| assert_eq!(line, format!("403 Permission check failed ({path})"));
+    let other = node.ask(&owner, "POST", "/nodes/n1/qemu/101/status/start", "").await;
+    refused(&other.line, "/vms/101, VM.PowerMgmt");
+    let cores = node.ask(&owner, "PUT", "/nodes/n1/qemu/100/config", "cores=2").await;
+    refused(&cores.line, "/vms/100, VM.Config.CPU");
+    let make = node.ask(&owner, "POST", "/nodes/n1/qemu", "vmid=102").await;
+    refused(&make.line, "/vms/102, VM.Allocate");
+    let look = node.ask(&auditor, "POST", "/nodes/n1/qemu/100/status/stop", "").await;
+    refused(&look.line, "/vms/100, VM.PowerMgmt");
+
+    let tasks = |v: Value| {
+        v.as_array().unwrap().iter().map(|t| t["user"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(tasks(node.ask(&owner, "GET", "/nodes/n1/tasks", "").await.data()), ["owner@pve"]);
+    assert_eq!(tasks(node.ask(&auditor, "GET", "/nodes/n1/tasks", "").await.data()).len(), 3);
+    let stop = format!("/nodes/n1/tasks/{}", upid.as_str().unwrap());
+    refused(&node.ask(&auditor, "DELETE", &stop, "").await.line, "/nodes/n1, Sys.Modify");
+    assert_eq!(node.ask(&owner, "DELETE", &stop, "").await.data(), Value::Null);
+}
+
+#[tokio::test]
+async fn a_token_works_until_it_is_changed_or_removed() {
+    let node = Node::start(USERS, &ALL).await;
+    let owner = node.sign_in("owner@pve").await;
+    let path = "/access/users/owner@pve/token/ci";
+    let made = node.ask(&owner, "POST", path, "privsep=0&comment=builds").await.data();
+    assert_eq!(made["full-tokenid"], "owner@pve!ci");
+    let token = |secret: &Value| Who::Token(format!("owner@pve!ci={}", secret.as_str().unwrap()));
+    let first = token(&made["value"]);
+    let permissions = node.ask(&first, "GET", "/access/permissions?path=/vms/100", "").await.data();
+    assert_eq!(permissions["/vms/100"]["VM.PowerMgmt"], 1);
+    let twice = node.ask(&owner, "POST", path, "").await;
+    assert_eq!(twice.body["errors"]["tokenid"], "Token already exists.");
+    let own = node.ask(&first, "POST", "/access/users/owner@pve/token/more", "").await;
+    assert!(own.line.starts_with("403"), "a token makes no tokens: {}", own.line);
+
+    let changed = node.ask(&owner, "PUT", path, "privsep=1&regenerate=1").await.data();
+    assert_eq!((&changed["privsep"], &changed["comment"]), (&json!(1), &json!("builds")));
+    assert!(
+        node.ask(&first, "GET", "/version", "").await.line.starts_with("401"),
+        "the old secret has ended"
+    );
+    let second = token(&changed["value"]);
+    let permissions = node.ask(&second, "GET", "/access/permissions?path=/vms/100", "").await.data();
+    assert_eq!(permissions["/vms/100"], json!({}), "it has no entries of its own");
+    let list = node.ask(&owner, "GET", "/access/users/owner@pve/token", "").await.data();
+    assert_eq!(list[0]["tokenid"], "ci");
+    let roots = node.ask(&owner, "GET", "/access/users/root@pam/token", "").await;
+    assert!(roots.line.starts_with("403"), "{}", roots.line);
+    assert_eq!(node.ask(&owner, "DELETE", path, "").await.data(), Value::Null);
+    assert!(node.ask(&second, "GET", "/version", "").await.line.starts_with("401"));
+    let gone = node.ask(&owner, "GET", path, "").await;
+    assert_eq!(gone.line, "500 no such token 'ci' for user 'owner@pve'");
+    let secret = node.ops.conf.recent(50).iter().any(|c| c.path.starts_with("priv/"));
+    assert!(!secret, "secrets are kept out of the history");
+}
+
+#[tokio::test]
+async fn storages_pools_and_options_are_read_and_changed() {
+    let node = Node::start(&format!("{USERS}pool:dev:a pool:100:local:\n"), &ALL).await;
+    let root = node.sign_in("root@pam").await;
+    let form = "storage=more&type=dir&path=/x&content=images&shared=true";
+    assert_eq!(
+        node.ask(&root, "POST", "/storage", form).await.data(),
+        json!({"storage": "more", "type": "dir"})
+    );
+    let twice = node.ask(&root, "POST", "/storage", form).await;
+    assert!(twice.line.contains("already defined") || twice.line.contains("already"), "{}", twice.line);
+    let all = node.ask(&root, "GET", "/nodes/n1/storage?content=images", "").await.data();
+    assert_eq!(all.as_array().unwrap().len(), 2);
+    assert_eq!(all[1]["active"], 1);
+    let fixed = node.ask(&root, "PUT", "/storage/more", "path=/y").await;
+    assert!(fixed.body["errors"]["path"].is_string(), "what a storage is can't be changed: {}", fixed.body);
+    node.ask(&root, "PUT", "/storage/more", "disable=1").await.data();
+    let gone = node.ask(&root, "GET", "/nodes/n1/storage/more/content", "").await;
+    assert_eq!(gone.line, "500 storage 'more' is disabled");
+    assert_eq!(node.ask(&root, "DELETE", "/storage/more", "").await.data(), Value::Null);
+
+    let disk = "filename=vm-100-disk-7.raw&size=4M&vmid=100";
+    let volume = node.ask(&root, "POST", "/nodes/n1/storage/local/content", disk).await.data();
+    let path = format!("/nodes/n1/storage/local/content/{}", volume.as_str().unwrap());
+    assert_eq!(node.ask(&root, "GET", &path, "").await.data()["size"], 4 << 20);
+    let upid = node.ask(&root, "DELETE", &path, "").await.data();
+    assert_eq!(node.done(&upid).await, "OK");
+
+    let pool = node.ask(&root, "GET", "/pools?poolid=dev", "").await.data();
+    assert_eq!(pool[0]["members"][0]["storage"], "local");
+    assert_eq!(node.ask(&root, "PUT", "/cluster/options", "description=hello").await.data(), Value::Null);
+    assert_eq!(node.ask(&root, "GET", "/cluster/options", "").await.data()["description"], "hello");
+    let log = node.ask(&root, "GET", "/cluster/log?max=1", "").await.data();
+    assert_eq!(log[0]["msg"], "options of the cluster");
+}
