@@ -11,7 +11,7 @@ import { usePollInterval } from '../../events/useClusterEvents'
 import { ReadError } from '../../ui/ErrorNotice'
 import { plural } from '../../ui/format'
 import { showToast } from '../../ui/Toasts'
-import { panel, selectTask, setPanelOpen, takeWatched } from './panel'
+import { followOn, panel, selectTask, setPanelOpen, takeWatched } from './panel'
 import { TaskLog } from './TaskLog'
 import { TaskTable } from './TaskTable'
 import './tasks.css'
@@ -22,6 +22,7 @@ export function TaskPanel() {
   const tasks = useQuery({ ...queries.tasks(), refetchInterval: usePollInterval() })
   const list = tasks.data ?? []
   useFailureToasts(list)
+  useEffect(() => followOn(tasks.data ?? []), [tasks.data])
   const running = list.filter((t) => outcomeOf(t) === 'running').length
   return (
     <section className={open ? 'tasks tasks-open' : 'tasks'} aria-label="Tasks">
