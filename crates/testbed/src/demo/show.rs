@@ -47,13 +47,14 @@ fn introduce(steps: &Steps, cluster: &Cluster) {
 
   Five things to try, in another terminal:
 
-    export STEAD_DIR={dir}; alias stead={stead}
+    export STEAD_DIR={dir}
+    alias stead={stead}
 
-    curl http://{guest}/                                  the VM counts; its port is the same on every node
-    stead status                                          nodes, leader, quorum
-    stead vm list                                         what runs where
-    stead vm migrate {VMID} --target n2 --online          move it while it runs
-    stead ha status                                       who takes over what, and why
+    curl http://{guest}/    the VM counts; the same port on the node that it is on
+    stead status                         nodes, leader, quorum
+    stead vm list                        what runs where
+    stead vm migrate {VMID} n2             move it while it runs
+    stead ha status                      who takes over what, and why
 
   And here: `off n2` takes a node's power away, `on n2` gives it back. Ctrl-C ends everything.
 ",

@@ -31,7 +31,7 @@ pub fn namespaces(test: impl AsyncFnOnce(Builder) -> Result<()>) {
 
 fn finish(done: Result<()>) {
     if let Err(e) = done {
-        panic!("{e:?}");
+        panic!("{e:#}");
     }
 }
 

@@ -93,16 +93,17 @@ fn a_node_that_hangs_and_wakes_does_not_run_the_vm_twice() {
         cluster.node(1).freeze();
         let to = recovered(&cluster, &poller, 1, began).await?;
         cluster.node(1).thaw();
-        // Its fence process is late: it finds its lease gone, and the copy must go before it writes again.
-        let gone = until("the old copy is gone", RECOVERY, async || {
-            let qemu = cluster.node(1).runs_a_guest();
-            Ok((!qemu || cluster.node(1).resets() > 0).then_some(()))
-        });
-        gone.await?;
-        if !cluster.node(1).is_running() {
-            cluster.node(1).power_on()?;
-        }
-        cluster.wait_up(cluster.node(1)).await?;
+        // Its fence process finds the lease long gone. What it can't make safe in time it has reset: the switch powers
+        // the node off, and somebody pushes the button.
+        until("the old copy is gone", RECOVERY, async || Ok((!cluster.node(1).runs_a_guest()).then_some(())))
+            .await?;
+        until("the node is up", RECOVERY, async || {
+            if !cluster.node(1).is_running() {
+                cluster.node(1).power_on()?;
+            }
+            cluster.api(1).await.map(Some)
+        })
+        .await?;
         node_is(&cluster, &cluster.api(to).await?, 1, true).await?;
         one_writer(&cluster, VM)
     });

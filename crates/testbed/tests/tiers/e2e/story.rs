@@ -1,6 +1,6 @@
 //! The whole story without faults: a cluster, a VM, its life, moves while it runs, daemons that come and go.
 
-use super::super::support::{BOOT, cluster, loopback, one_writer, runs_on, start};
+use super::super::support::{BOOT, cluster, loopback, node_is, one_writer, runs_on, start};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 use stead_testbed::api::until;
@@ -38,6 +38,7 @@ fn a_vm_lives_moves_and_outlives_its_daemon() {
         cluster.wait_up(cluster.node(1)).await?;
         let api = cluster.api(1).await?;
         runs_on(&cluster, &api, VM, BOOT, |n| n == 1).await.context("adopted")?;
+        node_is(&cluster, &api, 2, true).await?;
         api.post_and_wait(
             &format!("/nodes/n2/qemu/{VM}/migrate"),
             &[("target", "n3"), ("online", "1")],
