@@ -10,7 +10,11 @@ use stead_transport::{Body, full};
 struct Files;
 
 const MISSING: &str = "<!doctype html><title>Stead</title><p>This daemon was built without its console: \
-                       run <code>make console</code>, then build again. The API is at <code>/api2/json</code>.";
+                       run <code>make build</code>, which builds the console first. The API is at <code>/api2/json</code>.";
+
+/// What a page may load: its own files alone. Styles in elements are how its components place themselves.
+const POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; \
+                      frame-ancestors 'self'; base-uri 'none'; form-action 'self'";
 
 fn mime(path: &str) -> &'static str {
     match path.rsplit('.').next() {
@@ -44,6 +48,7 @@ pub fn answer<B>(request: &Request<B>) -> Response<Body> {
     // Names of assets carry their content's hash; the page itself must be asked for each time.
     let cache = if name.starts_with("assets/") { "public, max-age=31536000, immutable" } else { "no-cache" };
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(cache));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("SAMEORIGIN"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
