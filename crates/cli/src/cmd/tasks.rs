@@ -3,11 +3,12 @@
 use super::Cx;
 use crate::api::text;
 use crate::failure::Failure;
-use crate::output::{Column, Kind};
+use crate::output::{Column, Format, Kind};
 use crate::params::{Params, escape, put, switch};
 use crate::task;
 use clap::Subcommand;
 use http::Method;
+use serde_json::Value;
 
 const COLUMNS: [Column; 7] = [
     ("STARTED (UTC)", "starttime", Kind::Time),
@@ -73,6 +74,10 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             let mut list = cx.api.call(Method::GET, &path, &p).await?;
             if let Some(rows) = list.as_array_mut() {
                 rows.sort_by_key(|t| std::cmp::Reverse(t["starttime"].as_i64()));
+                let unfinished = |t: &&mut Value| t["endtime"].is_null() && t["status"].is_null();
+                if cx.format() == Format::Table {
+                    rows.iter_mut().filter(unfinished).for_each(|t| t["status"] = "running".into());
+                }
             }
             cx.format().list(&list, &COLUMNS)
         }
