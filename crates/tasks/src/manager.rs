@@ -135,6 +135,8 @@ struct State {
     active: BTreeMap<(u32, u64, Upid), Arc<Entry>>,
     /// Of an earlier daemon, not adopted yet.
     left_over: Vec<Arc<Entry>>,
+    /// Ended on disk, not shown as ended yet.
+    ending: Vec<TaskInfo>,
     /// Oldest first.
     finished: VecDeque<TaskInfo>,
     lines_in_index: usize,
@@ -144,6 +146,8 @@ pub(crate) struct Inner {
     node: NodeName,
     pub store: Store,
     state: Mutex<State>,
+    /// Held while the index is written, so that a line added meanwhile is not lost when it is rewritten.
+    index: Mutex<()>,
     events: broadcast::Sender<TaskEvent>,
     hook: OnceLock<Hook>,
 }
@@ -199,11 +203,12 @@ impl Tasks {
             let file = store.open_log(&a.upid)?;
             left_over.push(Arc::new(Entry::new(a.upid, a.steps, Some(file), lines as u64)));
         }
-        let state = State { lines_in_index: finished.len(), active: BTreeMap::new(), left_over, finished };
+        let state = State { lines_in_index: finished.len(), left_over, finished, ..State::default() };
         Ok(Self(Arc::new(Inner {
             node,
             store,
             state: Mutex::new(state),
+            index: Mutex::new(()),
             events: broadcast::channel(EVENTS).0,
             hook: OnceLock::new(),
         })))
@@ -412,12 +417,14 @@ impl Inner {
         };
         self.append_log(&entry, &last);
         let (inner, ended) = (self.clone(), info.clone());
-        let written = tokio::task::spawn_blocking(move || inner.store.append_index(&ended)).await;
+        let written = tokio::task::spawn_blocking(move || inner.keep_end(&ended)).await;
         if let Ok(Err(e)) = &written {
             tracing::error!("the end of {} could not be kept: {e}", info.upid);
         }
-        if let Some(hook) = self.hook.get() {
-            hook(info.clone()).await;
+        if let Some(hook) = self.hook.get()
+            && let Err(e) = tokio::spawn(hook(info.clone())).await
+        {
+            tracing::error!("what should follow the end of {} broke off: {e}", info.upid);
         }
         let dropped = self.show_ended(&info);
         self.emit(TaskEvent::Ended(info.clone()));
@@ -435,6 +442,7 @@ impl Inner {
     fn show_ended(&self, info: &TaskInfo) -> Vec<TaskInfo> {
         let mut state = lock(&self.state);
         state.active.remove(&key(&info.upid));
+        state.ending.retain(|t| t.upid != info.upid);
         state.finished.push_back(info.clone());
         state.lines_in_index += 1;
         let over = state.finished.len().saturating_sub(KEPT);
@@ -448,12 +456,27 @@ impl Inner {
         for t in dropped {
             self.store.remove_log(&t.upid)?;
         }
-        // Under the lock: a line added meanwhile must not be lost.
-        let mut state = lock(&self.state);
-        if state.lines_in_index > KEPT + SLACK {
-            self.store.write_index(state.finished.iter())?;
-            state.lines_in_index = state.finished.len();
-        }
-        Ok(())
+        self.shorten_index()
+    }
+
+    /// Keeps a task's end, durably.
+    fn keep_end(&self, info: &TaskInfo) -> Result<(), TasksError> {
+        let _writing = lock(&self.index);
+        lock(&self.state).ending.push(info.clone());
+        self.store.append_index(info)
+    }
+
+    fn shorten_index(&self) -> Result<(), TasksError> {
+        let _writing = lock(&self.index);
+        let kept: Vec<TaskInfo> = {
+            let mut state = lock(&self.state);
+            if state.lines_in_index <= KEPT + SLACK {
+                return Ok(());
+            }
+            let kept: Vec<TaskInfo> = state.finished.iter().chain(&state.ending).cloned().collect();
+            state.lines_in_index = kept.len();
+            kept
+        };
+        self.store.write_index(kept.iter())
     }
 }

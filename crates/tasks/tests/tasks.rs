@@ -197,3 +197,30 @@ async fn the_index_is_bounded_and_old_logs_go() {
     assert_eq!(all[0].upid.id, "1099");
     assert!(!log.exists());
 }
+
+#[tokio::test]
+async fn no_end_is_lost_while_the_index_is_rewritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let tasks = open(&dir);
+    let mut all = vec![];
+    for i in 0..1300 {
+        all.push(tasks.start("t", &i.to_string(), "root@pam", |_| async { Ok(()) }).unwrap());
+    }
+    for upid in &all {
+        // Of the first, nothing is known any more: they have ended, too.
+        tasks.wait(upid).await;
+    }
+    assert_eq!(tasks.list(&Filter::default()).1, 1000);
+    let (kept, _) = open(&dir).list(&Filter::default());
+    assert_eq!(kept.len(), 1000);
+    assert!(kept.iter().all(|t| t.exitstatus.as_deref() == Some("OK")));
+}
+
+#[tokio::test]
+async fn a_hook_that_breaks_off_does_not_keep_a_task_from_ending() {
+    let dir = tempfile::tempdir().unwrap();
+    let tasks = open(&dir);
+    tasks.on_end(|_| async { panic!("oh") });
+    let upid = tasks.start("a", "1", "root@pam", |_| async { Ok(()) }).unwrap();
+    assert_eq!(ended(&tasks, &upid).await, "OK");
+}
