@@ -1,6 +1,6 @@
 //! The command line of `stead`.
 
-use crate::cmd::{cluster, ha, node, raw, storage, tasks, token, vm};
+use crate::cmd::{cluster, events, ha, node, raw, storage, tasks, token, vm};
 use crate::options::Options;
 use clap::{Parser, Subcommand};
 
@@ -62,6 +62,8 @@ pub enum Command {
     Token(token::Command),
     /// Call the API as it is
     Api(raw::ApiArgs),
+    /// Follow what happens in the cluster
+    Events(events::EventArgs),
     /// Show who changed what in the configuration
     History(raw::HistoryArgs),
     /// Start a cluster of three nodes with a running VM on this machine, to look at; Ctrl-C ends it

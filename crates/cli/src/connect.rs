@@ -12,8 +12,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use stead_transport::{ClientError, Fingerprint, HttpClient, Target, Trust, full};
 
-/// Where a packaged daemon listens for local callers.
-const DEFAULT_SOCKET: &str = "/run/stead/api.sock";
+/// The data directory of a packaged daemon.
+const DEFAULT_DIR: &str = "/var/lib/stead";
 const DEFAULT_PORT: u16 = 8006;
 
 /// The options of all commands that say where to connect and as whom. Each has an environment variable, so that
@@ -34,6 +34,15 @@ pub struct Connection {
     /// The password; asked for when it is missing
     #[arg(long, global = true, env = "STEAD_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
     pub password: Option<String>,
+    /// File whose first line is the password
+    #[arg(
+        long,
+        global = true,
+        env = "STEAD_PASSWORD_FILE",
+        value_name = "FILE",
+        conflicts_with = "password"
+    )]
+    pub password_file: Option<PathBuf>,
     /// An API token instead of a password
     #[arg(
         long = "api-token",
@@ -64,6 +73,7 @@ impl Connection {
             server: var("STEAD_SERVER"),
             user: var("STEAD_USER"),
             password: var("STEAD_PASSWORD"),
+            password_file: var("STEAD_PASSWORD_FILE").map(Into::into),
             token: var("STEAD_TOKEN"),
             fingerprint: var("STEAD_FINGERPRINT"),
             ca_file: var("STEAD_CA_FILE").map(Into::into),
@@ -74,8 +84,7 @@ impl Connection {
     /// Connects and signs in.
     pub async fn open(&self) -> Result<Api, Failure> {
         let Some(server) = &self.server else {
-            let path =
-                self.dir.as_ref().map_or_else(|| DEFAULT_SOCKET.into(), |dir| dir.join("run/api.sock"));
+            let path = self.dir.as_deref().unwrap_or(Path::new(DEFAULT_DIR)).join("run/api.sock");
             let http = local(&path)?;
             return Ok(Api::new(http, self.given_token()?.unwrap_or(Auth::Local)));
         };
@@ -129,9 +138,10 @@ impl Connection {
 
     async fn sign_in(&self, http: &HttpClient) -> Result<Auth, Failure> {
         let user = self.user.clone().unwrap_or_else(|| "root@pam".into());
-        let password = match &self.password {
-            Some(password) => password.clone(),
-            None => ask_password(&format!("Password of {user} at {}: ", http.to()))?,
+        let password = match (&self.password, &self.password_file) {
+            (Some(password), _) => password.clone(),
+            (None, Some(file)) => first_line(file)?,
+            (None, None) => ask_password(&format!("Password of {user} at {}: ", http.to()))?,
         };
         let body = form(&vec![("username".into(), user.clone()), ("password".into(), password)]);
         let request = Request::builder()
@@ -161,6 +171,17 @@ impl Connection {
         };
         let cookie = header(format!("PVEAuthCookie={}", field("ticket")?))?;
         Ok(Auth::Ticket { cookie, csrf: header(field("CSRFPreventionToken")?)? })
+    }
+}
+
+/// The password in a file; what stands behind its first line is a remark.
+fn first_line(file: &Path) -> Result<String, Failure> {
+    let wrong =
+        |why: &dyn std::fmt::Display| Failure::usage(format!("--password-file {}: {why}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|e| wrong(&e))?;
+    match text.lines().next() {
+        Some(line) if !line.is_empty() => Ok(line.to_owned()),
+        _ => Err(wrong(&"its first line is empty")),
     }
 }
 

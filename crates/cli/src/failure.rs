@@ -39,7 +39,7 @@ impl Failure {
             text.push_str(&format!("\n  {name}: {}", why.as_str().unwrap_or_default().trim()));
         }
         if answer.status == http::StatusCode::UNAUTHORIZED {
-            text.push_str("\n  sign in with --user and a password, or use --token");
+            text.push_str("\n  sign in with --user and a password, or use --api-token");
         }
         Self::Failed(text)
     }

@@ -1,7 +1,7 @@
 //! `stead`: the command line.
 //!
 //! It speaks to the API and knows nothing of its own about the cluster: what it can do, any client can. It also
-//! answers to the names that administrators know (`qm`, `pvesh`, `pvecm`, `pvesm`, `ha-manager`).
+//! answers to the names that administrators know (`qm`, `pvesh`, `pvecm`, `pvesm`, `ha-manager`, `pveum`).
 //!
 //! Exit codes: 0 done, 1 failed, 2 used wrongly.
 

@@ -57,7 +57,10 @@ impl Follow {
         let ended = tokio::select! {
             ended = watch.until_end() => ended?,
             _ = tokio::signal::ctrl_c() => {
-                return Err(Failure::failed(format!("stopped waiting; the task goes on: stead task log --follow {upid}")));
+                return Err(Failure::failed(format!(
+                    "stopped waiting; the task goes on\n  follow it: stead task log --follow {upid}\n  \
+                     stop it:   stead task stop {upid}"
+                )));
             }
         };
         if self.format == Format::Json {

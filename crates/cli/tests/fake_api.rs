@@ -511,3 +511,100 @@ async fn another_machine_is_spoken_to_only_when_it_is_known() {
         run(&["--fingerprint", &vec!["00"; 32].join(":"), "--api-token", "root@pam!ci=1-2", "version"]).await;
     assert!(other.code == 1 && other.err.contains("shows another certificate than expected"), "{other:?}");
 }
+
+#[tokio::test]
+async fn what_the_verbs_of_the_cluster_storages_and_ha_send() {
+    let fake = Fake::new(&[
+        ("PUT /cluster/options", Value::Null),
+        ("PUT /storage/local", Value::Null),
+        ("POST /cluster/ha/resources/vm%3A100/migrate", json!({})),
+        ("POST /cluster/ha/resources/vm%3A100/relocate", json!({})),
+        ("POST /nodes/pve1/qemu/100/config", Value::Null),
+    ])
+    .await;
+    for words in [
+        &["stead", "cluster", "options", "keyboard=de", "--delete", "language"][..],
+        &["stead", "storage", "set", "local", "content=iso,images"],
+        &["stead", "ha", "migrate", "100", "pve2"],
+        &["stead", "ha", "relocate", "vm:100", "pve2"],
+        &["qm", "unlock", "100"],
+    ] {
+        let ended = fake.run(words).await;
+        assert_eq!(ended.code, 0, "{words:?}: {ended:?}");
+    }
+    assert_eq!(
+        fake.changes(),
+        [
+            "PUT /cluster/options keyboard=de&delete=language",
+            "PUT /storage/local content=iso%2Cimages",
+            "POST /cluster/ha/resources/vm%3A100/migrate node=pve2",
+            "POST /cluster/ha/resources/vm%3A100/relocate node=pve2",
+            "POST /nodes/pve1/qemu/100/config delete=lock&skiplock=1",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn pveum_knows_tokens() {
+    let made = json!({"full-tokenid": "root@pam!ci", "info": {"privsep": "0"}, "value": "secret-1"});
+    let path = "/access/users/root%40pam/token/ci";
+    let fake = Fake::new(&[
+        (&format!("POST {path}"), made),
+        (&format!("DELETE {path}"), Value::Null),
+        ("GET /access/users/root%40pam/token", json!([{"tokenid": "ci", "expire": 0, "privsep": 0}])),
+    ])
+    .await;
+    let ended = fake.run(&["pveum", "user", "token", "add", "root@pam", "ci", "--privsep", "0"]).await;
+    assert!(ended.code == 0 && ended.out.contains("secret-1"), "{ended:?}");
+    let ended = fake.run(&["pveum", "user", "token", "list", "root@pam"]).await;
+    assert!(ended.code == 0 && ended.out.contains("ci") && ended.out.contains("never"), "{ended:?}");
+    assert_eq!(fake.run(&["stead", "pveum", "user", "token", "remove", "root@pam", "ci"]).await.code, 0);
+    assert_eq!(fake.changes(), [format!("POST {path} privsep=0"), format!("DELETE {path}")]);
+    assert_eq!(fake.run(&["pveum", "acl", "list"]).await.code, 2, "its other parts are not there");
+}
+
+#[tokio::test]
+async fn a_password_file_is_read_or_said_to_be_unreadable() {
+    let fake = Fake::new(&[]).await;
+    let file = fake.path("password");
+    let server = ["stead", "--server", "127.0.0.1:1", "--insecure", "--password-file"];
+    let run = async || fake.run(&[&server[..], &[file.to_str().unwrap(), "status"]].concat()).await;
+    let ended = run().await;
+    assert!(ended.code == 2 && ended.err.contains("--password-file"), "{ended:?}");
+    std::fs::write(&file, "\n").unwrap();
+    assert!(run().await.err.contains("first line is empty"));
+    std::fs::write(&file, "secret\nnobody reads this\n").unwrap();
+    let ended = run().await;
+    assert!(ended.code == 1 && ended.err.contains("cannot connect"), "{ended:?}");
+}
+
+/// A node that sends a few events and ends the stream.
+#[tokio::test]
+async fn events_are_shown_and_the_end_says_how_to_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("run")).unwrap();
+    let listener = UnixListener::bind(dir.path().join("run/api.sock")).unwrap();
+    let service = service_fn(async |request: Request<Incoming>| {
+        assert_eq!(request.uri(), "/api2/json/cluster/events?since=9-1");
+        let text = ": following\n\nid: 9-2\nevent: node\ndata: {\"kind\":\"node\",\"id\":\"node/pve1\",\"data\":{}}\n\n\
+                    id: 9-3\nevent: guest\ndata: {\"kind\":\"guest\",\"id\":\"qemu/100\",\"data\":{\"status\":\"running\"}}\n\n";
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
+    });
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let server = hyper::server::conn::http1::Builder::new();
+        server.serve_connection(TokioIo::new(stream), service).await.unwrap();
+    });
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
+    command.args(["events", "--since", "9-1", "--kind", "guest", "-o", "json"]).kill_on_drop(true);
+    command.env("STEAD_DIR", dir.path()).env_remove("STEAD_SERVER");
+    let limit = std::time::Duration::from_secs(60);
+    let output = tokio::time::timeout(limit, command.output()).await.unwrap().unwrap();
+    let event: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        event,
+        json!({"cursor": "9-3", "event": "guest", "id": "qemu/100", "data": {"status": "running"}})
+    );
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("stead events --since 9-3"));
+}

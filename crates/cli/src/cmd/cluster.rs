@@ -6,7 +6,7 @@ use crate::api::{rows, text, truth};
 use crate::connect::ask_password;
 use crate::failure::Failure;
 use crate::output::{self, Column, Format, Kind};
-use crate::params::{Params, escape, put, switch};
+use crate::params::{Params, escape, put, settings, switch};
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::Value;
@@ -69,6 +69,18 @@ pub enum Command {
     },
     /// Show quorum and nodes
     Status,
+    /// Show the options of the whole cluster, or change them
+    #[command(
+        after_help = "Examples:\n  stead cluster options\n  stead cluster options keyboard=de\n  stead cluster options --delete keyboard"
+    )]
+    Options {
+        /// Options to set
+        #[arg(value_name = "KEY=VALUE")]
+        settings: Vec<String>,
+        /// Options to bring back to their defaults, separated by commas
+        #[arg(long, value_name = "KEYS")]
+        delete: Option<String>,
+    },
 }
 
 pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
@@ -90,7 +102,17 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             remove(cx, &node).await
         }
         Command::Status => status(cx).await,
+        Command::Options { settings, delete } => options(cx, &settings, delete).await,
     }
+}
+
+async fn options(cx: &Cx, words: &[String], delete: Option<String>) -> Result<(), Failure> {
+    let mut p = settings(words)?;
+    put(&mut p, "delete", delete);
+    if p.is_empty() {
+        return cx.format().object(&cx.api.get("/cluster/options").await?);
+    }
+    cx.format().done(&cx.api.put("/cluster/options", &p).await?, "the cluster's options are changed")
 }
 
 /// Makes a cluster.

@@ -78,6 +78,22 @@ pub enum Command {
         #[command(flatten)]
         keeping: Keeping,
     },
+    /// Ask HA to move a guest to another node; it keeps running
+    #[command(after_help = "Example:\n  stead ha migrate 100 pve2")]
+    Migrate {
+        /// The guest: VMID or vm:VMID
+        resource: String,
+        /// The node
+        target: String,
+    },
+    /// Ask HA to stop a guest and start it on another node
+    #[command(after_help = "Example:\n  stead ha relocate 100 pve2")]
+    Relocate {
+        /// The guest: VMID or vm:VMID
+        resource: String,
+        /// The node
+        target: String,
+    },
     /// Take a guest out of HA; it goes on running
     Remove {
         /// The guest: VMID or vm:VMID
@@ -91,6 +107,8 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
         Command::Status => status(cx).await,
         Command::Add { resource, keeping } => add(cx, &resource, keeping.params()?).await,
         Command::Set { resource, keeping } => set(cx, &resource, &keeping.params()?).await,
+        Command::Migrate { resource, target } => shift(cx, "migrate", &resource, &target).await,
+        Command::Relocate { resource, target } => shift(cx, "relocate", &resource, &target).await,
         Command::Remove { resource } => remove(cx, &resource, &vec![]).await,
     }
 }

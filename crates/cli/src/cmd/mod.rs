@@ -1,6 +1,7 @@
 //! The verbs of `stead`: each parses, calls the API, shows the answer.
 
 pub mod cluster;
+pub mod events;
 pub mod ha;
 pub mod node;
 pub mod raw;
@@ -73,6 +74,7 @@ pub async fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Cluster(c) => cluster::run(&cx, c).await,
         Command::Token(c) => token::run(&cx, c).await,
         Command::Api(a) => raw::api(&cx, a).await,
+        Command::Events(a) => events::follow(&cx, a).await,
         Command::History(a) => raw::history(&cx, a).await,
         Command::Completion { .. } | Command::Demo | Command::DemoFailover => Ok(()),
     }

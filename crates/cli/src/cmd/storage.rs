@@ -56,6 +56,19 @@ pub enum Command {
         #[arg(value_name = "KEY=VALUE")]
         settings: Vec<String>,
     },
+    /// Change a storage's configuration
+    #[command(after_help = "Examples:\n  stead storage set local content=iso,images\n  \
+        stead storage set local --delete nodes")]
+    Set {
+        /// The storage
+        storage: String,
+        /// Its settings
+        #[arg(value_name = "KEY=VALUE", required_unless_present = "delete")]
+        settings: Vec<String>,
+        /// Settings to remove, separated by commas
+        #[arg(long, value_name = "KEYS")]
+        delete: Option<String>,
+    },
     /// Remove a storage from the cluster; what lies on it stays
     Remove {
         /// The storage
@@ -140,6 +153,11 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             put(&mut p, "storage", Some(storage));
             p.extend(settings(&words)?);
             add(cx, &p).await
+        }
+        Command::Set { storage, settings: words, delete } => {
+            p.extend(settings(&words)?);
+            put(&mut p, "delete", delete);
+            set(cx, &storage, &p).await
         }
         Command::Remove { storage } => remove(cx, &storage).await,
         Command::Content { storage, node, content, vmid } => {

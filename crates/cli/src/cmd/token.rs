@@ -57,15 +57,7 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             }
             output::print(&format!("{token}={}", text(&made["value"])))
         }
-        Command::List { user } => {
-            let mut list = cx.api.get(&format!("/access/users/{}/token", escape(&user))).await?;
-            if cx.format() == Format::Table {
-                for row in list.as_array_mut().into_iter().flatten().filter(|r| r["expire"] == 0) {
-                    row["expire"] = "never".into();
-                }
-            }
-            cx.format().list(&list, &COLUMNS)
-        }
+        Command::List { user } => list(cx, &user).await,
         Command::Remove { token } => {
             let answer = cx.api.delete(&path(&token)?, &vec![]).await?;
             cx.format().done(&answer, &format!("token {token} removed"))
@@ -73,7 +65,19 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
     }
 }
 
-fn path(token: &str) -> Result<String, Failure> {
+/// A user's tokens.
+pub async fn list(cx: &Cx, user: &str) -> Result<(), Failure> {
+    let mut list = cx.api.get(&format!("/access/users/{}/token", escape(user))).await?;
+    if cx.format() == Format::Table {
+        for row in list.as_array_mut().into_iter().flatten().filter(|r| r["expire"] == 0) {
+            row["expire"] = "never".into();
+        }
+    }
+    cx.format().list(&list, &COLUMNS)
+}
+
+/// The path of a token.
+pub fn path(token: &str) -> Result<String, Failure> {
     match token.split_once('!') {
         Some((user, name)) if user.contains('@') && !name.is_empty() => {
             Ok(format!("/access/users/{}/token/{}", escape(user), escape(name)))

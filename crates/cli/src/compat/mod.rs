@@ -7,6 +7,7 @@
 mod cluster;
 mod qm;
 mod storage;
+mod token;
 
 use crate::cmd::{Cx, raw};
 use crate::connect::Connection;
@@ -28,6 +29,8 @@ pub enum Tool {
     Pvesm,
     /// High availability.
     HaManager,
+    /// Users, of which the tokens.
+    Pveum,
 }
 
 impl Tool {
@@ -39,6 +42,7 @@ impl Tool {
             "pvecm" => Self::Pvecm,
             "pvesm" => Self::Pvesm,
             "ha-manager" => Self::HaManager,
+            "pveum" => Self::Pveum,
             _ => return None,
         })
     }
@@ -50,6 +54,7 @@ impl Tool {
             Self::Pvecm => cluster::PVECM,
             Self::Pvesm => storage::HELP,
             Self::HaManager => cluster::HA_MANAGER,
+            Self::Pveum => token::HELP,
         }
     }
 }
@@ -135,6 +140,7 @@ pub async fn run(tool: Tool, words: Vec<String>) -> Result<(), Failure> {
         Tool::Pvecm => cluster::pvecm(&cx, &verb, words).await,
         Tool::Pvesm => storage::run(&cx, &verb, words).await,
         Tool::HaManager => cluster::ha_manager(&cx, &verb, words).await,
+        Tool::Pveum => token::run(&cx, &verb, words).await,
     }
 }
 

@@ -25,13 +25,14 @@ qm: virtual machines
   qm destroy VMID [--purge]
   qm resize VMID DISK SIZE                 as +8G
   qm unlink VMID --idlist DISKS [--force]
+  qm unlock VMID
   qm monitor VMID
   qm terminal VMID [--iface serialN]
 ";
 
 /// Those that concern one VM.
-const VERBS: [&str; 18] = [
-    "status", "config", "pending", "create", "set", "start", "stop", "reset", "shutdown", "reboot",
+const VERBS: [&str; 19] = [
+    "unlock", "status", "config", "pending", "create", "set", "start", "stop", "reset", "shutdown", "reboot",
     "suspend", "resume", "migrate", "destroy", "resize", "unlink", "monitor", "terminal",
 ];
 
@@ -98,6 +99,11 @@ async fn act(cx: &Cx, verb: &str, vmid: &str, mut p: Params) -> Result<(), Failu
             vm::make(cx, &node, &p).await
         }
         "set" => vm::set(cx, vmid, &p).await,
+        "unlock" => {
+            put(&mut p, "delete", Some("lock"));
+            put(&mut p, "skiplock", Some(1));
+            vm::set(cx, vmid, &p).await
+        }
         "start" | "stop" | "reset" | "shutdown" | "reboot" | "suspend" | "resume" => {
             vm::status(cx, vmid, verb, &p).await
         }
