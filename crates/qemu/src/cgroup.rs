@@ -15,8 +15,15 @@ pub struct Cgroup(PathBuf);
 impl Cgroup {
     /// Makes the folder, or takes the one that is there.
     pub fn create(path: PathBuf) -> io::Result<Self> {
-        std::fs::create_dir_all(&path)?;
-        Ok(Self(path))
+        // The last guest of another node may just remove the group above.
+        let mut made = std::fs::create_dir_all(&path);
+        for _ in 0..8 {
+            match made {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => made = std::fs::create_dir_all(&path),
+                other => return other.map(|()| Self(path)),
+            }
+        }
+        made.map(|()| Self(path))
     }
 
     /// The folder of a group that exists.
@@ -68,14 +75,18 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Removes the empty group, and the one above it with its last guest.
+    /// Removes the empty group, and those above it with their last guest.
     pub fn remove(&self) {
-        let gone = std::fs::remove_dir(&self.0);
-        if gone.is_ok()
-            && let Some(above) = self.0.parent()
-        {
-            // Fails while other guests are there, and where it is not ours to remove.
-            let _ = std::fs::remove_dir(above);
+        remove_upwards(&self.0);
+    }
+}
+
+/// Removes a folder and the two above it (the node's, and the one of all nodes), as far as they are empty.
+fn remove_upwards(path: &Path) {
+    for folder in path.ancestors().take(3) {
+        // Where others are in it, or where it is not ours to remove.
+        if std::fs::remove_dir(folder).is_err() {
+            return;
         }
     }
 }
@@ -89,17 +100,11 @@ pub fn find_cgroup_root(tag: &str) -> Option<PathBuf> {
         ("/sys/fs/cgroup/freezer", "freezer.state"),
     ];
     trees.into_iter().find_map(|(tree, proof)| {
-        let stead = Path::new(tree).join("stead");
-        let root = stead.join(tag);
+        let root = Path::new(tree).join("stead").join(tag);
         // The roots of the trees have none of these files; a group that is made has.
-        let probe = root.join("probe");
-        std::fs::create_dir_all(&probe).ok()?;
-        let usable = probe.join(proof).exists();
-        let _ = std::fs::remove_dir(&probe);
-        if !usable {
-            let _ = std::fs::remove_dir(&root);
-            let _ = std::fs::remove_dir(&stead);
-        }
+        let probe = Cgroup::create(root.join("probe")).ok()?;
+        let usable = probe.path().join(proof).exists();
+        probe.remove();
         usable.then_some(root)
     })
 }

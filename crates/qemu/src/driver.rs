@@ -153,6 +153,7 @@ impl Inner {
         dir.remove();
         let cgroup = meta.and_then(|m| m.cgroup).and_then(crate::cgroup::Cgroup::at);
         if let Some(cgroup) = cgroup {
+            let _ = cgroup.kill();
             cgroup.remove();
         }
     }
@@ -330,7 +331,7 @@ impl GuestDriver for QemuDriver {
 
     async fn describe(&self, launch: &Launch) -> Answer<Vec<String>> {
         let machines = self.0.machines().await?;
-        Job::new(&self.0.options, &machines, self.0.accel, launch)?.describe()
+        Job::new(&self.0.options, &machines, self.0.accel, launch)?.describe().await
     }
 
     async fn list(&self) -> Vec<GuestProcess> {

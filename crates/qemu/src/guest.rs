@@ -95,7 +95,7 @@ impl Guest {
         }
     }
 
-    fn refused(&self, what: &'static str, why: impl ToString) -> GuestError {
+    fn refused(&self, what: &'static str, why: &dyn std::fmt::Display) -> GuestError {
         GuestError::Refused { what, vmid: self.vmid, why: why.to_string() }
     }
 
@@ -103,15 +103,15 @@ impl Guest {
     pub async fn monitor(&self, what: &'static str) -> Result<Arc<Qmp>, GuestError> {
         if self.is_frozen() {
             // A command would wait in the socket, and be carried out at an unforeseen time after a thaw.
-            return Err(self.refused(what, "it is frozen, since this node had lost its lease"));
+            return Err(self.refused(what, &"it is frozen, since this node had lost its lease"));
         }
-        self.qmp(crate::qmp::PATIENCE).await.map_err(|e| self.refused(what, e))
+        self.qmp(crate::qmp::PATIENCE).await.map_err(|e| self.refused(what, &e))
     }
 
     /// Carries out a command for a request that is called `what`.
     pub async fn ask(&self, what: &'static str, command: &str, args: Value) -> Result<Value, GuestError> {
         let qmp = self.monitor(what).await?;
-        qmp.execute(command, args).await.map_err(|e| self.refused(what, e))
+        qmp.execute(command, args).await.map_err(|e| self.refused(what, &e))
     }
 
     /// Where it stands.
@@ -148,12 +148,7 @@ impl Guest {
             RunState::Unresponsive => (0, 0),
             _ => self.disk_bytes().await,
         };
-        let (mut net_in, mut net_out) = (0, 0);
-        for tap in &meta.taps {
-            let (received, sent) = net::traffic(tap);
-            net_in += received;
-            net_out += sent;
-        }
+        let (net_in, net_out) = net::traffic(&meta.taps);
         let pid = self.process.pid;
         let stat = process::stat(pid);
         let cpu = stat.map_or(0.0, |s| {

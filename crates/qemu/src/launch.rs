@@ -4,7 +4,7 @@ use crate::command::{self, CommandLine, Context, Endpoint, Firmware, NetPlan, re
 use crate::guest::Guest;
 use crate::probe::Machines;
 use crate::process::{Process, Program};
-use crate::qmp::Qmp;
+use crate::qmp::{Qmp, QmpError};
 use crate::rundir::{FORMAT, Meta, RunDir};
 use crate::{Accel, QemuOptions, cgroup::Cgroup, migration, net};
 use serde_json::json;
@@ -54,10 +54,10 @@ impl<'a> Job<'a> {
         Ok(Self { options, machines, accel, launch, config, dir })
     }
 
-    fn nets(&self) -> Result<Vec<NetPlan>, GuestError> {
+    async fn nets(&self) -> Result<Vec<NetPlan>, GuestError> {
         let nets = self.config.current.nets().map_err(unusable)?;
         let plan = net::plan(self.launch.vmid, &nets, self.options.bridges, self.options.forward.as_ref());
-        plan.or_else(|(key, why)| refuse(&key, why))
+        plan.await.or_else(|(key, why)| refuse(&key, why))
     }
 
     /// The command line with its firmware, if it needs one.
@@ -87,15 +87,15 @@ impl<'a> Job<'a> {
     }
 
     /// The command line as people would type it.
-    pub fn describe(&self) -> Result<Vec<String>, GuestError> {
+    pub async fn describe(&self) -> Result<Vec<String>, GuestError> {
         let mut words = vec![self.options.binary.display().to_string()];
-        words.extend(self.line([Endpoint::Path; 2], &self.nets()?, true)?.argv);
+        words.extend(self.line([Endpoint::Path; 2], &self.nets().await?, true)?.argv);
         Ok(words)
     }
 
     /// Starts the process and waits until it answers.
     pub async fn run(&self) -> Result<Guest, GuestError> {
-        let nets = self.nets()?;
+        let nets = self.nets().await?;
         // A refusal by configuration costs nothing yet.
         self.line([Endpoint::Path; 2], &nets, true)?;
         let mut outcome = self.attempt(&nets, true).await;
@@ -123,8 +123,8 @@ impl<'a> Job<'a> {
         let cleaner = Cleaner { dir: &self.dir, cgroup: self.cgroup_path(), process: Some(process) };
         match self.greet(cleaner.process.as_ref(), &meta, nets).await {
             Ok(qmp) => self.finish(cleaner, meta, qmp),
-            Err(why) => {
-                let why = self.end(&cleaner, why).await;
+            Err(trouble) => {
+                let why = self.end(&cleaner, trouble).await;
                 let locked = locks && self.is_own_lock(&why);
                 drop(cleaner);
                 Err(Attempt::Failed(Failure { why, locked }))
@@ -205,7 +205,7 @@ impl<'a> Job<'a> {
     }
 
     /// Waits until QEMU answers, and does what can only be done then.
-    async fn greet(&self, process: Option<&Process>, meta: &Meta, nets: &[NetPlan]) -> Result<Qmp, String> {
+    async fn greet(&self, process: Option<&Process>, meta: &Meta, nets: &[NetPlan]) -> Result<Qmp, Trouble> {
         let exited = async {
             match process {
                 Some(process) => process.exited().await,
@@ -213,20 +213,21 @@ impl<'a> Job<'a> {
             }
         };
         let ready = async {
-            let qmp = Qmp::connect(&self.dir.qmp()).await.map_err(|e| e.to_string())?;
+            let silent = |e: QmpError| Trouble::Silent(e.to_string());
+            let qmp = Qmp::connect(&self.dir.qmp()).await.map_err(silent)?;
             // Answered by the main loop, once the machine is complete.
-            qmp.ask("query-status").await.map_err(|e| e.to_string())?;
+            qmp.ask("query-status").await.map_err(silent)?;
             for plan in nets {
                 if let NetPlan::Tap { ifname, bridge, .. } = plan {
-                    net::attach(ifname, bridge).await?;
+                    net::attach(ifname, bridge).await.map_err(Trouble::Refused)?;
                 }
             }
-            self.settle(&qmp, meta).await?;
+            self.settle(&qmp, meta).await.map_err(Trouble::Refused)?;
             Ok(qmp)
         };
         tokio::select! {
             ready = ready => ready,
-            () = exited => Err("it ended at once".to_owned()),
+            () = exited => Err(Trouble::Silent("it ended at once".to_owned())),
         }
     }
 
@@ -244,18 +245,22 @@ impl<'a> Job<'a> {
             && target.0 > 0
             && target < memory
         {
-            let bytes = json!({ "value": u64::from(target.0) << 20 });
+            let bytes = json!({ "value": target.0 << 20 });
             qmp.execute("balloon", bytes).await.map_err(|e| format!("balloon: {e}"))?;
         }
         Ok(())
     }
 
     /// Ends a process that did not come up, and finds its last words.
-    async fn end(&self, cleaner: &Cleaner<'_>, why: String) -> String {
+    async fn end(&self, cleaner: &Cleaner<'_>, trouble: Trouble) -> String {
         if let Some(process) = &cleaner.process {
             let _ = process.kill();
             process.exited().await;
         }
+        let why = match trouble {
+            Trouble::Refused(why) => return why,
+            Trouble::Silent(why) => why,
+        };
         let words = std::fs::read(self.dir.stderr()).unwrap_or_default();
         let words = String::from_utf8_lossy(&words);
         let program = self.options.binary.file_name().and_then(|n| n.to_str()).unwrap_or("qemu");
@@ -280,6 +285,15 @@ impl<'a> Job<'a> {
                 .iter()
                 .any(|v| v.volume.contains(&own) && v.path.to_str().is_some_and(|path| words.contains(path)))
     }
+}
+
+/// Why a process did not come up.
+#[derive(Debug)]
+enum Trouble {
+    /// It does not answer: what it said before is the cause.
+    Silent(String),
+    /// It answers, and something was refused.
+    Refused(String),
 }
 
 /// Why a try failed.

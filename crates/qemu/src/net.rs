@@ -66,38 +66,52 @@ fn is_privileged() -> bool {
         && Path::new("/dev/net/tun").exists()
 }
 
-fn is_bridge(name: &str) -> bool {
-    Path::new("/sys/class/net").join(name).join("bridge").is_dir()
+/// Whether there is such a bridge in this process's network. `/sys` may show that of another one.
+async fn is_bridge(name: &str) -> bool {
+    let shown = ip(&["-o", "link", "show", "dev", name, "type", "bridge"]).await;
+    shown.is_ok_and(|text| !text.trim().is_empty())
+}
+
+/// Runs `ip`.
+async fn ip(args: &[&str]) -> Result<String, String> {
+    let run = tokio::process::Command::new("ip").args(args).kill_on_drop(true).output().await;
+    match run {
+        Err(e) => Err(format!("'ip' could not be started ({e}): is the package iproute2 installed?")),
+        Ok(out) if out.status.success() => Ok(String::from_utf8_lossy(&out.stdout).into_owned()),
+        Ok(out) => Err(String::from_utf8_lossy(&out.stderr).trim().to_owned()),
+    }
 }
 
 /// Decides for each device. The error names the device.
-pub fn plan(
+pub async fn plan(
     vmid: Vmid,
     nets: &[Net],
     bridges: Bridges,
     forward: Option<&Forward>,
 ) -> Result<Vec<NetPlan>, (String, String)> {
-    let mut forwarded = false;
-    nets.iter()
-        .map(|net| {
-            let obstacle = match &net.bridge {
-                None => None,
-                Some(_) if bridges == Bridges::Never => Some("this node uses user-mode networks".to_owned()),
-                Some(bridge) if !is_bridge(bridge) => Some(format!("there is no bridge '{bridge}'")),
-                Some(_) if !is_privileged() => Some("taps need CAP_NET_ADMIN and /dev/net/tun".to_owned()),
-                Some(bridge) => return tap(vmid, net, bridge),
-            };
-            if let Some(why) = obstacle {
-                if bridges == Bridges::Required {
-                    return Err((net.key.clone(), why));
-                }
-                tracing::warn!(%vmid, device = net.key, "user-mode network instead of the bridge: {why}");
+    let mut plans = Vec::new();
+    let mut forward = forward;
+    for net in nets {
+        let obstacle = match &net.bridge {
+            None => None,
+            Some(_) if bridges == Bridges::Never => Some("this node uses user-mode networks".to_owned()),
+            Some(bridge) if !is_bridge(bridge).await => Some(format!("there is no bridge '{bridge}'")),
+            Some(_) if !is_privileged() => Some("taps need CAP_NET_ADMIN and /dev/net/tun".to_owned()),
+            Some(bridge) => {
+                plans.push(tap(vmid, net, bridge)?);
+                continue;
             }
-            let forward = forward.filter(|_| !forwarded);
-            forwarded = true;
-            Ok(NetPlan::User { forward: forward.and_then(|f| f.rule(vmid)) })
-        })
-        .collect()
+        };
+        if let Some(why) = obstacle {
+            if bridges == Bridges::Required {
+                return Err((net.key.clone(), why));
+            }
+            tracing::warn!(%vmid, device = net.key, "user-mode network instead of the bridge: {why}");
+        }
+        // A port can be forwarded to one device only: the first.
+        plans.push(NetPlan::User { forward: forward.take().and_then(|f| f.rule(vmid)) });
+    }
+    Ok(plans)
 }
 
 fn tap(vmid: Vmid, net: &Net, bridge: &str) -> Result<NetPlan, (String, String)> {
@@ -114,27 +128,41 @@ fn tap(vmid: Vmid, net: &Net, bridge: &str) -> Result<NetPlan, (String, String)>
 
 /// Puts a tap that QEMU has made on its bridge. It goes with QEMU.
 pub async fn attach(ifname: &str, bridge: &str) -> Result<(), String> {
-    let run = tokio::process::Command::new("ip")
-        .args(["link", "set", "dev", ifname, "master", bridge, "up"])
-        .kill_on_drop(true)
-        .output()
-        .await;
-    match run {
-        Err(e) => Err(format!("'ip' could not be started ({e}): is the package iproute2 installed?")),
-        Ok(out) if out.status.success() => Ok(()),
-        Ok(out) => {
-            let words = String::from_utf8_lossy(&out.stderr);
-            Err(format!("{ifname} could not be put on bridge '{bridge}': {}", words.trim()))
-        }
-    }
+    let set = ip(&["link", "set", "dev", ifname, "master", bridge, "up"]).await;
+    set.map(drop).map_err(|e| format!("{ifname} could not be put on bridge '{bridge}': {e}"))
 }
 
-/// Bytes that the guest received and sent over a tap, by the kernel's counters.
-pub fn traffic(ifname: &str) -> (u64, u64) {
-    let read = |which: &str| -> u64 {
-        let path = format!("/sys/class/net/{ifname}/statistics/{which}_bytes");
-        std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0)
-    };
-    // What the host sends into the tap, the guest receives.
-    (read("tx"), read("rx"))
+/// Bytes that the guest received and sent over its taps, by the kernel's counters.
+pub fn traffic(taps: &[String]) -> (u64, u64) {
+    if taps.is_empty() {
+        return (0, 0);
+    }
+    count(&std::fs::read_to_string("/proc/self/net/dev").unwrap_or_default(), taps)
+}
+
+fn count(table: &str, taps: &[String]) -> (u64, u64) {
+    let mut sum = (0, 0);
+    for (name, counters) in table.lines().filter_map(|l| l.split_once(':')) {
+        if taps.iter().any(|t| t == name.trim()) {
+            let counters: Vec<u64> =
+                counters.split_ascii_whitespace().map(|n| n.parse().unwrap_or(0)).collect();
+            // What the host sends into the tap, the guest receives.
+            sum.0 += counters.get(8).copied().unwrap_or(0);
+            sum.1 += counters.first().copied().unwrap_or(0);
+        }
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_receives_what_the_host_sends() {
+        let table = "Inter-| Receive | Transmit\n face |bytes ...\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n\
+                     tap100i0:  20 1 0 0 0 0 0 0  300 1 0 0 0 0 0 0\ntap100i1: 1 0 0 0 0 0 0 0 2 0 0 0 0 0 0 0\n";
+        assert_eq!(count(table, &["tap100i0".into(), "tap100i1".into()]), (302, 21));
+        assert_eq!(count(table, &["tap100i9".into()]), (0, 0));
+    }
 }

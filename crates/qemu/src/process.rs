@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 use tokio::io::unix::AsyncFd;
 
@@ -50,19 +51,27 @@ fn parse_stat(text: &str) -> Option<Stat> {
 impl Process {
     /// Takes hold of a process by pid and, where known, start. Must be called within a tokio runtime.
     pub fn open(pid: u32, start: Option<u64>) -> io::Result<Self> {
+        let process = Self::any(pid)?;
+        // Read after the descriptor was opened: it is this very process, or it is gone.
+        let same = start.is_none_or(|known| known == process.start);
+        if same && !process.has_ended()? { Ok(process) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
+    /// The same for a child that nobody reaps meanwhile: it may have ended.
+    fn any(pid: u32) -> io::Result<Self> {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let raw = raw.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let pidfd = pidfd_open(raw, PidfdFlags::NONBLOCK)?;
-        // Read after the descriptor was opened: it is this very process, or it is gone.
-        let now = stat(pid).filter(|s| !matches!(s.state, 'Z' | 'X'));
-        match now {
-            Some(s) if start.is_none_or(|known| known == s.start) => {
-                // SAFETY: the descriptor is owned by the `AsyncFd`, whose contents nobody replaces or closes.
-                let pidfd = unsafe { AsyncFd::register(pidfd) }?;
-                Ok(Self { pid, start: s.start, pidfd })
-            }
-            _ => Err(io::ErrorKind::NotFound.into()),
-        }
+        let start = stat(pid).map_or(0, |s| s.start);
+        // SAFETY: the descriptor is owned by the `AsyncFd`, whose contents nobody replaces or closes.
+        let pidfd = unsafe { AsyncFd::register(pidfd) }?;
+        Ok(Self { pid, start, pidfd })
+    }
+
+    /// Whether its last thread has ended. A first thread that is a zombie does not tell.
+    fn has_ended(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
+        Ok(poll(&mut fds, Some(&Timespec::default()))? > 0)
     }
 
     /// Returns when it has ended; at once if it has.
@@ -133,7 +142,7 @@ impl Program<'_> {
         // SAFETY: between fork and exec the closure makes system calls only; it neither allocates nor locks.
         unsafe { command.pre_exec(enter) };
         let child = command.spawn()?;
-        Process::open(child.id(), None)
+        Process::any(child.id())
     }
 }
 

@@ -372,3 +372,95 @@ async fn twenty_guests_on_one_node() {
     };
     tokio::time::timeout(Duration::from_secs(5), ended).await.unwrap();
 }
+
+#[tokio::test]
+async fn the_programs_own_words_are_told() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let id = vmid(100);
+    for (more, word) in
+        [("args: -device no-such-device\n", "no-such-device"), ("args: -nonsense\n", "nonsense")]
+    {
+        let mut launch = h.launch(id, Epoch(1));
+        launch.config.push_str(more);
+        driver.prepare(id, Epoch(1)).await.unwrap();
+        match driver.launch(launch).await {
+            Err(GuestError::Launch { why, .. }) => assert!(why.contains(word), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(h.traces(0, id), Vec::<String>::new());
+    }
+}
+
+/// How much longer a launch takes than the bare program: printed, with a generous bound.
+#[tokio::test]
+async fn a_launch_costs_little_more_than_its_program() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let id = vmid(100);
+    let mut best = Duration::MAX;
+    for _ in 0..4 {
+        driver.prepare(id, Epoch(1)).await.unwrap();
+        let begun = std::time::Instant::now();
+        driver.launch(h.launch(id, Epoch(1))).await.unwrap();
+        best = best.min(begun.elapsed());
+        driver.kill(id).await.unwrap();
+    }
+    println!("launch, the program's start included: {best:?}");
+    assert!(best < Duration::from_secs(2), "{best:?}");
+}
+
+/// Runs this test again in a network of its own.
+fn in_own_network(name: &str) -> bool {
+    if std::env::var_os("STEAD_OWN_NETWORK").is_some() {
+        return true;
+    }
+    let run = std::process::Command::new("unshare")
+        .args(["--net", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env("STEAD_OWN_NETWORK", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
+    if said.contains("Operation not permitted") {
+        skip("a network of its own needs privileges");
+    } else {
+        assert!(run.status.success(), "{said}");
+    }
+    false
+}
+
+fn ip(args: &str) -> String {
+    let out = std::process::Command::new("ip").args(args.split(' ')).output().unwrap();
+    assert!(out.status.success(), "ip {args}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_tap_joins_its_bridge_and_goes_with_its_guest() {
+    if !in_own_network("a_tap_joins_its_bridge_and_goes_with_its_guest") {
+        return;
+    }
+    ip("link add vmbr7 type bridge");
+    ip("link set vmbr7 up");
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(QemuOptions { bridges: Bridges::Required, ..h.options(0) });
+    let id = vmid(100);
+    let mut launch = h.launch(id, Epoch(1));
+    launch.config.push_str(
+        "net0: virtio=BC:24:11:00:00:01,bridge=vmbr7\nnet2: e1000=BC:24:11:00:00:02,bridge=vmbr7\n",
+    );
+    let mut tagged = launch.clone();
+    tagged.config = tagged.config.replace("bridge=vmbr7\nnet2", "bridge=vmbr7,tag=5\nnet2");
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    let refused = driver.launch(tagged).await.unwrap_err().to_string();
+    assert!(refused.contains("VLAN"), "it must not land in the wrong network: {refused}");
+    driver.launch(launch).await.unwrap();
+    let members = ip("-o link show master vmbr7 up");
+    assert!(members.contains("tap100i0:") && members.contains("tap100i2:"), "{members}");
+    driver.resume(id).await.unwrap();
+    ticking(&h, id).await;
+    driver.stop(id).await.unwrap();
+    assert_eq!(ip("-o link show master vmbr7"), "");
+}

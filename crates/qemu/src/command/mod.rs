@@ -275,8 +275,7 @@ fn graphics(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(), Gues
         "cirrus" => format!("cirrus-vga{}", memory("vgamem_mb")),
         "vmware" => format!("vmware-svga{}", memory("vgamem_mb")),
         "virtio" => {
-            let bytes =
-                vga.memory.map_or_else(String::new, |m| format!(",max_hostmem={}", u64::from(m.0) << 20));
+            let bytes = vga.memory.map_or_else(String::new, |m| format!(",max_hostmem={}", m.0 << 20));
             format!("virtio-vga{bytes}")
         }
         "none" | "serial0" | "serial1" | "serial2" | "serial3" => return Ok(()),

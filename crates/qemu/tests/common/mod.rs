@@ -57,17 +57,18 @@ impl Drop for Machines {
         for node in ["0", "1"] {
             processes(&self.folder.path().join(node)).into_iter().for_each(kill);
         }
-        for root in self.cgroups.iter().flatten() {
-            // Killed guests leave their groups as they end; what is still in one is harmless and empty.
-            for group in std::fs::read_dir(root).into_iter().flatten().flatten() {
-                let until = std::time::Instant::now() + Duration::from_secs(5);
-                while std::fs::remove_dir(group.path()).is_err_and(|e| e.raw_os_error() == Some(16))
-                    && std::time::Instant::now() < until
-                {
-                    std::thread::yield_now();
-                }
+        let groups = self.cgroups.iter().flatten().flat_map(std::fs::read_dir).flatten().flatten();
+        for group in groups.map(|g| g.path()).filter(|g| g.is_dir()) {
+            // Its processes were killed; they are gone soon.
+            let until = std::time::Instant::now() + Duration::from_secs(5);
+            while std::fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|p| !p.is_empty())
+                && std::time::Instant::now() < until
+            {
+                std::thread::yield_now();
             }
-            let _ = std::fs::remove_dir(root);
+            for folder in group.ancestors().take(3) {
+                let _ = std::fs::remove_dir(folder);
+            }
         }
     }
 }
@@ -106,13 +107,12 @@ impl GuestHarness for Machines {
     }
 
     async fn crash(&self, _node: usize, process: &GuestProcess) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(process.pid).unwrap()).unwrap();
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
         kill(process.pid);
-        // Its end, also where nobody watches: it is a child of this process.
-        while std::fs::read_to_string(format!("/proc/{}/stat", process.pid))
-            .is_ok_and(|s| !s.contains(") Z "))
-        {
-            tokio::task::yield_now().await;
-        }
+        // Its end, also where nobody watches.
+        let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut fds, None).unwrap();
     }
 
     fn traces(&self, node: usize, vmid: Vmid) -> Vec<String> {
