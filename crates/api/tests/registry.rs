@@ -122,15 +122,45 @@ fn the_document_names_every_operation_once() {
     assert!(document["paths"]["/nodes/{node}/qemu"]["post"]["x-not-supported"].is_array());
 }
 
-#[test]
-fn the_checked_in_document_is_what_the_registry_says() {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("openapi.json");
-    let now = serde_json::to_string_pretty(&openapi::document(&registry())).unwrap() + "\n";
+/// Compares with a file beside the crate, or writes it when `STEAD_RECORD` is set.
+fn is_recorded(file: &str, now: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file);
     if std::env::var_os("STEAD_RECORD").is_some() {
-        std::fs::write(&path, &now).unwrap();
+        std::fs::write(&path, now).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(kept == now, "the API has changed: run this test with STEAD_RECORD=1 and look at the difference");
+}
+
+#[test]
+fn the_checked_in_document_is_what_the_registry_says() {
+    is_recorded(
+        "openapi.json",
+        &(serde_json::to_string_pretty(&openapi::document(&registry())).unwrap() + "\n"),
+    );
+}
+
+#[test]
+fn the_table_for_users_is_what_the_registry_says() {
+    let registry = registry();
+    let mut metas: Vec<&Meta> = registry.iter().map(|h| h.meta()).collect();
+    metas.sort_by_key(|m| (m.route.path, m.route.method));
+    let mut text = "# The API's endpoints\n\n\
+        Made from the registry. Paths are below `/api2/json` (or `/api2/extjs`); all else answers 501. A parameter that\n\
+        is not taken may be given as 0 or empty: then it asks for nothing.\n\n\
+        | endpoint | what | allowed for | parameters not taken |\n|---|---|---|---|\n"
+        .to_owned();
+    for m in metas {
+        let (route, access) = (m.route, m.access.describe());
+        let cells = [
+            format!("`{} {}`", route.method, route.path),
+            m.about.trim().into(),
+            access,
+            m.missing.join("; "),
+        ];
+        text += &format!("| {} |\n", cells.map(|c| c.replace('|', "\\|")).join(" | "));
+    }
+    is_recorded("../../docs/api.md", &text);
 }
 
 /// The schema that clients are written against, where it lies beside the checkout.
