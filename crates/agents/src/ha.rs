@@ -267,7 +267,13 @@ async fn try_it(ops: &Arc<Ops>, command: &AgentCommand) -> Result<(), OpsError> 
     let go = |target: &NodeName, online| MigrateOptions { target: target.clone(), online, bwlimit: None };
     let upid = match &command.attempt {
         Attempt::Start => ops.start(&actor, vmid, by_ha).await?,
-        Attempt::Stop => ops.power(&actor, vmid, stop, by_ha).await?,
+        Attempt::Stop => {
+            let upid = ops.power(&actor, vmid, stop, by_ha).await?;
+            let ended = outcome(ops, &upid).await;
+            // A user may have pulled the plug meanwhile: what counts is that it is stopped.
+            let _lock = ops.guest_locks.lock(vmid).await?;
+            return if ops.guests.state(vmid).await.is_none() { Ok(()) } else { ended };
+        }
         Attempt::Migrate(target) => {
             let live = ops.guests.state(vmid).await.is_some();
             ops.migrate(&actor, vmid, go(target, live), by_ha).await?

@@ -108,7 +108,7 @@ async fn decide_held(ops: &Ops, guests: &[(Vmid, Epoch, Hold)], lease: bool) {
         match decide(owns, epoch, own.map(|o| o.epoch)) {
             Decision::Thaw => match ops.fence.run(vmid, epoch).await {
                 Ok(()) => {
-                    tracing::info!("guest {vmid}: lease is back and epoch {epoch} unchanged: it goes on")
+                    tracing::info!("guest {vmid}: lease is back and epoch {epoch} unchanged: it goes on");
                 }
                 Err(e) => tracing::warn!("guest {vmid}: {e}"),
             },

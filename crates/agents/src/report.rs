@@ -50,7 +50,7 @@ pub async fn run(
         }
         seq += 1;
         let report = collect(&ops, &mut host, seq, storages.clone(), &ha).await;
-        ops.take_report(report.clone());
+        ops.take_report(&report);
         let ops = ops.clone();
         // Delivered beside the loop, so that one slow node does not hold up the next report.
         let delivery = tokio::spawn(async move { deliver(&ops, report).await });

@@ -43,12 +43,12 @@ impl Rpc {
             "status" => {
                 let report: NodeReport = take(call, body)?;
                 same(from, &report.node)?;
-                ops.take_report(report.clone());
+                ops.take_report(&report);
                 fan_out(ops, &report).await;
                 Ok(Value::Null)
             }
             "status/merge" => {
-                ops.take_report(take(call, body)?);
+                ops.take_report(&take(call, body)?);
                 Ok(Value::Null)
             }
             "guest/incoming" => {

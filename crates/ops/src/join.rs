@@ -124,7 +124,7 @@ impl Ops {
             })
         };
         let mut out = json!({
-            "config_digest": stead_model::vmconfig::digest(&format!("{:?}", nodes)),
+            "config_digest": stead_model::vmconfig::digest(&format!("{nodes:?}")),
             "preferred_node": self.me.name,
             "nodelist": nodes.iter().map(listed).collect::<Vec<_>>(),
             "totem": {"cluster_name": cluster.name, "version": "2"},
@@ -215,8 +215,7 @@ impl Ops {
         let again = self.node_record(&request.name).ok().filter(|n| never_entered(&n.value));
         let highest = self.node_records().iter().map(|n| n.raft_id.0).max().unwrap_or(0);
         let raft_id = RaftId(next.as_ref().map_or(0, |n| n.value).max(highest + 1));
-        let boot =
-            "00000000-0000-4000-8000-000000000000".parse().map_err(|_| OpsError::failed("no boot id"))?;
+        let boot = NO_BOOT.parse().map_err(|_| OpsError::failed("no boot id"))?;
         let record = NodeRecord {
             name: request.name.clone(),
             uuid: request.uuid.clone(),
@@ -226,7 +225,12 @@ impl Ops {
             version: request.version.clone(),
         };
         let mut txn = store::txn("root@pam", format!("node '{}' joins", request.name));
-        store::put_over(&mut txn, &paths::node(&request.name), again.map(|n| n.revision), store::bytes(&record)?);
+        store::put_over(
+            &mut txn,
+            &paths::node(&request.name),
+            again.map(|n| n.revision),
+            store::bytes(&record)?,
+        );
         store::put_over(&mut txn, NEXT_RAFT, next.map(|n| n.revision), store::bytes(&(raft_id.0 + 1))?);
         if let Some(path) = token {
             txn.checks.push(Check::Exists(path.clone()));

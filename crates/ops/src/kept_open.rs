@@ -9,11 +9,13 @@ use stead_driver::storage::{StorageDriver, StorageError, StorageType};
 use stead_model::StorageId;
 
 type Options = BTreeMap<String, String>;
+/// A driver with the options that it was opened with.
+type Opened = (Options, Arc<dyn StorageDriver>);
 
 /// A storage type whose drivers stay open.
 pub struct KeptOpen<T> {
     inner: T,
-    open: Mutex<HashMap<StorageId, (Options, Arc<dyn StorageDriver>)>>,
+    open: Mutex<HashMap<StorageId, Opened>>,
 }
 
 impl<T: StorageType> KeptOpen<T> {

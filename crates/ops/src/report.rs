@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 impl Ops {
     /// Merges a report and publishes what it changes.
-    pub fn take_report(&self, report: NodeReport) {
+    pub fn take_report(&self, report: &NodeReport) {
         let before = self.status.node(&report.node);
         let node = report.node.clone();
         if !self.status.merge(report.clone()) && before.is_none() {
@@ -26,7 +26,7 @@ impl Ops {
         for vmid in old.keys().filter(|v| !new.contains_key(v)) {
             self.events.emit("guest", format!("qemu/{vmid}"), json!({"node": node, "state": "stopped"}));
         }
-        self.task_events(before.as_ref(), &report);
+        self.task_events(before.as_ref(), report);
     }
 
     fn task_events(&self, before: Option<&NodeReport>, report: &NodeReport) {

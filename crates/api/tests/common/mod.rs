@@ -282,7 +282,7 @@ async fn reporter(ops: Arc<Ops>, mut flushes: mpsc::Receiver<oneshot::Sender<()>
     let mut seq = 0;
     while let Some(done) = flushes.recv().await {
         seq += 1;
-        ops.take_report(report(&ops, seq).await);
+        ops.take_report(&report(&ops, seq).await);
         let _ = done.send(());
     }
 }

@@ -14,7 +14,7 @@ impl Ops {
         self: &Arc<Self>,
         actor: &Actor,
         vmid: Vmid,
-        options: BTreeMap<String, String>,
+        options: &BTreeMap<String, String>,
         start: bool,
     ) -> Result<Upid, OpsError> {
         Self::may_configure(actor, vmid, options.iter().map(|(k, v)| (k.as_str(), Some(v.as_str()))))?;

@@ -76,7 +76,7 @@ impl Ops {
             match self.free_volume(volume).await {
                 Ok(()) => cx.log(format!("removed volume '{volume}'")),
                 Err(e) if e.to_string().contains("does not exist") => {
-                    cx.log(format!("volume '{volume}' is gone already"))
+                    cx.log(format!("volume '{volume}' is gone already"));
                 }
                 Err(e) => {
                     return Err(OpsError::failed(format!(

@@ -97,12 +97,30 @@ impl Ops {
         let guest = self.vm_at(vmid)?;
         match self.admit(&guest, action.request(), asked).await? {
             Verdict::Refuse(why) => return Err(OpsError::Failed(why)),
+            Verdict::ByHa if action == PowerAction::Stop => return self.stop_under_ha(actor, vmid, asked),
             Verdict::ByHa => return self.ha_set_state(actor, vmid, "hastop", "stopped").await,
             Verdict::Accept | Verdict::Already => {}
+        }
+        if action == PowerAction::Stop {
+            // Who pulls the plug does not wait for a shutdown that takes its time.
+            self.abort_shutdowns(vmid);
         }
         let ops = self.clone();
         self.task(action.worker(), &vmid.to_string(), &actor.who, move |cx| async move {
             ops.power_now(&cx, vmid, action, asked).await
+        })
+    }
+
+    /// Who pulls the plug of a guest under HA means now: HA is told that it shall stay stopped, and it is stopped here
+    /// without the time that HA gives a shutdown.
+    fn stop_under_ha(self: &Arc<Self>, actor: &Actor, vmid: Vmid, asked: Asked) -> Result<Upid, OpsError> {
+        let (ops, who) = (self.clone(), actor.who.clone());
+        self.task("qmstop", &vmid.to_string(), &actor.who, move |cx| async move {
+            let wanted = [("state".to_owned(), "stopped".to_owned())];
+            ops.ha_change(&who, super::service(vmid), &wanted, &[], None).await?;
+            cx.log("HA will keep it stopped");
+            ops.abort_shutdowns(vmid);
+            ops.power_now(&cx, vmid, PowerAction::Stop, asked).await
         })
     }
 
@@ -248,7 +266,12 @@ impl Ops {
                 "VM {vmid} is suspended and can't shut down: resume it, or stop it"
             )));
         }
-        let asked = if paused { Ok(()) } else { self.guests.shutdown(vmid, timeout).await };
+        let asked = if paused {
+            Ok(())
+        } else {
+            let ended = cx.or_cancelled(self.guests.shutdown(vmid, timeout)).await;
+            ended.map_err(|e| OpsError::failed(e.to_string()))?
+        };
         match asked {
             Ok(()) if !paused => {}
             Err(GuestError::NotRunning(_)) => {}

@@ -103,7 +103,7 @@ fn status_of(guest: &GuestAt, known: &GuestKnown) -> VmStatus {
         mem: count(|r| r.mem),
         maxmem: config.memory().map_or(0, |m| m.0 << 20),
         disk: 0,
-        maxdisk: config.root_size().map_or(0, |s| s.get()),
+        maxdisk: config.root_size().map_or(0, stead_model::Size::get),
         uptime: count(|r| r.uptime),
         netin: count(|r| r.net_in),
         netout: count(|r| r.net_out),

@@ -105,7 +105,7 @@ endpoint! {
     authorize: may_create;
     fn call(cx, p: CreateVm) -> Upid {
         cx.ops().member(&p.node)?;
-        Ok(cx.ops().create_vm(&cx.actor(), p.vmid, p.options, p.start)?)
+        Ok(cx.ops().create_vm(&cx.actor(), p.vmid, &p.options, p.start)?)
     }
 }
 
