@@ -67,7 +67,9 @@ impl Drop for Inner {
 
 impl QemuDriver {
     /// A driver for the guests of one run directory. Nothing is started or looked for yet.
-    pub fn new(options: QemuOptions) -> Self {
+    pub fn new(mut options: QemuOptions) -> Self {
+        // Guests work in `/`, not where this process does. Without a current directory the path stays as it is.
+        options.run_dir = std::path::absolute(&options.run_dir).unwrap_or(options.run_dir);
         let accel = options.accel.unwrap_or_else(Accel::probe);
         Self(Arc::new(Inner {
             options,

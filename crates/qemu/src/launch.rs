@@ -277,7 +277,8 @@ impl<'a> Job<'a> {
     /// before. A disk of another guest, or one that only tools have ever had open, keeps its protection.
     fn is_own_lock(&self, words: &str) -> bool {
         let own = format!(":{}/", self.launch.vmid);
-        words.contains("Failed to get \"write\" lock")
+        words.contains("Failed to get")
+            && words.contains("lock")
             && self.launch.epoch > Epoch(1)
             && self
                 .launch

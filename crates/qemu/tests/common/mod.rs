@@ -61,7 +61,8 @@ impl Drop for Machines {
         for group in groups.map(|g| g.path()).filter(|g| g.is_dir()) {
             // Its processes were killed; they are gone soon.
             let until = std::time::Instant::now() + Duration::from_secs(5);
-            while std::fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|p| !p.is_empty())
+            while std::fs::read_to_string(group.join("cgroup.events"))
+                .is_ok_and(|e| e.contains("populated 1"))
                 && std::time::Instant::now() < until
             {
                 std::thread::yield_now();
