@@ -217,8 +217,9 @@ pub async fn a_full_storage_keeps_nothing_half_made(h: &dyn StorageHarness) {
     let s = match h.small() {
         Ok(s) => s,
         Err(why) => {
-            assert!(std::env::var_os("STEAD_STRICT").is_none(), "STEAD_STRICT is set, and {why}");
-            println!("SKIPPED: {why}");
+            let strict = std::env::var_os("STEAD_STRICT").is_some_and(|v| v == "1");
+            assert!(!strict, "skipped although STEAD_STRICT=1: {why}");
+            eprintln!("SKIP a_full_storage_keeps_nothing_half_made: {why}");
             return;
         }
     };
