@@ -131,7 +131,8 @@ impl Agent {
         out
     }
 
-    /// An attempt has ended.
+    /// An attempt has ended. One that failed while the node was not `ready`, or for want of the cluster rather than of the
+    /// service (no quorum, no answer; the shell tells so by a `view` that is not `ready`), does not count.
     pub fn ended(
         &mut self,
         now: Duration,
@@ -190,6 +191,7 @@ mod tests {
             uid,
             reason: "test".into(),
             failed_nodes: BTreeSet::new(),
+            relocate_tries: 0,
         };
         let manager = ManagerState { service_status: [(sid(), service)].into(), ..ManagerState::default() };
         let owned = BTreeSet::from([sid()]);

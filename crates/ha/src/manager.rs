@@ -34,6 +34,9 @@ pub enum Command {
     },
 }
 
+/// How the reason of a service begins that nothing can be done for now.
+const WAITS: &str = "waits: ";
+
 /// Decides once. `now` in seconds since 1970 is only shown to people. Returns what to do; `state` is to be
 /// committed if it changed, *before* the commands are carried out.
 pub fn step(now: u64, view: &View, state: &mut ManagerState) -> Vec<Command> {
@@ -68,9 +71,18 @@ pub fn step(now: u64, view: &View, state: &mut ManagerState) -> Vec<Command> {
 
 fn enter(state: &mut ManagerState, sid: ServiceId, to: ServiceState, node: &NodeName, reason: String) {
     state.last_uid += 1;
-    let failed_nodes = state.service_status.get(&sid).map(|s| s.failed_nodes.clone()).unwrap_or_default();
-    let service =
-        Service { state: to, node: node.clone(), target: None, uid: state.last_uid, reason, failed_nodes };
+    let old = state.service_status.get(&sid);
+    let (failed_nodes, relocate_tries) =
+        old.map(|s| (s.failed_nodes.clone(), s.relocate_tries)).unwrap_or_default();
+    let service = Service {
+        state: to,
+        node: node.clone(),
+        target: None,
+        uid: state.last_uid,
+        reason,
+        failed_nodes,
+        relocate_tries,
+    };
     state.service_status.insert(sid, service);
 }
 
@@ -124,6 +136,7 @@ fn advance(view: &View, state: &mut ManagerState, sid: ServiceId, seen: &Service
 fn clear_failures(state: &mut ManagerState, sid: ServiceId) {
     if let Some(s) = state.service_status.get_mut(&sid) {
         s.failed_nodes.clear();
+        s.relocate_tries = 0;
     }
 }
 
@@ -143,25 +156,21 @@ fn request_start(
         enter(state, sid, ServiceState::RequestStop, &s.node, "its user wants it stopped".into());
         return vec![];
     }
-    match choose(view, state, sid, Some(&seen.owner), &s.failed_nodes) {
+    // Where no other node can take it, it is tried again where it failed; that counts as another try.
+    let place = choose(view, state, sid, Some(&seen.owner), &s.failed_nodes)
+        .or_else(|_| choose(view, state, sid, Some(&seen.owner), &BTreeSet::new()));
+    match place {
         Ok((node, _)) if node == seen.owner => {
-            enter(state, sid, ServiceState::Started, &node, s.reason.clone());
+            let reason = if s.reason.starts_with(WAITS) { "it is there".into() } else { s.reason.clone() };
+            enter(state, sid, ServiceState::Started, &node, reason);
         }
         Ok((node, why)) => {
             enter(state, sid, ServiceState::Relocate, &seen.owner, format!("to '{node}': {why}"));
             set_target(state, sid, node);
         }
-        Err(why) if s.failed_nodes.is_empty() || may_come_back(view, s) => {
-            set_reason(state, sid, format!("waits: {why}"));
-        }
-        Err(why) => enter(state, sid, ServiceState::Error, &s.node, why),
+        Err(why) => set_reason(state, sid, format!("{WAITS}{why}")),
     }
     vec![]
-}
-
-/// Whether a node on which it has not failed is only silent.
-fn may_come_back(view: &View, s: &Service) -> bool {
-    view.nodes.iter().any(|(name, n)| n.word == NodeWord::Unknown && !s.failed_nodes.contains(name))
 }
 
 fn set_target(state: &mut ManagerState, sid: ServiceId, node: NodeName) {
@@ -202,11 +211,11 @@ fn started(
         return take_request(view, state, sid, s, target, *relocate);
     }
     if let Some(Outcome::Failed(why)) = reported(view, &s.node, sid, s.uid) {
-        let mut failed: BTreeSet<NodeName> = s.failed_nodes.clone();
-        failed.insert(s.node.clone());
-        let given_up = failed.len() > seen.resource.max_relocate as usize;
+        let mut given_up = true;
         if let Some(kept) = state.service_status.get_mut(&sid) {
-            kept.failed_nodes = failed;
+            kept.failed_nodes.insert(s.node.clone());
+            kept.relocate_tries += 1;
+            given_up = kept.relocate_tries > seen.resource.max_relocate;
         }
         let (to, why) = if given_up {
             (ServiceState::Error, format!("could not be started: {why}"))
@@ -216,7 +225,7 @@ fn started(
         enter(state, sid, to, &s.node, why);
         return vec![];
     }
-    if seen.process == Process::Running && !s.failed_nodes.is_empty() {
+    if seen.process == Process::Running && s.relocate_tries > 0 {
         clear_failures(state, sid);
     }
     if word(view, &s.node) == NodeWord::Online && seen.process == Process::Running {
@@ -269,7 +278,7 @@ fn request_stop(
     match reported(view, &s.node, sid, s.uid) {
         Some(Outcome::Done) => enter(state, sid, ServiceState::Stopped, &s.node, s.reason.clone()),
         Some(Outcome::Failed(why)) => {
-            enter(state, sid, ServiceState::Error, &s.node, format!("could not be stopped: {why}"))
+            enter(state, sid, ServiceState::Error, &s.node, format!("could not be stopped: {why}"));
         }
         None if wants_running(seen) => {
             enter(state, sid, ServiceState::RequestStart, &s.node, "its user wants it started".into());

@@ -111,6 +111,14 @@ pub struct Service {
     /// Nodes on which it failed since it last ran.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub failed_nodes: BTreeSet<NodeName>,
+    /// How often a node gave up to start it since it last ran.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub relocate_tries: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// All that the manager remembers: `ha/manager_status`.

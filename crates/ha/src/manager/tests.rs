@@ -115,21 +115,22 @@ fn a_failed_start_goes_to_another_node_and_then_to_error() {
 }
 
 #[test]
-fn a_failed_service_waits_for_nodes_that_are_only_silent() {
+fn a_failed_service_is_tried_again_where_it_is_if_no_other_node_can_take_it() {
     let (mut v, mut state) = (view(), ManagerState::default());
     seen(&mut v).process = Process::Absent;
-    step(1, &v, &mut state);
-    let report = Report { uid: service(&state).uid, outcome: Outcome::Failed("no disk".into()) };
-    v.nodes.get_mut(&name("n1")).unwrap().reports.insert(sid(), report);
     for n in ["n2", "n3"] {
         v.nodes.get_mut(&name(n)).unwrap().word = NodeWord::Unknown;
     }
-    step(2, &v, &mut state);
-    assert_eq!(service(&state).state, ServiceState::RequestStart);
-    assert!(service(&state).reason.contains("waits"), "{}", service(&state).reason);
-    v.nodes.get_mut(&name("n3")).unwrap().word = NodeWord::Online;
-    step(3, &v, &mut state);
-    assert_eq!(service(&state).target, Some(name("n3")));
+    step(1, &v, &mut state);
+    let mut fail = |v: &mut View, state: &mut ManagerState| {
+        let report = Report { uid: service(state).uid, outcome: Outcome::Failed("no disk".into()) };
+        v.nodes.get_mut(&name("n1")).unwrap().reports.insert(sid(), report);
+        step(2, v, state);
+    };
+    fail(&mut v, &mut state);
+    assert_eq!((service(&state).state, service(&state).node.as_str()), (ServiceState::Started, "n1"));
+    fail(&mut v, &mut state);
+    assert_eq!(service(&state).state, ServiceState::Error, "max_relocate is 1");
 }
 
 #[test]
