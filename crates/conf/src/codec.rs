@@ -115,3 +115,16 @@ pub(crate) fn unpack<T: DeserializeOwned>(kind: Kind, data: &[u8]) -> Result<T, 
     }
     postcard::from_bytes(body).map_err(|error| CodecError::Body { name, why: error.to_string() })
 }
+
+/// Compares with the recorded bytes; `STEAD_GOLDEN=write` records them, for a new version of a format.
+#[cfg(test)]
+pub(crate) fn golden(data: &[u8], file: &str) {
+    let hex: String = data.iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(file);
+    if std::env::var("STEAD_GOLDEN").is_ok_and(|mode| mode == "write") {
+        let _there = std::fs::create_dir_all(path.parent().unwrap_or(&path));
+        let _compared = std::fs::write(&path, format!("{hex}\n"));
+    }
+    let recorded = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(recorded.trim(), hex, "{file}");
+}

@@ -264,7 +264,7 @@ pub(crate) struct RaftEngine {
 }
 
 impl RaftEngine {
-    pub fn new(id: u64, timing: Timing, durable: Durable) -> Result<Self, EngineFault> {
+    pub fn new(id: u64, timing: Timing, durable: &Durable) -> Result<Self, EngineFault> {
         let mut hard = durable.hard;
         // The commit index on disk may be older than a snapshot written after it.
         hard.commit = hard.commit.max(durable.applied);

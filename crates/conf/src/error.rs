@@ -26,8 +26,10 @@ pub enum TxnError {
         /// How long was waited.
         waited: Duration,
     },
-    /// This node's store stands still.
-    #[error("the configuration store of this node has stopped: {reason}")]
+    /// This node's store stands still. As with [`TxnError::Unknown`], it may have taken effect.
+    #[error(
+        "the configuration store of this node has stopped: {reason} (the change may or may not have taken effect)"
+    )]
     Stopped {
         /// Why.
         reason: String,

@@ -8,6 +8,7 @@ use crate::tree::{ChangeKind, Changed};
 use crate::txn::Revision;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use stead_model::paths;
 
@@ -59,8 +60,8 @@ pub struct History {
 
 /// The durable form: what is not derived.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct HistoryImage {
-    pub changes: BTreeMap<u64, Change>,
+pub(crate) struct HistoryImage<C> {
+    pub changes: C,
     pub next: u64,
 }
 
@@ -133,11 +134,11 @@ impl History {
         }
     }
 
-    pub(crate) fn image(&self) -> HistoryImage {
-        HistoryImage { changes: self.changes.clone(), next: self.next }
+    pub(crate) fn image(&self) -> HistoryImage<Cow<'_, BTreeMap<u64, Change>>> {
+        HistoryImage { changes: Cow::Borrowed(&self.changes), next: self.next }
     }
 
-    pub(crate) fn from_image(image: HistoryImage) -> Self {
+    pub(crate) fn from_image(image: HistoryImage<BTreeMap<u64, Change>>) -> Self {
         let mut history = Self { next: image.next, ..Self::default() };
         for (at, change) in image.changes {
             history.index(at, change);

@@ -7,12 +7,13 @@
 //! for nothing more (`floor`): what is older is never applied any more, and its outcomes are forgotten.
 
 use crate::codec::{self, CodecError};
-use crate::history::HistoryImage;
-use crate::history::{History, Origin};
-use crate::tree::{Changed, StateHash, Tree, TreeImage};
+
+use crate::history::{Change, History, HistoryImage, Origin};
+use crate::tree::{Changed, Entry, StateHash, Tree, TreeImage};
 use crate::txn::{Commit, Op, Refusal, Txn};
 use crate::watch::{Committed, PathChange};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -145,8 +146,8 @@ pub struct Machine {
 
 #[derive(Serialize)]
 struct ImageRef<'a> {
-    tree: TreeImage,
-    history: HistoryImage,
+    tree: TreeImage<Cow<'a, BTreeMap<String, Entry>>>,
+    history: HistoryImage<Cow<'a, BTreeMap<u64, Change>>>,
     sessions: &'a BTreeMap<u64, Session>,
     members: &'a Members,
     removed: &'a BTreeSet<u64>,
@@ -155,8 +156,8 @@ struct ImageRef<'a> {
 
 #[derive(Deserialize)]
 struct Image {
-    tree: TreeImage,
-    history: HistoryImage,
+    tree: TreeImage<BTreeMap<String, Entry>>,
+    history: HistoryImage<BTreeMap<u64, Change>>,
     sessions: BTreeMap<u64, Session>,
     members: Members,
     removed: BTreeSet<u64>,
@@ -262,7 +263,6 @@ impl Machine {
         self.members = members;
     }
 
-    #[expect(clippy::type_complexity, reason = "the two halves of Applied, used once")]
     fn propose(&mut self, proposal: &Proposal) -> (Option<Result<Commit, Refusal>>, Option<Arc<Committed>>) {
         let ProposalId { origin, boot, seq } = proposal.id;
         if !self.members.contains(origin) {

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 /// The format that is written.
@@ -125,18 +126,22 @@ impl Store {
     pub fn open(dir: &Path, id: u64) -> Result<(Self, Recovered, u64), StoreError> {
         let file = dir.join(FILE);
         match fs::metadata(&file) {
-            Ok(meta) if meta.len() == 0 => return Err(damaged(dir, "the file is empty")),
+            Ok(meta) if meta.len() == 0 => return Err(damaged(dir, &"the file is empty")),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(StoreError::Missing { dir: dir.to_owned() });
             }
             Err(source) => return Err(StoreError::Io { action: "open", dir: dir.to_owned(), source }),
         }
-        let db = Database::builder()
-            .set_cache_size(CACHE)
-            .open(&file)
-            .map_err(|error| of_database(dir, "open", error))?;
-        Self::with(db, dir)?.load(id)
+        // A file that is damaged in a way that redb did not think of is damaged all the same.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let db = Database::builder()
+                .set_cache_size(CACHE)
+                .open(&file)
+                .map_err(|error| of_database(dir, "open", error))?;
+            Self::with(db, dir)?.load(id)
+        }));
+        opened.unwrap_or_else(|_| Err(damaged(dir, &"its structure makes no sense")))
     }
 
     fn fill(db: Database, dir: &Path, id: u64, machine: &Machine) -> Result<Self, StoreError> {
@@ -154,7 +159,7 @@ impl Store {
             state_bytes: 0,
         };
         let mut store = Self { db, dir: dir.to_owned(), head };
-        let image = machine.encode().map_err(|error| damaged(dir, error))?;
+        let image = machine.encode().map_err(|error| damaged(dir, &error))?;
         let state = Some(StoredState { index, image: image.into() });
         store.write(&[Persist { state, ..Persist::default() }])?;
         Ok(store)
@@ -289,7 +294,7 @@ fn read_head(db: &Database) -> Result<Head, Fault> {
     Ok(codec::unpack(codec::HEAD, row.value())?)
 }
 
-fn damaged(dir: &Path, what: impl ToString) -> StoreError {
+fn damaged(dir: &Path, what: &impl ToString) -> StoreError {
     StoreError::Damaged { dir: dir.to_owned(), what: what.to_string() }
 }
 
@@ -303,7 +308,7 @@ impl Fault {
     fn at(self, dir: &Path, action: &'static str) -> StoreError {
         match self {
             Self::Io(source) => StoreError::Io { action, dir: dir.to_owned(), source },
-            Self::Content(what) => damaged(dir, what),
+            Self::Content(what) => damaged(dir, &what),
         }
     }
 }
@@ -346,6 +351,29 @@ fn of_database(dir: &Path, action: &'static str, error: DatabaseError) -> StoreE
             let source = io::Error::new(io::ErrorKind::ResourceBusy, "another process has it open");
             StoreError::Io { action, dir: dir.to_owned(), source }
         }
-        other => damaged(dir, other),
+        other => damaged(dir, &other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_head() {
+        let head = Head {
+            format: 1,
+            id: 2,
+            boot: 3,
+            hard: Hard { term: 4, vote: 5, commit: 600 },
+            truncated: (500, 4),
+            last: 601,
+            state_index: 550,
+            state_pieces: 2,
+            state_bytes: 300_000,
+        };
+        let row = codec::pack(codec::HEAD, &head).unwrap();
+        codec::golden(&row, "golden/head.hex");
+        assert_eq!(codec::unpack::<Head>(codec::HEAD, &row).unwrap(), head);
     }
 }

@@ -14,6 +14,7 @@ use crate::txn::{
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -109,8 +110,8 @@ impl Default for Tree {
 
 /// The durable form: what is not derived.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct TreeImage {
-    pub entries: BTreeMap<String, Entry>,
+pub(crate) struct TreeImage<E> {
+    pub entries: E,
     pub revision: Revision,
     pub level: u32,
 }
@@ -272,11 +273,11 @@ impl Tree {
         }
     }
 
-    pub(crate) fn image(&self) -> TreeImage {
-        TreeImage { entries: self.entries.clone(), revision: self.revision, level: self.level }
+    pub(crate) fn image(&self) -> TreeImage<Cow<'_, BTreeMap<String, Entry>>> {
+        TreeImage { entries: Cow::Borrowed(&self.entries), revision: self.revision, level: self.level }
     }
 
-    pub(crate) fn from_image(image: TreeImage) -> Self {
+    pub(crate) fn from_image(image: TreeImage<BTreeMap<String, Entry>>) -> Self {
         let mut tree = Self { revision: image.revision, level: image.level, ..Self::default() };
         for (path, entry) in image.entries {
             tree.insert(path, entry);

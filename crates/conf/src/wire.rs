@@ -159,3 +159,116 @@ impl Frame {
         codec::unpack(codec::FRAME, data)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! The durable and the wire formats, byte by byte: what is written today must be read for ever.
+
+    use super::*;
+    use crate::codec::golden;
+    use crate::machine::{CommittedEntry, Machine, ProposalId};
+    use crate::txn::{Check, Op, Revision, Txn};
+
+    fn proposal() -> Proposal {
+        let txn = Txn::new("root@pam")
+            .note("why")
+            .absent("a")
+            .exists("b")
+            .unchanged("c", Revision(300))
+            .check(Check::Equals("d".into(), "x".into()))
+            .put("e", "y")
+            .delete("f")
+            .rename("g", "h")
+            .op(Op::Level(2));
+        Proposal { id: ProposalId { origin: 1, boot: 2, seq: 3 }, floor: 3, needs: 1, at_ms: 1_000, txn }
+    }
+
+    #[test]
+    fn golden_proposal() {
+        let data = codec::pack(codec::PROPOSAL, &proposal()).unwrap();
+        golden(&data, "golden/proposal.hex");
+        assert_eq!(codec::unpack::<Proposal>(codec::PROPOSAL, &data).unwrap(), proposal());
+    }
+
+    #[test]
+    fn golden_log_rows() {
+        let data = LogEntry { index: 7, term: 2, body: LogBody::Data("text".into()) };
+        let change = LogChange { transition: 1, steps: vec![(0, 1), (2, 300)] };
+        let change = LogEntry { index: 8, term: 2, body: LogBody::Change(change) };
+        for (entry, file) in [(data, "golden/log_data.hex"), (change, "golden/log_change.hex")] {
+            let row = codec::pack(codec::LOG, &entry).unwrap();
+            golden(&row, file);
+            assert_eq!(codec::unpack::<LogEntry>(codec::LOG, &row).unwrap(), entry);
+        }
+    }
+
+    #[test]
+    fn golden_frames() {
+        let message = Message {
+            kind: MessageKind::Append,
+            from: 1,
+            to: 2,
+            term: 3,
+            log_term: 3,
+            index: 6,
+            entries: vec![LogEntry { index: 7, term: 3, body: LogBody::Data("x".into()) }],
+            commit: 6,
+            commit_term: 0,
+            reject: false,
+            reject_hint: 0,
+            request_snapshot: 0,
+            context: Bytes::from_static(b"ctx"),
+            snapshot: None,
+        };
+        let chunk = Chunk { leads: 3, index: 9, term: 2, total: 10, offset: 5, data: "parts".into() };
+        let bodies = [
+            (Body::Raft(message), "golden/frame_append.hex"),
+            (Body::Propose(Box::new(proposal())), "golden/frame_propose.hex"),
+            (Body::Chunk(chunk), "golden/frame_chunk.hex"),
+            (
+                Body::Member { token: 4, change: Change::Replace { old: 1, new: 2 } },
+                "golden/frame_member.hex",
+            ),
+        ];
+        for (body, file) in bodies {
+            let hash = StateHash([7; 32]);
+            let frame = Frame { tag: 5, from: 1, to: 2, supports: 1, applied: 6, hash, body };
+            let data = frame.encode().unwrap();
+            golden(&data, file);
+            assert_eq!(Frame::decode(&data).unwrap(), frame);
+        }
+    }
+
+    #[test]
+    fn golden_state() {
+        let mut machine =
+            Machine::found(1, &Txn::new("root@pam").note("first").put("a", "1"), 1_000).unwrap();
+        let change = Proposal {
+            id: ProposalId { origin: 1, boot: 1, seq: 1 },
+            floor: 1,
+            needs: 1,
+            at_ms: 2_000,
+            txn: Txn::new("root@pam").put("a", "2").put("b", "3"),
+        };
+        machine.apply(2, CommittedEntry::Proposal(Box::new(change))).unwrap();
+        let image = machine.encode().unwrap();
+        golden(&image, "golden/state.hex");
+        assert_eq!(Machine::decode(&image).unwrap().hash(), machine.hash());
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_frame_is_noticed() {
+        let body = Body::ChunkAck { index: 1, term: 2, received: 3 };
+        let hash = StateHash([0; 32]);
+        let frame = Frame { tag: 5, from: 1, to: 2, supports: 1, applied: 6, hash, body };
+        let data = frame.encode().unwrap();
+        for bit in 0..data.len() * 8 {
+            let mut bad = data.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Frame::decode(&bad).is_err(), "bit {bit}");
+        }
+        for len in 0..data.len() {
+            assert!(Frame::decode(&data[..len]).is_err(), "cut to {len}");
+        }
+    }
+}

@@ -347,7 +347,7 @@ impl Driver {
             spread: settings.election_spread,
             seed: settings.seed,
         };
-        let engine = RaftEngine::new(settings.id, timing, durable)?;
+        let engine = RaftEngine::new(settings.id, timing, &durable)?;
         let driver = Self {
             engine,
             now,
@@ -614,11 +614,11 @@ impl Driver {
         }
         match frame.body {
             Body::Raft(message) => self.message(from, message),
-            Body::Propose(proposal) => self.proposed(from, *proposal),
+            Body::Propose(proposal) => self.proposed(from, &proposal),
             Body::Refused { boot, seq, refusal } => self.refused(boot, seq, refusal),
             Body::Member { token, change } => self.member_asked(from, token, change),
             Body::MemberRefused { token, fault } => self.member_refused(token, fault),
-            Body::Chunk(chunk) => self.chunk(from, chunk),
+            Body::Chunk(chunk) => self.chunk(from, &chunk),
             Body::ChunkAck { index, term, received } => self.chunk_ack(from, index, term, received),
         }
     }

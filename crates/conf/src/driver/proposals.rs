@@ -141,7 +141,7 @@ impl Driver {
                 self.send(leader, Body::Propose(Box::new(proposal)));
                 continue;
             }
-            match self.propose(proposal) {
+            match self.propose(&proposal) {
                 Ok(true) => {
                     if let Some(pending) = self.proposals.pending.get_mut(&seq) {
                         pending.mark_sent(now, term);
@@ -160,8 +160,8 @@ impl Driver {
     }
 
     /// As leader: puts a proposal into the log, unless it is there already. False if it cannot now.
-    fn propose(&mut self, proposal: Proposal) -> Result<bool, Refusal> {
-        self.check_levels(&proposal)?;
+    fn propose(&mut self, proposal: &Proposal) -> Result<bool, Refusal> {
+        self.check_levels(proposal)?;
         let term = self.engine.term();
         if self.proposals.logged_in != term {
             self.proposals.logged_in = term;
@@ -171,7 +171,7 @@ impl Driver {
         if self.proposals.logged.contains(&id) {
             return Ok(true);
         }
-        let Ok(data) = codec::pack(codec::PROPOSAL, &proposal) else { return Ok(false) };
+        let Ok(data) = codec::pack(codec::PROPOSAL, proposal) else { return Ok(false) };
         let taken = self.engine.propose(data);
         if taken {
             self.proposals.logged.insert(id);
@@ -200,7 +200,7 @@ impl Driver {
     }
 
     /// Another node hands a proposal over.
-    pub(super) fn proposed(&mut self, from: u64, proposal: Proposal) {
+    pub(super) fn proposed(&mut self, from: u64, proposal: &Proposal) {
         if !self.engine.leads() || proposal.id.origin != from || !self.members.contains(from) {
             return;
         }

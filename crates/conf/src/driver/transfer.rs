@@ -203,7 +203,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn chunk(&mut self, from: u64, chunk: Chunk) {
+    pub(super) fn chunk(&mut self, from: u64, chunk: &Chunk) {
         if chunk.leads < self.engine.term() || chunk.total > MAX_IMAGE || chunk.total == 0 {
             return;
         }
@@ -214,12 +214,12 @@ impl Driver {
             return;
         }
         let newer = |incoming: &Incoming| {
-            !incoming.is_of(from, &chunk) && (chunk.leads, chunk.index) >= (incoming.leads, incoming.index)
+            !incoming.is_of(from, chunk) && (chunk.leads, chunk.index) >= (incoming.leads, incoming.index)
         };
         if self.transfers.incoming.as_ref().is_none_or(newer) {
-            self.transfers.incoming = Some(Incoming::new(from, &chunk));
+            self.transfers.incoming = Some(Incoming::new(from, chunk));
         }
-        let Some(incoming) = self.transfers.incoming.as_mut().filter(|incoming| incoming.is_of(from, &chunk))
+        let Some(incoming) = self.transfers.incoming.as_mut().filter(|incoming| incoming.is_of(from, chunk))
         else {
             return;
         };
@@ -227,7 +227,7 @@ impl Driver {
         let received = incoming.received();
         self.send(from, Body::ChunkAck { index: chunk.index, term: chunk.term, received });
         if received == chunk.total {
-            self.complete(from, &chunk);
+            self.complete(from, chunk);
         }
     }
 

@@ -1,5 +1,7 @@
 //! Real nodes, each with its own store and threads, connected by channels that a test can cut.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -20,6 +22,8 @@ pub struct Cluster {
     pub links: Links,
     dirs: BTreeMap<RaftId, TempDir>,
     key: ClusterKey,
+    /// Of transactions and barriers.
+    pub timeout: Duration,
 }
 
 pub const WAIT: Duration = Duration::from_secs(20);
@@ -30,12 +34,18 @@ pub fn id(id: u64) -> RaftId {
 
 impl Cluster {
     pub fn new() -> Self {
-        Self { links: Links::default(), dirs: BTreeMap::new(), key: ClusterKey::from([9; 32]) }
+        Self {
+            links: Links::default(),
+            dirs: BTreeMap::new(),
+            key: ClusterKey::from([9; 32]),
+            timeout: Duration::from_secs(5),
+        }
     }
 
     pub fn options(&mut self, node: RaftId) -> Options {
         let dir = self.dirs.entry(node).or_insert_with(|| tempfile::tempdir().unwrap());
-        Options::new(dir.path().join("conf"), self.key.clone(), node)
+        let options = Options::new(dir.path().join("conf"), self.key.clone(), node);
+        Options { timeout: self.timeout, ..options }
     }
 
     pub fn create(&mut self, node: RaftId, initial: &Txn) -> Conf {
