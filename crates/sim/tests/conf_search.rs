@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use stead_sim::conf::{Bug, Failure, Figures, Plan, run};
+use stead_sim::conf::{Bug, Failure, Figures, Plan, election, run};
 
 /// Every so many seeds run the real store over modelled sectors.
 const PAGES_EVERY: u64 = 40;
@@ -13,7 +13,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn plan(seed: u64, bug: Bug) -> Plan {
-    Plan { seed, bug, pages: seed % PAGES_EVERY == 0 }
+    Plan { seed, bug, pages: seed.is_multiple_of(PAGES_EVERY) }
 }
 
 /// Runs seeds on two threads until one fails.
@@ -109,4 +109,15 @@ fn conf_finds_planted_bugs() {
         println!("{bug:?}: {failure}");
         assert_eq!(run(plan(failure.seed, bug)), Err(failure), "a failure replays");
     }
+}
+
+#[test]
+fn conf_elects_faster_than_a_lease_runs_out() {
+    let mut times: Vec<u64> =
+        (0..1000).map(|seed| election(seed).unwrap_or_else(|failure| panic!("{failure}"))).collect();
+    times.sort_unstable();
+    let [p50, p99, max] = [times[500], times[990], times[999]].map(|us| us / 1000);
+    println!("election: p50 {p50} ms, p99 {p99} ms, max {max} ms");
+    // Two heartbeats of the default profile are 1 s, its lease is 4 s.
+    assert!(p99 + 1000 < 4000);
 }

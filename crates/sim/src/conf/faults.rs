@@ -39,6 +39,22 @@ impl Rates {
         }
     }
 
+    /// No faults, on a good network.
+    pub fn quiet() -> Self {
+        Self {
+            crash: 0,
+            cut: 0,
+            pause: 0,
+            transfer: 0,
+            member: 0,
+            refused: 0,
+            slow_disk: 3000,
+            question: 0,
+            nodes: 3,
+            weather: Weather::fair(),
+        }
+    }
+
     /// When a fault with this mean time comes next.
     pub fn next(mean: u64, dice: &mut Dice) -> u64 {
         dice.between(mean / 4, mean * 7 / 4)

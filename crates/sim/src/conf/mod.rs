@@ -12,6 +12,7 @@
 
 pub mod dice;
 pub mod disk;
+mod elections;
 mod faults;
 pub mod invariants;
 pub mod network;
@@ -19,6 +20,7 @@ mod node;
 mod workload;
 mod world;
 
+pub use elections::election;
 pub use world::{Figures, run};
 
 /// A mistake that a host of the driver could make.

@@ -77,7 +77,7 @@ impl Ord for Due {
     }
 }
 
-struct World {
+pub(super) struct World {
     plan: Plan,
     now: u64,
     order: u64,
@@ -118,6 +118,42 @@ impl World {
     fn new(plan: Plan) -> Result<Self, String> {
         let mut dice = Dice::new(plan.seed);
         let rates = Rates::roll(&mut dice);
+        Self::with_rates(plan, dice, rates)
+    }
+
+    /// Without faults.
+    pub fn quiet(plan: Plan) -> Result<Self, String> {
+        Self::with_rates(plan, Dice::new(plan.seed), Rates::quiet())
+    }
+
+    /// Waits for a leader, kills it, and waits for the next that has committed. Gives how long that took.
+    pub fn lose_leader(&mut self) -> Result<u64, String> {
+        let settle = self.dice.between(4_000_000, 5_000_000);
+        self.until(settle, |_| false)?;
+        let leads = |node: &&Node| node.status().is_some_and(|status| status.is_leader);
+        let Some(leader) = self.nodes.iter().find(leads) else { return Err("there is no leader".to_owned()) };
+        let (id, term) = (leader.id, leader.status().map_or(0, |status| status.term));
+        let committed = leader.status().map_or(0, |status| status.committed);
+        let mut dice = Dice::new(self.dice.bits());
+        self.node(id)?.crash(&mut dice, Bug::None);
+        let began = self.now;
+        let next = |world: &Self| {
+            let statuses = world.nodes.iter().filter_map(Node::status);
+            let mut leaders = statuses.filter(|status| status.is_leader && status.term > term);
+            leaders.any(|status| status.committed > committed)
+        };
+        // Looked at every millisecond, as fine as it is given.
+        while self.now < began + 20_000_000 {
+            let end = self.now + 1000;
+            self.until(end, |_| false)?;
+            if next(self) {
+                return Ok(self.now - began);
+            }
+        }
+        Err("there is no new leader".to_owned())
+    }
+
+    fn with_rates(plan: Plan, dice: Dice, rates: Rates) -> Result<Self, String> {
         let network = Network::new(rates.weather.clone());
         let initial = Txn::new("founder").note("0").put("k/0", "first");
         let mut machine = Machine::found(1, &initial, 0).map_err(|refusal| refusal.to_string())?;
@@ -203,7 +239,7 @@ impl World {
         }
         let phase = self.dice.below(TICK);
         self.schedule(phase, Event::Tick { node: id, life });
-        self.with(id, |running, id, now, bug, invariants| running.carry_out(id, now, bug, invariants))
+        self.with(id, Running::carry_out)
     }
 
     /// Lets a running node do something and sees to what it wishes.
@@ -287,7 +323,7 @@ impl World {
 
     fn crash(&mut self, id: u64) -> Result<(), String> {
         let bug = self.plan.bug;
-        let mut dice = Dice::new(self.dice.next());
+        let mut dice = Dice::new(self.dice.bits());
         self.node(id)?.crash(&mut dice, bug);
         self.asked.retain(|(node, _, _), _| *node != id);
         self.invariants.figures.crashes += 1;
@@ -453,11 +489,8 @@ impl World {
                 self.node_event(event)
             }
             Event::Start { node } => self.start(node),
-            fault if self.healing => {
-                drop(fault);
-                Ok(())
-            }
-            fault => self.fault(fault),
+            _ if self.healing => Ok(()),
+            fault => self.fault(&fault),
         }
     }
 
@@ -482,7 +515,7 @@ impl World {
         }
     }
 
-    fn fault(&mut self, event: Event) -> Result<(), String> {
+    fn fault(&mut self, event: &Event) -> Result<(), String> {
         let up = self.up();
         let chosen = self.dice.pick(&up);
         match event {

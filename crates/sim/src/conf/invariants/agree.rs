@@ -22,7 +22,7 @@ impl States {
         if known != hash {
             return Err(format!("states differ at {index}: node {node} has {hash}, another had {known}"));
         }
-        if index % WHOLE != 0 {
+        if !index.is_multiple_of(WHOLE) {
             return Ok(());
         }
         let image = machine.encode().map_err(|error| error.to_string())?;
