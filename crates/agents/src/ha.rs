@@ -166,6 +166,7 @@ async fn carry_out(ops: &Ops, command: &Command) -> Result<(), OpsError> {
                 epoch: epoch.next(),
                 armed: false,
                 running: false,
+                recovered: true,
                 kind: own.kind,
             };
             let mut config = stead_ops::guest::config::parse(&guest.config.value)?;

@@ -28,6 +28,7 @@ pub async fn run(
     let mut seq = 0;
     let mut guests = ops.guests.events();
     let mut lease = ops.lease.clone();
+    let mut asked_of = None;
     let mut storages = vec![];
     let mut storages_at: Option<std::time::Instant> = None;
     loop {
@@ -43,6 +44,11 @@ pub async fn run(
         }
         while let Ok(done) = flushes.try_recv() {
             asked.push(done);
+        }
+        let leads = leader(&ops).map(|l| l.raft_id);
+        if leads != asked_of {
+            asked_of = leads;
+            catch_up(&ops).await;
         }
         if storages_at.is_none_or(|at| at.elapsed() > PERIOD * 5) {
             storages = read_storages(&ops).await;
@@ -60,6 +66,16 @@ pub async fn run(
                 let _ = done.send(());
             }
         });
+    }
+}
+
+/// What all nodes have reported lately, from the leader: whoever has just started knows nothing of the others, and
+/// would take them for offline until they report again.
+async fn catch_up(ops: &Ops) {
+    let Some(leader) = leader(ops).filter(|l| l.name != ops.me.name) else { return };
+    match call::<_, Vec<NodeReport>>(&*ops.peers, &leader, "status/all", &(), LIMIT).await {
+        Ok(reports) => reports.iter().filter(|r| r.node != ops.me.name).for_each(|r| ops.take_report(r)),
+        Err(e) => tracing::debug!("the leader did not tell the nodes' status: {e}"),
     }
 }
 

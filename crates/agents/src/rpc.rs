@@ -51,6 +51,7 @@ impl Rpc {
                 ops.take_report(&take(call, body)?);
                 Ok(Value::Null)
             }
+            "status/all" => give(call, &ops.status.all()),
             "guest/incoming" => {
                 let request: IncomingRequest = take(call, body)?;
                 same(from, &request.source)?;

@@ -41,6 +41,9 @@ pub struct Launch {
     pub config: String,
     /// Each volume that the configuration names.
     pub volumes: Vec<ResolvedVolume>,
+    /// The guest was recovered from a lost node, where a frozen copy may still hold the locks of its images:
+    /// they are passed over. Never set otherwise: the lock is the last net below everything else.
+    pub recovered: bool,
     /// For an incoming migration: the source's running machine type, accelerator and what else must be alike.
     pub incoming: Option<Incoming>,
 }

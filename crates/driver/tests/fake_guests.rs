@@ -32,7 +32,14 @@ impl GuestHarness for Fakes {
     }
 
     fn launch(&self, vmid: Vmid, epoch: Epoch) -> Launch {
-        Launch { vmid, epoch, config: "memory: 16\n".into(), volumes: vec![], incoming: None }
+        Launch {
+            vmid,
+            epoch,
+            config: "memory: 16\n".into(),
+            volumes: vec![],
+            recovered: false,
+            incoming: None,
+        }
     }
 
     fn broken(&self, vmid: Vmid) -> Launch {

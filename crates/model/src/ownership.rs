@@ -25,4 +25,8 @@ pub struct Ownership {
     /// A recovery of a guest that is `running` but not `armed` is refused.
     #[serde(default)]
     pub running: bool,
+    /// It was recovered once: while a node is lost, a frozen copy of its process there may still hold the locks
+    /// of its images, which a start then passes over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recovered: bool,
 }

@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, default_value = "stead")]
     pub cluster_name: String,
     /// Forwards a port of guests with user-mode network: `GUESTPORT:BASE` makes GUESTPORT reachable at this
-    /// node's address, port BASE + VMID mod 1000.
+    /// node's address, port BASE + VMID.
     #[arg(long, value_name = "GUESTPORT:BASE", value_parser = parse_forward)]
     pub user_net_forward: Option<(u16, u16)>,
     /// Never use hardware acceleration.

@@ -360,7 +360,14 @@ impl Ops {
             }
             let epoch = Epoch(self.conf.view(stead_conf::Tree::revision).0 + 1);
             let kind = GuestKind::Qemu;
-            let own = Ownership { kind, owner: self.me.name.clone(), epoch, armed: false, running: false };
+            let own = Ownership {
+                kind,
+                owner: self.me.name.clone(),
+                epoch,
+                armed: false,
+                running: false,
+                recovered: false,
+            };
             let mut txn = store::txn("root@pam", format!("guest {vmid} came with node '{}'", self.me.name));
             store::put_over(&mut txn, &paths::ownership(vmid), None, store::bytes(&own)?);
             store::put_over(&mut txn, &paths::guest(&self.me.name, kind, vmid), None, config);

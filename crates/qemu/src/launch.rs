@@ -11,8 +11,8 @@ use serde_json::json;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use stead_driver::guest::{GuestError, Launch};
+use stead_model::Vmid;
 use stead_model::vmconfig::{Bios, VmConfig};
-use stead_model::{Epoch, Vmid};
 
 /// A launch with all that it needs.
 #[derive(Debug)]
@@ -273,13 +273,13 @@ impl<'a> Job<'a> {
         if last.is_empty() { why } else { last }
     }
 
-    /// Whether the guest may pass over the lock that stopped it: on its own disk, under an epoch that others went
-    /// before. A disk of another guest, or one that only tools have ever had open, keeps its protection.
+    /// Whether the guest may pass over the lock that stopped it: on its own disk, after a
+    /// recovery. A disk of another guest, or one that only tools have ever had open, keeps its protection.
     fn is_own_lock(&self, words: &str) -> bool {
         let own = format!(":{}/", self.launch.vmid);
         words.contains("Failed to get")
             && words.contains("lock")
-            && self.launch.epoch > Epoch(1)
+            && self.launch.recovered
             && self
                 .launch
                 .volumes

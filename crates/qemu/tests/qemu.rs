@@ -197,7 +197,7 @@ async fn a_disk_is_opened_once_unless_its_guest_has_moved_on() {
     // The same ownership, or another guest with the same disk: the image's lock holds.
     let mut other = h.launch(id, Epoch(5));
     other.vmid = vmid(101);
-    for launch in [h.launch(id, Epoch(1)), other] {
+    for launch in [h.launch(id, Epoch(1)), h.launch(id, Epoch(2)), other] {
         b.prepare(launch.vmid, launch.epoch).await.unwrap();
         match b.launch(launch).await {
             Err(GuestError::Launch { why, .. }) => assert!(why.contains("lock"), "{why}"),
@@ -205,10 +205,10 @@ async fn a_disk_is_opened_once_unless_its_guest_has_moved_on() {
         }
         assert_eq!(processes(&h.options(1).run_dir), Vec::<u32>::new());
     }
-    // A later ownership: what still holds the lock is an old copy, frozen elsewhere.
+    // Recovered: what still holds the lock is an old copy, frozen elsewhere.
     a.pause(id).await.unwrap();
     b.prepare(id, Epoch(2)).await.unwrap();
-    b.launch(h.launch(id, Epoch(2))).await.unwrap();
+    b.launch(Launch { recovered: true, ..h.launch(id, Epoch(2)) }).await.unwrap();
     b.resume(id).await.unwrap();
     ticking(&h, id).await;
 }

@@ -137,7 +137,8 @@ impl Node {
         self.inner.power_off()
     }
 
-    /// Stops all processes of the node where they are, as a hang of the whole machine would.
+    /// Stops all processes of the node where they are, as a pause of a virtual machine would. (A real machine that
+    /// hangs for longer than its watchdog bears is reset by it; here nothing does that.)
     pub fn freeze(&self) {
         procs::freeze(NODE_DIR, &self.inner.dir);
     }
@@ -145,6 +146,16 @@ impl Node {
     /// Lets a frozen node go on.
     pub fn thaw(&self) {
         procs::thaw(NODE_DIR, &self.inner.dir);
+    }
+
+    /// Stops the daemon alone where it is: no heartbeats, no answers. The fence process and the guests go on.
+    pub fn hang_daemon(&self) {
+        self.inner.signal_daemon(Signal::STOP);
+    }
+
+    /// Lets a daemon that hangs go on.
+    pub fn wake_daemon(&self) {
+        self.inner.signal_daemon(Signal::CONT);
     }
 
     /// Kills the daemon alone; it stays away until [`Self::start_daemon`].
@@ -222,6 +233,13 @@ impl Inner {
         match fs::remove_dir_all(self.dir.join("run")) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context("emptying the run folder"),
             _ => Ok(()),
+        }
+    }
+
+    fn signal_daemon(&self, signal: Signal) {
+        if let Some(pid) = self.lock().daemon {
+            // It may have ended since it was seen.
+            let _ = kill_process(pid, signal);
         }
     }
 

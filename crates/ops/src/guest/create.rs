@@ -91,6 +91,7 @@ impl Ops {
             epoch,
             armed: false,
             running: false,
+            recovered: false,
         };
         let mut txn = store::txn(&actor.who, format!("VM {vmid} made"));
         store::put_over(&mut txn, &paths::ownership(vmid), None, store::bytes(&own)?);

@@ -218,6 +218,7 @@ mod tests {
             epoch: Epoch(epoch),
             armed: true,
             running: true,
+            recovered: false,
         }
     }
 

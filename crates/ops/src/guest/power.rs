@@ -199,8 +199,14 @@ impl Ops {
             epoch: guest.own.value.epoch,
             config: guest.config.value.clone(),
             volumes,
+            recovered: guest.own.value.recovered && self.any_node_lost(),
             incoming,
         })
+    }
+
+    /// Whether a node is out that may still hold frozen copies: one that comes back destroys them before it enters.
+    fn any_node_lost(&self) -> bool {
+        self.node_records().iter().any(|n| n.state.is_lost())
     }
 
     /// The process is gone: the fence process forgets it, and the record says so. Repeating it is no error; where it cannot be

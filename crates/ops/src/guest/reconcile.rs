@@ -147,7 +147,14 @@ mod tests {
     use stead_model::GuestKind;
 
     fn own(epoch: u64, armed: bool, running: bool) -> Ownership {
-        Ownership { kind: GuestKind::Qemu, owner: "n1".parse().unwrap(), epoch: Epoch(epoch), armed, running }
+        Ownership {
+            kind: GuestKind::Qemu,
+            owner: "n1".parse().unwrap(),
+            epoch: Epoch(epoch),
+            armed,
+            running,
+            recovered: false,
+        }
     }
 
     #[test]

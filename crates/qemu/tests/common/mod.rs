@@ -90,7 +90,7 @@ impl GuestHarness for Machines {
         }
         let volume =
             ResolvedVolume { volume: "shared:100/vm-100-disk-0.raw".into(), path, format: "raw".into() };
-        Launch { vmid, epoch, config: CONFIG.into(), volumes: vec![volume], incoming: None }
+        Launch { vmid, epoch, config: CONFIG.into(), volumes: vec![volume], recovered: false, incoming: None }
     }
 
     fn broken(&self, vmid: Vmid) -> Launch {

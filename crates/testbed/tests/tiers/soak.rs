@@ -52,11 +52,15 @@ fn faults_over_and_over() {
                 Fault::PowerOff => node.power_off()?,
                 Fault::KillDaemon => node.kill_daemon()?,
                 Fault::RestartDaemon => node.restart_daemon()?,
-                Fault::ShortHang | Fault::LongHang => {
+                Fault::ShortHang => {
                     node.freeze();
-                    let seconds = if matches!(fault, Fault::ShortHang) { 2 } else { 15 };
-                    tokio::time::sleep(Duration::from_secs(seconds)).await;
+                    tokio::time::sleep(Duration::from_secs(2)).await;
                     node.thaw();
+                }
+                Fault::LongHang => {
+                    node.hang_daemon();
+                    tokio::time::sleep(Duration::from_secs(15)).await;
+                    node.wake_daemon();
                 }
                 Fault::Migrate => {
                     let to = cluster.node((at + 1) % 3).name();
