@@ -122,7 +122,7 @@ fn a_failed_service_is_tried_again_where_it_is_if_no_other_node_can_take_it() {
         v.nodes.get_mut(&name(n)).unwrap().word = NodeWord::Unknown;
     }
     step(1, &v, &mut state);
-    let mut fail = |v: &mut View, state: &mut ManagerState| {
+    let fail = |v: &mut View, state: &mut ManagerState| {
         let report = Report { uid: service(state).uid, outcome: Outcome::Failed("no disk".into()) };
         v.nodes.get_mut(&name("n1")).unwrap().reports.insert(sid(), report);
         step(2, v, state);

@@ -1,0 +1,514 @@
+//! A node's daemon: elections, rounds, proposals, and the grantor's shell.
+//!
+//! Elections are simplified to what the layers above can notice: a candidate gathers votes from whomever it reaches in
+//! that instant, and voters that heard a leader lately refuse. Rounds are real messages, so that a leader can be
+//! deposed while one is on its way, and learn of it late or never.
+
+use super::store::Txn;
+use super::tasks::{Ask, Reported, Told};
+use super::world::{Call, Event, World};
+use super::{Plant, tasks};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use stead_ha::Agent;
+use stead_membership::grantor::{DeclareFailure, Grantor, GrantorCommand, Member};
+use stead_membership::{Heartbeat, HeartbeatAnswer, Moment, Outcome, Refusal, wire};
+use stead_model::{BootId, FenceProfile, NodeName};
+
+pub(super) const PROFILE: FenceProfile = FenceProfile::Default;
+const APPEND: Duration = Duration::from_millis(100);
+const ELECTION: Duration = Duration::from_millis(700);
+const ROUND: Duration = Duration::from_secs(3);
+
+/// What daemons say to each other.
+#[derive(Debug, Clone)]
+pub(super) enum Msg {
+    Append {
+        term: u64,
+        commit: usize,
+    },
+    AppendAck {
+        term: u64,
+    },
+    Round {
+        term: u64,
+        id: u64,
+    },
+    RoundAck {
+        term: u64,
+        id: u64,
+    },
+    Beat(Heartbeat),
+    Answer(HeartbeatAnswer),
+    Report(Reported),
+    Ask {
+        id: u64,
+        life: u64,
+        ask: Ask,
+    },
+    Told {
+        id: u64,
+        life: u64,
+        told: Told,
+    },
+    /// To itself: a proposal that is only now on its way to whoever leads by now.
+    Late {
+        id: u64,
+        life: u64,
+        ask: Ask,
+    },
+}
+
+/// Why a round is held.
+#[derive(Debug, Clone)]
+enum Purpose {
+    Confirm(u64),
+    Ask { from: usize, id: u64, life: u64, ask: Ask },
+}
+
+#[derive(Debug)]
+struct Round {
+    acks: BTreeSet<usize>,
+    /// The last index when it began.
+    index: usize,
+    until: Duration,
+    purpose: Purpose,
+}
+
+/// What a daemon has in memory.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    pub life: u64,
+    pub paused_until: Duration,
+    pub grantor: Grantor,
+    pub agent: Agent,
+    pub leader: Option<usize>,
+    /// The term in which it believes to lead.
+    pub leads: Option<u64>,
+    heard: Duration,
+    patience: Duration,
+    acked: BTreeMap<usize, Duration>,
+    rounds: BTreeMap<u64, Round>,
+    /// The index as of which the grantor knows the members.
+    told: Option<usize>,
+    pub next_id: u64,
+    due: BTreeMap<&'static str, Duration>,
+    pub reports: BTreeMap<usize, (Reported, Duration)>,
+    pub waiting: BTreeMap<u64, (tasks::Then, Duration)>,
+    /// Procedures of which there is one at a time.
+    pub busy: BTreeSet<&'static str>,
+}
+
+impl Daemon {
+    pub fn new(clock: Moment, now: Duration, life: u64) -> Self {
+        Self {
+            life,
+            paused_until: now,
+            grantor: Grantor::new(clock, PROFILE, None),
+            agent: Agent::default(),
+            leader: None,
+            leads: None,
+            heard: now,
+            patience: ELECTION,
+            acked: BTreeMap::new(),
+            rounds: BTreeMap::new(),
+            told: None,
+            next_id: 1,
+            due: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            busy: BTreeSet::new(),
+        }
+    }
+
+    /// Whether something that is done every so often is due; notes that it was done.
+    fn is_due(&mut self, what: &'static str, now: Duration, every: Duration) -> bool {
+        let due = self.due.get(what).is_none_or(|at| now >= *at);
+        if due {
+            self.due.insert(what, now + every);
+        }
+        due
+    }
+}
+
+impl World {
+    fn majority(&self) -> usize {
+        self.nodes.len() / 2 + 1
+    }
+
+    /// What a daemon does from time to time.
+    pub fn tick(&mut self, node: usize) {
+        if self.leads(node).is_some() {
+            self.lead(node);
+        } else {
+            self.stand(node);
+        }
+        self.grant_step(node);
+        self.expire(node);
+        let now = self.now;
+        let due = |w: &mut Self, what, ms| {
+            let every = Duration::from_millis(ms);
+            w.daemon(node).is_some_and(|d| d.is_due(what, now, every))
+        };
+        if due(self, "beat", 500) {
+            self.beat(node);
+        }
+        if due(self, "report", 300) {
+            self.report(node);
+        }
+        if due(self, "held", 500) {
+            self.decide_held(node);
+        }
+        if due(self, "agent", 200) {
+            self.agent_step(node);
+        }
+        if due(self, "manage", 500) {
+            self.manage(node);
+        }
+    }
+
+    pub fn leads(&self, node: usize) -> Option<u64> {
+        self.nodes[node].daemon.as_ref().and_then(|d| d.leads)
+    }
+
+    /// A leader keeps its followers, or learns that it has too few.
+    fn lead(&mut self, node: usize) {
+        let (now, last) = (self.now, self.store.last());
+        let newest = self.store.term;
+        let n = &mut self.nodes[node];
+        let Some(d) = n.daemon.as_mut() else { return };
+        let Some(term) = d.leads else { return };
+        let fresh = d.acked.values().filter(|at| now - **at < ROUND / 2).count() + 1;
+        if fresh < self.cut.len() / 2 + 1 {
+            return self.depose(node);
+        }
+        // What a leader of an older term knows ends where the newer one began; it has no way to commit more.
+        let commit = if term == newest { last } else { n.applied };
+        n.applied = n.applied.max(commit);
+        if d.is_due("append", now, APPEND) {
+            for to in (0..self.nodes.len()).filter(|to| *to != node) {
+                self.send(node, to, Msg::Append { term, commit });
+            }
+        }
+    }
+
+    fn depose(&mut self, node: usize) {
+        self.note(|| format!("n{}: leads no more", node + 1));
+        let Some(d) = self.daemon(node) else { return };
+        (d.leads, d.leader) = (None, None);
+        let rounds = std::mem::take(&mut d.rounds);
+        let out = d.grantor.depose();
+        self.grant(node, out);
+        // Its own proposals are not given up: they are forwarded to the next leader.
+        for round in rounds.into_values() {
+            if let Purpose::Ask { from, id, life, ask } = round.purpose
+                && from == node
+            {
+                self.late(node, id, life, ask);
+            }
+        }
+    }
+
+    /// Stands for election, if no leader was heard for long enough.
+    fn stand(&mut self, node: usize) {
+        let now = self.now;
+        let patience = ELECTION + self.ms(0, 700);
+        let n = &mut self.nodes[node];
+        let Some(d) = n.daemon.as_mut() else { return };
+        if now - d.heard < d.patience {
+            return;
+        }
+        d.patience = patience;
+        d.heard = now;
+        let voters: Vec<usize> =
+            (0..self.nodes.len()).filter(|v| *v == node || self.would_vote(*v, node)).collect();
+        if voters.len() < self.majority() {
+            return;
+        }
+        let term = voters.iter().map(|v| self.nodes[*v].term).max().unwrap_or(0).max(self.store.term) + 1;
+        self.note(|| format!("n{}: is elected for term {term}", node + 1));
+        self.store.term = term;
+        for voter in voters {
+            self.nodes[voter].term = term;
+            if voter != node && self.leads(voter).is_some() {
+                self.depose(voter);
+            }
+            let Some(d) = self.daemon(voter) else { continue };
+            (d.heard, d.leader) = (now, Some(node));
+        }
+        let last = self.store.last();
+        let n = &mut self.nodes[node];
+        n.applied = last;
+        let at = n.clock(now);
+        let Some(d) = n.daemon.as_mut() else { return };
+        d.leads = Some(term);
+        d.acked = (0..self.cut.len()).filter(|v| *v != node).map(|v| (v, now)).collect();
+        d.reports.clear();
+        self.set_members(node);
+        let Some(d) = self.daemon(node) else { return };
+        let out = d.grantor.lead(at, term);
+        self.grant(node, out);
+    }
+
+    fn would_vote(&self, voter: usize, candidate: usize) -> bool {
+        let n = &self.nodes[voter];
+        let linked = !self.cut[voter][candidate] && !self.cut[candidate][voter];
+        let awake = n.daemon.as_ref().filter(|d| n.executes(self.now) && d.paused_until <= self.now);
+        linked && awake.is_some_and(|d| d.leads.is_none() && self.now - d.heard >= ELECTION / 2)
+    }
+
+    /// A message has arrived.
+    pub fn receive(&mut self, node: usize, from: usize, msg: Msg) {
+        let now = self.now;
+        match msg {
+            Msg::Append { term, commit } if self.accepts(node, term) => {
+                let n = &mut self.nodes[node];
+                n.applied = n.applied.max(commit);
+                let Some(d) = n.daemon.as_mut() else { return };
+                (d.heard, d.leader) = (now, Some(from));
+                self.send(node, from, Msg::AppendAck { term });
+            }
+            Msg::AppendAck { term } => {
+                let Some(d) = self.daemon(node).filter(|d| d.leads == Some(term)) else { return };
+                d.acked.insert(from, now);
+            }
+            Msg::Round { term, id } if self.accepts(node, term) => {
+                self.send(node, from, Msg::RoundAck { term, id });
+            }
+            Msg::RoundAck { term, id } => {
+                let enough = self.majority();
+                let Some(d) = self.daemon(node).filter(|d| d.leads == Some(term)) else { return };
+                let Some(round) = d.rounds.get_mut(&id) else { return };
+                round.acks.insert(from);
+                if round.acks.len() + 1 >= enough {
+                    self.complete(node, id, term);
+                }
+            }
+            Msg::Append { .. } | Msg::Round { .. } => {}
+            Msg::Beat(beat) => {
+                let at = self.nodes[node].clock(now);
+                self.set_members(node);
+                let Some(d) = self.daemon(node) else { return };
+                let out = d.grantor.heartbeat(at, beat);
+                self.grant(node, out);
+            }
+            Msg::Answer(answer) => self.answered(node, answer),
+            Msg::Report(report) => {
+                if let Some(d) = self.daemon(node) {
+                    d.reports.insert(from, (report, now));
+                }
+            }
+            Msg::Ask { id, life, ask } => self.asked(node, from, id, life, ask),
+            Msg::Told { id, life, told } => self.told(node, id, life, told),
+            Msg::Late { id, life, ask } => {
+                if let Some(leader) = self.daemon(node).filter(|d| d.life == life).and_then(|d| d.leader) {
+                    self.send(node, leader, Msg::Ask { id, life, ask });
+                }
+            }
+        }
+    }
+
+    /// Takes the term of whoever speaks, unless it is an old one.
+    fn accepts(&mut self, node: usize, term: u64) -> bool {
+        if term < self.nodes[node].term {
+            return false;
+        }
+        self.nodes[node].term = term;
+        if self.leads(node).is_some_and(|mine| mine < term) {
+            self.depose(node);
+        }
+        true
+    }
+
+    fn begin_round(&mut self, node: usize, purpose: Purpose) {
+        let (until, index) = (self.now + ROUND, self.store.last());
+        let Some(d) = self.daemon(node) else { return };
+        let Some(term) = d.leads else { return };
+        d.next_id += 1;
+        let id = d.next_id;
+        d.rounds.insert(id, Round { acks: BTreeSet::new(), index, until, purpose });
+        for to in (0..self.nodes.len()).filter(|to| *to != node) {
+            self.send(node, to, Msg::Round { term, id });
+        }
+    }
+
+    fn complete(&mut self, node: usize, id: u64, term: u64) {
+        let current = self.store.term == term;
+        let Some(round) = self.daemon(node).and_then(|d| d.rounds.remove(&id)) else { return };
+        match round.purpose {
+            Purpose::Confirm(confirm) => {
+                self.set_members(node);
+                let Some(d) = self.daemon(node) else { return };
+                let out = d.grantor.confirmed(confirm, term);
+                self.grant(node, out);
+            }
+            Purpose::Ask { from, id, life, ask: Ask::Barrier } => {
+                self.send(node, from, Msg::Told { id, life, told: Told::Done(round.index) });
+            }
+            // Whatever a deposed leader has not committed is lost with it; nobody hears of it.
+            Purpose::Ask { ask: Ask::Propose(_), .. } if !current => {}
+            Purpose::Ask { from, id, life, ask: Ask::Propose(txn) } => {
+                let index = self.store.commit(&txn);
+                if let Some(index) = index {
+                    self.nodes[node].applied = index;
+                    self.committed(&txn);
+                }
+                let told = index.map_or(Told::Refused, Told::Done);
+                self.send(node, from, Msg::Told { id, life, told });
+            }
+        }
+    }
+
+    fn committed(&mut self, txn: &Txn) {
+        self.note(|| format!("committed: {}", tasks::brief(txn)));
+        if matches!(txn, Txn::Recover { .. }) {
+            self.count_recovery();
+        }
+    }
+
+    fn asked(&mut self, node: usize, from: usize, id: u64, life: u64, ask: Ask) {
+        if self.leads(node).is_some() {
+            self.begin_round(node, Purpose::Ask { from, id, life, ask });
+        } else {
+            self.send(node, from, Msg::Told { id, life, told: Told::Unknown });
+        }
+    }
+
+    /// Asks the leader for a barrier or a commit; what then, when it is known.
+    pub fn ask(&mut self, node: usize, ask: Ask, then: tasks::Then) {
+        let until = self.now + ROUND;
+        let slow = self.chance(30);
+        let Some(d) = self.daemon(node) else { return };
+        d.next_id += 1;
+        let (id, life) = (d.next_id, d.life);
+        let leader = d.leader;
+        d.waiting.insert(id, (then, until));
+        match leader {
+            _ if slow => self.late(node, id, life, ask),
+            Some(leader) => self.send(node, leader, Msg::Ask { id, life, ask }),
+            None => {}
+        }
+    }
+
+    /// Forwards a proposal some time from now.
+    fn late(&mut self, node: usize, id: u64, life: u64, ask: Ask) {
+        let delay = self.ms(100, 4000);
+        let msg = Box::new(Msg::Late { id, life, ask });
+        self.after(delay, Event::Deliver { from: node, to: node, msg });
+    }
+
+    fn expire(&mut self, node: usize) {
+        let now = self.now;
+        let Some(d) = self.daemon(node) else { return };
+        let life = d.life;
+        let late: Vec<u64> =
+            d.waiting.iter().filter(|(_, (_, until))| *until < now).map(|(id, _)| *id).collect();
+        let ended = d.rounds.iter().filter(|(_, r)| r.until < now);
+        let failed: Vec<_> = ended.map(|(id, r)| (*id, r.purpose.clone())).collect();
+        for id in late {
+            self.told(node, id, life, Told::Unknown);
+        }
+        for (id, purpose) in failed {
+            let Some(d) = self.daemon(node) else { return };
+            d.rounds.remove(&id);
+            if let Purpose::Confirm(round) = purpose {
+                let out = d.grantor.unconfirmed(round);
+                self.grant(node, out);
+            }
+        }
+    }
+
+    fn set_members(&mut self, node: usize) {
+        let now = self.now;
+        let n = &mut self.nodes[node];
+        let told = n.daemon.as_ref().and_then(|d| d.told);
+        if told == Some(n.applied) {
+            return;
+        }
+        let (at, tree) = (n.clock(now), self.store.at(n.applied));
+        let uuid = |name: &NodeName| self.nodes.iter().find(|n| n.name == *name).map(|n| n.uuid.clone());
+        let member = |(name, state): (&NodeName, &stead_model::NodeState)| {
+            Some((name.clone(), Member { uuid: uuid(name)?, state: state.clone() }))
+        };
+        let members = tree.nodes.iter().filter_map(member).collect();
+        let applied = self.nodes[node].applied;
+        if let Some(d) = self.daemon(node) {
+            d.told = Some(applied);
+            d.grantor.set_members(at, members);
+        }
+    }
+
+    fn grant_step(&mut self, node: usize) {
+        self.set_members(node);
+        let at = self.nodes[node].clock(self.now);
+        let Some(d) = self.daemon(node) else { return };
+        let out = d.grantor.step(at);
+        self.grant(node, out);
+    }
+
+    /// Carries the grantor's commands out.
+    fn grant(&mut self, node: usize, commands: Vec<GrantorCommand>) {
+        for command in commands {
+            match command {
+                GrantorCommand::Confirm { round } if self.plan.plant == Plant::UnconfirmedGrant => {
+                    let Some(d) = self.daemon(node) else { return };
+                    let term = d.grantor.term().unwrap_or(0);
+                    let out = d.grantor.confirmed(round, term);
+                    self.grant(node, out);
+                }
+                GrantorCommand::Confirm { round } => self.begin_round(node, Purpose::Confirm(round)),
+                GrantorCommand::Answer { node: to, answer } => {
+                    if let Some(to) = self.index(&to) {
+                        self.send(node, to, Msg::Answer(answer));
+                    }
+                }
+                GrantorCommand::DeclareLost(lost) => {
+                    self.note(|| format!("n{}: gives {} up after {:?}", node + 1, lost.node, lost.silent));
+                    let txn = Txn::Lose(lost.node.clone(), lost.boot);
+                    self.ask(node, Ask::Propose(txn), tasks::Then::Declared(lost.node));
+                }
+            }
+        }
+    }
+
+    pub fn declared(&mut self, node: usize, lost: &NodeName) {
+        self.set_members(node);
+        let at = self.nodes[node].clock(self.now);
+        if let Some(d) = self.daemon(node) {
+            d.grantor.declared(at, lost);
+        }
+    }
+
+    pub fn declare_failed(&mut self, node: usize, lost: &NodeName, failure: DeclareFailure) {
+        if let Some(d) = self.daemon(node) {
+            d.grantor.declare_failed(lost, failure);
+        }
+    }
+
+    pub fn index(&self, name: &NodeName) -> Option<usize> {
+        self.nodes.iter().position(|n| n.name == *name)
+    }
+
+    fn beat(&mut self, node: usize) {
+        let now = self.now;
+        let n = &mut self.nodes[node];
+        let at = n.clock(now);
+        let Some(fenced) = n.answering(now) else { return };
+        let nonce = fenced.holder.nonce(at);
+        let (name, uuid, boot): (_, _, BootId) = (n.name.clone(), n.uuid.clone(), n.boot.clone());
+        let beat = Heartbeat { v: wire::VERSION, node: name, uuid, boot, nonce };
+        if let Some(leader) = n.daemon.as_ref().and_then(|d| d.leader) {
+            self.send(node, leader, Msg::Beat(beat));
+        }
+    }
+
+    fn answered(&mut self, node: usize, answer: HeartbeatAnswer) {
+        match answer.outcome {
+            outcome @ Outcome::Granted { .. } => {
+                self.ask_fenced(node, Call::Renew { nonce: answer.nonce, outcome });
+            }
+            Outcome::Refused { reason: Refusal::Lost | Refusal::WrongBoot { .. } } => self.enter(node),
+            Outcome::Refused { .. } => {}
+        }
+    }
+}

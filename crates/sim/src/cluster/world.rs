@@ -1,0 +1,563 @@
+//! Virtual time, the network, and what happens on a machine.
+
+use super::daemon::{Daemon, Msg};
+use super::invariants;
+use super::node::{Copy, Node, boot_id};
+use super::store::{Store, Tree};
+use super::tasks::Task;
+use super::{Plan, Plant};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+use stead_ha::ManagerState;
+use stead_membership::{HolderCommand, Outcome as Granted, Report};
+use stead_model::{Epoch, GuestKind, NodeState, Ownership, Vmid};
+
+/// What came of a history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The first invariant that was broken, when, and how.
+    pub broken: Option<String>,
+    /// The last events before the end.
+    pub trace: Vec<String>,
+    /// Events in all: two runs of a seed that differ have different ones.
+    pub events: u64,
+    /// Recoveries that were committed.
+    pub recoveries: u32,
+    /// Machines that were reset by fencing.
+    pub resets: u32,
+    /// Guests that went on after a pause.
+    pub thaws: u32,
+}
+
+/// Runs one history.
+pub fn run(seed: u64, plan: Plan) -> Outcome {
+    let mut world = World::new(seed, plan);
+    world.start();
+    world.run();
+    world.outcome()
+}
+
+/// A call of the daemon's to its fence process that is answered later.
+#[derive(Debug, Clone)]
+pub(super) enum Call {
+    Renew {
+        nonce: u64,
+        outcome: Granted,
+    },
+    /// `task` with the life of the daemon that waits for it.
+    Run {
+        vmid: Vmid,
+        epoch: Epoch,
+        task: Option<(u64, Task)>,
+    },
+}
+
+/// What happens.
+#[derive(Debug, Clone)]
+pub(super) enum Event {
+    Tick { node: usize, life: u64 },
+    Deliver { from: usize, to: usize, msg: Box<Msg> },
+    Fence { node: usize, life: u64, timer: u64 },
+    Call { node: usize, life: u64, call: Call },
+    Job { node: usize, life: u64, vmid: Vmid, job: u64 },
+    Cont { node: usize, boots: u64, vmid: Vmid, epoch: Epoch, thaw: bool },
+    Watchdog { node: usize, boots: u64 },
+    Launched { node: usize, life: u64, task: Task },
+    Resume { node: usize, life: u64, task: Task, ok: bool },
+    PowerOn { node: usize },
+    StartFenced { node: usize, boots: u64 },
+    StartDaemon { node: usize, boots: u64 },
+    Fault,
+}
+
+pub(super) struct World {
+    pub plan: Plan,
+    pub rng: ChaCha8Rng,
+    pub now: Duration,
+    queue: BTreeMap<(Duration, u64), Event>,
+    next: u64,
+    pub nodes: Vec<Node>,
+    pub store: Store,
+    /// Links that are cut: from, to.
+    pub cut: Vec<Vec<bool>>,
+    /// Messages lost, in a thousand.
+    pub loss: u32,
+    /// Messages that are very late, in a thousand.
+    pub late: u32,
+    pub healing: bool,
+    broken: Option<String>,
+    trace: VecDeque<String>,
+    events: u64,
+    recoveries: u32,
+    resets: u32,
+    thaws: u32,
+}
+
+impl World {
+    fn new(seed: u64, plan: Plan) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let nodes: Vec<Node> = (1..=plan.nodes).map(|n| new_node(n, &mut rng)).collect();
+        let member = |n: &Node| (n.name.clone(), NodeState::Member { boot: n.boot.clone() });
+        let own = |i: u32| {
+            let owner = nodes[i as usize % nodes.len()].name.clone();
+            let vmid = Vmid::new(100 + i).unwrap_or_else(|e| unreachable!("{e}"));
+            (
+                vmid,
+                Ownership {
+                    kind: GuestKind::Qemu,
+                    owner,
+                    epoch: Epoch(1),
+                    armed: false,
+                    running: false,
+                    recovered: false,
+                },
+            )
+        };
+        let owners = (0..plan.guests).map(own).collect();
+        let manager = (ManagerState::default(), 0);
+        let store = Store::new(Tree { nodes: nodes.iter().map(member).collect(), owners, manager });
+        Self {
+            rng,
+            now: Duration::ZERO,
+            queue: BTreeMap::new(),
+            next: 0,
+            cut: vec![vec![false; nodes.len()]; nodes.len()],
+            nodes,
+            store,
+            loss: 0,
+            late: 0,
+            healing: false,
+            broken: None,
+            trace: VecDeque::new(),
+            events: 0,
+            recoveries: 0,
+            resets: 0,
+            thaws: 0,
+            plan,
+        }
+    }
+
+    fn start(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.power_on(node);
+        }
+        self.after(Duration::from_secs(5), Event::Fault);
+    }
+
+    fn run(&mut self) {
+        let (calm, end) = (self.plan.faults, self.plan.faults + self.plan.healing);
+        while let Some(((at, _), event)) = self.queue.pop_first() {
+            if at > calm && !self.healing {
+                self.now = calm;
+                self.heal();
+            }
+            if at > end {
+                break;
+            }
+            self.now = at;
+            self.events += 1;
+            self.handle(event);
+            self.check();
+            if self.broken.is_some() {
+                return;
+            }
+        }
+        self.now = end;
+        if self.plan.healing.is_zero() {
+            return;
+        }
+        if let Some(why) = invariants::healed::check(self) {
+            self.broken = Some(format!("at {end:?}: {why}"));
+        }
+    }
+
+    fn outcome(self) -> Outcome {
+        Outcome {
+            broken: self.broken,
+            trace: self.trace.into(),
+            events: self.events,
+            recoveries: self.recoveries,
+            resets: self.resets,
+            thaws: self.thaws,
+        }
+    }
+
+    fn check(&mut self) {
+        let broken =
+            invariants::ALL.iter().find_map(|(name, check)| check(self).map(|why| format!("{name}: {why}")));
+        if let Some(why) = broken {
+            self.broken = Some(format!("at {:?}: {why}", self.now));
+        }
+    }
+
+    pub fn note(&mut self, text: impl FnOnce() -> String) {
+        if self.trace.len() == 200 {
+            self.trace.pop_front();
+        }
+        let line = format!("{:>9.3} {}", self.now.as_secs_f64(), text());
+        self.trace.push_back(line);
+    }
+
+    pub fn at(&mut self, at: Duration, event: Event) {
+        self.next += 1;
+        self.queue.insert((at.max(self.now), self.next), event);
+    }
+
+    pub fn after(&mut self, time: Duration, event: Event) {
+        self.at(self.now + time, event);
+    }
+
+    /// Milliseconds between two bounds.
+    pub fn ms(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_micros(self.rng.random_range(from * 1000..=to * 1000))
+    }
+
+    /// Whether it happens, by that chance in a thousand.
+    pub fn chance(&mut self, thousandth: u32) -> bool {
+        self.rng.random_range(0..1000) < thousandth
+    }
+
+    /// Sends, unless the link is cut or the message lost.
+    pub fn send(&mut self, from: usize, to: usize, msg: Msg) {
+        let delay = if from == to { Duration::from_micros(50) } else { self.ms(1, 4) };
+        let lost = from != to && (self.cut[from][to] || self.chance(self.loss));
+        let late = if from != to && self.chance(self.late) { self.ms(50, 8000) } else { Duration::ZERO };
+        if !lost {
+            self.after(delay + late, Event::Deliver { from, to, msg: Box::new(msg) });
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Tick { node, life } => {
+                if let Some(later) = self.daemon_waits(node, life) {
+                    return self.at(later, Event::Tick { node, life });
+                }
+                if self.daemon_is(node, life) {
+                    self.tick(node);
+                    let period = self.ms(40, 60);
+                    self.after(period, Event::Tick { node, life });
+                }
+            }
+            Event::Deliver { from, to, msg } => {
+                let life = self.nodes[to].daemon.as_ref().map_or(0, |d| d.life);
+                match self.daemon_waits(to, life) {
+                    Some(later) => self.at(later, Event::Deliver { from, to, msg }),
+                    None if self.daemon_is(to, life) => self.receive(to, from, *msg),
+                    None => {}
+                }
+            }
+            Event::Launched { node, life, task } => match self.daemon_waits(node, life) {
+                Some(later) => self.at(later, Event::Launched { node, life, task }),
+                None if self.daemon_is(node, life) => self.launched(node, &task),
+                None => {}
+            },
+            Event::Resume { node, life, task, ok } => match self.daemon_waits(node, life) {
+                Some(later) => self.at(later, Event::Resume { node, life, task, ok }),
+                None if self.daemon_is(node, life) => self.ran(node, &task, ok),
+                None => {}
+            },
+            Event::Fault => self.fault(),
+            Event::PowerOn { node } if !self.nodes[node].on => self.power_on(node),
+            Event::PowerOn { .. } => {}
+            Event::StartDaemon { node, boots } => {
+                if self.is_boot(node, boots) && self.nodes[node].daemon.is_none() {
+                    self.nodes[node].start_daemon(self.now);
+                    self.begin_ticking(node);
+                }
+            }
+            other => self.handle_machine(other),
+        }
+    }
+
+    fn handle_machine(&mut self, event: Event) {
+        match event {
+            Event::Watchdog { node, boots } => {
+                let fires = self.nodes[node].watchdog.is_some_and(|at| at <= self.now);
+                if self.is_boot(node, boots) && fires {
+                    self.note(|| format!("n{}: the watchdog fires", node + 1));
+                    self.reset(node);
+                }
+            }
+            Event::Cont { node, boots, vmid, epoch, thaw } => {
+                let resumes = self.nodes[node].paused_until;
+                if self.is_boot(node, boots) && self.now < resumes {
+                    return self.at(resumes, Event::Cont { node, boots, vmid, epoch, thaw });
+                }
+                let copies = &mut self.nodes[node].copies;
+                let Some(copy) = copies.get_mut(&vmid).filter(|c| c.epoch == epoch) else { return };
+                copy.running |= !copy.hung;
+                if copy.hung && thaw {
+                    self.thaw_failed(node, vmid);
+                }
+            }
+            Event::StartFenced { node, boots } => {
+                let missing = self.nodes[node].fenced.is_none();
+                if self.is_boot(node, boots) && missing {
+                    self.nodes[node].start_fenced(self.now);
+                    self.fence(node);
+                }
+            }
+            Event::Fence { node, life, timer } => match self.fenced_waits(node, life) {
+                Some(later) => self.at(later, Event::Fence { node, life, timer }),
+                None if self.nodes[node]
+                    .fenced
+                    .as_ref()
+                    .is_some_and(|f| f.life == life && f.timer == timer) =>
+                {
+                    self.fence(node);
+                }
+                None => {}
+            },
+            Event::Call { node, life, call } => match self.fenced_waits(node, life) {
+                Some(later) => self.at(later, Event::Call { node, life, call }),
+                None => self.call(node, life, call),
+            },
+            Event::Job { node, life, vmid, job } => match self.fenced_waits(node, life) {
+                Some(later) => self.at(later, Event::Job { node, life, vmid, job }),
+                None => self.made_safe(node, life, vmid, job),
+            },
+            _ => {}
+        }
+    }
+
+    fn is_boot(&self, node: usize, boots: u64) -> bool {
+        self.nodes[node].on && self.nodes[node].boots == boots
+    }
+
+    fn daemon_is(&self, node: usize, life: u64) -> bool {
+        self.nodes[node].daemon.as_ref().is_some_and(|d| d.life == life)
+    }
+
+    /// Until when the daemon of that life stands still, if it does.
+    fn daemon_waits(&self, node: usize, life: u64) -> Option<Duration> {
+        let n = &self.nodes[node];
+        let until = n.daemon.as_ref().filter(|d| d.life == life)?.paused_until.max(n.paused_until);
+        (until > self.now).then_some(until)
+    }
+
+    fn fenced_waits(&self, node: usize, life: u64) -> Option<Duration> {
+        let n = &self.nodes[node];
+        let until = n.fenced.as_ref().filter(|f| f.life == life)?.paused_until.max(n.paused_until);
+        (until > self.now).then_some(until)
+    }
+
+    fn power_on(&mut self, node: usize) {
+        self.note(|| format!("n{}: boots", node + 1));
+        self.nodes[node].power_on(self.now, &self.store);
+        self.fence(node);
+        self.begin_ticking(node);
+    }
+
+    fn begin_ticking(&mut self, node: usize) {
+        let life = self.nodes[node].lives;
+        self.after(Duration::from_millis(1), Event::Tick { node, life });
+    }
+
+    /// The machine is reset, and boots some time later.
+    pub fn reset(&mut self, node: usize) {
+        self.resets += 1;
+        self.nodes[node].power_off();
+        let time = self.ms(2000, 12_000);
+        self.after(time, Event::PowerOn { node });
+    }
+
+    /// A call to the fence process; none if there is no such process.
+    pub fn ask_fenced(&mut self, node: usize, call: Call) -> bool {
+        let Some(life) = self.nodes[node].fenced.as_ref().map(|f| f.life) else { return false };
+        self.after(Duration::from_micros(100), Event::Call { node, life, call });
+        true
+    }
+
+    fn call(&mut self, node: usize, life: u64, call: Call) {
+        let now = self.now;
+        let n = &mut self.nodes[node];
+        let at = n.clock(now);
+        let Some(fenced) = n.fenced.as_mut().filter(|f| f.life == life) else { return };
+        match call {
+            Call::Renew { nonce, outcome: Granted::Granted { lease_ms, drain_ms, watchdog_ms } } => {
+                let ms = Duration::from_millis;
+                let nonce =
+                    if self.plan.plant == Plant::LeaseFromAnswer { fenced.holder.nonce(at) } else { nonce };
+                let renewed = fenced.holder.renew(at, nonce, ms(lease_ms), ms(drain_ms), ms(watchdog_ms));
+                if let (Ok(()), Some(left)) = (renewed, fenced.holder.lease_left(at)) {
+                    n.times = (ms(drain_ms), ms(watchdog_ms));
+                    n.lease_ends = n.lease_ends.max(n.when(at + left));
+                }
+            }
+            Call::Renew { .. } => {}
+            Call::Run { vmid, epoch, task } => {
+                let begun = fenced.holder.run(at, vmid, epoch);
+                match begun {
+                    Ok(HolderCommand::Cont { thaw, .. }) => self.cont(node, vmid, epoch, thaw, task),
+                    _ => self.answer_run(node, task, false, Duration::ZERO),
+                }
+            }
+        }
+        self.fence(node);
+    }
+
+    fn answer_run(&mut self, node: usize, task: Option<(u64, Task)>, ok: bool, after: Duration) {
+        if let Some((life, task)) = task {
+            self.after(after + Duration::from_micros(100), Event::Resume { node, life, task, ok });
+        }
+    }
+
+    /// The fence process continues a guest. The command takes effect a little later, whatever happens to the sender.
+    fn cont(&mut self, node: usize, vmid: Vmid, epoch: Epoch, thaw: bool, task: Option<(u64, Task)>) {
+        let delay = self.ms(1, 30);
+        let at = self.now + delay;
+        let n = &mut self.nodes[node];
+        if let Some(entry) = n.record.get_mut(&vmid) {
+            entry.1 = false;
+        }
+        let boots = n.boots;
+        let Some(copy) = n.copies.get_mut(&vmid).filter(|c| c.epoch == epoch) else {
+            return self.answer_run(node, task, false, delay);
+        };
+        copy.frozen = false;
+        copy.cont_at = at;
+        self.thaws += u32::from(thaw);
+        self.note(|| format!("n{}: guest {vmid} of epoch {epoch} is continued (thaw: {thaw})", node + 1));
+        self.at(at, Event::Cont { node, boots, vmid, epoch, thaw });
+        self.answer_run(node, task, true, delay);
+    }
+
+    fn thaw_failed(&mut self, node: usize, vmid: Vmid) {
+        let at = self.nodes[node].clock(self.now);
+        if let Some(fenced) = self.nodes[node].fenced.as_mut() {
+            fenced.holder.thaw_failed(at, vmid);
+            self.fence(node);
+        }
+    }
+
+    /// Lets the fence process do what is due.
+    pub fn fence(&mut self, node: usize) {
+        loop {
+            let now = self.now;
+            let n = &mut self.nodes[node];
+            let at = n.clock(now);
+            let Some(fenced) = n.fenced.as_mut() else { return };
+            let commands = fenced.holder.step(at);
+            let wake = fenced.holder.next_wake(at);
+            fenced.timer += 1;
+            let (life, timer) = (fenced.life, fenced.timer);
+            if let Some(wake) = wake {
+                let wake = n.when(wake);
+                self.at(wake, Event::Fence { node, life, timer });
+            }
+            if commands.is_empty() {
+                break;
+            }
+            for command in commands {
+                self.carry_out(node, command);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, node: usize, command: HolderCommand) {
+        match command {
+            HolderCommand::MakeSafe { vmid, .. } => {
+                let takes = self.ms(5, 300);
+                let (now, job) = (self.now, self.next);
+                let n = &mut self.nodes[node];
+                let at = n.clock(now);
+                let Some(fenced) = n.fenced.as_mut() else { return };
+                let Some(copy) = n.copies.get(&vmid) else {
+                    return fenced.holder.report(at, vmid, Report::Gone);
+                };
+                fenced.jobs.insert(vmid, job);
+                let life = fenced.life;
+                // QEMU carries out its commands in their order.
+                let done = (now + takes).max(copy.cont_at + Duration::from_millis(1));
+                self.at(done, Event::Job { node, life, vmid, job });
+            }
+            HolderCommand::Reset { .. } if self.plan.plant == Plant::NoReset => {}
+            HolderCommand::Reset { unverified } => {
+                self.note(|| format!("n{}: reset because of {unverified:?}", node + 1));
+                self.reset(node);
+            }
+            HolderCommand::FeedWatchdog { .. } if self.plan.plant == Plant::NoReset => {}
+            HolderCommand::FeedWatchdog { timeout } => {
+                let factor = if self.plan.plant == Plant::SlowWatchdog { 4 } else { 1 };
+                self.feed(node, timeout * factor);
+            }
+            HolderCommand::Cont { .. } => {}
+        }
+    }
+
+    fn feed(&mut self, node: usize, timeout: Duration) {
+        let n = &mut self.nodes[node];
+        if n.on {
+            n.watchdog = Some(self.now + timeout);
+            let boots = n.boots;
+            self.after(timeout, Event::Watchdog { node, boots });
+        }
+    }
+
+    fn made_safe(&mut self, node: usize, life: u64, vmid: Vmid, job: u64) {
+        let now = self.now;
+        let n = &mut self.nodes[node];
+        let at = n.clock(now);
+        let Some(fenced) = n.fenced.as_mut().filter(|f| f.life == life && f.jobs.get(&vmid) == Some(&job))
+        else {
+            return;
+        };
+        let report = match n.copies.get_mut(&vmid) {
+            None => Report::Gone,
+            // It answers nothing, so nothing is reported until it does.
+            Some(copy) if copy.hung => {
+                return self.after(Duration::from_millis(500), Event::Job { node, life, vmid, job });
+            }
+            Some(copy) => {
+                (copy.running, copy.frozen) = (false, true);
+                n.record.entry(vmid).and_modify(|entry| entry.1 = true);
+                Report::Safe
+            }
+        };
+        fenced.holder.report(at, vmid, report);
+        self.note(|| format!("n{}: guest {vmid}: {report:?}", node + 1));
+        self.fence(node);
+    }
+
+    /// A guest's process was started, with stopped CPUs.
+    pub fn add_copy(&mut self, node: usize, vmid: Vmid, epoch: Epoch) {
+        let copy = Copy { epoch, running: false, frozen: false, hung: false, cont_at: Duration::ZERO };
+        self.nodes[node].copies.insert(vmid, copy);
+    }
+
+    pub fn count_recovery(&mut self) {
+        self.recoveries += 1;
+    }
+
+    pub fn daemon(&mut self, node: usize) -> Option<&mut Daemon> {
+        self.nodes[node].daemon.as_mut()
+    }
+}
+
+fn new_node(n: usize, rng: &mut ChaCha8Rng) -> Node {
+    let name: stead_model::NodeName = format!("n{n}").parse().unwrap_or_else(|e| unreachable!("{e}"));
+    let uuid = format!("{n:08x}-1111-4111-8111-111111111111").parse().unwrap_or_else(|e| unreachable!("{e}"));
+    Node {
+        boot: boot_id(&name, 1),
+        name,
+        uuid,
+        rate: rng.random_range(990..=1010),
+        offset: Duration::from_millis(rng.random_range(1000..1_000_000)),
+        on: false,
+        paused_until: Duration::ZERO,
+        watchdog: None,
+        fenced: None,
+        record: BTreeMap::new(),
+        times: Default::default(),
+        daemon: None,
+        copies: BTreeMap::new(),
+        boots: 0,
+        lives: 0,
+        applied: 0,
+        term: 0,
+        lease_ends: Duration::ZERO,
+    }
+}
