@@ -95,6 +95,14 @@ fn conf_holds_its_invariants() {
     }
 }
 
+/// The long search: seeds beyond those of every `make check`.
+#[test]
+fn search_conf() {
+    let seeds = number("STEAD_SEEDS").unwrap_or(100_000);
+    let figures = search(seeds, Bug::None).unwrap_or_else(|failure| panic!("{failure}"));
+    println!("{seeds} seeds: {figures:#?}");
+}
+
 #[test]
 fn conf_replays() {
     for seed in [3, 17, 40] {
@@ -104,11 +112,21 @@ fn conf_replays() {
 
 #[test]
 fn conf_finds_planted_bugs() {
-    for bug in [Bug::EarlyReport, Bug::SameBoot, Bug::ForgetVote, Bug::LocalBarrier] {
-        let Err(failure) = search(4000, bug) else { panic!("{bug:?} was not found") };
-        println!("{bug:?}: {failure}");
-        assert_eq!(run(plan(failure.seed, bug)), Err(failure), "a failure replays");
+    for bug in [Bug::EarlyReport, Bug::SameBoot, Bug::LocalBarrier] {
+        finds(bug);
     }
+}
+
+/// It takes some hundred seeds until two candidates meet a voter that has just forgotten the first.
+#[test]
+fn search_conf_finds_a_forgotten_vote() {
+    finds(Bug::ForgetVote);
+}
+
+fn finds(bug: Bug) {
+    let Err(failure) = search(4000, bug) else { panic!("{bug:?} was not found") };
+    println!("{bug:?}: {failure}");
+    assert_eq!(run(plan(failure.seed, bug)), Err(failure), "a failure replays");
 }
 
 #[test]
