@@ -135,7 +135,7 @@ async fn run(args: Args) -> Result<bool> {
     tokio::spawn(watch_members(ops.clone(), peers, server.clone()));
     tracing::info!("node '{}' serves {} and {}", ops.me.name, args.listen, home.at("run/api.sock").display());
 
-    let again = until_told(&restart).await?;
+    let again = until_told(&restart, &conf).await?;
     server.shutdown(Duration::from_secs(3)).await;
     hand_over_leadership(&conf).await;
     conf.shutdown().await;
@@ -245,14 +245,20 @@ async fn watch_members(ops: Arc<Ops>, client: PeerClient, server: Server) {
     }
 }
 
-/// Waits for a signal (false) or for the wish to start anew (true).
-async fn until_told(restart: &Notify) -> Result<bool> {
+/// Waits for a signal (false) or for the wish to start anew (true). A configuration that has stopped, since its disk
+/// failed, is an error: guests under HA are paused then, and recovered elsewhere.
+async fn until_told(restart: &Notify, conf: &Conf) -> Result<bool> {
+    let mut status = conf.status();
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     tokio::select! {
         _ = term.recv() => Ok(false),
         _ = int.recv() => Ok(false),
         () = restart.notified() => Ok(true),
+        stopped = status.wait_for(|s| s.stopped.is_some()) => match stopped {
+            Ok(s) => anyhow::bail!("the configuration has stopped: {}", s.stopped.as_deref().unwrap_or_default()),
+            Err(_) => anyhow::bail!("the configuration has ended"),
+        },
     }
 }
 
