@@ -272,7 +272,11 @@ impl World {
         let now = self.now;
         let n = &mut self.nodes[node];
         let (gone, life) = (!n.copies.contains_key(&task.vmid), n.daemon.as_ref().map_or(0, |d| d.life));
-        let registered = n.answering(now).map(|f| f.holder.register(task.vmid, task.epoch, gone));
+        let registered = n.answering(now).map(|f| {
+            // What was under way concerned a process that is gone.
+            f.jobs.remove(&task.vmid);
+            f.holder.register(task.vmid, task.epoch, gone)
+        });
         if !gone || !matches!(registered, Some(Ok(()))) {
             return self.ended(node, &task.command, false);
         }
