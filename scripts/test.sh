@@ -90,7 +90,11 @@ budget_of() {
     esac
 }
 
-# Called back by budget.sh below.
+# Called back below, each as a process of its own: a function in a condition would go on after an error.
+if [ "${1:-}" = --prepare ]; then
+    prepare "$2"
+    exit
+fi
 if [ "${1:-}" = --run ]; then
     "run_$2"
     exit
@@ -101,7 +105,7 @@ for tier in "$@"; do
     step "tier $tier"
     budget=$(budget_of "$tier")
     begin=$SECONDS
-    if ! prepare "$tier"; then
+    if ! scripts/test.sh --prepare "$tier"; then
         failed_tiers+=("$tier (did not compile)")
         continue
     fi

@@ -44,6 +44,8 @@ pub fn decide(
     match own {
         Some(o) if owns && o.epoch == epoch => match state {
             RunState::Postmigrate if !migrating => Step::Reclaim,
+            // A start whose daemon ended half-way: it never ran, and whoever wants it running starts it again.
+            RunState::Prelaunch => Step::Destroy,
             _ if ha && !o.armed => Step::Arm,
             // What HA no longer maintains stays guarded until it stops: a guard is no harm.
             _ => Step::Nothing,
@@ -168,6 +170,12 @@ mod tests {
             decide(Some((&RunState::Inmigrate, Epoch(4))), Some(&own(3, true, true)), false, true, false),
             Step::Await
         );
+    }
+
+    #[test]
+    fn a_start_that_was_cut_off_is_undone() {
+        let begun = Some((&RunState::Prelaunch, Epoch(3)));
+        assert_eq!(decide(begun, Some(&own(3, true, true)), true, true, false), Step::Destroy);
     }
 
     #[test]
