@@ -45,6 +45,7 @@ fn of_cluster(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<cluster::Next>::new())
         .with(Of::<cluster::Tasks>::new())
         .with(Of::<cluster::Log>::new())
+        .with(Of::<cluster::History>::new())
         .with(Of::<cluster::options::Read>::new())
         .with(Of::<cluster::options::Change>::new())
         .with(Of::<cluster::config::Create>::new())

@@ -199,3 +199,49 @@ async fn storages_pools_and_options_are_read_and_changed() {
     let log = node.ask(&root, "GET", "/cluster/log?max=1", "").await.data();
     assert_eq!(log[0]["msg"], "options of the cluster");
 }
+
+#[tokio::test]
+async fn the_history_says_who_changed_what() {
+    let node = Node::start(USERS, &ALL).await;
+    let root = node.sign_in("root@pam").await;
+    with_a_vm(&node, &root).await;
+    node.ask(&root, "PUT", "/nodes/n1/qemu/100/config", "cores=2").await.data();
+    let file = "nodes/n1/qemu-server/100.conf";
+    let path = |p: &str| format!("/cluster/history?path={p}");
+    let auditor = node.sign_in("auditor@pve").await;
+    let of_vm = node.ask(&auditor, "GET", &path(file), "").await.data();
+    let changes = of_vm.as_array().unwrap();
+    assert!(changes.len() >= 2, "{of_vm}");
+    let (last, first) = (&changes[0], changes.last().unwrap());
+    assert!(last["revision"].as_u64() > first["revision"].as_u64(), "the latest comes first: {of_vm}");
+    assert_eq!(
+        (&last["author"], &last["path"], &last["kind"]),
+        (&json!("root@pam"), &json!(file), &json!("put"))
+    );
+    assert!(last["time"].as_u64().unwrap() > 1_600_000_000, "seconds since 1970: {last}");
+    let folder = node.ask(&root, "GET", &path("/nodes/n1/"), "").await.data();
+    assert!(folder.as_array().unwrap().contains(last), "{folder}");
+    let part_of_a_name = node.ask(&root, "GET", &path("nodes/n"), "").await.data();
+    assert_eq!(part_of_a_name, json!([]));
+    let one = node.ask(&root, "GET", "/cluster/history?limit=1", "").await.data();
+    assert_eq!(one.as_array().unwrap().len(), 1);
+    let all = node.ask(&root, "GET", "/cluster/history?limit=10000", "").await.data();
+    assert!(!all.to_string().contains("priv/"), "secrets have no history: {all}");
+    let owner = node.sign_in("owner@pve").await;
+    assert!(node.ask(&owner, "GET", "/cluster/history", "").await.line.starts_with("403 "));
+}
+
+#[tokio::test]
+async fn who_may_let_nodes_in_gets_a_token() {
+    let node = Node::start(USERS, &ALL).await;
+    let (root, auditor) = (node.sign_in("root@pam").await, node.sign_in("auditor@pve").await);
+    let join = "/cluster/config/join";
+    let plain = node.ask(&auditor, "GET", &format!("{join}?node=n1"), "").await.data();
+    assert_eq!((&plain["for"], &plain["token"]), (&json!("auditor@pve"), &json!(0)));
+    let refused = node.ask(&auditor, "GET", &format!("{join}?with-token=1"), "").await;
+    assert!(refused.line.starts_with("403 "), "{}", refused.line);
+    let with = node.ask(&root, "GET", &format!("{join}?with-token=1"), "").await.data();
+    assert_eq!(with["token"], 1);
+    let other = node.ask(&root, "GET", &format!("{join}?node=n2"), "").await;
+    assert_eq!(other.body["errors"]["node"], "this is node 'n1': ask node 'n2' itself");
+}

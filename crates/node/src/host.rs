@@ -112,8 +112,8 @@ impl Admin for NodeAdmin {
         })
     }
 
-    async fn join_information(&self, _node: Option<&NodeName>) -> Result<Value, OpsError> {
-        self.0.join_information(&Actor::system(), false).await
+    async fn join_information(&self, actor: &Actor, with_token: bool) -> Result<Value, OpsError> {
+        self.0.join_information(actor, with_token).await
     }
 
     async fn join_cluster(&self, actor: &Actor, request: JoinRequest) -> Result<Upid, OpsError> {

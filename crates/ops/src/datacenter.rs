@@ -3,7 +3,7 @@
 use crate::{Actor, Ops, OpsError, store};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use stead_conf::Revision;
+use stead_conf::{Change, ChangeKind, Revision};
 use stead_model::datacenter::Datacenter;
 use stead_model::paths;
 
@@ -72,6 +72,34 @@ impl Ops {
             }
         }
         out
+    }
+
+    /// Changes of the configuration, the latest first: of all files, of one, or of all below a folder. Secrets and
+    /// who owns guests have no history.
+    pub fn history(&self, path: Option<&str>, limit: usize) -> Vec<Value> {
+        let shown = |c: &Change| {
+            let what = match &c.kind {
+                ChangeKind::Put => json!({"kind": "put"}),
+                ChangeKind::Delete => json!({"kind": "delete"}),
+                ChangeKind::MovedFrom(from) => json!({"kind": "moved-here", "other": from}),
+                ChangeKind::MovedTo(to) => json!({"kind": "moved-away", "other": to}),
+            };
+            let mut row = json!({
+                "revision": c.revision.0, "time": c.at_ms / 1000, "author": c.author, "path": c.path,
+                "note": c.note,
+            });
+            if let (Value::Object(row), Value::Object(what)) = (&mut row, what) {
+                row.extend(what);
+            }
+            row
+        };
+        let Some(path) = path.map(|p| p.trim_matches('/')).filter(|p| !p.is_empty()) else {
+            return self.conf.recent(limit).iter().map(shown).collect();
+        };
+        let below = format!("{path}/");
+        let all = self.conf.recent(usize::MAX);
+        let of = all.iter().filter(|c| c.path == path || c.path.starts_with(&below));
+        of.take(limit).map(shown).collect()
     }
 }
 

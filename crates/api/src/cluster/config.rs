@@ -1,6 +1,6 @@
 //! `/cluster/config`: who is in the cluster.
 
-use crate::framework::{Access, Json, Null};
+use crate::framework::{Access, Caller, Error, Json, Null};
 use crate::version::Nothing;
 use serde_json::{Value, json};
 use stead_api_derive::Params;
@@ -19,8 +19,16 @@ pub struct NewCluster {
 
 #[derive(Params)]
 pub struct JoinInformation {
-    /// The node to join by, unless this one.
+    /// The node to join by; only the one that is asked, whose certificate the answer pins.
     node: Option<NodeName>,
+    /// Put a one-time token into the answer, good for an hour, so that no password is needed. Needs Sys.Modify.
+    #[param(name = "with-token", default = "0")]
+    with_token: bool,
+}
+
+/// A token lets a node in: to make one is a change, although this is a GET as clients know it.
+fn may_read_join(caller: &Caller, p: &JoinInformation) -> Result<(), Error> {
+    if p.with_token { caller.require("/", &["Sys.Modify"]) } else { Ok(()) }
 }
 
 #[derive(Params)]
@@ -71,8 +79,13 @@ endpoint! {
 endpoint! {
     /// What another node needs to join.
     ReadJoin = get("/cluster/config/join"), Anywhere, Access::All("/", &["Sys.Audit"]);
+    authorize: may_read_join;
     fn call(cx, p: JoinInformation) -> Json<Value> {
-        Ok(Json(cx.services.admin.join_information(p.node.as_ref()).await?))
+        let me = &cx.ops().me.name;
+        if let Some(other) = p.node.filter(|n| n != me) {
+            return Err(Error::parameter("node", format!("this is node '{me}': ask node '{other}' itself")));
+        }
+        Ok(Json(cx.services.admin.join_information(&cx.actor(), p.with_token).await?))
     }
 }
 
@@ -105,7 +118,7 @@ endpoint! {
 }
 
 endpoint! {
-    /// Removes a member that is gone for good.
+    /// Removes a member that is gone for good, or takes the node that is asked out of its cluster.
     RemoveNode = delete("/cluster/config/nodes/{node}"), Anywhere, ROOT;
     fn call(cx, p: OneNode) -> Null {
         cx.services.admin.remove_node(&cx.actor(), &p.node).await?;

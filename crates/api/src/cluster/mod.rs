@@ -46,6 +46,15 @@ pub struct ReadLog {
     max: Option<usize>,
 }
 
+#[derive(Params)]
+pub struct ReadHistory {
+    /// Only this path of the configuration, or what lies below it.
+    path: Option<String>,
+    /// How many changes at most.
+    #[param(min = 1, max = 10000, default = "50")]
+    limit: usize,
+}
+
 /// How many entries the log shows unless asked.
 const LOG_ENTRIES: usize = 100;
 
@@ -94,5 +103,13 @@ endpoint! {
     Log = get("/cluster/log"), Anywhere, Access::Authenticated;
     fn call(cx, p: ReadLog) -> Json<Vec<Value>> {
         Ok(Json(cx.ops().cluster_log(&cx.actor(), p.max.unwrap_or(LOG_ENTRIES))))
+    }
+}
+
+endpoint! {
+    /// Every change of the configuration's files, the latest first: when, by whom, which file, and why.
+    History = get("/cluster/history"), Anywhere, Access::All("/", &["Sys.Audit"]);
+    fn call(cx, p: ReadHistory) -> Json<Vec<Value>> {
+        Ok(Json(cx.ops().history(p.path.as_deref(), p.limit)))
     }
 }

@@ -93,8 +93,8 @@ impl Admin for Alone {
     async fn create_cluster(&self, _: &Actor, _: &str) -> Result<Upid, OpsError> {
         refused()
     }
-    async fn join_information(&self, _: Option<&NodeName>) -> Result<Value, OpsError> {
-        refused()
+    async fn join_information(&self, actor: &Actor, with_token: bool) -> Result<Value, OpsError> {
+        Ok(serde_json::json!({"information": "text", "for": actor.who, "token": with_token}))
     }
     async fn join_cluster(&self, _: &Actor, _: JoinRequest) -> Result<Upid, OpsError> {
         refused()
