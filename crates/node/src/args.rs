@@ -25,8 +25,8 @@ pub struct Args {
     /// (accepted only where the package has armed the host).
     #[arg(long, default_value = "none")]
     pub power: String,
-    /// First start: root@pam's password is the first line of this file. Without it nobody can sign in until
-    /// `stead passwd` was run.
+    /// First start: root@pam's password, of at least 8 characters, is the first line of this file. Without it
+    /// nobody can sign in over the network; `stead` on the node itself works without signing in.
     #[arg(long)]
     pub root_password_file: Option<PathBuf>,
     /// First start: the name of the cluster.

@@ -170,14 +170,6 @@ pub async fn remove(cx: &Cx, node: &str) -> Result<(), Failure> {
     cx.answer(&answer, &format!("node '{node}' removed")).await
 }
 
-/// Says that only so many votes are there: after a loss of the majority, by the operator's word.
-pub async fn expected(cx: &Cx, votes: &str) -> Result<(), Failure> {
-    let mut p = Params::new();
-    put(&mut p, "expected", Some(votes));
-    let answer = cx.api.post("/cluster/config/expected", &p).await?;
-    cx.answer(&answer, &format!("expecting {votes} votes")).await
-}
-
 async fn status(cx: &Cx) -> Result<(), Failure> {
     let status = cx.api.get("/cluster/status").await?;
     if cx.format() == Format::Json {

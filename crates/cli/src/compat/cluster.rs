@@ -16,7 +16,6 @@ pvecm: the cluster
   pvecm status
   pvecm nodes
   pvecm delnode NODE                          remove a node that is off
-  pvecm expected VOTES                        go on after the loss of the majority
 ";
 
 pub const HA_MANAGER: &str = "\
@@ -66,11 +65,6 @@ pub async fn pvecm(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure>
             let node = words.next("the node")?;
             words.nothing()?;
             cluster::remove(cx, &node).await
-        }
-        "expected" => {
-            let votes = words.next("the number of votes")?;
-            words.nothing()?;
-            cluster::expected(cx, &votes).await
         }
         other => Err(unknown(Tool::Pvecm, other)),
     }
