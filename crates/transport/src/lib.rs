@@ -1,4 +1,4 @@
-//! TLS, peer connections, the join handshake, forwarding.
+//! TLS, peer connections, the join handshake.
 //!
 //! A node has one TLS port. Whoever offers no ALPN id or `http/1.1` gets the public side, which never asks for a
 //! certificate. Whoever offers [`PEER_ALPN`] must present a certificate of the cluster's CA that names a member.
@@ -19,7 +19,6 @@ pub mod ca;
 pub mod client;
 mod dial;
 mod error;
-pub mod forward;
 mod io;
 pub mod join;
 mod peer;

@@ -1,26 +1,21 @@
-//! Streams, forwarding and joining, over real sockets.
+//! Streams and joining, over real sockets.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod common;
 
 use common::*;
-use http::header::{CONNECTION, UPGRADE};
-use http::{Method, Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-use stead_transport::client::reason;
-use stead_transport::forward::{FORWARD_PATH, forward, take_over};
 use stead_transport::join::{
     ClusterFacts, JOIN_PATH, JOIN_PROTOCOL, JoinAnswer, JoinAuth, JoinClient, JoinError, JoinRequest,
     JoinToken, Member, refusal_response, vet_join,
 };
 use stead_transport::stream::{Carried, accept_upgrade, frames, splice};
 use stead_transport::{
-    ClientError, Fingerprint, Handler, JoinInfo, JoinRefusal, NodeKey, PeerClient, Purpose, Stream, Trust,
-    full,
+    ClientError, Fingerprint, Handler, JoinInfo, JoinRefusal, NodeKey, PeerClient, Purpose, Stream, full,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -143,134 +138,6 @@ async fn splice_throughput() {
     println!("splice over TLS on loopback: {:.0} MB/s", SIZE as f64 / 1e6 / seconds);
 }
 
-/// A node that forwards everything public to `to`, and carries out what is forwarded to it.
-fn forwarding(peers: PeerClient, to: Option<stead_transport::Peer>) -> Handler {
-    handler(move |request, info| {
-        let (peers, to) = (peers.clone(), to.clone());
-        async move {
-            match to {
-                Some(peer) => forward(&peers, &peer, request, r#"{"user":"root@pam"}"#).await.unwrap(),
-                None if request.uri().path() == FORWARD_PATH => {
-                    let (request, identity) = take_over(request, &info).unwrap();
-                    carry_out(request, &identity).await
-                }
-                None => Response::new(full("not forwarded")),
-            }
-        }
-    })
-}
-
-async fn carry_out(
-    mut request: Request<hyper::body::Incoming>,
-    identity: &str,
-) -> Response<stead_transport::Body> {
-    match request.uri().path() {
-        "/fail" => {
-            let mut response = Response::new(full("{}"));
-            *response.status_mut() = StatusCode::from_u16(596).unwrap();
-            let phrase = hyper::ext::ReasonPhrase::try_from("no such VM ('100')".to_owned()).unwrap();
-            response.extensions_mut().insert(phrase);
-            response
-        }
-        "/ws" => {
-            let upgrade = hyper::upgrade::on(&mut request);
-            tokio::spawn(async move {
-                let mut stream = TokioIo::new(upgrade.await.unwrap());
-                let mut word = [0; 5];
-                stream.read_exact(&mut word).await.unwrap();
-                stream.write_all(&word.map(|b| b.to_ascii_uppercase())).await.unwrap();
-                stream.shutdown().await.unwrap();
-            });
-            let mut response = Response::new(stead_transport::empty());
-            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-            response.headers_mut().insert(CONNECTION, "upgrade".parse().unwrap());
-            response.headers_mut().insert(UPGRADE, "websocket".parse().unwrap());
-            response
-        }
-        _ => {
-            let head = format!(
-                "{} {} cookie={} forged={} x={:?} {identity}",
-                request.method(),
-                request.uri(),
-                request.headers().contains_key("cookie"),
-                request.headers().contains_key("x-hop"),
-                request.headers().get("x-keep"),
-            );
-            let mut size = 0;
-            let mut body = request.into_body();
-            while let Some(frame) = body.frame().await {
-                size += frame.unwrap().into_data().map_or(0, |d| d.len());
-            }
-            Response::new(full(format!("{head} {size}")))
-        }
-    }
-}
-
-/// Two nodes: what is sent to the first is carried out by the second.
-async fn two_nodes() -> (Node, Node) {
-    let (ca, both) = (ca(), members(&[1, 2]));
-    let (tls1, tls2) = (tls(&ca, 1, &both), tls(&ca, 2, &both));
-    let two = node(tls2.clone(), forwarding(PeerClient::new(tls2), None)).await;
-    let one = node(tls1.clone(), forwarding(PeerClient::new(tls1), Some(two.peer.clone()))).await;
-    (one, two)
-}
-
-#[tokio::test]
-async fn forwarding_keeps_reason_phrase_path_headers_and_streams_an_upload() {
-    let (one, _two) = two_nodes().await;
-    let client = public(one.peer.addr, Trust::Insecure);
-    let failed = client.request(get("/fail")).await.unwrap();
-    assert_eq!((failed.status().as_u16(), reason(&failed).as_str()), (596, "no such VM ('100')"));
-
-    let upload = Request::builder()
-        .method(Method::PUT)
-        .uri("/a%20b/c?x=%2F&y")
-        .header("cookie", "PVEAuthCookie=secret")
-        .header("x-keep", "yes")
-        .header("x-hop", "no")
-        .header("connection", "x-hop")
-        .header("stead-forward-identity", "forged")
-        .body(chunks(64, 1 << 20))
-        .unwrap();
-    let answer = client.whole(upload).await.unwrap();
-    assert_eq!(
-        answer.body,
-        format!(
-            "PUT /a%20b/c?x=%2F&y cookie=false forged=false x=Some(\"yes\") {{\"user\":\"root@pam\"}} {}",
-            64 << 20
-        )
-    );
-}
-
-#[tokio::test]
-async fn forwarding_joins_websockets() {
-    let (one, _two) = two_nodes().await;
-    let mut raw = public(one.peer.addr, Trust::Insecure).raw().await.unwrap();
-    raw.write_all(b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello")
-        .await
-        .unwrap();
-    let mut answer = vec![];
-    let _ = soon("answer", raw.read_to_end(&mut answer)).await;
-    let answer = String::from_utf8(answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
-    assert!(answer.ends_with("HELLO"), "{answer}");
-}
-
-#[tokio::test]
-async fn only_a_peer_can_say_in_whose_name() {
-    let seen = handler(|request, info| async move {
-        let refused = take_over(request, &info).map(|_| ()).unwrap_err();
-        Response::new(full(refused.to_string()))
-    });
-    let one = node(tls(&ca(), 1, &members(&[1])), seen).await;
-    let mut request = get(FORWARD_PATH);
-    request.headers_mut().insert("stead-forward-target", "/x".parse().unwrap());
-    request.headers_mut().insert("stead-forward-identity", "root@pam".parse().unwrap());
-    let answer = public(one.peer.addr, Trust::Insecure).whole(request).await.unwrap();
-    assert_eq!(answer.body, "this is not a forwarded request: it does not come from a node of the cluster");
-}
-
-/// A member that lets nodes in with the password `right` or the token of `record`.
 async fn member(ca: stead_transport::ClusterCa, record: stead_transport::join::TokenRecord) -> Node {
     let one = tls(&ca, 1, &members(&[1]));
     let ca = Arc::new(ca);
