@@ -9,6 +9,7 @@ use std::sync::Arc;
 use stead_membership::wire::Heartbeat;
 use stead_model::{NodeName, Vmid};
 use stead_ops::guest::incoming::{ContinueRequest, IncomingRequest};
+use stead_ops::leave::{LEAVE_CALL, LEFT_CALL};
 use stead_ops::status::NodeReport;
 use stead_ops::{Ops, OpsError};
 
@@ -52,6 +53,8 @@ impl Rpc {
                 Ok(Value::Null)
             }
             "status/all" => give(call, &ops.status.all()),
+            LEAVE_CALL => give(call, &ops.let_go(from, &take(call, body)?).await?),
+            LEFT_CALL => give(call, &ops.forget_left(from, &take(call, body)?).await?),
             "guest/incoming" => {
                 let request: IncomingRequest = take(call, body)?;
                 same(from, &request.source)?;

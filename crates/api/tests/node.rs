@@ -245,3 +245,44 @@ async fn who_may_let_nodes_in_gets_a_token() {
     let other = node.ask(&root, "GET", &format!("{join}?node=n2"), "").await;
     assert_eq!(other.body["errors"]["node"], "this is node 'n1': ask node 'n2' itself");
 }
+
+#[tokio::test]
+async fn a_node_leaves_when_it_owns_nothing_and_is_forgotten_after() {
+    use stead_ops::leave::{LeaveAnswer, LeaveRequest};
+    let node = Node::start(USERS, &ALL).await;
+    let ops = &node.ops;
+    let alone = ops.remove_node(&stead_ops::Actor::system(), &ops.me.name).await.unwrap_err().to_string();
+    assert_eq!(alone, "this node is the only one of its cluster: there is nothing to leave");
+
+    let mut second = ops.node_record(&"n1".parse().unwrap()).unwrap().value;
+    second.name = "n2".parse().unwrap();
+    second.raft_id = stead_model::RaftId(2);
+    let own = json!({"kind": "qemu", "owner": "n2", "epoch": 1, "armed": false, "running": false});
+    let txn = stead_conf::Txn::new("root@pam")
+        .put(stead_model::paths::node(&second.name), serde_json::to_vec(&second).unwrap())
+        .put(stead_model::paths::ownership("200".parse().unwrap()), own.to_string().into_bytes());
+    ops.conf.transact(txn).await.unwrap();
+
+    let rq = LeaveRequest { by: "admin@pve".into() };
+    let owns = ops.let_go(&second.name, &rq).await.unwrap_err().to_string();
+    assert_eq!(owns, "node 'n2' still owns guests: 200; move or remove them first");
+    assert!(ops.forget_left(&second.name, &rq).await.is_err());
+    let path = stead_model::paths::ownership("200".parse().unwrap());
+    let gone =
+        stead_conf::Txn { ops: vec![stead_conf::Op::Delete(path)], ..stead_conf::Txn::new("root@pam") };
+    ops.conf.transact(gone).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(ops.let_go(&second.name, &rq).await.unwrap(), LeaveAnswer::Done, "it can be asked again");
+    }
+    let in_raft = ops.forget_left(&ops.me.name, &rq).await.unwrap_err().to_string();
+    assert_eq!(in_raft, "node 'n1' is in Raft still: it has not left");
+    for _ in 0..2 {
+        assert_eq!(ops.forget_left(&second.name, &rq).await.unwrap(), LeaveAnswer::Done);
+    }
+    assert_eq!(ops.node_records().len(), 1);
+    assert_eq!(
+        ops.history(Some(&stead_model::paths::node(&second.name)), 9).first().map(|c| c["author"].clone()),
+        Some(json!("admin@pve"))
+    );
+    assert!(ops.guest_locks.try_lock("100".parse().unwrap()).is_some(), "this node goes on as before");
+}

@@ -1,9 +1,10 @@
 //! A node's first start, and every other: finds or makes its identity, its keys and its configuration.
 
 use crate::args::Args;
-use crate::identity::{Home, Identity, Keys};
+use crate::identity::{Home, Identity, Keys, PendingLeave};
 use anyhow::{Context, Result, bail};
 use std::time::SystemTime;
+use stead_access::secret::MIN_PASSWORD;
 use stead_conf::{ClusterKey, Conf, Options};
 use stead_model::{
     BootId, ClusterRecord, Epoch, FenceProfile, NodeName, NodeRecord, NodeState, NodeUuid, RaftId, paths,
@@ -41,9 +42,14 @@ pub fn key_text(key: &[u8; 32]) -> String {
 
 /// Opens what is there, or founds a cluster of this one node.
 pub fn start(home: &Home, args: &Args) -> Result<Started> {
-    home.carry_out_join()?;
     let boot = home.boot()?;
-    let Some(identity) = home.identity()? else { return found(home, args, boot) };
+    if let Some(leave) = home.carry_out_leave()? {
+        let started = found(home, args, boot, Some(&leave))?;
+        home.left()?;
+        return Ok(started);
+    }
+    home.carry_out_join()?;
+    let Some(identity) = home.identity()? else { return found(home, args, boot, None) };
     if let Some(name) = &args.name
         && *name != identity.name
     {
@@ -67,10 +73,13 @@ fn host_name() -> Result<NodeName> {
         .with_context(|| format!("the host's name '{short}' is no name for a node: give one with --name"))
 }
 
-fn found(home: &Home, args: &Args, boot: BootId) -> Result<Started> {
-    let name = match &args.name {
-        Some(n) => n.clone(),
-        None => host_name()?,
+/// Founds a cluster of this node: one that has never been in any, or that has left its own, and keeps its name and
+/// its root's password then.
+fn found(home: &Home, args: &Args, boot: BootId, left: Option<&PendingLeave>) -> Result<Started> {
+    let name = match (left, &args.name) {
+        (Some(left), _) => left.of.name.clone(),
+        (None, Some(n)) => n.clone(),
+        (None, None) => host_name()?,
     };
     let uuid: NodeUuid = new_uuid().parse()?;
     let identity = Identity { version: 1, name: name.clone(), uuid: uuid.clone(), raft_id: RaftId(1) };
@@ -103,7 +112,11 @@ fn found(home: &Home, args: &Args, boot: BootId) -> Result<Started> {
     let local = home.at("local");
     let storage = format!("dir: local\n\tpath {}\n\tcontent images,iso,snippets,import\n", local.display());
     let mut txn = stead_ops::join::found(&cluster, &node, ca.cert_pem(), &storage)?;
-    let mut secrets = stead_ops::access::initial_secrets(password(args)?.as_deref())?;
+    let password = if left.is_some() { None } else { password(args)? };
+    let mut secrets = stead_ops::access::initial_secrets(password.as_deref())?;
+    if let Some(left) = left {
+        secrets.push((paths::SHADOW_CFG, left.shadow.clone().into_bytes()));
+    }
     secrets.push((paths::CA_KEY, ca.key_pem().as_bytes().to_vec()));
     for (path, secret) in secrets {
         txn = txn.put(path, cluster_key.seal(path, &secret)?);
@@ -124,8 +137,11 @@ fn password(args: &Args) -> Result<Option<String>> {
     let Some(path) = &args.root_password_file else { return Ok(None) };
     let text = std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?;
     let first = text.lines().next().unwrap_or_default();
-    if first.len() < 5 {
-        bail!("the password in {} must have at least 5 characters", path.display());
+    if first.chars().count() < MIN_PASSWORD {
+        bail!(
+            "the password for root@pam, the first line of {}, must have at least {MIN_PASSWORD} characters",
+            path.display()
+        );
     }
     Ok(Some(first.to_owned()))
 }

@@ -1,7 +1,7 @@
 //! What the daemon does for its use cases: joining, starting anew, and telling what API handlers ask of it.
 
 use crate::bootstrap::key_text;
-use crate::identity::{Home, Identity, Keys, PendingJoin};
+use crate::identity::{Home, Identity, Keys, PendingJoin, PendingLeave};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use base64::Engine;
@@ -62,6 +62,14 @@ impl Daemon {
 impl Host for Daemon {
     fn keep_join(&self, join: &JoinMaterial) -> Result<(), String> {
         self.keep(join).map_err(|e| format!("{e:#}"))
+    }
+
+    fn keep_leave(&self, shadow: &str) -> Result<(), String> {
+        let keep = || {
+            let of = self.home.identity()?.context("node.json is missing")?;
+            self.home.save_leave(&PendingLeave { of, shadow: shadow.to_owned() })
+        };
+        keep().map_err(|e| format!("{e:#}"))
     }
 
     fn restart(&self) {

@@ -46,6 +46,15 @@ pub struct PendingJoin {
     pub members: Vec<stead_model::NodeRecord>,
 }
 
+/// That this node leaves its cluster; carried out at its next start. Gone when it is a cluster of its own.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingLeave {
+    /// Who it is in the cluster that it leaves.
+    pub of: Identity,
+    /// The passwords' hashes that stay with it, as in `shadow.cfg`.
+    pub shadow: String,
+}
+
 /// A node's folder.
 #[derive(Debug, Clone)]
 pub struct Home(pub PathBuf);
@@ -124,6 +133,54 @@ impl Home {
         }
         std::fs::remove_file(self.at("join.json")).context("can't remove join.json")?;
         Ok(Some(join))
+    }
+
+    /// Agrees to leave the cluster, at the next start.
+    pub fn save_leave(&self, leave: &PendingLeave) -> Result<()> {
+        self.write_json("leave.json", leave)
+    }
+
+    /// Forgets the cluster that this node leaves: the configuration is kept aside, never deleted; who the node was,
+    /// its keys and the members it knew go. Every step can be repeated after a crash. While this gives something,
+    /// a cluster of this one node is to be founded; [`Self::left`] ends it.
+    pub fn carry_out_leave(&self) -> Result<Option<PendingLeave>> {
+        let Some(leave) = self.read_json::<PendingLeave>("leave.json")? else { return Ok(None) };
+        match self.identity()? {
+            // Founded already: only the last step was missing.
+            Some(now) if now != leave.of => {
+                self.left()?;
+                return Ok(None);
+            }
+            Some(_) => {
+                let aside = self.at(&format!("conf.left-{}", leave.of.uuid));
+                if !aside.exists() && self.at("conf").exists() {
+                    std::fs::rename(self.at("conf"), &aside)
+                        .context("can't keep the configuration of the cluster that was left aside")?;
+                }
+                self.forget("tls/keys.json")?;
+                self.forget("members.json")?;
+                self.forget("carried.json")?;
+                // Last: it says that the rest is still to be done.
+                self.forget("node.json")?;
+            }
+            None => {}
+        }
+        Ok(Some(leave))
+    }
+
+    /// The cluster was left, and a new one founded.
+    pub fn left(&self) -> Result<()> {
+        self.forget("leave.json")
+    }
+
+    /// Removes a file, on the disk too when it returns. It may be gone already.
+    fn forget(&self, name: &str) -> Result<()> {
+        let path = self.at(name);
+        let done = match std::fs::remove_file(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other.and_then(|()| std::fs::File::open(path.parent().unwrap_or(&self.0))?.sync_all()),
+        };
+        done.with_context(|| format!("can't remove {}", path.display()))
     }
 
     /// This boot. Kept in the run folder, which does not survive a boot (`/run` on hosts; a test bed empties it),
@@ -220,5 +277,76 @@ mod tests {
         assert!(home.at("conf").is_dir() && !home.at("conf/store").exists());
         assert!(home.at("conf.before-11111111-1111-4111-8111-111111111111/store").exists());
         assert!(home.carry_out_join().unwrap().is_none());
+    }
+
+    const OLD: &str = "11111111-1111-4111-8111-111111111111";
+
+    fn leaving(home: &Home) -> PendingLeave {
+        let joined = join("n2");
+        std::fs::write(home.at("conf/store"), b"the cluster's").unwrap();
+        home.save_keys(&joined.keys).unwrap();
+        home.write_json("members.json", &joined.members).unwrap();
+        home.save_identity(&joined.identity).unwrap();
+        let leave = PendingLeave { of: joined.identity, shadow: "root@pam:hash:\n".into() };
+        home.save_leave(&leave).unwrap();
+        leave
+    }
+
+    fn is_forgotten(home: &Home) {
+        for name in ["node.json", "tls/keys.json", "members.json", "conf/store"] {
+            assert!(!home.at(name).exists(), "{name}");
+        }
+        let aside = std::fs::read(home.at(&format!("conf.left-{OLD}/store"))).unwrap();
+        assert_eq!(aside, b"the cluster's");
+    }
+
+    #[test]
+    fn a_node_that_leaves_forgets_its_cluster_and_keeps_the_configuration_aside() {
+        let (_dir, home) = home();
+        assert!(home.carry_out_leave().unwrap().is_none());
+        let leave = leaving(&home);
+        assert!(home.carry_out_leave().unwrap() == Some(leave.clone()));
+        is_forgotten(&home);
+        // Cut off before the new cluster was founded: the next start is told again.
+        assert!(home.carry_out_leave().unwrap() == Some(leave));
+        is_forgotten(&home);
+    }
+
+    #[test]
+    fn a_leave_that_was_cut_off_is_carried_out_again() {
+        type Cut = fn(&Home);
+        let cuts: [(&str, Cut); 3] = [
+            ("moved", |h| std::fs::rename(h.at("conf"), h.at(&format!("conf.left-{OLD}"))).unwrap()),
+            ("moved, and the folder made anew by the next start", |h| {
+                std::fs::rename(h.at("conf"), h.at(&format!("conf.left-{OLD}"))).unwrap();
+                std::fs::create_dir(h.at("conf")).unwrap();
+            }),
+            ("keys gone", |h| {
+                std::fs::rename(h.at("conf"), h.at(&format!("conf.left-{OLD}"))).unwrap();
+                h.forget("tls/keys.json").unwrap();
+            }),
+        ];
+        for (at, cut) in cuts {
+            let (_dir, home) = home();
+            let leave = leaving(&home);
+            cut(&home);
+            assert!(home.carry_out_leave().unwrap() == Some(leave), "{at}");
+            is_forgotten(&home);
+        }
+    }
+
+    #[test]
+    fn a_leave_ends_when_the_new_cluster_is_there() {
+        let (_dir, home) = home();
+        leaving(&home);
+        home.carry_out_leave().unwrap();
+        let new =
+            Identity { uuid: "22222222-2222-4222-8222-222222222222".parse().unwrap(), ..join("n2").identity };
+        home.save_identity(&new).unwrap();
+        home.save_keys(&join("n2").keys).unwrap();
+        assert!(home.carry_out_leave().unwrap().is_none(), "only leave.json was left over");
+        assert!(!home.at("leave.json").exists());
+        assert_eq!(home.identity().unwrap(), Some(new));
+        assert!(home.keys().is_ok(), "the new keys stay");
     }
 }

@@ -61,6 +61,9 @@ pub struct JoinMaterial {
 pub trait Host: Send + Sync {
     /// Keeps what was agreed, whole; it is carried out at the next start.
     fn keep_join(&self, join: &JoinMaterial) -> Result<(), String>;
+    /// Keeps, whole, that this node leaves its cluster, and root@pam's line of `shadow.cfg`, which stays with it; it
+    /// is carried out at the next start.
+    fn keep_leave(&self, shadow: &str) -> Result<(), String>;
     /// Starts the daemon anew; guests go on.
     fn restart(&self);
     /// The guests that a join brought along, until [`Self::brought`] is told.
@@ -377,33 +380,21 @@ impl Ops {
         Ok(())
     }
 
-    /// Removes a node for good: its certificate is refused and its number in Raft never used again. It must be off.
+    /// Removes a node for good: its certificate is refused and its number in Raft never used again. It must be off,
+    /// unless it is this one, which leaves by [`Self::leave_cluster`].
     pub async fn remove_node(&self, actor: &Actor, name: &NodeName) -> Result<(), OpsError> {
+        if *name == self.me.name {
+            return self.leave_cluster(actor).await;
+        }
         self.conf.barrier().await?;
         let At { value: node, revision } = self.node_record(name)?;
-        if *name == self.me.name {
-            return Err(OpsError::failed(
-                "a node can't remove itself: remove it on another member, when it is off",
-            ));
-        }
         if !node.state.is_lost() {
             return Err(OpsError::failed(format!(
-                "node '{name}' is not off: shut it down, and wait until it is shown as lost"
+                "node '{name}' is not off: run 'stead cluster leave' on it, or shut it down and wait until it is \
+                 shown as lost"
             )));
         }
-        let owned: Vec<String> = self
-            .conf
-            .view(store::guests)
-            .iter()
-            .filter(|(_, o)| o.owner == *name)
-            .map(|(v, _)| v.to_string())
-            .collect();
-        if !owned.is_empty() {
-            return Err(OpsError::failed(format!(
-                "node '{name}' still owns guests: {}; move or remove them first",
-                owned.join(", ")
-            )));
-        }
+        self.owns_nothing(name)?;
         let mut txn = store::txn(&actor.who, format!("node '{name}' removed"));
         txn.checks.push(Check::Revision(paths::node(name), revision));
         txn.ops.push(Op::Delete(paths::node(name)));

@@ -15,6 +15,7 @@ pub mod guest;
 pub mod ha;
 pub mod join;
 pub mod kept_open;
+pub mod leave;
 pub mod peers;
 pub mod report;
 pub mod status;
@@ -117,27 +118,105 @@ pub struct Ops {
 
 /// One mutex a guest.
 #[derive(Debug, Default)]
-pub struct GuestLocks(Mutex<HashMap<Vmid, Arc<tokio::sync::Mutex<()>>>>);
+pub struct GuestLocks {
+    all: Mutex<HashMap<Vmid, Arc<tokio::sync::Mutex<()>>>>,
+    /// Why nothing may be done with guests of this node now.
+    closed: Mutex<Option<&'static str>>,
+}
 
 impl GuestLocks {
     /// Waits at most ten seconds for the guest's mutex.
     pub async fn lock(&self, vmid: Vmid) -> Result<OwnedMutexGuard<()>, OpsError> {
         let mutex = {
-            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
             all.retain(|id, m| *id == vmid || Arc::strong_count(m) > 1);
             all.entry(vmid).or_default().clone()
         };
-        tokio::time::timeout(Duration::from_secs(10), mutex.lock_owned()).await.map_err(|_| {
-            OpsError::failed(format!("can't lock VM {vmid}: another request has held it for more than 10 s"))
-        })
+        let locked =
+            tokio::time::timeout(Duration::from_secs(10), mutex.lock_owned()).await.map_err(|_| {
+                OpsError::failed(format!(
+                    "can't lock VM {vmid}: another request has held it for more than 10 s"
+                ))
+            })?;
+        // Asked under the mutex: whoever closes finds it held, or has closed before this.
+        match self.why_closed() {
+            None => Ok(locked),
+            Some(why) => Err(OpsError::failed(format!("can't lock VM {vmid}: {why}"))),
+        }
+    }
+
+    /// From now on no guest's mutex can be had, until the answer is dropped. Refused with a guest whose mutex is
+    /// held, or when closed already.
+    pub fn close(&self, why: &'static str) -> Result<Closed<'_>, OpsError> {
+        {
+            let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(why) = *closed {
+                return Err(OpsError::failed(why));
+            }
+            *closed = Some(why);
+        }
+        let closed = Closed { locks: self, keep: false };
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        match all.iter().find(|(_, mutex)| mutex.try_lock().is_err()) {
+            None => Ok(closed),
+            Some((vmid, _)) => Err(OpsError::failed(format!("a request for guest {vmid} is under way"))),
+        }
+    }
+
+    fn why_closed(&self) -> Option<&'static str> {
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the mutex if it is free.
     pub fn try_lock(&self, vmid: Vmid) -> Option<OwnedMutexGuard<()>> {
         let mutex = {
-            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
             all.entry(vmid).or_default().clone()
         };
-        mutex.try_lock_owned().ok()
+        mutex.try_lock_owned().ok().filter(|_| self.why_closed().is_none())
+    }
+}
+
+/// No guest's mutex can be had while this is there.
+#[derive(Debug)]
+pub struct Closed<'a> {
+    locks: &'a GuestLocks,
+    keep: bool,
+}
+
+impl Closed<'_> {
+    /// They stay closed for as long as the daemon runs.
+    pub fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        if !self.keep {
+            *self.locks.closed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn closed_locks_give_no_mutex_and_a_held_mutex_prevents_closing() {
+        let locks = GuestLocks::default();
+        let vmid: Vmid = "100".parse().unwrap();
+        let held = locks.lock(vmid).await.unwrap();
+        assert_eq!(locks.close("leaving").unwrap_err().to_string(), "a request for guest 100 is under way");
+        drop(held);
+        let closed = locks.close("leaving").unwrap();
+        assert_eq!(locks.close("again").unwrap_err().to_string(), "leaving");
+        assert_eq!(locks.lock(vmid).await.unwrap_err().to_string(), "can't lock VM 100: leaving");
+        assert!(locks.try_lock(vmid).is_none());
+        drop(closed);
+        assert!(locks.try_lock(vmid).is_some(), "open again");
+        locks.close("leaving").unwrap().keep();
+        assert!(locks.try_lock(vmid).is_none(), "for good");
     }
 }

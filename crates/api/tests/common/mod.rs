@@ -71,6 +71,9 @@ impl stead_ops::join::Host for Alone {
     fn keep_join(&self, _: &stead_ops::join::JoinMaterial) -> Result<(), String> {
         Err("this test joins nothing".into())
     }
+    fn keep_leave(&self, _: &str) -> Result<(), String> {
+        Err("this test leaves nothing".into())
+    }
     fn restart(&self) {}
     fn bringing(&self) -> Vec<(Vmid, String)> {
         vec![]

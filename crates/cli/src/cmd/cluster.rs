@@ -93,7 +93,9 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             if !yes {
                 confirm(&format!("Take this node ('{node}') out of its cluster"))?;
             }
-            remove(cx, &node).await
+            let answer = cx.api.delete(&format!("/cluster/config/nodes/{}", escape(&node)), &vec![]).await?;
+            cx.answer(&answer, &format!("node '{node}' has left; it starts anew as a cluster of its own"))
+                .await
         }
         Command::Remove { node, yes } => {
             if !yes {

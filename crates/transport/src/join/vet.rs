@@ -126,7 +126,7 @@ pub enum JoinRefusal {
     },
     /// The one-time token is unknown, used or too old.
     #[error(
-        "the join token is not valid (any more); make a new one with 'stead cluster join-info --token' on a member"
+        "the join token is not valid (any more); make a new one with 'stead cluster join-info --with-token' on a member"
     )]
     Token,
     /// Who asks may not.
