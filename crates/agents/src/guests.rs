@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_driver::guest::GuestEvent;
-use stead_model::{GuestKind, Vmid};
+use stead_model::{GuestKind, Vmid, paths};
 use stead_ops::guest::Asked;
 use stead_ops::{Actor, Ops, store};
 use tokio::sync::broadcast::error::RecvError;
@@ -16,6 +16,8 @@ const PERIOD: Duration = Duration::from_secs(5);
 /// Runs for as long as the daemon does.
 pub async fn run(ops: Arc<Ops>) {
     let mut events = ops.guests.events();
+    let mut watch = ops.conf.watch();
+    let mut period = tokio::time::interval(PERIOD);
     for guest in ops.guests.adopt().await {
         tracing::info!("guest {}: found running (pid {}, {:?})", guest.vmid, guest.pid, guest.state);
     }
@@ -27,16 +29,31 @@ pub async fn run(ops: Arc<Ops>) {
             autostarted = true;
             tokio::spawn(autostart(ops.clone()));
         }
-        match tokio::time::timeout(PERIOD, events.recv()).await {
-            Ok(Ok(GuestEvent::Gone { vmid, epoch, clean })) => {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            _ = period.tick() => {
+                reconciled |= reconcile(&ops).await;
+                continue;
+            }
+            change = watch.next() => match change {
+                // What has just come under HA's care is unguarded, and not recovered, until it is armed.
+                Some(c) if store::touches(&c, paths::HA_RESOURCES) => {
+                    reconciled |= reconcile(&ops).await;
+                    continue;
+                }
+                Some(_) => continue,
+                None => return,
+            },
+        };
+        match event {
+            Ok(GuestEvent::Gone { vmid, epoch, clean }) => {
                 let how = if clean { "has shut down" } else { "has died" };
                 tracing::info!("guest {vmid} (epoch {epoch}) {how}");
                 // Beside the loop: recording waits for a majority.
                 tokio::spawn(record_exit(ops.clone(), vmid));
             }
-            Ok(Ok(GuestEvent::State { .. }) | Err(RecvError::Lagged(_))) => {}
-            Ok(Err(RecvError::Closed)) => return,
-            Err(_) => reconciled |= reconcile(&ops).await,
+            Ok(GuestEvent::State { .. }) | Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return,
         }
     }
 }

@@ -332,19 +332,17 @@ impl Ops {
             let service = status.pointer(&format!("/service_status/{sid}"));
             let text =
                 |key: &str| service.and_then(|v| v.get(key)).and_then(Value::as_str).map(str::to_owned);
-            let owner = s
-                .id()
-                .parse()
-                .ok()
-                .and_then(|v| self.guest_at(v).ok())
-                .map(|g| g.own.value.owner.to_string());
-            let node = text("node").or(owner).unwrap_or_default();
+            let own = s.id().parse().ok().and_then(|v| self.guest_at(v).ok()).map(|g| g.own.value);
+            // A guest that runs unguarded is not recovered: whoever watches should see it.
+            let guarded = own.as_ref().is_none_or(|o| o.armed || !o.running);
+            let node = text("node").or(own.map(|o| o.owner.to_string())).unwrap_or_default();
             let state = text("state").unwrap_or_else(|| "queued".into());
             out.push(json!({
                 "id": format!("service:{sid}"), "type": "service", "sid": sid, "node": node, "state": state,
                 "crm_state": state, "request_state": s.get("state").unwrap_or("started"),
                 "max_restart": number(s, "max_restart", 1), "max_relocate": number(s, "max_relocate", 1),
-                "status": format!("{sid} ({node}, {state})"), "reason": text("reason"),
+                "status": format!("{sid} ({node}, {state}{})", if guarded { "" } else { ", not guarded yet" }),
+                "guarded": u8::from(guarded), "reason": text("reason"),
             }));
         }
         Ok(out)

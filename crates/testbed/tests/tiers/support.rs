@@ -88,9 +88,9 @@ pub async fn ha_settled(api: &ApiClient, vmid: u32) -> Result<()> {
     let sid = format!("vm:{vmid}");
     until(&format!("{sid} is started and armed"), BOOT, async || {
         let rows = api.get("/cluster/ha/status/current").await?;
-        let settled = rows
-            .as_array()
-            .is_some_and(|rows| rows.iter().any(|r| r["sid"] == *sid && r["state"] == "started"));
+        let settled = rows.as_array().is_some_and(|rows| {
+            rows.iter().any(|r| r["sid"] == *sid && r["state"] == "started" && r["guarded"] == 1)
+        });
         Ok(settled.then_some(()))
     })
     .await
