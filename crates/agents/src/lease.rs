@@ -15,6 +15,7 @@ use tokio::sync::watch;
 /// Keeps the node's lease for as long as the daemon runs.
 pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>) {
     let mut was_held = false;
+    let mut deciding: Option<tokio::task::JoinHandle<()>> = None;
     loop {
         let profile = ops.cluster_record().map(|c| c.value.profile).unwrap_or_default();
         let begun = tokio::time::Instant::now();
@@ -30,8 +31,13 @@ pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>)
         }
         let held = match ops.fence.status().await {
             Ok(status) => {
-                decide_held(&ops, &status.guests, status.lease_left_ms.is_some()).await;
-                status.lease_left_ms.is_some()
+                let has_lease = status.lease_left_ms.is_some();
+                // Beside the heartbeats: a guest that takes its time must not cost the node its lease.
+                if deciding.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                    let (ops, guests) = (ops.clone(), status.guests);
+                    deciding = Some(tokio::spawn(async move { decide_held(&ops, &guests, has_lease).await }));
+                }
+                has_lease
             }
             Err(e) => {
                 tracing::error!("{e}");
@@ -100,7 +106,7 @@ async fn decide_held(ops: &Ops, guests: &[(Vmid, Epoch, Hold)], lease: bool) {
     }
     for (vmid, epoch) in held {
         let own = ops.guest_at(vmid).ok().map(|g| g.own.value);
-        let owns = own.as_ref().is_some_and(|o| o.owner == ops.me.name);
+        let owns = own.as_ref().is_some_and(|o| o.owner == ops.me.name && o.running);
         // A copy that waits for a hand-over is decided by whoever awaits it.
         if own.as_ref().is_some_and(|o| o.owner != ops.me.name && o.epoch.next() == epoch) {
             continue;

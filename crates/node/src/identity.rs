@@ -121,9 +121,16 @@ impl Home {
     /// after a crash, and `join.json` goes last.
     pub fn carry_out_join(&self) -> Result<Option<PendingJoin>> {
         let Some(join) = self.read_json::<PendingJoin>("join.json")? else { return Ok(None) };
-        if self.identity()?.as_ref() != Some(&join.identity) {
-            let aside = self.at(&format!("conf.before-{}", join.identity.uuid));
-            if !aside.exists() && self.at("conf").exists() {
+        let done =
+            self.identity()?.as_ref() == Some(&join.identity) && self.keys().is_ok_and(|k| k == join.keys);
+        if !done {
+            // A node that joins again has kept an older one aside: every configuration gets a place of its own.
+            let asides = (0..).map(|n: u32| match n {
+                0 => format!("conf.before-{}", join.identity.uuid),
+                n => format!("conf.before-{}.{n}", join.identity.uuid),
+            });
+            let aside = asides.map(|name| self.at(&name)).find(|path| !path.exists());
+            if let Some(aside) = aside.filter(|_| self.at("conf").exists()) {
                 std::fs::rename(self.at("conf"), &aside).context("can't keep the old configuration aside")?;
             }
             std::fs::create_dir_all(self.at("conf")).context("can't make the folder of the configuration")?;

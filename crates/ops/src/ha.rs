@@ -55,6 +55,7 @@ fn check_option(key: &str, value: &str) -> Result<(), OpsError> {
             key,
             format!("value '{value}' is not one of started, stopped, enabled, disabled, ignored"),
         )),
+        "group" => Err(OpsError::invalid(key, "groups are not supported: use node-affinity rules")),
         "max_restart" | "max_relocate" => number(10),
         "failback" => number(1),
         _ if OPTIONS.contains(&key) => Ok(()),
@@ -125,6 +126,14 @@ impl Ops {
             return Err(OpsError::failed(format!(
                 "unable to add resource '{sid}': guest {} is of another kind",
                 sid.vmid
+            )));
+        }
+        let local = self.local_volumes(&crate::guest::config::parse(&guest.config.value)?)?;
+        if !local.is_empty() {
+            return Err(OpsError::failed(format!(
+                "unable to add resource '{sid}': other nodes could not start it without these volumes: {}; move them to a \
+                 shared storage first",
+                local.join(", ")
             )));
         }
         let (mut cfg, revision) = self.resources_cfg()?;

@@ -5,6 +5,7 @@ use crate::{Actor, Ops, OpsError};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use stead_driver::guest::ResolvedVolume;
 use stead_driver::storage::{Content, NewVolume, Space, StorageDriver, VolumeInfo};
 use stead_model::storage_cfg::{Storage, StorageCfg, StorageCfgError};
@@ -79,7 +80,9 @@ impl Ops {
     pub async fn storage_states(&self) -> Vec<(StorageId, Option<Space>)> {
         let mut out = vec![];
         for s in self.storages().unwrap_or_default().into_iter().filter(|s| s.is_enabled_on(&self.me.name)) {
-            let space = async { self.active(&s.id).await.ok()?.space().await.ok() }.await;
+            let space = async { self.active(&s.id).await.ok()?.space().await.ok() };
+            // One that hangs is shown as not usable; it must not keep the node from reporting.
+            let space = tokio::time::timeout(Duration::from_secs(1), space).await.ok().flatten();
             out.push((s.id, space));
         }
         out

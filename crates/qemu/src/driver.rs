@@ -202,11 +202,8 @@ impl Inner {
     fn prepare(&self, vmid: Vmid, epoch: Epoch) -> Answer<Registration> {
         let launch = |e: std::io::Error| GuestError::Launch { vmid, why: e.to_string() };
         if let Some(guest) = self.here(vmid) {
-            let now = guest.meta().epoch;
-            if now.next() == epoch {
-                // Its owner took it back under a new ownership.
-                guest.set_epoch(epoch).map_err(launch)?;
-            } else if now != epoch {
+            // A process keeps the ownership that it was launched under: another is another process.
+            if guest.meta().epoch != epoch {
                 return Err(GuestError::Running(vmid));
             }
             return Ok(guest.registration());

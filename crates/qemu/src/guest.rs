@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use stead_driver::fence::Registration;
 use stead_driver::guest::{GuestError, GuestEvent, GuestProcess, RunState};
-use stead_model::{Epoch, Vmid};
+use stead_model::Vmid;
 use tokio::sync::{broadcast, watch};
 
 /// How long a question for the state may take.
@@ -70,15 +70,6 @@ impl Guest {
         }
     }
 
-    /// Puts it under a new ownership.
-    pub fn set_epoch(&self, epoch: Epoch) -> std::io::Result<()> {
-        let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = Meta { epoch, ..meta.clone() };
-        self.dir.store(&new)?;
-        *meta = new;
-        Ok(())
-    }
-
     /// Whether it is frozen, by its cgroup or by a signal: it answers nothing then.
     pub fn is_frozen(&self) -> bool {
         self.cgroup.as_ref().is_some_and(Cgroup::is_frozen) || stats::is_stopped(self.process.pid)
@@ -125,8 +116,11 @@ impl Guest {
         };
         let waits = self.meta().incoming && !self.ran.load(Ordering::Relaxed);
         let state = run_state(status["status"].as_str().unwrap_or(""), waits);
-        if state == RunState::Running {
-            self.note_ran();
+        match state {
+            RunState::Running => self.note_ran(),
+            // After a reset while its CPUs stood, QEMU says so of a guest that has run.
+            RunState::Prelaunch if self.ran.load(Ordering::Relaxed) => return RunState::Paused,
+            _ => {}
         }
         state
     }

@@ -168,12 +168,8 @@ impl GuestDriver for FakeGuests {
     }
 
     async fn prepare(&self, vmid: Vmid, epoch: Epoch) -> Answer<Registration> {
-        if let Some(process) = self.world().node(&self.node).guests.get_mut(&vmid) {
-            let now = process.launch.epoch;
-            if epoch != now && epoch != now.next() {
-                return Err(GuestError::Running(vmid));
-            }
-            process.launch.epoch = epoch;
+        if self.world().node(&self.node).guests.get(&vmid).is_some_and(|p| p.launch.epoch != epoch) {
+            return Err(GuestError::Running(vmid));
         }
         Ok(self.registration(vmid, epoch))
     }

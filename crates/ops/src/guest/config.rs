@@ -5,6 +5,7 @@ use crate::store::{self, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use stead_driver::storage::Content;
 use stead_model::size::Size;
 use stead_model::vmconfig::devices::as_disk;
 use stead_model::vmconfig::keys::{live, split_index};
@@ -39,7 +40,7 @@ pub struct ConfigChange {
 
 /// Privileges that options need, beyond `VM.Config.Options`.
 fn privilege_of(key: &str, value: Option<&str>) -> &'static str {
-    let cdrom = value.is_some_and(|v| v.contains("media=cdrom"));
+    let cdrom = value.is_some_and(|v| Disk::parse(key, v).is_ok_and(|d| d.cdrom));
     match as_disk(key) {
         Some(_) if cdrom => return "VM.Config.CDROM",
         Some(_) => return "VM.Config.Disk",
@@ -227,11 +228,17 @@ impl Ops {
                 let what = if disk.cdrom { "Datastore.Audit" } else { "Datastore.AllocateSpace" };
                 actor.require(&format!("/storage/{}", volume.storage), &[what])?;
                 let info = self.volume_info(volume).await?;
-                if !disk.cdrom
-                    && let Some(other) = info.vmid
-                    && other != vmid
-                {
+                if let Some(other) = info.vmid.filter(|v| *v != vmid) {
                     return Err(OpsError::invalid(key, format!("volume '{volume}' belongs to VM {other}")));
+                }
+                let fits = match info.content {
+                    Content::Iso => disk.cdrom,
+                    Content::Images => info.vmid == Some(vmid),
+                    _ => false,
+                };
+                if !fits {
+                    let what = if disk.cdrom { "CD image" } else { "disk of this VM" };
+                    return Err(OpsError::invalid(key, format!("volume '{volume}' is no {what}")));
                 }
                 Ok(disk.with_volume(volume, Some(Size::bytes(info.size)))?)
             }

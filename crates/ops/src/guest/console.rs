@@ -32,8 +32,28 @@ impl Ops {
         Ok(key.clone())
     }
 
-    /// Passes a line to the program's own monitor.
+    /// Passes a line to the program's own monitor. What would go around the guest's owner, its guard or its disks, or
+    /// run programs on the host, is refused: there are verbs for it.
     pub async fn monitor(&self, vmid: Vmid, line: &str) -> Result<String, OpsError> {
+        const REFUSED: [&str; 11] = [
+            "cont",
+            "c",
+            "quit",
+            "q",
+            "migrate",
+            "nbd_server",
+            "drive_add",
+            "chardev-add",
+            "savevm",
+            "loadvm",
+            "gdbserver",
+        ];
+        let word = line.split_whitespace().next().unwrap_or_default();
+        if REFUSED.iter().any(|r| word == *r || (r.len() > 5 && word.starts_with(r))) {
+            return Err(OpsError::failed(format!(
+                "the monitor's '{word}' is refused: use the cluster's own verbs"
+            )));
+        }
         Ok(self.guests.monitor(vmid, line).await?)
     }
 }

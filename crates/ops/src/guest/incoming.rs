@@ -51,7 +51,9 @@ enum Fate {
 
 fn fate(own: Option<&Ownership>, me: &NodeName, epoch: Epoch) -> Fate {
     match own {
-        Some(o) if o.epoch == epoch && o.owner == *me => Fate::Ours,
+        // A hand-over of a running guest says so. A recovery, or a move of a stopped guest, may have made the same owner
+        // and epoch: then this copy's memory is older than the disk.
+        Some(o) if o.epoch == epoch && o.owner == *me && o.running => Fate::Ours,
         Some(o) if o.epoch.next() == epoch && o.owner != *me => Fate::Wait,
         _ => Fate::Never,
     }
@@ -232,6 +234,9 @@ mod tests {
         assert_eq!(at("n3", 8), Fate::Never);
         assert_eq!(at("n1", 8), Fate::Never);
         assert_eq!(at("n2", 9), Fate::Never);
+        // Recovered to here, or moved here while stopped: not this copy.
+        let cold = Ownership { running: false, ..own("n2", 8) };
+        assert_eq!(fate(Some(&cold), &me, Epoch(8)), Fate::Never);
         assert_eq!(fate(None, &me, Epoch(8)), Fate::Never);
     }
 }

@@ -104,8 +104,8 @@ impl Ops {
         };
         for node in self.node_records().into_iter().filter(|n| n.name != self.me.name) {
             let mut why = vec![];
-            if let Err(e) = self.migration_target(&node.name) {
-                why.push(e.to_string());
+            if !self.online(&node) {
+                why.push(format!("node '{}' is not online", node.name));
             }
             why.extend(local.iter().map(|v| format!("volume '{v}' is on a storage that is not shared")));
             if why.is_empty() {
@@ -122,7 +122,8 @@ impl Ops {
         let node = self
             .node_record(name)
             .map_err(|_| OpsError::invalid("target", format!("no such cluster node '{name}'")))?;
-        if node.value.state.is_lost() || self.status.node(name).is_none() {
+        // Silence decides nothing here: whether it answers is found out by asking it.
+        if node.value.state.is_lost() {
             return Err(OpsError::failed(format!("target node '{name}' is not online")));
         }
         Ok(node)

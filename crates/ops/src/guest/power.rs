@@ -281,8 +281,8 @@ impl Ops {
         match asked {
             Ok(()) if !paused => {}
             Err(GuestError::NotRunning(_)) => {}
-            Ok(()) | Err(GuestError::TimedOut { .. }) if force => {
-                cx.log(format!("VM {vmid} did not shut down in time - stopping it now"));
+            Ok(()) | Err(_) if force => {
+                cx.log(format!("VM {vmid} did not shut down - stopping it now"));
                 return self.stop_now(vmid).await;
             }
             Err(GuestError::TimedOut { .. }) => {

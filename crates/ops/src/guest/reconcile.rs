@@ -43,6 +43,8 @@ pub fn decide(
     };
     match own {
         Some(o) if owns && o.epoch == epoch => match state {
+            // A copy that waited for a hand-over which never came; the guest came here in another way.
+            RunState::Inmigrate | RunState::Postmigrate if !o.running => Step::Destroy,
             RunState::Postmigrate if !migrating => Step::Reclaim,
             // A start whose daemon ended half-way: it never ran, and whoever wants it running starts it again.
             RunState::Prelaunch => Step::Destroy,
@@ -170,6 +172,14 @@ mod tests {
             decide(Some((&RunState::Inmigrate, Epoch(4))), Some(&own(3, true, true)), false, true, false),
             Step::Await
         );
+    }
+
+    #[test]
+    fn a_waiting_copy_is_not_taken_for_a_recovered_guest() {
+        for state in [RunState::Inmigrate, RunState::Postmigrate] {
+            let waits = Some((&state, Epoch(4)));
+            assert_eq!(decide(waits, Some(&own(4, false, false)), true, true, false), Step::Destroy);
+        }
     }
 
     #[test]
