@@ -270,6 +270,9 @@ async fn ask_agent(guest: &Guest, mode: &str) -> bool {
     }
 }
 
+/// After so long without effect the power button is pressed again.
+const PRESS_AGAIN: Duration = Duration::from_secs(8);
+
 /// Restarts a guest without agent: the power button switches it off, and QEMU is told to stay.
 async fn restart_by_button(guest: &Guest) -> Answer<()> {
     const WHAT: &str = "reboot";
@@ -382,15 +385,21 @@ impl GuestDriver for QemuDriver {
     async fn shutdown(&self, vmid: Vmid, timeout: Duration) -> Answer<()> {
         let guest = self.guest(vmid).await?;
         let off = async {
-            if !ask_agent(&guest, "powerdown").await {
+            if ask_agent(&guest, "powerdown").await {
+                guest.gone().await;
+                return Ok(());
+            }
+            // A system that does not listen yet misses the button: it is pressed again, as a person would.
+            loop {
                 match guest.ask("shut down", "system_powerdown", json!({})).await {
                     Ok(_) => {}
-                    Err(_) if self.0.here(vmid).is_none() => {}
+                    Err(_) if self.0.here(vmid).is_none() => return Ok(()),
                     Err(e) => return Err(e),
                 }
+                if tokio::time::timeout(PRESS_AGAIN, guest.gone()).await.is_ok() {
+                    return Ok(());
+                }
             }
-            guest.gone().await;
-            Ok(())
         };
         let late = |_| GuestError::TimedOut { what: "the shutdown", vmid, seconds: seconds(timeout) };
         tokio::time::timeout(timeout, off).await.map_err(late)?
