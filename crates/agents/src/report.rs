@@ -7,7 +7,7 @@ use std::time::Duration;
 use stead_model::{NodeName, NodeRecord};
 use stead_ops::Ops;
 use stead_ops::peers::call;
-use stead_ops::status::{GuestReport, NodeReport, StorageReport};
+use stead_ops::status::{NodeReport, StorageReport};
 use stead_tasks::Filter;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -86,22 +86,7 @@ async fn collect(
     storages: Vec<StorageReport>,
     ha: &watch::Receiver<crate::ha::Reports>,
 ) -> NodeReport {
-    let guests = ops.guests.list().await.into_iter().map(|p| GuestReport {
-        vmid: p.vmid,
-        epoch: p.epoch,
-        state: p.state,
-        pid: p.pid,
-        uptime: p.uptime,
-        cpu: p.cpu,
-        mem: p.mem,
-        net_in: p.net_in,
-        net_out: p.net_out,
-        disk_read: p.disk_read,
-        disk_write: p.disk_write,
-        machine: p.machine,
-        accel: p.accel,
-        version: p.version,
-    });
+    let guests = ops.guests.list().await;
     let (tasks, _) =
         ops.tasks.list(&Filter { limit: TASKS, source: stead_tasks::Source::All, ..Filter::default() });
     NodeReport {
@@ -111,7 +96,7 @@ async fn collect(
         started: ops.me.started,
         lease: ops.lease.borrow().held,
         stats: host.read(&ops.me.dir),
-        guests: guests.collect(),
+        guests,
         storages,
         tasks: tasks.iter().map(stead_tasks::TaskInfo::listed).collect(),
         ha: serde_json::to_value(&*ha.borrow()).unwrap_or_default(),

@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
-use stead_driver::guest::RunState;
-use stead_model::{BootId, Epoch, NodeName, Vmid};
+use stead_model::{BootId, NodeName, Vmid};
 
 /// After this long without a report, a node's guests count as unknown.
 pub const STALE_AFTER: Duration = Duration::from_secs(8);
@@ -42,38 +41,8 @@ pub struct NodeStats {
     pub swap: (u64, u64),
 }
 
-/// A guest's process on the reporting node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct GuestReport {
-    /// The guest.
-    pub vmid: Vmid,
-    /// The ownership it was launched under.
-    pub epoch: Epoch,
-    /// Where its process stands.
-    pub state: RunState,
-    /// Its process.
-    pub pid: u32,
-    /// Seconds since launch.
-    pub uptime: u64,
-    /// Share of its CPUs.
-    pub cpu: f64,
-    /// Resident memory.
-    pub mem: u64,
-    /// Since launch.
-    pub net_in: u64,
-    /// Since launch.
-    pub net_out: u64,
-    /// Since launch.
-    pub disk_read: u64,
-    /// Since launch.
-    pub disk_write: u64,
-    /// Versioned machine type.
-    pub machine: String,
-    /// `kvm` or `tcg`.
-    pub accel: String,
-    /// The program's version.
-    pub version: String,
-}
+/// A guest's process on the reporting node, as its driver tells it.
+pub type GuestReport = stead_driver::guest::GuestProcess;
 
 /// A storage as one node sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -22,7 +22,7 @@ use stead_model::{
 };
 use stead_ops::admin::{Admin, HostPower, JoinRequest};
 use stead_ops::peers::{Duplex, PeerError, PeerLink};
-use stead_ops::status::{GuestReport, NodeReport, NodeStats};
+use stead_ops::status::{NodeReport, NodeStats};
 use stead_ops::{Actor, Flush, Lease, Me, Ops, OpsError};
 use stead_tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -163,22 +163,7 @@ fn found(dir: &std::path::Path, user_cfg: &str, users: &[&str], addr: SocketAddr
 
 /// What this node reports of itself.
 async fn report(ops: &Ops, seq: u64) -> NodeReport {
-    let guests = ops.guests.list().await.into_iter().map(|p| GuestReport {
-        vmid: p.vmid,
-        epoch: p.epoch,
-        state: p.state,
-        pid: p.pid,
-        uptime: p.uptime,
-        cpu: p.cpu,
-        mem: p.mem,
-        net_in: p.net_in,
-        net_out: p.net_out,
-        disk_read: p.disk_read,
-        disk_write: p.disk_write,
-        machine: p.machine,
-        accel: p.accel,
-        version: p.version,
-    });
+    let guests = ops.guests.list().await;
     NodeReport {
         node: ops.me.name.clone(),
         boot: ops.me.boot.clone(),
@@ -186,7 +171,7 @@ async fn report(ops: &Ops, seq: u64) -> NodeReport {
         started: ops.me.started,
         lease: true,
         stats: NodeStats::default(),
-        guests: guests.collect(),
+        guests,
         storages: vec![],
         tasks: vec![],
         ha: Value::Null,

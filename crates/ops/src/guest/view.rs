@@ -142,22 +142,7 @@ impl Ops {
     pub async fn vm_status(&self, vmid: Vmid) -> Result<Value, OpsError> {
         let guest = self.vm_at(vmid)?;
         let known = match self.guests.state(vmid).await {
-            Some(p) => GuestKnown::Process(GuestReport {
-                vmid,
-                epoch: p.epoch,
-                state: p.state,
-                pid: p.pid,
-                uptime: p.uptime,
-                cpu: p.cpu,
-                mem: p.mem,
-                net_in: p.net_in,
-                net_out: p.net_out,
-                disk_read: p.disk_read,
-                disk_write: p.disk_write,
-                machine: p.machine,
-                accel: p.accel,
-                version: p.version,
-            }),
+            Some(p) => GuestKnown::Process(p),
             None => GuestKnown::Absent,
         };
         let mut value = serde_json::to_value(status_of(&guest, &known))
