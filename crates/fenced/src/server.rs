@@ -374,7 +374,13 @@ impl Server {
             self.jobs.remove(&vmid);
             let guard = Guard::new(registration, self.clock.clone(), self.dirty.clone());
             self.guards.insert(vmid, Rc::new(guard));
-            self.store();
+            // A process that is started on this word must be known to whatever fence process follows this one.
+            if let Err(e) = self.write_record() {
+                self.guards.remove(&vmid);
+                let why = format!("could not write {}: {e}", self.record.display());
+                self.holder.forget(vmid, true).unwrap_or_else(|e| log(&e.to_string()));
+                return Err(Refusal::Guest { why });
+            }
         }
         Ok(Answer::Done)
     }
@@ -416,12 +422,16 @@ impl Server {
 
     /// Writes the record. That it cannot be written is no reason to leave guests unguarded now.
     fn store(&self) {
+        if let Err(e) = self.write_record() {
+            log(&format!("could not write {}: {e}", self.record.display()));
+        }
+    }
+
+    fn write_record(&self) -> std::io::Result<()> {
         let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let (drain, watchdog) = self.holder.times().unwrap_or_default();
         let guests = self.guards.values().map(|g| g.entry()).collect();
-        if let Err(e) = Record::new(ms(drain), ms(watchdog), guests).store(&self.record) {
-            log(&format!("could not write {}: {e}", self.record.display()));
-        }
+        Record::new(ms(drain), ms(watchdog), guests).store(&self.record)
     }
 }
 

@@ -162,6 +162,22 @@ fn the_next_fence_process_makes_safe_what_it_finds() {
 }
 
 #[test]
+fn what_cannot_be_recorded_is_not_registered() {
+    let Some(mut bench) = Bench::start("none") else { return };
+    let in_the_way = bench.dir.path().join("s.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let registration = bench.registration(100, None);
+    let refused = bench.fenced.call(Op::Register(registration.clone())).unwrap_err();
+    assert!(refused.to_string().contains("could not write"), "{refused}");
+    bench.lease(L * 20);
+    assert!(matches!(bench.run(100, 3), Err(CallError::Refused(Refusal::Unknown))));
+    std::fs::remove_dir(&in_the_way).unwrap();
+    bench.fenced.call(Op::Register(registration)).unwrap();
+    bench.restart();
+    assert_eq!(bench.hold(100), Hold::Registered);
+}
+
+#[test]
 fn a_socket_has_one_fence_process() {
     let Some(bench) = Bench::start("none") else { return };
     let second = bench.spawn_another().wait_with_output().unwrap();
