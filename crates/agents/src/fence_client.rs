@@ -10,8 +10,9 @@
 //! process is gone: a `run` whose answer was lost may have been carried out, so it is asked again, not assumed.
 
 use async_trait::async_trait;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use stead_driver::fence::{Fence, FenceError, FenceStatus, Hold, Registration};
 use stead_fenced::protocol::{self, Answer, MAX_LINE, Op, Outcome, Refusal, Request, Response};
@@ -37,6 +38,8 @@ enum CallError {
 #[derive(Debug, Clone)]
 pub struct FenceClient {
     calls: mpsc::Sender<(Op, Reply)>,
+    /// Grows before a registration is sent, shrinks after an answer alone: never less than what it holds.
+    entrusted: Arc<Mutex<BTreeSet<Vmid>>>,
 }
 
 /// Which fence process answers.
@@ -59,7 +62,11 @@ impl FenceClient {
         tokio::spawn(
             Task { socket: socket.to_owned(), calls: receive, next: 1, waiting: HashMap::new() }.run(),
         );
-        Self { calls }
+        Self { calls, entrusted: Arc::default() }
+    }
+
+    fn entrusted(&self) -> MutexGuard<'_, BTreeSet<Vmid>> {
+        self.entrusted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which fence process answers. The daemon starts one of its own version when none does.
@@ -141,12 +148,15 @@ impl Fence for FenceClient {
 
     async fn register(&self, guest: Registration) -> Result<(), FenceError> {
         let Registration { vmid, epoch, cgroup, monitor, pidfile } = guest;
+        self.entrusted().insert(vmid);
         let op = Op::Register(protocol::Registration { vmid, epoch, cgroup, monitor, pidfile });
         self.done(op, "register", Some((vmid, epoch))).await
     }
 
     async fn forget(&self, vmid: Vmid) -> Result<(), FenceError> {
-        self.done(Op::Forget { vmid }, "forget", Some((vmid, Epoch::default()))).await
+        self.done(Op::Forget { vmid }, "forget", Some((vmid, Epoch::default()))).await?;
+        self.entrusted().remove(&vmid);
+        Ok(())
     }
 
     async fn run(&self, vmid: Vmid, epoch: Epoch) -> Result<(), FenceError> {
@@ -156,12 +166,17 @@ impl Fence for FenceClient {
     async fn status(&self) -> Result<FenceStatus, FenceError> {
         match self.call(Op::Status, LIMIT).await.map_err(|e| e.into_fence("tell what it holds", None))? {
             Answer::Status { lease_left_ms, guests } => {
+                self.entrusted().extend(guests.iter().map(|(vmid, ..)| *vmid));
                 let guests =
                     guests.into_iter().map(|(vmid, epoch, state)| (vmid, epoch, hold(state))).collect();
                 Ok(FenceStatus { lease_left_ms, guests })
             }
             other => Err(unexpected(&other)),
         }
+    }
+
+    fn entrusted(&self) -> Vec<Vmid> {
+        Self::entrusted(self).iter().copied().collect()
     }
 }
 
@@ -289,8 +304,10 @@ mod tests {
         let status = client.status().await.unwrap();
         assert!(status.lease_left_ms.is_some_and(|left| left > 50_000));
         assert_eq!(status.guests, [(vmid, epoch, Hold::Released)]);
+        assert_eq!(Fence::entrusted(&client), [vmid]);
         client.forget(vmid).await.unwrap();
         assert_eq!(client.status().await.unwrap().guests, []);
+        assert_eq!(Fence::entrusted(&client), []);
     }
 
     #[tokio::test]

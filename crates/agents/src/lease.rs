@@ -2,9 +2,14 @@
 //! alone counts; enters the cluster again after a loss; and decides, by linearizable reads, what becomes of
 //! guests that the fence process holds.
 
+use crate::clock::boottime;
 use crate::grant::GrantHandle;
+use crate::guardian::{self, Renewal};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 use stead_driver::fence::Hold;
+use stead_driver::guest::GuestError;
 use stead_membership::wire::{Heartbeat, HeartbeatAnswer, Outcome, Refusal, VERSION};
 use stead_model::{Epoch, FenceProfile, NodeRecord, NodeState, Vmid, paths};
 use stead_ops::peers::call;
@@ -16,10 +21,15 @@ use tokio::sync::watch;
 pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>) {
     let mut was_held = false;
     let mut deciding: Option<tokio::task::JoinHandle<()>> = None;
+    let profile = ops.cluster_record().map(|c| c.value.profile).unwrap_or_default();
+    // What an earlier daemon was granted ends before this.
+    let granted = Renewal { sent: boottime(), lease: profile.lease(), drain: profile.drain() };
+    let (renewed, renewals) = watch::channel(granted);
+    tokio::spawn(guardian::run(ops.clone(), renewals));
     loop {
         let profile = ops.cluster_record().map(|c| c.value.profile).unwrap_or_default();
         let begun = tokio::time::Instant::now();
-        match beat(&ops, &grant, profile).await {
+        match beat(&ops, &grant, profile, &renewed).await {
             Ok(None) => {}
             Ok(Some(Refusal::Lost | Refusal::WrongBoot { .. })) => {
                 if let Err(e) = enter(&ops).await {
@@ -54,7 +64,13 @@ pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>)
 }
 
 /// One heartbeat: nonce, question, answer, renewal. `Some`: refused.
-async fn beat(ops: &Ops, grant: &GrantHandle, profile: FenceProfile) -> Result<Option<Refusal>, OpsError> {
+async fn beat(
+    ops: &Ops,
+    grant: &GrantHandle,
+    profile: FenceProfile,
+    renewed: &watch::Sender<Renewal>,
+) -> Result<Option<Refusal>, OpsError> {
+    let sent = boottime();
     let nonce = ops.fence.nonce().await?;
     let me = &ops.me;
     let heartbeat =
@@ -73,6 +89,8 @@ async fn beat(ops: &Ops, grant: &GrantHandle, profile: FenceProfile) -> Result<O
     match answer.outcome {
         Outcome::Granted { lease_ms, drain_ms, watchdog_ms } => {
             ops.fence.renew(answer.nonce, lease_ms, drain_ms, watchdog_ms).await?;
+            let ms = Duration::from_millis;
+            renewed.send_replace(Renewal { sent, lease: ms(lease_ms), drain: ms(drain_ms) });
             Ok(None)
         }
         Outcome::Refused { reason } => Ok(Some(reason)),
@@ -118,24 +136,26 @@ async fn decide_held(ops: &Ops, guests: &[(Vmid, Epoch, Hold)], lease: bool) {
                 }
                 Err(e) => tracing::warn!("guest {vmid}: {e}"),
             },
-            Decision::Destroy => destroy(ops, vmid).await,
+            Decision::Destroy => {
+                if let Err(e) = destroy(ops, vmid).await {
+                    tracing::error!("guest {vmid}: {e}");
+                }
+            }
         }
     }
 }
 
-async fn destroy(ops: &Ops, vmid: Vmid) {
+async fn destroy(ops: &Ops, vmid: Vmid) -> Result<(), OpsError> {
     tracing::warn!("guest {vmid} was recovered elsewhere: this old copy is destroyed");
-    if let Err(e) = ops.guests.kill(vmid).await {
-        tracing::error!("guest {vmid}: {e}");
-        return;
-    }
-    if let Err(e) = ops.fence.forget(vmid).await {
-        tracing::error!("guest {vmid}: {e}");
+    match ops.guests.kill(vmid).await {
+        Ok(()) | Err(GuestError::NotRunning(_)) => Ok(ops.fence.forget(vmid).await?),
+        Err(e) => Err(e.into()),
     }
 }
 
-/// Enters the cluster, or enters it again: destroys every copy that is no longer this node's, then commits the
-/// node a member in this boot, over its record as read.
+/// Enters the cluster, or enters it again: destroys every copy that is no longer this node's, guarded or not, then
+/// commits the node a member in this boot, over its record as read. A node whose old copies cannot be destroyed
+/// stays out: others trust a member to run nothing that is not its own.
 pub async fn enter(ops: &Ops) -> Result<(), OpsError> {
     ops.conf.barrier().await?;
     let At { value: mut record, revision } = ops.node_record(&ops.me.name)?;
@@ -143,11 +163,13 @@ pub async fn enter(ops: &Ops) -> Result<(), OpsError> {
     if record.uuid != ops.me.uuid {
         return Err(OpsError::failed(format!("the cluster knows node '{}' with another UUID", ops.me.name)));
     }
-    for (vmid, epoch, _) in ops.fence.status().await?.guests {
+    let guarded = ops.fence.status().await?.guests.into_iter().map(|(vmid, epoch, _)| (vmid, epoch));
+    let processes = ops.guests.list().await.into_iter().map(|p| (p.vmid, p.epoch));
+    for (vmid, epoch) in guarded.chain(processes).collect::<BTreeSet<_>>() {
         let own = ops.guest_at(vmid).ok().map(|g| g.own.value);
         let owns = own.as_ref().is_some_and(|o| o.owner == ops.me.name);
         if decide(owns, epoch, own.map(|o| o.epoch)) == Decision::Destroy {
-            destroy(ops, vmid).await;
+            destroy(ops, vmid).await?;
         }
     }
     if record.state == state && record.addr == ops.me.addr && record.version == ops.me.version {

@@ -4,6 +4,7 @@ pub mod clock;
 pub mod events;
 pub mod fence_client;
 pub mod grant;
+pub mod guardian;
 pub mod guests;
 pub mod ha;
 pub mod lease;

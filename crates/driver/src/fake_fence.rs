@@ -120,6 +120,10 @@ impl Fence for FakeFence {
         let guests = state.guests.iter().map(|(vmid, (guest, hold))| (*vmid, guest.epoch, *hold)).collect();
         Ok(FenceStatus { lease_left_ms: state.lease_ms, guests })
     }
+
+    fn entrusted(&self) -> Vec<Vmid> {
+        self.state().guests.keys().copied().collect()
+    }
 }
 
 #[cfg(test)]

@@ -90,4 +90,7 @@ pub trait Fence: Send + Sync {
     async fn run(&self, vmid: Vmid, epoch: Epoch) -> Result<(), FenceError>;
     /// What it holds.
     async fn status(&self) -> Result<FenceStatus, FenceError>;
+    /// Every guest that it may hold, by what was asked of it and what it answered last. Needs no answer: it is what
+    /// remains to be made safe when there is no fence process any more.
+    fn entrusted(&self) -> Vec<Vmid>;
 }

@@ -158,6 +158,24 @@ impl Node {
         self.inner.signal_daemon(Signal::CONT);
     }
 
+    /// Kills the fence process in such a way that the daemon cannot start another: its record cannot be read.
+    pub fn break_fence(&self) -> Result<()> {
+        let record = self.dir().join("run/fenced.sock.state");
+        std::fs::write(&record, "damaged").with_context(|| format!("can't damage {}", record.display()))?;
+        self.signal_fence(Signal::KILL)
+    }
+
+    /// Stops the fence process where it is: it answers nothing, and guards nothing.
+    pub fn hang_fence(&self) -> Result<()> {
+        self.signal_fence(Signal::STOP)
+    }
+
+    fn signal_fence(&self, signal: Signal) -> Result<()> {
+        let fence = self.processes().into_iter().find(procs::Process::is_fence);
+        fence.with_context(|| format!("{} has no fence process", self.name()))?.signal(signal);
+        Ok(())
+    }
+
     /// Kills the daemon alone; it stays away until [`Self::start_daemon`].
     pub fn kill_daemon(&self) -> Result<()> {
         self.inner.end_daemon(Signal::KILL)

@@ -30,13 +30,19 @@ pub struct Process {
 impl Process {
     /// Whether it is a guest's QEMU.
     pub fn is_qemu(&self) -> bool {
-        self.command
-            .split(' ')
-            .next()
-            .is_some_and(|p| p.rsplit('/').next().is_some_and(|f| f.starts_with("qemu-system")))
+        self.program().is_some_and(|f| f.starts_with("qemu-system"))
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Whether it is a node's fence process.
+    pub fn is_fence(&self) -> bool {
+        self.program() == Some("stead-fenced")
+    }
+
+    fn program(&self) -> Option<&str> {
+        self.command.split(' ').next()?.rsplit('/').next()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
         if let Some(pid) = Pid::from_raw(self.pid) {
             // It may have ended since it was seen.
             let _ = kill_process(pid, signal);

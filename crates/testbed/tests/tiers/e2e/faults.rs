@@ -8,6 +8,7 @@ use std::time::Instant;
 use stead_testbed::Cluster;
 use stead_testbed::api::until;
 use stead_testbed::guest::tick;
+use stead_testbed::node::Node;
 use stead_testbed::poll::Poller;
 
 const VM: u32 = 100;
@@ -101,6 +102,28 @@ fn a_daemon_that_hangs_and_wakes_does_not_run_the_vm_twice() {
         let api = cluster.api(0).await?;
         node_is(&cluster, &api, 1, true).await?;
         one_writer(&cluster, VM)
+    });
+}
+
+#[test]
+fn without_a_fence_process_the_daemon_ends_what_nobody_guards() {
+    loopback(async |builder| {
+        let cluster = cluster(builder).await?;
+        let poller = armed(&cluster).await?;
+        for way in [Node::break_fence, Node::hang_fence] {
+            let at = runs_on(&cluster, &cluster.api(0).await?, VM, BOOT, |_| true).await?;
+            let began = Instant::now();
+            way(cluster.node(at))?;
+            until("the unguarded VM is ended", RECOVERY, async || {
+                Ok((!cluster.node(at).runs_a_guest()).then_some(()))
+            })
+            .await?;
+            println!("ended on {} after {:.2} s", cluster.node(at).name(), began.elapsed().as_secs_f64());
+            // By the end of L + D: nobody may start it elsewhere before L + D + W.
+            ensure!(began.elapsed().as_secs_f64() < 6.0, "the others may have started it already");
+            recovered(&cluster, &poller, at, began).await?;
+        }
+        Ok(())
     });
 }
 
