@@ -66,7 +66,7 @@ impl From<OpsError> for Error {
         match e {
             OpsError::Invalid { parameter, why } => Self::parameter(&parameter, why),
             OpsError::Forbidden { .. } => Self::forbidden(e.to_string()),
-            OpsError::Failed(text) => Self::failed(text),
+            OpsError::Failed(text) | OpsError::Undecided(text) => Self::failed(text),
             OpsError::NoQuorum(_) => Self::new(503, e.to_string()),
             OpsError::Unreachable { .. } => Self::new(595, e.to_string()),
         }

@@ -31,6 +31,9 @@ pub enum OpsError {
     /// There is no majority (HTTP 503).
     #[error("{0}")]
     NoQuorum(String),
+    /// Nobody could tell in time whether the change was recorded (HTTP 500): nothing may be undone on that ground.
+    #[error("{0}")]
+    Undecided(String),
     /// Another node, which must carry it out, cannot be reached (HTTP 595).
     #[error("node '{node}' cannot be reached: {why}")]
     Unreachable {
@@ -83,7 +86,8 @@ impl From<TxnError> for OpsError {
     fn from(e: TxnError) -> Self {
         match e {
             e @ TxnError::NoQuorum { .. } => Self::NoQuorum(e.to_string()),
-            other => Self::Failed(other.to_string()),
+            e @ TxnError::Refused(_) => Self::Failed(e.to_string()),
+            e @ (TxnError::Unknown { .. } | TxnError::Stopped { .. }) => Self::Undecided(e.to_string()),
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::{Ops, OpsError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use stead_conf::{Check, Op, Revision, Tree, Txn, TxnError, WatchEvent};
+use stead_conf::{Check, Op, Revision, Tree, Txn, WatchEvent};
 use stead_model::{ClusterRecord, GuestKind, NodeName, NodeRecord, Ownership, Vmid, paths};
 
 /// A value with the revision that it was read at.
@@ -57,11 +57,6 @@ pub fn touches(event: &WatchEvent, prefix: &str) -> bool {
         WatchEvent::Commit(c) => c.changes.iter().any(|p| p.path.starts_with(prefix)),
         WatchEvent::Snapshot { .. } => true,
     }
-}
-
-/// Whether a transaction was certainly not carried out and never will be.
-pub fn is_definite(e: &TxnError) -> bool {
-    matches!(e, TxnError::Refused(_) | TxnError::NoQuorum { .. })
 }
 
 /// A guest as recorded: who may run it and with what configuration.

@@ -131,7 +131,7 @@ impl Ops {
                 Ok(())
             }
             Err(e) => {
-                self.free_volumes(&made.volumes).await;
+                self.undo_made(&e, &made).await;
                 Err(e)
             }
         }
@@ -179,6 +179,20 @@ impl Ops {
             .push(stead_conf::Check::Revision(stead_model::paths::ownership(guest.vmid), guest.own.revision));
         self.conf.transact(txn).await?;
         Ok(())
+    }
+
+    /// Removes what was made for a change that failed; not where the change may have taken effect after all, since the
+    /// configuration would name volumes that are gone.
+    pub(crate) async fn undo_made(&self, why: &OpsError, made: &Made) {
+        if !matches!(why, OpsError::Undecided(_)) {
+            self.free_volumes(&made.volumes).await;
+        } else if !made.volumes.is_empty() {
+            let names: Vec<String> = made.volumes.iter().map(ToString::to_string).collect();
+            tracing::warn!(
+                "nobody knows whether the change was recorded: {} kept; remove what no configuration names",
+                names.join(", ")
+            );
+        }
     }
 
     /// Makes what was asked for as new: volumes, hardware addresses. Volumes made are named in `made`.

@@ -61,7 +61,7 @@ impl Ops {
         match self.create_with(cx, actor, vmid, changes, &mut made).await {
             Ok(()) => Ok(()),
             Err(e) => {
-                self.free_volumes(&made.volumes).await;
+                self.undo_made(&e, &made).await;
                 Err(OpsError::failed(format!("unable to create VM {vmid} - {e}")))
             }
         }
