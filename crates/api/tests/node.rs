@@ -247,6 +247,46 @@ async fn who_may_let_nodes_in_gets_a_token() {
 }
 
 #[tokio::test]
+async fn a_member_prepares_for_one_node_and_lets_in_no_other() {
+    use stead_transport::join::{JOIN_PROTOCOL, JoinRefusal, JoinRequest};
+    let node = Node::start(USERS, &ALL).await;
+    let (root, auditor) = (node.sign_in("root@pam").await, node.sign_in("auditor@pve").await);
+    let path = "/cluster/config/nodes/n2";
+    assert!(node.ask(&auditor, "POST", path, "").await.line.starts_with("403 "));
+    let version = node.ask(&root, "POST", path, "apiversion=2").await;
+    assert!(version.body["errors"]["apiversion"].as_str().unwrap().contains("version"), "{}", version.body);
+    let taken = node.ask(&root, "POST", "/cluster/config/nodes/n1", "").await;
+    assert!(taken.line.starts_with("500 a node named 'n1' is in the cluster already"), "{}", taken.line);
+
+    let made = node.ask(&root, "POST", path, "new_node_ip=127.0.0.9&apiversion=1").await.data();
+    assert_eq!(made["warnings"], json!([]));
+    let information: stead_transport::JoinInfo = made["information"].as_str().unwrap().parse().unwrap();
+    assert_eq!(information.token.as_deref(), made["token"].as_str());
+    assert_eq!(made["command"], format!("stead cluster join {information}"));
+
+    let token = information.token.unwrap();
+    let ask = async |name: &str, ip: &str| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+        let request = json!({
+            "protocol": JOIN_PROTOCOL, "name": name, "uuid": "33333333-3333-4333-8333-333333333333",
+            "csr": "no signing request", "addr": format!("{ip}:8006"), "version": "0.0.0",
+            "feature_level": stead_conf::SUPPORTED_LEVEL, "wall_clock_ms": u64::try_from(now).unwrap(),
+        });
+        let request: JoinRequest = serde_json::from_value(request).unwrap();
+        node.ops.let_in(&request, Some(&token)).await.unwrap_err()
+    };
+    for (name, ip) in [("n3", "127.0.0.9"), ("n2", "127.0.0.8")] {
+        let refused = ask(name, ip).await;
+        assert!(matches!(refused, JoinRefusal::TokenForOther { .. }), "{name} {ip}: {refused}");
+    }
+    let further = ask("n2", "127.0.0.9").await;
+    assert!(
+        matches!(further, JoinRefusal::Request { .. }),
+        "its token is good, its request is not: {further}"
+    );
+}
+
+#[tokio::test]
 async fn a_node_leaves_when_it_owns_nothing_and_is_forgotten_after() {
     use stead_ops::leave::{LeaveAnswer, LeaveRequest};
     let node = Node::start(USERS, &ALL).await;

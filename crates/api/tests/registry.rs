@@ -27,6 +27,7 @@ fn example(s: &ParamSchema) -> String {
         Some("pve-storage-id") => Some("local"),
         Some("pve-userid" | "pve-authid") => Some("root@pam"),
         Some("pve-ha-resource-or-vm-id") => Some("vm:100"),
+        Some("ip") => Some("192.0.2.1"),
         Some("pve-upid") => Some("UPID:n1:00000001:00000001:00000001:t:1:root@pam:"),
         _ => None,
     };

@@ -20,7 +20,7 @@ use stead_model::{
 };
 use stead_tasks::{TaskContext, TaskError};
 use stead_transport::join::{
-    ClusterFacts, JOIN_PROTOCOL, JoinAnswer, JoinAuth, JoinClient, JoinRequest, JoinToken, Member,
+    Admits, ClusterFacts, JOIN_PROTOCOL, JoinAnswer, JoinAuth, JoinClient, JoinRequest, JoinToken, Member,
     TokenRecord, vet_join,
 };
 use stead_transport::{ClusterCa, Fingerprint, JoinInfo, JoinRefusal, NodeKey, PeerIdentity};
@@ -109,7 +109,7 @@ impl Ops {
     pub async fn join_information(&self, actor: &Actor, with_token: bool) -> Result<Value, OpsError> {
         let cluster = self.cluster_record()?.value;
         let nodes = self.node_records();
-        let token = if with_token { Some(self.make_join_token(actor).await?) } else { None };
+        let token = if with_token { Some(self.make_join_token(actor, None).await?) } else { None };
         let info = JoinInfo {
             v: 1,
             // The certificate pinned is this node's, so its address alone is named.
@@ -139,11 +139,17 @@ impl Ops {
         Ok(out)
     }
 
-    async fn make_join_token(&self, actor: &Actor) -> Result<String, OpsError> {
+    /// Makes a one-time token, for any node or for one alone.
+    pub(crate) async fn make_join_token(
+        &self,
+        actor: &Actor,
+        admits: Option<Admits>,
+    ) -> Result<String, OpsError> {
         let failed =
             |e: &dyn std::fmt::Display| OpsError::failed(format!("could not make a join token: {e}"));
         let (token, record) = JoinToken::generate(unix_ms() / 1000 + TOKEN_LIFE.as_secs())
             .map_err(|_| failed(&"no random bytes"))?;
+        let record = TokenRecord { admits, ..record };
         let path = format!("{JOIN_TOKENS}{}", record.id);
         let kept = self.conf.put_secret(&actor.who, "join token made", &path, &store::bytes(&record)?).await;
         kept.map_err(|e| failed(&e))?;
@@ -151,12 +157,18 @@ impl Ops {
     }
 
     /// The record of a one-time token, if it is good. The transaction that lets the node in removes it.
-    fn join_token(&self, token: &str) -> Result<String, JoinRefusal> {
+    fn join_token(&self, token: &str, request: &JoinRequest) -> Result<String, JoinRefusal> {
         let id = TokenRecord::id_of(token).ok_or(JoinRefusal::Token)?;
         let path = format!("{JOIN_TOKENS}{id}");
         let kept = self.conf.secret(&path).ok().flatten().ok_or(JoinRefusal::Token)?;
         let record: TokenRecord = serde_json::from_slice(&kept).map_err(|_| JoinRefusal::Token)?;
-        if record.accepts(token, unix_ms() / 1000) { Ok(path) } else { Err(JoinRefusal::Token) }
+        if !record.accepts(token, unix_ms() / 1000) {
+            return Err(JoinRefusal::Token);
+        }
+        if !record.is_for(&request.name, request.addr) {
+            return Err(JoinRefusal::TokenForOther { name: request.name.clone(), addr: request.addr });
+        }
+        Ok(path)
     }
 
     /// Lets a node in: the member's half. Name, address and VMIDs are checked here and, by the transaction, again. Who asks
@@ -168,7 +180,7 @@ impl Ops {
     ) -> Result<JoinAnswer, JoinRefusal> {
         let failed = |why: String| JoinRefusal::Request { why };
         self.conf.barrier().await.map_err(|_| JoinRefusal::NoQuorum)?;
-        let token = token.map(|t| self.join_token(t)).transpose()?;
+        let token = token.map(|t| self.join_token(t, request)).transpose()?;
         // A node that was let in and never entered may ask again: its first join was cut off.
         let nodes = self.node_records();
         let others = nodes.iter().filter(|n| n.uuid != request.uuid || !never_entered(n));

@@ -7,6 +7,7 @@
 pub mod access;
 pub mod actor;
 pub mod admin;
+pub mod admit;
 pub mod cluster;
 pub mod datacenter;
 pub mod error;

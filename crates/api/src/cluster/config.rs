@@ -3,9 +3,11 @@
 use crate::framework::{Access, Caller, Error, Json, Null};
 use crate::version::Nothing;
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use stead_api_derive::Params;
 use stead_model::{NodeName, NodeRecord, Upid};
 use stead_ops::admin::JoinRequest;
+use stead_ops::admit::{Admission, Expected};
 
 /// What the API for joining is like; raised when a joining node must know something new.
 const API_VERSION: u32 = 1;
@@ -44,6 +46,19 @@ pub struct Join {
     /// Join although guests or an earlier cluster are here.
     #[param(default = "0")]
     force: bool,
+}
+
+#[derive(Params)]
+pub struct NewNode {
+    /// The name of the node to be added.
+    node: NodeName,
+    /// The version of the API for joining that it knows.
+    apiversion: Option<u32>,
+    /// A node of that name may be in the cluster still: it must be removed before the new one joins.
+    #[param(default = "0")]
+    force: bool,
+    /// Let it join from this address alone.
+    new_node_ip: Option<IpAddr>,
 }
 
 #[derive(Params)]
@@ -114,6 +129,27 @@ endpoint! {
             "quorum_votes": if raft.contains(&n.raft_id) { "1" } else { "0" },
         });
         Ok(Json(cx.ops().node_records().into_iter().map(shown).collect()))
+    }
+}
+
+endpoint! {
+    /// Prepares for a node to join: makes a one-time token that lets in a node of that name alone, within an hour. The
+    /// answer has `warnings`, `token`, `information` and the `command` to run on that node; there is no corosync, so
+    /// there are no `corosync_conf` and `corosync_authkey`.
+    AddNode = post("/cluster/config/nodes/{node}"), Anywhere, ROOT;
+    missing: &[
+        "link[n]: nodes have one address each",
+        "nodeid: the cluster gives numbers itself",
+        "votes: who votes is chosen by the cluster",
+    ];
+    fn call(cx, p: NewNode) -> Json<Admission> {
+        if let Some(theirs) = p.apiversion.filter(|v| *v != API_VERSION) {
+            let why = format!("this node knows version {API_VERSION} of joining, the new one {theirs}: \
+                bring both to the same version");
+            return Err(Error::parameter("apiversion", why));
+        }
+        let expected = Expected { node: p.node, ip: p.new_node_ip, force: p.force };
+        Ok(Json(cx.ops().expect_node(&cx.actor(), expected).await?))
     }
 }
 

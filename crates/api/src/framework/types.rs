@@ -1,6 +1,7 @@
 //! The types of parameters' values.
 
 use super::params::{Kind, Param, ParamSchema, boolean};
+use std::net::IpAddr;
 use stead_access::AuthId;
 use stead_model::{GuestKind, NodeName, ServiceId, StorageId, Upid, UserId, Vmid, VolumeId};
 
@@ -66,6 +67,7 @@ parsed! {
     VolumeId, "pve-volume-id";
     ServiceId, "pve-ha-resource-or-vm-id";
     Upid, "pve-upid";
+    IpAddr, "ip";
 }
 
 impl Param for Vmid {

@@ -7,8 +7,9 @@ use rustls::crypto::GetRandomFailed;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use stead_model::NodeName;
 
 /// How to reach a cluster and know it again: one copyable string, base64 of JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,7 +102,7 @@ impl JoinToken {
         crate::tls::provider().secure_random.fill(&mut random)?;
         let (id, secret) = random.split_at(8);
         let (id, secret) = (hex(id), hex(secret));
-        let record = TokenRecord { id: id.clone(), secret_sha256: digest(&secret), expires };
+        let record = TokenRecord { id: id.clone(), secret_sha256: digest(&secret), expires, admits: None };
         Ok((Self(format!("{id}.{secret}")), record))
     }
 
@@ -109,6 +110,16 @@ impl JoinToken {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// The one node that a token is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admits {
+    /// By its name.
+    pub node: NodeName,
+    /// At this address alone, on any port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<IpAddr>,
 }
 
 /// What is kept of a token, at a path that its id names; deleted by the very transaction that lets the node in.
@@ -120,6 +131,9 @@ pub struct TokenRecord {
     pub secret_sha256: String,
     /// When it ends, in seconds since 1970.
     pub expires: u64,
+    /// Whom it lets in; none: any one node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admits: Option<Admits>,
 }
 
 impl TokenRecord {
@@ -134,6 +148,11 @@ impl TokenRecord {
         // Hashes are compared: how far they agree tells nothing about the secret.
         let secret = token.split_once('.').filter(|(id, _)| *id == self.id).map(|(_, secret)| digest(secret));
         now < self.expires && secret.as_ref() == Some(&self.secret_sha256)
+    }
+
+    /// Whether the token is for a node of that name at that address.
+    pub fn is_for(&self, node: &NodeName, addr: SocketAddr) -> bool {
+        self.admits.as_ref().is_none_or(|a| a.node == *node && a.ip.is_none_or(|ip| ip == addr.ip()))
     }
 }
 
@@ -190,5 +209,19 @@ mod tests {
         assert!(!record.accepts(&format!("{}.", record.id), 999));
         assert!(!format!("{record:?}").contains(token.as_str().split_once('.').unwrap().1));
         assert_eq!(TokenRecord::id_of("../../x.y"), None);
+    }
+
+    #[test]
+    fn a_token_for_one_node_is_for_no_other() {
+        let (_, any) = JoinToken::generate(1000).unwrap();
+        let [pve4, pve5]: [NodeName; 2] = ["pve4", "pve5"].map(|n| n.parse().unwrap());
+        let [here, there]: [SocketAddr; 2] = ["192.0.2.4:8006", "192.0.2.5:8006"].map(|a| a.parse().unwrap());
+        assert!(any.is_for(&pve4, here) && any.is_for(&pve5, there));
+        let by_name = TokenRecord { admits: Some(Admits { node: pve4.clone(), ip: None }), ..any.clone() };
+        assert!(by_name.is_for(&pve4, there) && !by_name.is_for(&pve5, here));
+        let by_both = TokenRecord { admits: Some(Admits { node: pve4.clone(), ip: Some(here.ip()) }), ..any };
+        assert!(by_both.is_for(&pve4, here) && !by_both.is_for(&pve4, there));
+        let kept = r#"{"id":"a","secret_sha256":"b","expires":1}"#;
+        assert_eq!(serde_json::from_str::<TokenRecord>(kept).unwrap().admits, None, "records of before");
     }
 }

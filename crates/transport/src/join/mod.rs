@@ -18,7 +18,7 @@ mod info;
 mod vet;
 
 pub use client::{JoinAuth, JoinClient, JoinError};
-pub use info::{BadJoinInfo, JoinInfo, JoinToken, TokenRecord};
+pub use info::{Admits, BadJoinInfo, JoinInfo, JoinToken, TokenRecord};
 pub use vet::{ClusterFacts, JoinRefusal, MAX_CLOCK_OFFSET, refusal_response, vet_join};
 
 use serde::{Deserialize, Serialize};

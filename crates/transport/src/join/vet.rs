@@ -129,6 +129,14 @@ pub enum JoinRefusal {
         "the join token is not valid (any more); make a new one with 'stead cluster join-info --with-token' on a member"
     )]
     Token,
+    /// The token was made for another node.
+    #[error("the join token was made for another node than '{name}' at {addr}; make one for it on a member")]
+    TokenForOther {
+        /// Who has shown it.
+        name: NodeName,
+        /// From where.
+        addr: SocketAddr,
+    },
     /// Who asks may not.
     #[error("only an administrator may add a node to the cluster (Sys.Modify on /)")]
     Permission,
@@ -206,7 +214,7 @@ fn vet_place(request: &JoinRequest, cluster: &ClusterFacts<'_>) -> Result<(), Jo
 pub fn refusal_response(refusal: &JoinRefusal) -> Response<Body> {
     let status = match refusal {
         JoinRefusal::Token => StatusCode::UNAUTHORIZED,
-        JoinRefusal::Permission => StatusCode::FORBIDDEN,
+        JoinRefusal::Permission | JoinRefusal::TokenForOther { .. } => StatusCode::FORBIDDEN,
         JoinRefusal::NoQuorum => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::CONFLICT,
     };
