@@ -95,6 +95,7 @@ async fn collect(
         seq,
         started: ops.me.started,
         lease: ops.lease.borrow().held,
+        listens: ops.events.listens(std::time::Instant::now()),
         stats: host.read(&ops.me.dir),
         guests,
         storages,

@@ -8,6 +8,7 @@ use serde_json::Value;
 use std::sync::Arc;
 use stead_membership::wire::Heartbeat;
 use stead_model::{NodeName, Vmid};
+use stead_ops::events::Lines;
 use stead_ops::guest::incoming::{ContinueRequest, IncomingRequest};
 use stead_ops::leave::{LEAVE_CALL, LEFT_CALL};
 use stead_ops::status::NodeReport;
@@ -50,6 +51,17 @@ impl Rpc {
             }
             "status/merge" => {
                 ops.take_report(&take(call, body)?);
+                Ok(Value::Null)
+            }
+            "events" => {
+                let lines: Lines = take(call, body)?;
+                same(from, &lines.node)?;
+                crate::events::relay(ops, &lines).await;
+                Ok(Value::Null)
+            }
+            "events/merge" => {
+                crate::events::from_leader(ops, from)?;
+                ops.events.hear(&take(call, body)?, std::time::Instant::now());
                 Ok(Value::Null)
             }
             "status/all" => give(call, &ops.status.all()),

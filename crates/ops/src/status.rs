@@ -72,6 +72,9 @@ pub struct NodeReport {
     pub started: u64,
     /// Whether it holds a lease.
     pub lease: bool,
+    /// Somebody reads events there: log lines of other nodes' tasks are of use to it.
+    #[serde(default)]
+    pub listens: bool,
     /// Its load.
     pub stats: NodeStats,
     /// Its guests' processes.

@@ -170,6 +170,7 @@ async fn report(ops: &Ops, seq: u64) -> NodeReport {
         seq,
         started: ops.me.started,
         lease: true,
+        listens: ops.events.listens(std::time::Instant::now()),
         stats: NodeStats::default(),
         guests,
         storages: vec![],

@@ -2,6 +2,7 @@
 
 mod demo;
 mod disk;
+mod events;
 mod faults;
 mod guests;
 mod network;
