@@ -15,6 +15,7 @@ pub mod events;
 pub mod guest;
 pub mod ha;
 pub mod join;
+mod join_storage;
 pub mod kept_open;
 pub mod leave;
 pub mod peers;
