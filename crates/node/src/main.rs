@@ -2,11 +2,11 @@
 
 mod args;
 mod bootstrap;
-mod console;
 mod fence;
 mod host;
 mod identity;
 mod serve;
+mod web;
 
 use anyhow::{Context, Result};
 use args::Args;

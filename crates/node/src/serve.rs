@@ -1,6 +1,6 @@
 //! Who answers which request: the API, other nodes' calls, joining, the console.
 
-use crate::console;
+use crate::web;
 use async_trait::async_trait;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -102,7 +102,7 @@ impl Router {
                 Err(refusal) => refusal_response(&refusal),
             };
         }
-        console::answer(&request)
+        web::answer(&request)
     }
 
     async fn peer(&self, mut request: Request<Incoming>, peer: &PeerIdentity, call: &str) -> Response<Body> {
