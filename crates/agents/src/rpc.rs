@@ -50,7 +50,10 @@ impl Rpc {
                 Ok(Value::Null)
             }
             "status/merge" => {
-                ops.take_report(&take(call, body)?);
+                let report: NodeReport = take(call, body)?;
+                crate::events::from_leader(ops, from)?;
+                others(&ops.me.name, &report.node)?;
+                ops.take_report(&report);
                 Ok(Value::Null)
             }
             "events" => {
@@ -75,11 +78,13 @@ impl Rpc {
             }
             "guest/continue" => {
                 let request: ContinueRequest = take(call, body)?;
+                ops.check_source(from, request.vmid, request.epoch)?;
                 ops.continue_incoming(request.vmid, request.epoch).await?;
                 Ok(Value::Null)
             }
             "guest/abort" => {
                 let request: ContinueRequest = take(call, body)?;
+                ops.check_source(from, request.vmid, request.epoch)?;
                 ops.end_incoming(request.vmid, request.epoch).await?;
                 Ok(Value::Null)
             }
@@ -103,4 +108,12 @@ fn same(from: &NodeName, named: &NodeName) -> Result<(), OpsError> {
     } else {
         Err(OpsError::failed(format!("node '{from}' can't speak for '{named}'")))
     }
+}
+
+/// What is told of other nodes concerns other nodes.
+fn others(me: &NodeName, named: &NodeName) -> Result<(), OpsError> {
+    if me == named {
+        return Err(OpsError::failed(format!("node '{me}' knows its own status")));
+    }
+    Ok(())
 }

@@ -108,6 +108,7 @@ impl Router {
     async fn peer(&self, mut request: Request<Incoming>, peer: &PeerIdentity, call: &str) -> Response<Body> {
         if let Some((answer, stream)) = accept_upgrade(&mut request) {
             let (conf, ops, call) = (self.conf.clone(), self.rpc.ops.clone(), call.to_owned());
+            let from = peer.name.clone();
             tokio::spawn(async move {
                 let Ok(stream) = stream.await else { return };
                 if call == "raft" {
@@ -115,7 +116,7 @@ impl Router {
                 } else if let Some(vmid) =
                     call.strip_prefix("guest/migration-stream/").and_then(|v| v.parse::<Vmid>().ok())
                 {
-                    match ops.migration_inlet(vmid).await {
+                    match ops.migration_inlet(&from, vmid).await {
                         Ok(inlet) => {
                             if let Err(e) = splice(stream, inlet, &Carried::default()).await {
                                 tracing::info!("guest {vmid}: the incoming migration stream ended: {e}");

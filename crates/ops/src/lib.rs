@@ -118,12 +118,14 @@ pub struct Ops {
     pub guest_locks: GuestLocks,
 }
 
-/// One mutex a guest.
+/// One mutex a guest, and the moves of guests to this node, which go on without it.
 #[derive(Debug, Default)]
 pub struct GuestLocks {
     all: Mutex<HashMap<Vmid, Arc<tokio::sync::Mutex<()>>>>,
     /// Why nothing may be done with guests of this node now.
     closed: Mutex<Option<&'static str>>,
+    /// Moves to this node.
+    pub incoming: guest::incoming::Incomings,
 }
 
 impl GuestLocks {
