@@ -43,15 +43,26 @@ pub async fn manage(ops: Arc<Ops>, grant: GrantHandle) {
     }
 }
 
-fn resources(ops: &Ops) -> Result<BTreeMap<ServiceId, HaResource>, OpsError> {
+/// The resources, and why some sections are none.
+fn resources(ops: &Ops) -> Result<(BTreeMap<ServiceId, HaResource>, Vec<String>), OpsError> {
     let (text, _) = ops.file(paths::HA_RESOURCES)?;
     let cfg = HaResources::parse(&text)
         .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_RESOURCES)))?;
     let (good, bad) = cfg.list();
-    for (id, why) in bad {
-        tracing::warn!("{}: '{id}' is left alone: {why}", paths::HA_RESOURCES);
+    let told = |(id, why)| format!("{}: '{id}' is left alone: {why}", paths::HA_RESOURCES);
+    Ok((good, bad.into_iter().map(told).collect()))
+}
+
+/// What is to be said again only when it has changed.
+#[derive(Debug, Default)]
+struct Said(Vec<String>);
+
+impl Said {
+    /// What of `all` is new since the last time.
+    fn news(&mut self, all: Vec<String>) -> Vec<String> {
+        let old = std::mem::replace(&mut self.0, all);
+        self.0.iter().filter(|text| !old.contains(text)).cloned().collect()
     }
-    Ok(good)
 }
 
 async fn manage_once(ops: &Ops, grant: &GrantHandle) -> Result<(), OpsError> {
@@ -96,7 +107,8 @@ fn say_changes(ops: &Ops, before: &ManagerState, now: &ManagerState) {
 }
 
 async fn view(ops: &Ops, grant: &GrantHandle) -> Result<View, OpsError> {
-    let resources = resources(ops)?;
+    // The agent of every node tells of what can't be read.
+    let (resources, _) = resources(ops)?;
     let (rules, _) = ops.file(paths::HA_RULES)?;
     let rules = HaRules::parse(&rules)
         .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_RULES)))?
@@ -158,7 +170,8 @@ async fn carry_out(ops: &Ops, command: &Command) -> Result<(), OpsError> {
             let node = ops.node_record(from)?;
             let own = &guest.own.value;
             // The preconditions of rule 2: the record as seen, and a node still committed lost.
-            if own.owner != *from || own.epoch != *epoch || !node.value.state.is_lost() {
+            let guarded = own.armed || !own.running;
+            if own.owner != *from || own.epoch != *epoch || !guarded || !node.value.state.is_lost() {
                 return Ok(());
             }
             let new = Ownership {
@@ -199,10 +212,19 @@ pub async fn agent(ops: Arc<Ops>, reports: watch::Sender<Reports>) {
     let mut agent = Agent::default();
     let mut watch = ops.conf.watch();
     let mut guests = ops.guests.events();
-    let (ended, mut endings) = mpsc::channel::<(AgentCommand, Result<(), String>)>(64);
+    let (ended, mut endings) = mpsc::channel::<Ending>(64);
+    // Endings that the agent has not been told yet: each counts, or a service would stay busy for ever.
+    let mut untold = vec![];
+    let mut said = Said::default();
     loop {
         match agent_view(&ops).await {
-            Ok(view) => {
+            Ok((view, bad)) => {
+                for text in said.news(bad) {
+                    tracing::warn!("{text}");
+                }
+                for (command, result) in untold.drain(..) {
+                    agent.ended(boottime(), &view, &command, result);
+                }
                 for command in agent.step(boottime(), &view) {
                     tokio::spawn(attempt(ops.clone(), command, ended.clone()));
                 }
@@ -219,17 +241,17 @@ pub async fn agent(ops: Arc<Ops>, reports: watch::Sender<Reports>) {
         tokio::select! {
             event = watch.next() => if event.is_none() { return },
             _ = guests.recv() => {}
-            Some((command, result)) = endings.recv() => {
-                if let Ok(view) = agent_view(&ops).await {
-                    agent.ended(boottime(), &view, &command, result);
-                }
-            }
+            Some(ending) = endings.recv() => untold.push(ending),
             () = tokio::time::sleep(PERIOD) => {}
         }
     }
 }
 
-async fn agent_view(ops: &Ops) -> Result<AgentView, OpsError> {
+/// How an attempt has ended.
+type Ending = (AgentCommand, Result<(), String>);
+
+/// What the agent sees, and which resources can't be read.
+async fn agent_view(ops: &Ops) -> Result<(AgentView, Vec<String>), OpsError> {
     let manager = serde_json::from_value(ops.ha_manager_status()?)
         .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_STATUS)))?;
     let mut owned = BTreeSet::new();
@@ -240,18 +262,15 @@ async fn agent_view(ops: &Ops) -> Result<AgentView, OpsError> {
     }
     let present =
         ops.guests.list().await.into_iter().map(|p| ServiceId { kind: GuestKind::Qemu, vmid: p.vmid });
-    let max_restart = resources(ops)?.into_iter().map(|(sid, r)| (sid, r.max_restart)).collect();
+    let (good, bad) = resources(ops)?;
+    let max_restart = good.into_iter().map(|(sid, r)| (sid, r.max_restart)).collect();
     let present = present.filter(|s| owned.contains(s)).collect();
     let ready = ops.lease.borrow().held;
-    Ok(AgentView { me: ops.me.name.clone(), manager, ready, owned, present, max_restart })
+    Ok((AgentView { me: ops.me.name.clone(), manager, ready, owned, present, max_restart }, bad))
 }
 
 /// Carries one attempt out, as a task that users see, and tells how it ended.
-async fn attempt(
-    ops: Arc<Ops>,
-    command: AgentCommand,
-    ended: mpsc::Sender<(AgentCommand, Result<(), String>)>,
-) {
+async fn attempt(ops: Arc<Ops>, command: AgentCommand, ended: mpsc::Sender<Ending>) {
     tracing::info!("{}: {:?}: {}", command.sid, command.attempt, command.reason);
     let result = try_it(&ops, &command).await.map_err(|e| e.to_string());
     if let Err(e) = &result {
@@ -298,5 +317,21 @@ async fn outcome(ops: &Ops, upid: &stead_model::Upid) -> Result<(), OpsError> {
         Some(s) if s == "OK" || s.starts_with("WARNINGS") => Ok(()),
         Some(s) => Err(OpsError::Failed(s)),
         None => Err(OpsError::failed("the task has no result")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_is_said_again_only_when_it_has_changed() {
+        let mut said = Said::default();
+        let all = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+        assert_eq!(said.news(all(&["a", "b"])), ["a", "b"]);
+        assert!((0..100).all(|_| said.news(all(&["a", "b"])).is_empty()));
+        assert_eq!(said.news(all(&["a", "c"])), ["c"]);
+        assert!(said.news(all(&[])).is_empty());
+        assert_eq!(said.news(all(&["a"])), ["a"], "mended, and broken again");
     }
 }
