@@ -34,6 +34,7 @@ fn of_cluster(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<access::Domains>::new())
         .with(Of::<access::ticket::Read>::new())
         .with(Of::<access::ticket::Create>::new())
+        .with(Of::<access::password::Change>::new())
         .with(Of::<access::permissions::Read>::new())
         .with(Of::<access::tokens::List>::new())
         .with(Of::<access::tokens::Read>::new())

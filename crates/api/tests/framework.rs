@@ -520,7 +520,7 @@ async fn an_index_lists_its_children() {
     let s = serve(From::Local { trusted: true }, None).await;
     assert_eq!(
         s.ask("GET", "/api2/json/nodes/n1", "", "").await.data(),
-        json!([{"name": "echo"}, {"name": "qemu"}])
+        json!([{"name": "echo"}, {"name": "long"}, {"name": "qemu"}])
     );
 }
 
@@ -603,5 +603,5 @@ async fn the_document_describes_every_endpoint() {
         json!({"type": "integer", "minimum": 1, "maximum": 64, "description": "How many."})
     );
     assert!(schema["properties"]["net[n]"].is_object());
-    assert_eq!(doc["paths"].as_object().unwrap().len(), 7);
+    assert_eq!(doc["paths"].as_object().unwrap().len(), 9);
 }

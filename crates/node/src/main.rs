@@ -122,6 +122,7 @@ async fn run(args: Args) -> Result<bool> {
         flush: Flush(flush),
         host: Arc::new(daemon),
         guest_locks: stead_ops::GuestLocks::default(),
+        sign_ins: stead_ops::access::SignIns::default(),
     });
 
     let find = {

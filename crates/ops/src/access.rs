@@ -5,9 +5,11 @@
 
 use crate::{Actor, Ops, OpsError, store};
 use serde_json::{Map, Value, json};
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use stead_access::ticket::KEY_LEN;
-use stead_access::{AuthError, Builtin, Directory, Keyring, Realm, ShadowStore, TokenStore};
+use stead_access::{AuthError, Brake, Builtin, Directory, Keyring, Realm, ShadowStore, TokenStore, Verdict};
 use stead_conf::Revision;
 use stead_model::user_cfg::Token;
 use stead_model::{TokenId, UserCfg, UserId, paths};
@@ -45,6 +47,58 @@ pub fn initial_secrets(password: Option<&str>) -> Result<Vec<(&'static str, Vec<
         secrets.push((paths::SHADOW_CFG, shadow.to_text().into_bytes()));
     }
     Ok(secrets)
+}
+
+/// Where and when passwords were wrong of late, on this node; in memory alone.
+#[derive(Debug)]
+pub struct SignIns {
+    brake: Mutex<Brake>,
+    since: Instant,
+}
+
+impl Default for SignIns {
+    fn default() -> Self {
+        Self { brake: Mutex::default(), since: Instant::now() }
+    }
+}
+
+impl SignIns {
+    fn brake(&self) -> MutexGuard<'_, Brake> {
+        self.brake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Waits for the turn of an attempt, or refuses it.
+    async fn turn(&self, user: &UserId, from: IpAddr) -> Result<(), AuthError> {
+        let verdict = self.brake().attempt(user.as_str(), from, self.now());
+        match verdict {
+            Verdict::After(0) => Ok(()),
+            Verdict::After(ms) => {
+                // Nothing is awaited but time: the wait is the brake.
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                Ok(())
+            }
+            Verdict::Refused(ms) => {
+                tracing::debug!("sign-in of {user} from {from} refused unchecked");
+                Err(AuthError::TooMany { seconds: ms.div_ceil(1000) })
+            }
+        }
+    }
+
+    fn ended(&self, user: &UserId, from: IpAddr, result: &Result<(), AuthError>) {
+        let now = self.now();
+        match result {
+            Ok(()) => self.brake().right(user.as_str(), from, now),
+            Err(AuthError::Failure) => {
+                let wrong = self.brake().wrong(user.as_str(), from, now);
+                tracing::warn!("authentication failure; rhost={from} user={user}: {wrong} of late");
+            }
+            Err(e) => tracing::warn!("could not check the password of {user}: {e}"),
+        }
+    }
 }
 
 /// What a token's owner may set.
@@ -131,8 +185,22 @@ impl Ops {
         Ok((store, revision))
     }
 
-    /// Checks a password. Whoever is unknown, disabled or wrong gets the same answer.
-    pub async fn check_password(&self, user: &UserId, password: String, now: u64) -> Result<(), AuthError> {
+    /// Checks a password that was given at `from`. Whoever is unknown, disabled or wrong gets the same answer, after wrong
+    /// ones later and later; see [`stead_access::brake`].
+    pub async fn check_password(
+        &self,
+        user: &UserId,
+        password: String,
+        from: IpAddr,
+        now: u64,
+    ) -> Result<(), AuthError> {
+        self.sign_ins.turn(user, from).await?;
+        let result = self.compare_password(user, password, now).await;
+        self.sign_ins.ended(user, from, &result);
+        result
+    }
+
+    async fn compare_password(&self, user: &UserId, password: String, now: u64) -> Result<(), AuthError> {
         let unavailable = |e: &dyn std::fmt::Display| AuthError::Unavailable(e.to_string());
         let identities = self.identities().map_err(|e| unavailable(&e))?;
         let text = self.secret_text(paths::SHADOW_CFG).map_err(|e| unavailable(&e))?;
@@ -146,12 +214,17 @@ impl Ops {
         if known { Ok(()) } else { Err(AuthError::Failure) }
     }
 
-    /// Sets a user's password.
+    /// Sets a user's password. Who may was checked before.
     pub async fn set_password(&self, actor: &Actor, user: &UserId, password: String) -> Result<(), OpsError> {
+        Self::known_user(&self.user_cfg()?.0, user)?;
+        if !REALMS.iter().any(|(realm, ..)| *realm == user.realm()) {
+            return Err(OpsError::failed(format!("realm '{}' keeps its passwords itself", user.realm())));
+        }
         let revision = self.conf.view(|t| t.get(paths::SHADOW_CFG).map(|e| e.revision));
         let wrong = |e: AuthError| OpsError::invalid("password", e.to_string());
         let mut shadow = ShadowStore::parse(&self.secret_text(paths::SHADOW_CFG)?).map_err(wrong)?;
         let asked = user.clone();
+        let _turn = CHECKS.acquire().await.map_err(|e| OpsError::failed(e.to_string()))?;
         let set = tokio::task::spawn_blocking(move || {
             shadow.set(&asked, &password, &rand::random())?;
             Ok::<_, AuthError>(shadow.to_text())
@@ -163,6 +236,8 @@ impl Ops {
         let mut txn = store::txn(&actor.who, format!("password of {user} set"));
         store::put_over(&mut txn, paths::SHADOW_CFG, revision, self.sealed(paths::SHADOW_CFG, &text)?);
         self.conf.transact(txn).await?;
+        // Secrets have no history: this line is all that tells of it.
+        tracing::info!("the password of {user} was changed by {}", actor.who);
         Ok(())
     }
 

@@ -118,6 +118,8 @@ pub struct Ops {
     pub guest_locks: GuestLocks,
 }
 
+    /// Brakes the guessing of passwords.
+    pub sign_ins: access::SignIns,
 /// One mutex a guest, and the moves of guests to this node, which go on without it.
 #[derive(Debug, Default)]
 pub struct GuestLocks {

@@ -72,7 +72,7 @@ async fn sign_in(cx: &Cx, p: SignIn) -> Result<Value, Error> {
             return Err(failure());
         }
     } else {
-        cx.ops().check_password(&user, p.password, now).await.map_err(|e| match e {
+        cx.ops().check_password(&user, p.password, cx.from(), now).await.map_err(|e| match e {
             AuthError::Failure => failure(),
             other => Error::unauthorized(other.to_string()),
         })?;

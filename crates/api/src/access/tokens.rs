@@ -92,10 +92,7 @@ fn authorize(caller: &Caller, user: &UserId) -> Result<(), Error> {
     if user.is_root() {
         return Err(Error::forbidden("Permission check failed (only root@pam may handle root@pam's tokens)"));
     }
-    let groups = caller.directory.groups.iter().filter(|(_, members)| members.contains(user.as_str()));
-    let held =
-        groups.into_iter().any(|(name, _)| caller.may(&format!("/access/groups/{name}"), "User.Modify"));
-    if held { Ok(()) } else { caller.require("/access/groups", &["User.Modify"]) }
+    super::may_modify(caller, user)
 }
 
 endpoint! {

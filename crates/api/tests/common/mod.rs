@@ -214,6 +214,7 @@ impl Node {
             host: Arc::new(Alone),
             guest_locks: stead_ops::GuestLocks::default(),
         });
+            sign_ins: stead_ops::access::SignIns::default(),
         tokio::spawn(reporter(ops.clone(), flushes));
         ops.flush.now().await;
         let after = ops.flush.clone();

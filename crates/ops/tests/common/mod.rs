@@ -172,6 +172,7 @@ impl Node {
         tokio::spawn(flushed(flushes));
         Self { ops, machines, fence, host, lease, dir }
     }
+            sign_ins: stead_ops::access::SignIns::default(),
 
     /// Commits, whatever it is.
     pub async fn commit(&self, txn: Txn) {
