@@ -17,7 +17,7 @@ pub mod text;
 pub mod user_cfg;
 pub mod vmconfig;
 
-pub use cluster::{ClusterRecord, FenceProfile, NodeRecord, NodeState};
+pub use cluster::{ClusterRecord, FenceProfile, NoProfile, NodeRecord, NodeState};
 pub use datacenter::Datacenter;
 pub use ha_cfg::{HaResource, HaResources, HaRule, HaRuleKind, HaRules, RequestedState};
 pub use ids::{

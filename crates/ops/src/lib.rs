@@ -19,6 +19,7 @@ mod join_storage;
 pub mod kept_open;
 pub mod leave;
 pub mod peers;
+pub mod profile;
 pub mod report;
 pub mod status;
 pub mod storage;

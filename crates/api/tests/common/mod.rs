@@ -134,6 +134,7 @@ fn found(dir: &std::path::Path, user_cfg: &str, users: &[&str], addr: SocketAddr
         uuid: UUID.into(),
         epoch: Epoch(1),
         profile: FenceProfile::default(),
+        previous_profile: None,
     };
     let node = NodeRecord {
         name: "n1".parse().unwrap(),

@@ -128,6 +128,7 @@ fn found(dir: &std::path::Path) -> Conf {
         uuid: UUID.into(),
         epoch: Epoch(1),
         profile: FenceProfile::default(),
+        previous_profile: None,
     };
     let node = record("n1", 1, UUID, NodeState::Member { boot: BOOT.parse().unwrap() });
     let ca = ClusterCa::create("test", UUID, SystemTime::now()).unwrap();
