@@ -2,7 +2,8 @@
 //!
 //! Both guests boot the same image with the same command line, idle for the same time, and move to and fro in turn: ours
 //! from node to node, the other from one process to the next over a unix socket, with the capabilities and the bandwidth that
-//! Stead sets. Times are QEMU's own words on either side.
+//! Stead sets: once as plain bytes, once under QEMU's own TLS, which tells what encryption costs on the machine. Times are
+//! QEMU's own words on either side.
 
 use super::super::support::{BOOT, cluster, loopback, one_writer, start};
 use super::hand::{Hand, Line, run_dir};
@@ -53,29 +54,32 @@ fn live_migration_of_one_gib() {
         let places = cluster.guest_places(VM);
         let mut ours_said = idle(places[0]).await.context("Stead's guest")?;
         let mut pair_said = idle(pair.place()).await.context("the guest by hand")?;
-        let (mut ours, mut by_hand) = (Vec::new(), Vec::new());
+        let (mut ours, mut plain, mut encrypted) = (Vec::new(), Vec::new(), Vec::new());
         for n in 0..=runs(12) {
             let (from, to) = (n % 2, (n + 1) % 2);
             let a = through_api(&cluster, &api, &traces, from, to).await?;
             ours_said = goes_on(places[to], &ours_said).await.context("Stead's guest")?;
-            let b = pair.migrate(&traces)?;
+            let b = pair.migrate(&traces, false)?;
             pair_said = goes_on(pair.place(), &pair_said).await.context("the guest by hand")?;
-            println!("run {n}: {a:.0?}\n       by hand {b:.0?}");
+            let c = pair.migrate(&traces, true)?;
+            pair_said = goes_on(pair.place(), &pair_said).await.context("the guest by hand")?;
+            println!("run {n}: Stead {a:.0?}\n  by hand {b:.0?}\n with TLS {c:.0?}");
             // The first finds memory as the boot has left it.
             if n > 0 {
                 ours.push(a);
-                by_hand.push(b);
+                plain.push(b);
+                encrypted.push(c);
             }
         }
         one_writer(&cluster, VM)?;
-        report(&ours, &by_hand)
+        report(&ours, &plain, &encrypted)
     });
 }
 
-fn report(ours: &[Move], by_hand: &[Move]) -> Result<()> {
+fn report(ours: &[Move], plain: &[Move], encrypted: &[Move]) -> Result<()> {
     let of = |all: &[Move], what: Of| all.iter().map(what).collect::<Figures>();
     let mut report = Report::new("Live migration of a guest of 1 GiB");
-    report.table("ms | n | min | p50 | max | ratio of the p50s");
+    report.table("ms | n | min | p50 | max | Stead's p50 to this one");
     let rows: [(&str, Of, Option<f64>); 4] = [
         ("state sent (the source's `setup` → `completed`)", |m| m.sending, Some(1.1)),
         ("order → the target's vCPUs run", |m| m.whole, None),
@@ -83,12 +87,16 @@ fn report(ours: &[Move], by_hand: &[Move]) -> Result<()> {
         ("MiB sent", |m| m.mib, None),
     ];
     for (name, what, aim) in rows {
-        let (a, b) = (of(ours, what), of(by_hand, what));
-        let ratio = a.p50() / b.p50();
+        let stead = of(ours, what);
+        report.row(&format!("{name}: Stead | {} |", stead.cells(0)));
+        let plain = of(plain, what);
+        let ratio = stead.p50() / plain.p50();
         let aim =
-            aim.map_or_else(String::new, |aim| format!(" ({})", verdict(&format!("≤ {aim}"), ratio <= aim)));
-        report.row(&format!("{name}, Stead | {} | {ratio:.2}{aim}", a.cells(0)));
-        report.row(&format!("{name}, by hand | {} |", b.cells(0)));
+            aim.map_or_else(String::new, |aim| format!("; {}", verdict(&format!("≤ {aim}"), ratio <= aim)));
+        report.row(&format!("{name}: by hand | {} | {ratio:.2}{aim}", plain.cells(0)));
+        let encrypted = of(encrypted, what);
+        let ratio = stead.p50() / encrypted.p50();
+        report.row(&format!("{name}: by hand, QEMU's TLS | {} | {ratio:.2}", encrypted.cells(0)));
     }
     report.publish()
 }
@@ -173,6 +181,8 @@ impl Pair {
         image::copy_disk(&system, &name(&system)?)?;
         // Empty as yet, and sparse.
         File::create(name(&data)?)?.set_len(fs::metadata(&data)?.len())?;
+        // A key for QEMU's TLS, where it looks for one.
+        fs::write(dir.join("keys.psk"), format!("qemu:{:032x}\n", rand::random::<u128>()))?;
         Ok(Self { dir, places, line: None, qemu: None, at: 0, _block: block })
     }
 
@@ -205,8 +215,20 @@ impl Pair {
             .with("@PLACE@", &self.places[n].to_string()))
     }
 
+    /// Sets the way of the stream: plain, or under TLS with the key at hand.
+    fn set_tls(&self, qemu: &mut Hand, tls: bool, endpoint: &str) -> Result<()> {
+        let creds = if tls { endpoint } else { "" };
+        if tls {
+            let dir = self.dir.display().to_string();
+            let object =
+                json!({"qom-type": "tls-creds-psk", "id": endpoint, "dir": dir, "endpoint": endpoint});
+            qemu.ask("object-add", &object)?;
+        }
+        qemu.ask("migrate-set-parameters", &json!({"tls-creds": creds})).map(drop)
+    }
+
     /// Moves it to a process of its own making.
-    fn migrate(&mut self, traces: &Traces) -> Result<Move> {
+    fn migrate(&mut self, traces: &Traces, tls: bool) -> Result<Move> {
         let to = 1 - self.at;
         let uri = json!({"uri": format!("unix:{}", self.slot(to).join("mig").display())});
         let on = |names: &[&str]| {
@@ -217,9 +239,11 @@ impl Pair {
         let begin = now();
         let mut target = self.line(to)?.waiting().start(&self.slot(to))?;
         target.ask("migrate-set-capabilities", &on(&["events", "return-path", "late-block-activate"]))?;
+        self.set_tls(&mut target, tls, "server")?;
         target.ask("migrate-incoming", &uri)?;
         source.ask("migrate-set-capabilities", &on(&["events", "return-path", "auto-converge"]))?;
         source.ask("migrate-set-parameters", &json!({"max-bandwidth": 1u64 << 40}))?;
+        self.set_tls(&mut source, tls, "client")?;
         source.ask("migrate", &uri)?;
         source.migrated()?;
         target.ask("cont", &json!({}))?;
