@@ -39,30 +39,38 @@ type Of = fn(&Run) -> f64;
 #[test]
 fn power_off_to_running_elsewhere() {
     loopback(async |builder| {
-        let cluster = cluster(builder).await?;
-        let traces = Traces::new(cluster.dir())?;
-        cluster.create_http_guest(0, VM, "bench").await?;
-        let api = cluster.api(0).await?;
-        set(&cluster, &api, 0, VM, &[("args", &traces.args())]).await?;
-        ha_started(&api, VM).await?;
-        let poller = Poller::start(cluster.guest_places(VM));
-        let mut all = Vec::new();
-        for n in 0..runs(30) {
-            let run =
-                one(&cluster, &traces, &poller, n % 3 == 0).await.with_context(|| format!("run {n}"))?;
-            println!(
-                "run {n}{}: lost {:.2}, owner {:.2}, QEMU {:.2}, vCPUs {:.2}, answer {:.2} s",
-                if run.on_leader { " (leader)" } else { "" },
-                run.lost,
-                run.owned,
-                run.executed,
-                run.running,
-                run.answered
-            );
-            all.push(run);
+        let mut cluster = cluster(builder).await?;
+        let all = measure(&cluster).await;
+        if all.is_err() {
+            // Half an hour may pass until it happens again.
+            cluster.keep_logs();
         }
-        report(&all)
+        report(&all?)
     });
+}
+
+async fn measure(cluster: &Cluster) -> Result<Vec<Run>> {
+    let traces = Traces::new(cluster.dir())?;
+    cluster.create_http_guest(0, VM, "bench").await?;
+    let api = cluster.api(0).await?;
+    set(cluster, &api, 0, VM, &[("args", &traces.args())]).await?;
+    ha_started(&api, VM).await?;
+    let poller = Poller::start(cluster.guest_places(VM));
+    let mut all = Vec::new();
+    for n in 0..runs(30) {
+        let run = one(cluster, &traces, &poller, n % 3 == 0).await.with_context(|| format!("run {n}"))?;
+        println!(
+            "run {n}{}: lost {:.2}, owner {:.2}, QEMU {:.2}, vCPUs {:.2}, answer {:.2} s",
+            if run.on_leader { " (leader)" } else { "" },
+            run.lost,
+            run.owned,
+            run.executed,
+            run.running,
+            run.answered
+        );
+        all.push(run);
+    }
+    Ok(all)
 }
 
 async fn one(cluster: &Cluster, traces: &Traces, poller: &Poller, on_leader: bool) -> Result<Run> {
