@@ -10,6 +10,7 @@ pub mod ids;
 pub mod ownership;
 pub mod paths;
 pub mod property;
+pub mod schema;
 pub mod sectionconfig;
 pub mod size;
 pub mod storage_cfg;

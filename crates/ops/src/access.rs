@@ -3,13 +3,15 @@
 //! Users, tokens and ACLs lie in `user.cfg`; hashes of passwords and of tokens' secrets lie sealed below
 //! `priv/`, as does the key that signs tickets.
 
+use crate::cluster::{Resource, ResourceType};
 use crate::{Actor, Ops, OpsError, store};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use stead_access::ticket::KEY_LEN;
 use stead_access::{AuthError, Brake, Builtin, Directory, Keyring, Realm, ShadowStore, TokenStore, Verdict};
+use stead_api_derive::Schema;
 use stead_conf::Revision;
 use stead_model::user_cfg::Token;
 use stead_model::{TokenId, UserCfg, UserId, paths};
@@ -124,14 +126,72 @@ impl TokenChange {
     }
 }
 
-fn shown(token: &Token) -> Value {
-    let mut o = Map::new();
-    o.insert("expire".into(), json!(token.expire));
-    o.insert("privsep".into(), json!(token.privsep));
-    if !token.comment.is_empty() {
-        o.insert("comment".into(), json!(token.comment));
+/// A token without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct TokenInfo {
+    /// When it ends, in seconds since 1970; 0: never.
+    pub expire: u64,
+    /// It has entries of its own in access control lists, and never more than its user.
+    pub privsep: bool,
+    /// For people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+}
+
+impl From<&Token> for TokenInfo {
+    fn from(token: &Token) -> Self {
+        let comment = (!token.comment.is_empty()).then(|| token.comment.clone());
+        Self { expire: token.expire, privsep: token.privsep, comment }
     }
-    Value::Object(o)
+}
+
+/// One of a user's tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct NamedToken {
+    /// Its name among the user's.
+    pub tokenid: String,
+    /// More of it.
+    #[serde(flatten)]
+    pub info: TokenInfo,
+}
+
+/// A token that was made. Contains its secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct NewToken {
+    /// `user@realm!name`.
+    #[serde(rename = "full-tokenid")]
+    pub full_tokenid: String,
+    /// More of it.
+    pub info: TokenInfo,
+    /// The secret, shown this once.
+    pub value: String,
+}
+
+/// A token that was changed; with its new secret, if one was asked for.
+#[derive(Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct ChangedToken {
+    /// More of it.
+    #[serde(flatten)]
+    pub info: TokenInfo,
+    /// `user@realm!name`, beside a new secret.
+    #[serde(rename = "full-tokenid", skip_serializing_if = "Option::is_none")]
+    pub full_tokenid: Option<String>,
+    /// The new secret, shown this once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+}
+
+/// A pool.
+#[derive(Debug, Clone, PartialEq, Serialize, Schema)]
+pub struct PoolInfo {
+    /// Its name.
+    pub poolid: String,
+    /// For people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+    /// What is in it, of a pool that is asked for by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub members: Option<Vec<Resource>>,
 }
 
 fn missing(id: &TokenId) -> OpsError {
@@ -257,21 +317,17 @@ impl Ops {
     }
 
     /// A user's tokens.
-    pub fn token_list(&self, user: &UserId) -> Result<Vec<Value>, OpsError> {
+    pub fn token_list(&self, user: &UserId) -> Result<Vec<NamedToken>, OpsError> {
         let (cfg, _) = self.user_cfg()?;
         Self::known_user(&cfg, user)?;
-        let with_id = |(id, token): (&TokenId, &Token)| {
-            let mut value = shown(token);
-            value["tokenid"] = json!(id.name);
-            value
-        };
-        Ok(cfg.tokens.iter().filter(|(id, _)| id.user == *user).map(with_id).collect())
+        let own = cfg.tokens.iter().filter(|(id, _)| id.user == *user);
+        Ok(own.map(|(id, token)| NamedToken { tokenid: id.name.clone(), info: token.into() }).collect())
     }
 
     /// One token.
-    pub fn token(&self, id: &TokenId) -> Result<Value, OpsError> {
+    pub fn token(&self, id: &TokenId) -> Result<TokenInfo, OpsError> {
         let (cfg, _) = self.user_cfg()?;
-        cfg.tokens.get(id).map(shown).ok_or_else(|| missing(id))
+        cfg.tokens.get(id).map(TokenInfo::from).ok_or_else(|| missing(id))
     }
 
     /// Makes a token; its secret is in the answer and nowhere else.
@@ -280,7 +336,7 @@ impl Ops {
         actor: &Actor,
         id: &TokenId,
         change: TokenChange,
-    ) -> Result<Value, OpsError> {
+    ) -> Result<NewToken, OpsError> {
         let (mut cfg, revision) = self.user_cfg()?;
         Self::known_user(&cfg, &id.user)?;
         if cfg.tokens.contains_key(id) {
@@ -288,12 +344,12 @@ impl Ops {
         }
         let mut token = Token { expire: 0, privsep: true, comment: String::new() };
         change.apply(&mut token);
-        let info = shown(&token);
+        let info = TokenInfo::from(&token);
         cfg.tokens.insert(id.clone(), token);
         let (mut secrets, old) = self.token_store()?;
         let secret = secrets.generate(id, rand::random());
         self.commit_tokens(actor, format!("token {id} made"), &cfg, revision, Some((&secrets, old))).await?;
-        Ok(json!({"full-tokenid": id.to_string(), "info": info, "value": secret}))
+        Ok(NewToken { full_tokenid: id.to_string(), info, value: secret })
     }
 
     /// Changes a token; with `regenerate` its new secret is in the answer.
@@ -302,19 +358,19 @@ impl Ops {
         actor: &Actor,
         id: &TokenId,
         change: TokenChange,
-    ) -> Result<Value, OpsError> {
+    ) -> Result<ChangedToken, OpsError> {
         let (mut cfg, revision) = self.user_cfg()?;
         let token = cfg.tokens.get_mut(id).ok_or_else(|| missing(id))?;
         change.apply(token);
-        let mut answer = shown(token);
+        let mut answer = ChangedToken { info: TokenInfo::from(&*token), full_tokenid: None, value: None };
         let note = format!("token {id} changed");
         if !change.regenerate {
             self.commit_tokens(actor, note, &cfg, revision, None).await?;
             return Ok(answer);
         }
         let (mut secrets, old) = self.token_store()?;
-        answer["value"] = json!(secrets.generate(id, rand::random()));
-        answer["full-tokenid"] = json!(id.to_string());
+        answer.value = Some(secrets.generate(id, rand::random()));
+        answer.full_tokenid = Some(id.to_string());
         self.commit_tokens(actor, note, &cfg, revision, Some((&secrets, old))).await?;
         Ok(answer)
     }
@@ -358,20 +414,24 @@ impl Ops {
         actor: &Actor,
         only: Option<&str>,
         kind: Option<&str>,
-    ) -> Result<Vec<Value>, OpsError> {
+    ) -> Result<Vec<PoolInfo>, OpsError> {
         let (cfg, _) = self.user_cfg()?;
+        let head = |name: &str, comment: &str| PoolInfo {
+            poolid: name.to_owned(),
+            comment: (!comment.is_empty()).then(|| comment.to_owned()),
+            members: None,
+        };
         if let Some(name) = only {
             actor.require(&format!("/pool/{name}"), &["Pool.Audit"])?;
             let pool = cfg
                 .pools
                 .get(name)
                 .ok_or_else(|| OpsError::failed(format!("pool '{name}' does not exist")))?;
-            let mut value = pool_head(name, &pool.comment);
-            value["members"] = json!(self.pool_members(actor, pool, kind)?);
-            return Ok(vec![value]);
+            let members = Some(self.pool_members(actor, pool, kind)?);
+            return Ok(vec![PoolInfo { members, ..head(name, &pool.comment) }]);
         }
         let seen = cfg.pools.iter().filter(|(name, _)| actor.may(&format!("/pool/{name}"), "Pool.Audit"));
-        Ok(seen.map(|(name, pool)| pool_head(name, &pool.comment)).collect())
+        Ok(seen.map(|(name, pool)| head(name, &pool.comment)).collect())
     }
 
     fn pool_members(
@@ -379,24 +439,17 @@ impl Ops {
         actor: &Actor,
         pool: &stead_model::user_cfg::Pool,
         kind: Option<&str>,
-    ) -> Result<Vec<Value>, OpsError> {
-        let is_member = |v: &Value| match v.get("storage").and_then(Value::as_str) {
-            Some(id) => pool.storages.iter().any(|s| s.as_str() == id),
-            None => v
-                .get("vmid")
-                .and_then(Value::as_u64)
-                .is_some_and(|n| pool.vms.iter().any(|m| u64::from(m.get()) == n)),
+    ) -> Result<Vec<Resource>, OpsError> {
+        let is_member = |r: &Resource| match (&r.storage, r.vmid) {
+            (Some(storage), _) => pool.storages.contains(storage),
+            (None, Some(vmid)) => pool.vms.contains(&vmid),
+            (None, None) => false,
         };
-        let wanted = |v: &Value| kind.is_none_or(|k| v.get("type").and_then(Value::as_str) == Some(k));
-        Ok(self.resources(actor, None)?.into_iter().filter(|v| is_member(v) && wanted(v)).collect())
+        let wanted = |r: &Resource| match r.kind {
+            ResourceType::Qemu => kind.is_none_or(|k| k == "qemu"),
+            ResourceType::Storage => kind.is_none_or(|k| k == "storage"),
+            ResourceType::Node => false,
+        };
+        Ok(self.resources(actor, None)?.into_iter().filter(|r| is_member(r) && wanted(r)).collect())
     }
-}
-
-fn pool_head(name: &str, comment: &str) -> Value {
-    let mut o = Map::new();
-    o.insert("poolid".into(), json!(name));
-    if !comment.is_empty() {
-        o.insert("comment".into(), json!(comment));
-    }
-    Value::Object(o)
 }

@@ -3,6 +3,7 @@
 //! What is wanted lies in `ha/resources.cfg`; one-time requests (move there, now) lie as small records below
 //! `ha/crm_commands/` until the manager has taken them.
 
+use crate::guest::view::VmHa;
 use crate::store;
 use crate::{Actor, Ops, OpsError};
 use serde::{Deserialize, Serialize};
@@ -272,20 +273,11 @@ impl Ops {
     }
 
     /// `status/current`'s `ha`.
-    pub(crate) fn ha_of(&self, vmid: Vmid) -> Result<Value, OpsError> {
+    pub(crate) fn ha_of(&self, vmid: Vmid) -> Result<VmHa, OpsError> {
         let (cfg, _) = self.resources_cfg()?;
-        Ok(match section(&cfg, vmid) {
-            None => json!({"managed": 0}),
-            Some(s) => {
-                let mut o = Map::new();
-                o.insert("managed".into(), json!(1));
-                o.insert("requested".into(), json!(s.get("state").unwrap_or("started")));
-                if let Some(state) = self.ha_state_of(vmid)? {
-                    o.insert("state".into(), json!(state));
-                }
-                Value::Object(o)
-            }
-        })
+        let Some(s) = section(&cfg, vmid) else { return Ok(VmHa::default()) };
+        let requested = Some(s.get("state").unwrap_or("started").to_owned());
+        Ok(VmHa { managed: true, requested, state: self.ha_state_of(vmid)? })
     }
 
     /// The manager's state of a guest, if it is a resource.

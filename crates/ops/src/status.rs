@@ -82,7 +82,7 @@ pub struct NodeReport {
     /// Its storages.
     pub storages: Vec<StorageReport>,
     /// Its running and latest tasks, as the API shows them.
-    pub tasks: Vec<serde_json::Value>,
+    pub tasks: Vec<crate::task_view::TaskRow>,
     /// Results of the HA agent's work, for the manager.
     pub ha: serde_json::Value,
 }

@@ -25,7 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("storage", &["driver", "guest", "model"]),
     // The fence process stays tiny.
     ("fenced", &["membership", "model"]),
-    ("ops", &["access", "conf", "driver", "guest", "ha", "membership", "model", "tasks", "transport"]),
+    ("ops", &["access", "api-derive", "conf", "driver", "guest", "ha", "membership", "model", "tasks", "transport"]),
     (
         "agents",
         &[
