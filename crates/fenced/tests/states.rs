@@ -41,6 +41,12 @@ fn until(what: &str, mut is: impl FnMut() -> bool) {
     }
 }
 
+/// Arguments for a guest on one disk, whose protocol layer is `file`.
+fn on_disk(file: &str) -> [&str; 6] {
+    let raw = "driver=raw,file=file,node-name=disk";
+    ["-blockdev", file, "-blockdev", raw, "-device", "ide-hd,drive=disk,werror=stop"]
+}
+
 /// A guest that writes to its disk, and a fence process.
 struct Case {
     bench: Bench,
@@ -66,18 +72,7 @@ impl Case {
         tick::write_disk(&disk).unwrap();
         let file = file.map_or(format!("driver=file,filename={}", disk.display()), ToOwned::to_owned);
         let file = file.replace("DIR", bench.dir.path().to_str().unwrap());
-        let qemu = bench.guest_with(
-            100,
-            None,
-            &[
-                "-blockdev",
-                &format!("{file},node-name=file"),
-                "-blockdev",
-                "driver=raw,file=file,node-name=disk",
-                "-device",
-                "ide-hd,drive=disk,werror=stop",
-            ],
-        );
+        let qemu = bench.guest_with(100, None, &on_disk(&format!("{file},node-name=file")));
         bench.lease(lease);
         bench.run(100, 3).unwrap();
         until("the guest writes", || tick::read_cell(&disk).unwrap().is_some_and(|c| c.count > 1));
@@ -187,20 +182,8 @@ fn sending_its_state() {
 fn migrate(case: &mut Case, capabilities: &[&str], bandwidth: u64) -> Qemu {
     let uri = format!("unix:{}", case.text("mig"));
     let disk = format!("driver=file,filename={},node-name=file", case.text("guest.disk"));
-    let mut target = case.bench.guest_with(
-        101,
-        None,
-        &[
-            "-incoming",
-            "defer",
-            "-blockdev",
-            &disk,
-            "-blockdev",
-            "driver=raw,file=file,node-name=disk",
-            "-device",
-            "ide-hd,drive=disk,werror=stop",
-        ],
-    );
+    let mut target =
+        case.bench.guest_with(101, None, &[&["-incoming", "defer"], &on_disk(&disk)[..]].concat());
     let on: Vec<Value> = capabilities.iter().map(|c| json!({ "capability": c, "state": true })).collect();
     for qemu in [&mut case.qemu, &mut target] {
         qemu.qmp("migrate-set-capabilities", &json!({ "capabilities": on }));
@@ -434,18 +417,7 @@ impl Case {
     /// As [`Case::start`], with the disk behind a server.
     fn start_on(server: &Server, power: &str, file: &str) -> Option<Self> {
         let mut bench = Bench::start(power)?;
-        let qemu = bench.guest_with(
-            100,
-            None,
-            &[
-                "-blockdev",
-                &format!("{file},node-name=file"),
-                "-blockdev",
-                "driver=raw,file=file,node-name=disk",
-                "-device",
-                "ide-hd,drive=disk,werror=stop",
-            ],
-        );
+        let qemu = bench.guest_with(100, None, &on_disk(&format!("{file},node-name=file")));
         bench.lease(LEASE);
         bench.run(100, 3).unwrap();
         let disk = server.dir.path().join("guest.disk");
