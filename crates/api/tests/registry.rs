@@ -193,7 +193,11 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 2] = [("GET", "/cluster/events"), ("GET", "/cluster/history")];
+const BEYOND: [(&str, &str); 3] = [
+    ("GET", "/cluster/events"),
+    ("GET", "/cluster/history"),
+    ("POST", "/cluster/config/nodes/{node}/confirm-off"),
+];
 
 /// Parameters that Stead has and Proxmox VE has not.
 const PARAMETERS_BEYOND: [(&str, &str, &str); 1] = [("GET", "/cluster/config/join", "with-token")];

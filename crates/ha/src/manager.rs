@@ -341,7 +341,9 @@ fn recovery(
     let cause = format!("node '{}' is lost", seen.owner);
     if seen.running && !seen.armed {
         let why = format!(
-            "{cause}; waits: it may run there without a guard. Make sure that the node is off, then remove it from the cluster"
+            "{cause}; waits: it may run there without a guard. Make sure that the node is off, then say so: \
+             'stead node confirm-off {}'",
+            seen.owner
         );
         set_reason(state, sid, why);
         return vec![];

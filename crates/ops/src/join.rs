@@ -503,6 +503,10 @@ impl Ops {
             self.owns_nothing(name)?;
         }
         txn.ops.push(Op::Delete(paths::node(name)));
+        let word = crate::confirm_off::path(name);
+        if self.conf.view(|t| t.get(&word).is_some()) {
+            txn.ops.push(Op::Delete(word));
+        }
         self.conf.transact(txn).await?;
         self.status.forget(name);
         Ok(())

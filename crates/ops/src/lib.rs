@@ -9,6 +9,7 @@ pub mod actor;
 pub mod admin;
 pub mod admit;
 pub mod cluster;
+pub mod confirm_off;
 pub mod datacenter;
 pub mod error;
 pub mod events;
@@ -117,10 +118,10 @@ pub struct Ops {
     pub host: Arc<dyn join::Host>,
     /// One request at a time a guest.
     pub guest_locks: GuestLocks,
-}
-
     /// Brakes the guessing of passwords.
     pub sign_ins: access::SignIns,
+}
+
 /// One mutex a guest, and the moves of guests to this node, which go on without it.
 #[derive(Debug, Default)]
 pub struct GuestLocks {

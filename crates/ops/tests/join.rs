@@ -7,8 +7,10 @@ use common::{BOOT, Node, STORAGES, member, name, root, uuid, vmid};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 use stead_model::{NodeName, NodeState, paths};
-use stead_transport::NodeKey;
-use stead_transport::join::{JOIN_PROTOCOL, JoinRefusal, JoinRequest, JoinStorage};
+use stead_ops::guest::Asked;
+use stead_ops::join::JoinWish;
+use stead_transport::join::{JOIN_PROTOCOL, JoinAuth, JoinRefusal, JoinRequest, JoinStorage};
+use stead_transport::{Fingerprint, JoinInfo, NodeKey};
 
 fn request(n: u32, vmids: &[u32]) -> JoinRequest {
     let node: NodeName = name(&format!("n{n}"));
@@ -128,4 +130,37 @@ async fn a_node_that_entered_is_not_removed_with_its_guests() {
     node.record_node("n2", 2, uuid(2).as_str(), lost).await;
     let why = node.ops.remove_node(&root(), &name("n2")).await.unwrap_err().to_string();
     assert!(why.contains("still owns guests: 100"), "{why}");
+}
+
+#[tokio::test]
+async fn nothing_changes_on_a_node_while_it_joins() {
+    let node = Node::start().await;
+    let make = async |n: u32| {
+        let upid = node.ops.create_vm(&root(), vmid(n), &BTreeMap::new(), false).unwrap();
+        node.ended(&upid).await.0
+    };
+    assert_eq!(make(100).await, "OK");
+    // A member that takes the connection and says nothing.
+    let member = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let information = JoinInfo {
+        v: 1,
+        addrs: vec![member.local_addr().unwrap()],
+        fingerprint: Fingerprint([1; 32]),
+        cluster: "test".into(),
+        uuid: String::new(),
+        token: None,
+    }
+    .to_string();
+    let wish = JoinWish { information, auth: JoinAuth::Token("a.b".into()) };
+    let joining = node.ops.join_cluster(&root(), wish).unwrap();
+    let (silent, _) = member.accept().await.unwrap();
+    let refused = make(101).await;
+    assert!(refused.contains("this node is joining a cluster"), "{refused}");
+    let start = node.ops.start(&root(), vmid(100), Asked::default()).await.unwrap();
+    let refused = node.ended(&start).await.0;
+    assert!(refused.contains("this node is joining a cluster"), "{refused}");
+    // The join fails, and the node goes on as before.
+    drop((silent, member));
+    assert_ne!(node.ended(&joining).await.0, "OK");
+    assert_eq!(make(101).await, "OK");
 }

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod events;
 pub mod ha;
+pub mod off;
 pub mod options;
 
 use crate::framework::{Access, Json};

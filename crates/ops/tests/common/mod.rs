@@ -29,8 +29,9 @@ pub const UUID: &str = "22222222-2222-4222-8222-222222222222";
 pub const STORAGES: &str = "dir: local\n\tpath /fake/local\n\tcontent images,iso\n\n\
     dir: shared\n\tpath /fake/shared\n\tcontent images\n\tshared 1\n";
 
-/// A storage in memory, the same one for the same name.
-struct Fakes(Mutex<BTreeMap<StorageId, Arc<FakeStorage>>>, PathBuf);
+/// Storages in memory, the same one for the same name.
+#[derive(Clone)]
+struct Fakes(Arc<Mutex<BTreeMap<StorageId, Arc<FakeStorage>>>>, PathBuf);
 
 impl StorageType for Fakes {
     fn name(&self) -> &'static str {
@@ -99,6 +100,7 @@ pub struct Node {
     pub fence: Arc<FakeFence>,
     pub host: Arc<Kept>,
     pub lease: watch::Sender<Lease>,
+    storages: Fakes,
     pub dir: tempfile::TempDir,
 }
 
@@ -147,6 +149,7 @@ impl Node {
         let (flush, flushes) = mpsc::channel(16);
         let (machines, fence) = (FakeMachines::default(), Arc::new(FakeFence::leased()));
         let host = Arc::new(Kept::default());
+        let storages = Fakes(Arc::default(), dir.path().to_owned());
         let ops = Arc::new(Ops {
             me: Me {
                 name: name("n1"),
@@ -161,7 +164,7 @@ impl Node {
             tasks: Tasks::open(dir.path().join("tasks"), name("n1")).unwrap(),
             guests: Arc::new(FakeGuests::new(&machines, "n1", dir.path())),
             fence: fence.clone(),
-            storage_types: vec![Arc::new(Fakes(Mutex::default(), dir.path().to_owned()))],
+            storage_types: vec![Arc::new(storages.clone())],
             peers: Arc::new(Alone),
             status: stead_ops::status::ClusterStatus::default(),
             events: stead_ops::events::Events::new(1),
@@ -169,11 +172,18 @@ impl Node {
             flush: Flush(flush),
             host: host.clone(),
             guest_locks: stead_ops::GuestLocks::default(),
+            sign_ins: stead_ops::access::SignIns::default(),
         });
         tokio::spawn(flushed(flushes));
-        Self { ops, machines, fence, host, lease, dir }
+        Self { ops, machines, fence, host, lease, storages, dir }
     }
-            sign_ins: stead_ops::access::SignIns::default(),
+
+    /// A storage, as it stands behind its driver.
+    pub fn storage(&self, id: &str) -> Arc<FakeStorage> {
+        let id: StorageId = id.parse().unwrap();
+        self.ops.driver(&id).unwrap();
+        self.storages.0.lock().unwrap()[&id].clone()
+    }
 
     /// Commits, whatever it is.
     pub async fn commit(&self, txn: Txn) {

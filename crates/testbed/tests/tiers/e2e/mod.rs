@@ -5,5 +5,7 @@ mod disk;
 mod events;
 mod faults;
 mod guests;
+mod join;
 mod network;
 mod story;
+mod word;
