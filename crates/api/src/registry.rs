@@ -65,6 +65,8 @@ fn of_cluster(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<cluster::ha::resources::Remove>::new())
         .with(Of::<cluster::ha::resources::Migrate>::new())
         .with(Of::<cluster::ha::resources::Relocate>::new())
+        .with(Of::<cluster::ha::profile::Read>::new())
+        .with(Of::<cluster::ha::profile::Change>::new())
         .with(Of::<cluster::ha::status::Current>::new())
         .with(Of::<cluster::ha::status::Manager>::new())
         .with(Of::<pools::List>::new())

@@ -193,7 +193,9 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 3] = [
+const BEYOND: [(&str, &str); 5] = [
+    ("GET", "/cluster/ha/profile"),
+    ("PUT", "/cluster/ha/profile"),
     ("GET", "/cluster/events"),
     ("GET", "/cluster/history"),
     ("POST", "/cluster/config/nodes/{node}/confirm-off"),

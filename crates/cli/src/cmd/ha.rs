@@ -24,6 +24,17 @@ const STATUS: [Column; 5] = [
     ("STATUS", "status", Kind::Text),
 ];
 
+const PROFILE_PATH: &str = "/cluster/ha/profile";
+const PROFILE: [Column; 7] = [
+    ("PROFILE", "profile", Kind::Text),
+    ("BEFORE", "previous", Kind::Text),
+    ("HEARTBEAT", "heartbeat", Kind::Number),
+    ("LEASE", "lease", Kind::Number),
+    ("DRAIN", "drain", Kind::Number),
+    ("WATCHDOG", "watchdog", Kind::Number),
+    ("FENCE TIME (s)", "fence-time", Kind::Number),
+];
+
 /// How a resource is kept.
 #[derive(Debug, Args)]
 pub struct Keeping {
@@ -94,6 +105,16 @@ pub enum Command {
         /// The node
         target: String,
     },
+    /// Show the fence profile (how soon a silent node is given up), or change it on the live cluster
+    #[command(
+        after_help = "fast: a quiet local network, 3 s. default: 7 s. wan: links of 50 ms and more, 30 s.\n\n\
+                            Examples:\n  stead ha profile\n  stead ha profile wan"
+    )]
+    Profile {
+        /// The new one
+        #[arg(value_parser = ["fast", "default", "wan"])]
+        name: Option<String>,
+    },
     /// Take a guest out of HA; it goes on running
     Remove {
         /// The guest: VMID or vm:VMID
@@ -109,6 +130,10 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
         Command::Set { resource, keeping } => set(cx, &resource, &keeping.params()?).await,
         Command::Migrate { resource, target } => shift(cx, "migrate", &resource, &target).await,
         Command::Relocate { resource, target } => shift(cx, "relocate", &resource, &target).await,
+        Command::Profile { name: None } => {
+            cx.format().list(&serde_json::json!([cx.api.get(PROFILE_PATH).await?]), &PROFILE)
+        }
+        Command::Profile { name: Some(name) } => change_profile(cx, name).await,
         Command::Remove { resource } => remove(cx, &resource, &vec![]).await,
     }
 }
@@ -147,6 +172,15 @@ pub fn status_lines(current: &Value) -> String {
         }
     };
     rows(current).iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Changes the fence profile.
+async fn change_profile(cx: &Cx, name: String) -> Result<(), Failure> {
+    let mut p = Params::new();
+    let done = format!("the fence profile is '{name}'");
+    put(&mut p, "profile", Some(name));
+    let answer = cx.api.put(PROFILE_PATH, &p).await?;
+    cx.format().done(&answer, &done)
 }
 
 /// Puts a guest under HA.

@@ -1,4 +1,5 @@
 //! `/cluster/ha`: what HA maintains, and how it stands.
 
+pub mod profile;
 pub mod resources;
 pub mod status;

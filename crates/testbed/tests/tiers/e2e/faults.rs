@@ -4,7 +4,7 @@ use super::super::support::{
     BOOT, RECOVERY, cluster, ha_settled, ha_started, loopback, node_is, one_writer, runs_on, start,
 };
 use anyhow::{Context, Result, ensure};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use stead_testbed::Cluster;
 use stead_testbed::api::until;
 use stead_testbed::guest::tick;
@@ -101,6 +101,41 @@ fn a_daemon_that_hangs_and_wakes_does_not_run_the_vm_twice() {
             .await?;
         let api = cluster.api(0).await?;
         node_is(&cluster, &api, 1, true).await?;
+        one_writer(&cluster, VM)
+    });
+}
+
+#[test]
+fn the_profile_changes_under_a_running_vm() {
+    loopback(async |builder| {
+        let cluster = cluster(builder).await?;
+        let poller = armed(&cluster).await?;
+        let api = cluster.api(0).await?;
+        poller.take_counts();
+        for profile in ["wan", "fast"] {
+            until("the change before is over", RECOVERY, async || {
+                let now = api.get("/cluster/ha/profile").await?;
+                Ok(now["previous"].is_null().then_some(()))
+            })
+            .await?;
+            api.put("/cluster/ha/profile", &[("profile", profile)]).await?;
+            let refused = api.put("/cluster/ha/profile", &[("profile", "default")]).await.unwrap_err();
+            ensure!(refused.to_string().contains("is not over"), "{refused}");
+        }
+        until("the last change is over", RECOVERY, async || {
+            Ok(api.get("/cluster/ha/profile").await?["previous"].is_null().then_some(()))
+        })
+        .await?;
+        let counts = poller.take_counts();
+        println!("{counts:?}");
+        ensure!(counts.longest_gap < Duration::from_secs(1), "the VM stood still: {counts:?}");
+
+        let began = Instant::now();
+        cluster.node(1).power_off()?;
+        runs_on(&cluster, &api, VM, RECOVERY, |n| n != 1).await?;
+        let took = began.elapsed();
+        println!("fast: runs elsewhere after {took:?}");
+        ensure!(took < Duration::from_secs(6), "as slow as by default: {took:?}");
         one_writer(&cluster, VM)
     });
 }
