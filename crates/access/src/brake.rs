@@ -12,11 +12,13 @@
 //! Somebody who guesses from afar must not keep a user out: from an address where the user has signed in lately, only
 //! what comes from that address counts. root on the node's own socket shows no password and is never braked.
 //!
+//! Of an IPv6 address the network counts, which one subscriber has whole.
+//!
 //! Nothing here reads a clock: times are milliseconds on one that never goes back.
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// So many wrong passwords cost nothing: people mistype.
 pub const FREE: u32 = 5;
@@ -100,6 +102,14 @@ impl<K: Eq + Hash + Clone> Counts<K> {
     }
 }
 
+/// What counts as one address.
+fn place(from: IpAddr) -> IpAddr {
+    match from.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
 /// The brake of one node.
 #[derive(Debug)]
 pub struct Brake {
@@ -125,6 +135,7 @@ impl Brake {
     /// What somebody must do who wants a password checked now. An attempt that is not refused counts as a wrong password
     /// until [`Self::right`] says otherwise: however many are under way at once, each has its own turn.
     pub fn attempt(&mut self, user: &str, from: IpAddr, now: u64) -> Verdict {
+        let from = place(from);
         let at_home = self.known(user, from, now);
         let address = if at_home.is_some() { Count::default() } else { self.addresses.get(&from, now) };
         let own = at_home.unwrap_or_else(|| self.users.get(&user.to_owned(), now));
@@ -143,12 +154,13 @@ impl Brake {
 
     /// How many wrong passwords are remembered of a user, seen from an address.
     pub fn wrong(&self, user: &str, from: IpAddr, now: u64) -> u32 {
-        let count = self.known(user, from, now);
+        let count = self.known(user, place(from), now);
         count.unwrap_or_else(|| self.users.get(&user.to_owned(), now)).wrong
     }
 
     /// The password was right: what was wrong before is forgotten.
     pub fn right(&mut self, user: &str, from: IpAddr, now: u64) {
+        let from = place(from);
         self.users.0.remove(user);
         self.addresses.0.remove(&from);
         let pair = (user.to_owned(), from);
@@ -169,7 +181,7 @@ mod tests {
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
     fn there(n: u16) -> IpAddr {
-        format!("2001:db8::{n:x}").parse().unwrap()
+        format!("2001:db8:0:{n:x}::1").parse().unwrap()
     }
 
     /// One wrong password after the other as soon as it may be; the waits.
@@ -232,6 +244,14 @@ mod tests {
         assert_ne!(brake.attempt("u9@pve", HERE, now), Verdict::After(0));
         assert_ne!(brake.attempt("root@pam", there(99), now), Verdict::After(0));
         assert_eq!(brake.attempt("u9@pve", there(99), now), Verdict::After(0));
+    }
+
+    #[test]
+    fn all_addresses_of_one_network_are_one_place() {
+        assert_eq!(place("2001:db8:0:1:2:3:4:5".parse().unwrap()), place("2001:db8:0:1::".parse().unwrap()));
+        assert_ne!(place("2001:db8:0:1::".parse().unwrap()), place("2001:db8:0:2::".parse().unwrap()));
+        assert_eq!(place("::ffff:192.0.2.1".parse().unwrap()), HERE);
+        assert_eq!(place(HERE), HERE);
     }
 
     #[test]
