@@ -395,3 +395,22 @@ async fn a_node_leaves_when_it_owns_nothing_and_is_forgotten_after() {
     assert_eq!(last.author, "admin@pve");
     assert!(ops.guest_locks.try_lock("100".parse().unwrap()).is_some(), "this node goes on as before");
 }
+
+#[tokio::test]
+async fn a_report_that_was_overtaken_on_its_way_is_no_news() {
+    use stead_ops::status::NodeReport;
+    let node = Node::start(USERS, &ALL).await;
+    let own = node.ops.status.node(&node.ops.me.name).unwrap();
+    let newer = NodeReport { node: "n2".parse().unwrap(), seq: 7, lease: true, listens: true, ..own };
+    let older = NodeReport { seq: 6, lease: false, listens: false, ..newer.clone() };
+    let mut live = node.ops.events.follow(None).1;
+    node.ops.take_report(&newer);
+    assert_eq!(live.try_recv().unwrap().data, json!({"lease": 1}));
+    node.ops.take_report(&older);
+    assert!(live.try_recv().is_err(), "an event of the past");
+    assert_eq!(node.ops.status.listening(), std::slice::from_ref(&newer.node));
+    assert_eq!(node.ops.listeners(&node.ops.me.name), std::slice::from_ref(&newer.node));
+    assert!(node.ops.listeners(&newer.node).is_empty(), "a node needs no lines of its own");
+    node.ops.take_report(&NodeReport { started: newer.started + 1, seq: 1, ..older });
+    assert_eq!(live.try_recv().unwrap().data, json!({"lease": 0}), "a new start of its daemon counts anew");
+}

@@ -226,8 +226,9 @@ impl Ops {
 
     /// The nodes other than this that listen to log lines of `node`'s tasks, by their latest reports.
     pub fn listeners(&self, node: &NodeName) -> Vec<NodeName> {
-        let all = self.status.all().into_iter();
-        all.filter(|r| r.listens && r.node != *node && r.node != self.me.name).map(|r| r.node).collect()
+        let mut all = self.status.listening();
+        all.retain(|n| n != node && *n != self.me.name);
+        all
     }
 }
 

@@ -10,6 +10,10 @@ use stead_model::Upid;
 impl Ops {
     /// Merges a report and publishes what it changes.
     pub fn take_report(&self, report: &NodeReport) {
+        // What it says is no news any more: as an event it would be wrong.
+        if self.status.is_overtaken(report) {
+            return;
+        }
         let before = self.status.node(&report.node);
         let node = report.node.clone();
         if !self.status.merge(report.clone()) && before.is_none() {

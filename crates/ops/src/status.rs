@@ -115,6 +115,12 @@ impl ClusterStatus {
         f(&self.nodes.read().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
+    /// Whether a newer report of that node is held: this one was overtaken on its way.
+    pub fn is_overtaken(&self, report: &NodeReport) -> bool {
+        let order = |r: &NodeReport| (r.started, r.seq);
+        self.read(|n| n.get(&report.node).is_some_and(|held| order(&held.report) > order(report)))
+    }
+
     /// Takes a report, unless a newer one is held. Returns whether anything that users see has changed.
     pub fn merge(&self, report: NodeReport) -> bool {
         let mut nodes = self.nodes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -142,6 +148,12 @@ impl ClusterStatus {
     /// Every fresh report.
     pub fn all(&self) -> Vec<NodeReport> {
         self.read(|n| n.values().filter(|h| h.at.elapsed() < STALE_AFTER).map(|h| h.report.clone()).collect())
+    }
+
+    /// The nodes whose fresh reports say that somebody reads events there.
+    pub fn listening(&self) -> Vec<NodeName> {
+        let fresh = |h: &&Held| h.at.elapsed() < STALE_AFTER && h.report.listens;
+        self.read(|n| n.values().filter(fresh).map(|h| h.report.node.clone()).collect())
     }
 
     /// What is known of a guest's process on its owner.
