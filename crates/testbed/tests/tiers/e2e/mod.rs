@@ -1,11 +1,13 @@
 //! Real clusters, real guests, real faults.
 
+mod admit;
 mod demo;
 mod disk;
 mod events;
 mod faults;
 mod guests;
 mod join;
+mod moves;
 mod network;
 mod story;
 mod word;

@@ -1,0 +1,46 @@
+//! Moves that break off.
+
+use super::super::support::{BOOT, RECOVERY, cluster, loopback, runs_on, start};
+use anyhow::{Context, ensure};
+use stead_testbed::api::until;
+use stead_testbed::guest::tick;
+
+const VM: u32 = 100;
+
+#[test]
+fn a_source_whose_daemon_dies_while_it_sends_keeps_the_vm_and_no_lock() {
+    loopback(async |builder| {
+        let cluster = cluster(builder.nodes(2)).await?;
+        let api = cluster.api(0).await?;
+        cluster.create_tick_guest(1, VM).await?;
+        start(&cluster, &api, 1, VM).await?;
+        let config = format!("/nodes/n2/qemu/{VM}/config");
+        let migrate = format!("/nodes/n2/qemu/{VM}/migrate");
+        // So slow that it does not end by itself.
+        api.post(&migrate, &[("target", "n1"), ("online", "1"), ("bwlimit", "1")]).await?;
+        until("the VM is locked and a copy waits", BOOT, async || {
+            let locked = api.get(&config).await?["lock"] == "migrate";
+            Ok((locked && cluster.node(0).runs_a_guest()).then_some(()))
+        })
+        .await?;
+        cluster.node(1).kill_daemon()?;
+        cluster.node(1).start_daemon()?;
+        cluster.wait_up(cluster.node(1)).await?;
+        until("the lock of the dead task is gone", RECOVERY, async || {
+            Ok(api.get(&config).await?["lock"].is_null().then_some(()))
+        })
+        .await?;
+        runs_on(&cluster, &api, VM, BOOT, |n| n == 1).await.context("it goes on at its source")?;
+        until("the copy is gone", RECOVERY, async || Ok((!cluster.node(0).runs_a_guest()).then_some(())))
+            .await?;
+        api.post_and_wait(&migrate, &[("target", "n1"), ("online", "1")], BOOT).await.context("again")?;
+        runs_on(&cluster, &api, VM, BOOT, |n| n == 0).await?;
+        let disk = cluster.disk_path(VM, 0);
+        let count = tick::read_cell(&disk)?.context("it has not ticked")?.count;
+        let cell =
+            until("it ticks on", BOOT, async || Ok(tick::read_cell(&disk)?.filter(|c| c.count > count + 5)))
+                .await?;
+        ensure!(cell.conflicts == 0, "VM {VM} ran twice: {cell:?}");
+        Ok(())
+    });
+}
