@@ -62,10 +62,7 @@ async fn guests_of_a_node_that_is_off_are_set_free() {
     assert_eq!(node.own(104).owner.as_str(), "n1", "{log}");
 
     let said = node.ops.history(Some("stead/off/n2"), 10);
-    assert!(
-        said[0].author == "root@pam" && said[0].note.contains("is off"),
-        "{said:?}"
-    );
+    assert!(said[0].author == "root@pam" && said[0].note.contains("is off"), "{said:?}");
 }
 
 #[tokio::test]

@@ -25,7 +25,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("storage", &["driver", "guest", "model"]),
     // The fence process stays tiny.
     ("fenced", &["membership", "model"]),
-    ("ops", &["access", "api-derive", "conf", "driver", "guest", "ha", "membership", "model", "tasks", "transport"]),
+    (
+        "ops",
+        &[
+            "access",
+            "api-derive",
+            "conf",
+            "driver",
+            "guest",
+            "ha",
+            "membership",
+            "model",
+            "tasks",
+            "transport",
+        ],
+    ),
     (
         "agents",
         &[
@@ -211,9 +225,8 @@ fn rust_below(dir: &Path) -> String {
 
 fn names(text: &str, word: &str) -> bool {
     let part = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
-    text.match_indices(word).any(|(at, _)| {
-        !part(text[..at].chars().next_back()) && !part(text[at + word.len()..].chars().next())
-    })
+    text.match_indices(word)
+        .any(|(at, _)| !part(text[..at].chars().next_back()) && !part(text[at + word.len()..].chars().next()))
 }
 
 #[test]
