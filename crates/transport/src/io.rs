@@ -1,5 +1,6 @@
 //! Sockets: their options, and the register by which a removed node's connections are cut.
 
+use bytes::{Buf, BytesMut};
 use rustix::net::sockopt;
 use std::collections::HashMap;
 use std::io;
@@ -7,12 +8,13 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use stead_model::NodeUuid;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::io::poll_read_buf;
 
 /// After this much silence the kernel asks whether the other side is still there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
@@ -95,17 +97,22 @@ impl Drop for Registered {
     }
 }
 
+/// What is read at once. TLS asks for 4 KiB at a time: where much arrives, each of them would be a call of the kernel's.
+const READ_AHEAD: usize = 64 << 10;
+
 /// A TCP stream with what must end when it ends, wherever an upgrade has carried it.
 #[derive(Debug)]
 pub(crate) struct Tracked {
     pub(crate) io: TcpStream,
+    /// What was read and not asked for yet. A connection that waits has no memory here.
+    ahead: BytesMut,
     pub(crate) registered: Option<Registered>,
     pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Tracked {
     pub(crate) fn new(io: TcpStream) -> Self {
-        Self { io, registered: None, permit: None }
+        Self { io, ahead: BytesMut::new(), registered: None, permit: None }
     }
 }
 
@@ -115,7 +122,19 @@ impl AsyncRead for Tracked {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let this = &mut *self;
+        if this.ahead.is_empty() {
+            let mut ahead = BytesMut::with_capacity(READ_AHEAD);
+            ready!(poll_read_buf(Pin::new(&mut this.io), cx, &mut ahead))?;
+            this.ahead = ahead;
+        }
+        let n = this.ahead.len().min(buf.remaining());
+        buf.put_slice(&this.ahead[..n]);
+        this.ahead.advance(n);
+        if this.ahead.is_empty() {
+            this.ahead = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

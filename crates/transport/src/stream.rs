@@ -6,6 +6,7 @@
 
 use crate::{Body, BoxError};
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::FutureExt;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -226,10 +227,26 @@ where
             let _ = to.shutdown().await;
             return Ok(());
         }
+        // TLS gives 16 KiB at most: what else is there goes along. An end comes again, an error need not.
+        let mut broken = None;
+        while buffer.len() < SPLICE_BUFFER {
+            match from.read_buf(&mut buffer).now_or_never() {
+                Some(Ok(1..)) => {}
+                Some(Err(e)) => {
+                    broken = Some(e);
+                    break;
+                }
+                Some(Ok(0)) | None => break,
+            }
+        }
+        let n = buffer.len();
         to.write_all(&buffer).await?;
         // What was taken must not wait in a buffer for more to come.
         to.flush().await?;
         count.fetch_add(n as u64, Ordering::Relaxed);
+        if let Some(e) = broken {
+            return Err(e);
+        }
     }
 }
 
