@@ -22,10 +22,18 @@
 //! under the epoch that the lost node held; and silence is never taken for *stopped*.
 
 pub mod agent;
+pub mod history;
 pub mod manager;
 pub mod placement;
 pub mod state;
 
-pub use agent::{Agent, AgentCommand, AgentView, Attempt, Outcome, Report};
-pub use manager::{Command, step};
-pub use state::{ManagerState, NodeView, NodeWord, Process, Service, ServiceState, ServiceView, View};
+pub use agent::{
+    Agent, AgentCommand, AgentMode, AgentReport, AgentService, AgentView, Attempt, Ending, Leave, Outcome,
+    Report,
+};
+pub use history::{Change, History};
+pub use manager::step;
+pub use state::{
+    Command, Disarm, DisarmMode, Load, ManagerState, NodeMemory, NodeStatus, NodeView, NodeWord, Process,
+    Request, Service, ServiceState, ServiceView, Stats, View,
+};

@@ -2,37 +2,12 @@
 
 use crate::agent::Outcome;
 use crate::placement::choose;
-use crate::state::{ManagerState, NodeWord, Process, Service, ServiceState, ServiceView, View};
+use crate::state::{
+    Command, ManagerState, NodeStatus, NodeWord, Process, Request, Service, ServiceState, ServiceView, View,
+};
 use std::collections::BTreeSet;
 use stead_model::ha_cfg::RequestedState;
-use stead_model::{Epoch, NodeName, ServiceId};
-
-/// What is to be done besides keeping the changed [`ManagerState`]. The shell carries it out and decides nothing;
-/// what came of it shows in the next [`View`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
-    /// Commit `to` as owner under the next epoch, if the record still says `from` under `epoch` *and* the node `from`
-    /// is still committed lost.
-    Recover {
-        /// Which service.
-        sid: ServiceId,
-        /// Whose it was.
-        from: NodeName,
-        /// Whose it becomes.
-        to: NodeName,
-        /// The epoch that it starts from.
-        epoch: Epoch,
-        /// Why there.
-        reason: String,
-    },
-    /// Remove a one-time request: it was taken, or can't be.
-    DropRequest {
-        /// Which service's.
-        sid: ServiceId,
-        /// What became of it.
-        reason: String,
-    },
-}
+use stead_model::{NodeName, ServiceId};
 
 /// How the reason of a service begins that nothing can be done for now.
 const WAITS: &str = "waits: ";
@@ -43,7 +18,12 @@ pub fn step(now: u64, view: &View, state: &mut ManagerState) -> Vec<Command> {
     let before = state.clone();
     state.master_node = Some(view.me.clone());
     state.version = 1;
-    state.node_status = view.nodes.iter().map(|(n, v)| (n.clone(), v.word)).collect();
+    let shown = |w| match w {
+        NodeWord::Online => NodeStatus::Online,
+        NodeWord::Unknown => NodeStatus::Unknown,
+        NodeWord::Lost => NodeStatus::Fence,
+    };
+    state.node_status = view.nodes.iter().map(|(n, v)| (n.clone(), shown(v.word))).collect();
     state.service_status.retain(|sid, _| view.services.contains_key(sid));
     let mut out = vec![];
     for (sid, seen) in &view.services {
@@ -82,6 +62,8 @@ fn enter(state: &mut ManagerState, sid: ServiceId, to: ServiceState, node: &Node
         reason,
         failed_nodes,
         relocate_tries,
+        maintenance_node: None,
+        timeout: None,
     };
     state.service_status.insert(sid, service);
 }
@@ -116,13 +98,14 @@ fn advance(view: &View, state: &mut ManagerState, sid: ServiceId, seen: &Service
         S::RequestStart => request_start(view, state, sid, seen, &service),
         S::Started => started(view, state, sid, seen, &service),
         S::RequestStop => request_stop(view, state, sid, seen, &service),
-        S::Stopped => stopped(state, sid, seen, &service),
+        S::Stopped => stopped(view, state, sid, seen, &service),
         S::Migrate | S::Relocate => moving(view, state, sid, seen, &service),
         S::Fence => {
             enter(state, sid, S::Recovery, &service.node, service.reason.clone());
             vec![]
         }
         S::Recovery => recovery(view, state, sid, seen, &service),
+        S::Freeze => vec![],
         S::Error => {
             if seen.resource.state == RequestedState::Disabled {
                 clear_failures(state, sid);
@@ -187,7 +170,7 @@ fn set_reason(state: &mut ManagerState, sid: ServiceId, reason: String) {
 
 /// The agent's word on this state, if it has one.
 fn reported<'a>(view: &'a View, node: &NodeName, sid: ServiceId, uid: u64) -> Option<&'a Outcome> {
-    view.nodes.get(node)?.reports.get(&sid).filter(|r| r.uid == uid).map(|r| &r.outcome)
+    view.nodes.get(node)?.agent.as_ref()?.services.get(&sid).filter(|r| r.uid == uid).map(|r| &r.outcome)
 }
 
 fn started(
@@ -207,8 +190,8 @@ fn started(
         );
         return vec![];
     }
-    if let Some((target, relocate)) = &seen.request {
-        return take_request(view, state, sid, s, target, *relocate);
+    if let Some((id, target, relocate)) = request(view, sid) {
+        return take_request(view, state, sid, s, id, target, relocate);
     }
     if let Some(Outcome::Failed(why)) = reported(view, &s.node, sid, s.uid) {
         let mut given_up = true;
@@ -252,10 +235,11 @@ fn take_request(
     state: &mut ManagerState,
     sid: ServiceId,
     s: &Service,
+    id: &str,
     target: &NodeName,
     relocate: bool,
 ) -> Vec<Command> {
-    let refuse = |reason: String| vec![Command::DropRequest { sid, reason }];
+    let refuse = |reason: String| vec![Command::DropRequest { id: id.to_owned(), taken: false, reason }];
     if *target == s.node {
         return refuse(format!("it is on '{target}' already"));
     }
@@ -265,7 +249,7 @@ fn take_request(
     let to = if relocate { ServiceState::Relocate } else { ServiceState::Migrate };
     enter(state, sid, to, &s.node, format!("its user wants it on '{target}'"));
     set_target(state, sid, target.clone());
-    vec![Command::DropRequest { sid, reason: "taken".into() }]
+    vec![Command::DropRequest { id: id.to_owned(), taken: true, reason: "taken".into() }]
 }
 
 fn request_stop(
@@ -288,20 +272,35 @@ fn request_stop(
     vec![]
 }
 
-fn stopped(state: &mut ManagerState, sid: ServiceId, seen: &ServiceView, s: &Service) -> Vec<Command> {
+fn request(view: &View, sid: ServiceId) -> Option<(&str, &NodeName, bool)> {
+    view.requests.iter().find_map(|(id, r)| match r {
+        Request::Move { sid: s, target, relocate } if *s == sid => Some((id.as_str(), target, *relocate)),
+        _ => None,
+    })
+}
+
+fn stopped(
+    view: &View,
+    state: &mut ManagerState,
+    sid: ServiceId,
+    seen: &ServiceView,
+    s: &Service,
+) -> Vec<Command> {
     if wants_running(seen) {
         clear_failures(state, sid);
         enter(state, sid, ServiceState::RequestStart, &s.node, "its user wants it started".into());
         return vec![];
     }
-    match &seen.request {
+    match request(view, sid) {
         // A stopped service is moved where its user asks, and stays stopped there.
-        Some((target, _)) if *target != s.node => {
+        Some((id, target, _)) if *target != s.node => {
             enter(state, sid, ServiceState::Relocate, &s.node, format!("its user wants it on '{target}'"));
             set_target(state, sid, target.clone());
-            vec![Command::DropRequest { sid, reason: "taken".into() }]
+            vec![Command::DropRequest { id: id.into(), taken: true, reason: "taken".into() }]
         }
-        Some(_) => vec![Command::DropRequest { sid, reason: "it is there already".into() }],
+        Some((id, ..)) => {
+            vec![Command::DropRequest { id: id.into(), taken: false, reason: "it is there already".into() }]
+        }
         None => vec![],
     }
 }
@@ -350,7 +349,14 @@ fn recovery(
         Ok((to, why)) => {
             let reason = format!("{cause}; to '{to}': {why}");
             set_reason(state, sid, reason.clone());
-            vec![Command::Recover { sid, from: seen.owner.clone(), to, epoch: seen.epoch, reason }]
+            vec![Command::Recover {
+                sid,
+                from: seen.owner.clone(),
+                to,
+                epoch: seen.epoch,
+                unlock: true,
+                reason,
+            }]
         }
         Err(why) => {
             set_reason(state, sid, format!("{cause}; waits: {why}"));
@@ -358,6 +364,3 @@ fn recovery(
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
