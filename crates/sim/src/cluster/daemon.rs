@@ -97,6 +97,8 @@ pub(super) struct Daemon {
     told: Option<usize>,
     pub next_id: u64,
     due: BTreeMap<&'static str, Duration>,
+    /// The index as of which something was done last.
+    done: BTreeMap<&'static str, usize>,
     pub reports: BTreeMap<usize, (Reported, Duration)>,
     pub waiting: BTreeMap<u64, (tasks::Then, Duration)>,
     /// It is to go, and since when.
@@ -121,6 +123,7 @@ impl Daemon {
             told: None,
             next_id: 1,
             due: BTreeMap::new(),
+            done: BTreeMap::new(),
             reports: BTreeMap::new(),
             waiting: BTreeMap::new(),
             leave: None,
@@ -135,6 +138,15 @@ impl Daemon {
             self.due.insert(what, now + every);
         }
         due
+    }
+
+    /// The same of what is done after every commit too.
+    fn is_due_or_new(&mut self, what: &'static str, now: Duration, every: Duration, applied: usize) -> bool {
+        let new = self.done.insert(what, applied) != Some(applied);
+        if new {
+            self.due.remove(what);
+        }
+        self.is_due(what, now, every)
     }
 }
 
@@ -157,6 +169,10 @@ impl World {
             let every = Duration::from_millis(ms);
             w.daemon(node).is_some_and(|d| d.is_due(what, now, every))
         };
+        let woken = |w: &mut Self, what, ms| {
+            let (every, applied) = (Duration::from_millis(ms), w.nodes[node].applied);
+            w.daemon(node).is_some_and(|d| d.is_due_or_new(what, now, every, applied))
+        };
         if due(self, "beat", 500) {
             self.beat(node);
         }
@@ -166,13 +182,13 @@ impl World {
         if due(self, "held", 500) {
             self.decide_held(node);
         }
-        if due(self, "guard", 200) {
+        if woken(self, "guard", 500) {
             self.guard(node);
         }
-        if due(self, "agent", 200) {
+        if woken(self, "agent", 500) {
             self.agent_step(node);
         }
-        if due(self, "manage", 500) {
+        if woken(self, "manage", 500) {
             self.manage(node);
         }
         self.leave(node);

@@ -358,6 +358,7 @@ impl World {
             ServiceCommand::Relocate(to) => words("relocate", to),
             ServiceCommand::Add { node, state, .. } => format!("add {node} {}", state.as_str()),
             ServiceCommand::Delete => "delete".to_owned(),
+            ServiceCommand::Die => "die".to_owned(),
             ServiceCommand::Lock(lock) => words("lock", lock),
             ServiceCommand::Unlock => "unlock".to_owned(),
             ServiceCommand::MoveByHand(to) => words("manual-migrate", to),
@@ -379,26 +380,26 @@ impl World {
             }
             ServiceCommand::Add { node, state, running } => self.add(named, node, *state, *running),
             ServiceCommand::Delete => self.edit(Edit::Remove(sid)),
+            ServiceCommand::Die => self.die(vmid),
             ServiceCommand::Lock(lock) => self.edit(Edit::Lock(vmid, Some(lock.clone()))),
             ServiceCommand::Unlock => self.edit(Edit::Lock(vmid, None)),
             ServiceCommand::MoveByHand(to) => {
                 let running = self.nodes.iter().any(|n| n.guest_executes(self.now, vmid).is_some());
                 self.edit(Edit::Moved { vmid, to: to.clone(), running });
             }
-            ServiceCommand::Static(cpu, mem) => self.set_load(vmid, |l| {
-                l.maxcpu = cpu.unwrap_or(l.maxcpu);
-                l.maxmem = mem.unwrap_or(l.maxmem);
-            }),
-            ServiceCommand::Dynamic(cpu, mem) => self.set_load(vmid, |l| {
-                l.cpu = cpu.unwrap_or(l.cpu);
-                l.mem = mem.unwrap_or(l.mem);
-            }),
+            ServiceCommand::Static(..) | ServiceCommand::Dynamic(..) => {
+                if let Some(scene) = &mut self.scene {
+                    command.change_load(scene.loads.entry(vmid).or_default());
+                }
+            }
         }
     }
 
-    fn set_load(&mut self, vmid: Vmid, set: impl FnOnce(&mut Load)) {
-        if let Some(scene) = &mut self.scene {
-            set(scene.loads.entry(vmid).or_default());
+    fn die(&mut self, vmid: Vmid) {
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].copies.remove(&vmid).is_some() {
+                self.tell_guest(Kind::Died, vmid, node);
+            }
         }
     }
 

@@ -664,11 +664,14 @@ impl World {
         self.nodes[node].copies.insert(vmid, copy);
     }
 
-    /// Ends a guest's process; `told` is what that is in the story: nothing for a copy that is known to be lost.
+    /// Ends a guest's process; `told` is what that is in the story.
     pub fn destroy(&mut self, node: usize, vmid: Vmid, told: Option<Kind>) {
-        let executed = self.nodes[node].copies.get(&vmid).is_some_and(|c| c.ran && !c.lost);
+        let Some((ran, lost)) = self.nodes[node].copies.get(&vmid).map(|c| (c.ran, c.lost)) else {
+            return self.nodes[node].destroy(self.now, vmid);
+        };
         self.nodes[node].destroy(self.now, vmid);
-        if let Some(kind) = told.filter(|_| executed) {
+        let told = if lost { Some(Kind::Destroyed) } else { told };
+        if let Some(kind) = told.filter(|_| ran) {
             self.tell_guest(kind, vmid, node);
         }
     }

@@ -1,6 +1,6 @@
 //! What can be done to the cluster in a scenario, and how it is written.
 
-use super::{Failing, MIB};
+use super::{Failing, Load, MIB};
 use std::fmt;
 use std::time::Duration;
 use stead_model::ha_cfg::RequestedState;
@@ -85,6 +85,8 @@ pub enum ServiceCommand {
     },
     /// Taken from HA. The guest itself stays.
     Delete,
+    /// Its process dies by itself.
+    Die,
     /// A lock is put into its configuration.
     Lock(String),
     /// The lock is removed.
@@ -95,6 +97,23 @@ pub enum ServiceCommand {
     Static(Option<f64>, Option<u64>),
     /// What it uses: CPUs, bytes.
     Dynamic(Option<f64>, Option<u64>),
+}
+
+impl ServiceCommand {
+    /// Changes a guest's load, if that is what it does.
+    pub fn change_load(&self, load: &mut Load) {
+        match self {
+            Self::Static(cpu, mem) => {
+                load.maxcpu = cpu.unwrap_or(load.maxcpu);
+                load.maxmem = mem.unwrap_or(load.maxmem);
+            }
+            Self::Dynamic(cpu, mem) => {
+                load.cpu = cpu.unwrap_or(load.cpu);
+                load.mem = mem.unwrap_or(load.mem);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// One command.
@@ -200,6 +219,7 @@ fn service(words: &[&str]) -> Result<ServiceCommand, String> {
             Ok(ServiceCommand::Add { node: node(at)?, state: wanted, running })
         }
         ["delete"] => Ok(ServiceCommand::Delete),
+        ["die"] => Ok(ServiceCommand::Die),
         ["lock", rest @ ..] => Ok(ServiceCommand::Lock((*rest.first().unwrap_or(&"backup")).to_owned())),
         ["unlock"] => Ok(ServiceCommand::Unlock),
         ["set-static-stats", rest @ ..] => {

@@ -13,9 +13,36 @@ pub use command::{Command, CommandError};
 pub use story::{Happening, Kind, Story};
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 use stead_model::ha_cfg::{HaResource, HaRule};
 use stead_model::{NodeName, SectionConfig, ServiceId};
+
+/// A path that holds no scenario.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The folder cannot be read as one.
+    #[error(transparent)]
+    Folder(#[from] folder::FolderError),
+    /// The file cannot be read.
+    #[error("cannot be read: {0}")]
+    File(#[from] std::io::Error),
+    /// The file's text is no scenario.
+    #[error(transparent)]
+    Text(#[from] text::TextError),
+}
+
+/// Reads a scenario from a folder or a file.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn open(path: &Path) -> Result<Scenario, OpenError> {
+    if path.is_dir() {
+        return Ok(folder::read(path)?);
+    }
+    let file = std::fs::read_to_string(path)?;
+    Ok(text::read(text::split(&file).0)?)
+}
 
 /// Bytes in a MiB.
 pub(crate) const MIB: u64 = 1 << 20;
@@ -147,5 +174,17 @@ impl Scenario {
     /// The scenario's name of a service.
     pub fn name(&self, sid: ServiceId) -> String {
         self.names.get(&sid).cloned().unwrap_or_else(|| sid.to_string())
+    }
+
+    /// The load of every guest that there ever is, as it is in the end, by the scenario's names.
+    pub fn loads(&self) -> impl Iterator<Item = (String, Load)> {
+        let mut loads: BTreeMap<ServiceId, Load> = self.later.clone();
+        loads.extend(self.services.iter().map(|s| (s.resource.sid, s.load)));
+        for step in &self.steps {
+            if let Command::Service(named, change) = &step.command {
+                change.change_load(loads.entry(named.sid).or_default());
+            }
+        }
+        loads.into_iter().map(|(sid, load)| (self.name(sid), load))
     }
 }

@@ -22,6 +22,8 @@ pub enum Kind {
     Lost,
     Pause,
     Thaw,
+    Died,
+    Destroyed,
     State,
     Migrate,
     Relocate,
@@ -57,6 +59,8 @@ impl Kind {
             Self::Lost => "svc.lost",
             Self::Pause => "svc.pause",
             Self::Thaw => "svc.thaw",
+            Self::Died => "svc.died",
+            Self::Destroyed => "svc.destroyed",
             Self::State => "svc.state",
             Self::Migrate => "svc.migrate",
             Self::Relocate => "svc.relocate",
@@ -79,7 +83,7 @@ impl Kind {
 impl Kind {
     /// Whether it is no word of the scenarios' common format, but one of ours.
     pub fn is_own(self) -> bool {
-        matches!(self, Self::Pause | Self::Thaw | Self::State)
+        matches!(self, Self::Pause | Self::Thaw | Self::Died | Self::Destroyed | Self::State)
     }
 }
 
