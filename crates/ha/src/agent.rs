@@ -120,7 +120,7 @@ pub struct AgentView {
 impl AgentView {
     /// Whether the fence process is to guard the resources here; not while HA is disarmed.
     pub fn wants_guard(&self) -> bool {
-        self.manager.disarm.is_none()
+        !self.manager.disarm.is_some_and(|d| d.ready)
     }
 
     fn mine(&self) -> impl Iterator<Item = (ServiceId, &AgentService, &Service)> {
@@ -363,6 +363,7 @@ mod tests {
             relocate_tries: 0,
             maintenance_node: None,
             timeout: None,
+            retry_at: None,
         };
         let manager = ManagerState { service_status: [(sid(), service)].into(), ..ManagerState::default() };
         let known = AgentService { present, max_restart: 1, requested: RequestedState::Started };
@@ -496,7 +497,9 @@ mod tests {
         let agent = Agent::default();
         let mut v = view(ServiceState::Freeze, 7, true);
         assert!(v.wants_guard() && !agent.report(&v).disarmed);
-        v = with_manager(v, |m| m.disarm = Some(Disarm { mode: DisarmMode::Freeze, done: false }));
+        v = with_manager(v, |m| {
+            m.disarm = Some(Disarm { mode: DisarmMode::Freeze, ready: true, done: false })
+        });
         assert!(!v.wants_guard() && !agent.report(&v).disarmed);
         v.guarding = false;
         assert!(agent.report(&v).disarmed);

@@ -222,6 +222,9 @@ pub struct Service {
     /// Seconds that its shutdown may take, if its user has named them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<u32>,
+    /// A move failed: the manager tries none of its own before then. Seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<u64>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -237,12 +240,10 @@ pub enum NodeStatus {
     Online,
     /// It takes part, and is being emptied or is empty.
     Maintenance,
-    /// It is silent. Also one that went down on purpose and that is awaited.
+    /// It is silent, or down, and there is nothing (more) to be done about it.
     Unknown,
     /// It is committed lost, and its services are being recovered.
     Fence,
-    /// It is committed lost, and no service is there any more.
-    Gone,
 }
 
 /// What the manager remembers of a node beyond its word.
@@ -261,7 +262,9 @@ pub struct NodeMemory {
 pub struct Disarm {
     /// What becomes of the services.
     pub mode: DisarmMode,
-    /// All nodes have said that they guard nothing any more. Before that: disarming.
+    /// Every recovery and every move that was under way has ended, and the nodes let go.
+    pub ready: bool,
+    /// All nodes that take part have said that they guard nothing any more. Before that: disarming.
     pub done: bool,
 }
 
