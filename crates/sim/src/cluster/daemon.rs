@@ -288,7 +288,7 @@ impl World {
         let patience = ELECTION + apart;
         let n = &mut self.nodes[node];
         let Some(d) = n.daemon.as_mut() else { return };
-        if now - d.heard < d.patience {
+        if now.saturating_sub(d.heard) < d.patience {
             return;
         }
         d.patience = patience;
@@ -327,7 +327,7 @@ impl World {
         let n = &self.nodes[voter];
         let linked = !self.cut[voter][candidate] && !self.cut[candidate][voter];
         let awake = n.daemon.as_ref().filter(|d| n.executes(self.now) && d.paused_until <= self.now);
-        linked && awake.is_some_and(|d| d.leads.is_none() && self.now - d.heard >= ELECTION / 2)
+        linked && awake.is_some_and(|d| d.leads.is_none() && self.now.saturating_sub(d.heard) >= ELECTION / 2)
     }
 
     /// A message has arrived.

@@ -14,6 +14,7 @@ use crate::scenario::story::{NodeEnd, ServiceEnd};
 use crate::scenario::{Command, Failing, Happening, Hardware, Kind, Load, Scenario, Step, Story};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -154,8 +155,7 @@ fn of_node(step: &Step) -> Option<&NodeName> {
 fn config(scenario: &Scenario) -> Result<Config, PlayError> {
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let options = HaOptions::parse(some(&scenario.ha).as_deref(), some(&scenario.crs).as_deref())?;
-    let managed = scenario.services.iter().filter(|s| s.managed);
-    let mut resources = managed.map(|s| (s.resource.sid, s.resource.clone())).collect();
+    let mut resources = scenario.services.iter().map(|s| (s.resource.sid, s.resource.clone())).collect();
     let mut rules = scenario.rules.clone();
     if let Some(groups) = &scenario.groups {
         let (groups, _) = ha_groups::parse(&groups.to_string())?;
@@ -166,24 +166,32 @@ fn config(scenario: &Scenario) -> Result<Config, PlayError> {
     Ok(Config { resources, rules, options, locks: locked.collect(), ..Config::default() })
 }
 
-/// What an earlier manager left behind. There `uid` is any text; here it is a number that grows.
+/// What an earlier manager left behind, as far as it means something here: states of services and of nodes. There `uid`
+/// is any text; here it is a number that grows.
 fn manager(scenario: &Scenario) -> Result<ManagerState, PlayError> {
-    let Some(mut value) = scenario.manager.clone() else { return Ok(ManagerState::default()) };
-    let mut last = 0;
-    if let Some(services) = value["service_status"].as_object_mut() {
-        let named = |(name, mut service): (String, serde_json::Value)| {
-            last += 1;
-            service["uid"] = last.into();
-            if service["reason"].is_null() {
-                service["reason"] = "as an earlier manager left it".into();
+    let Some(value) = &scenario.manager else { return Ok(ManagerState::default()) };
+    let mut services = serde_json::Map::new();
+    for (index, (name, old)) in value["service_status"].as_object().into_iter().flatten().enumerate() {
+        let Ok(named) = Named::parse(name) else { continue };
+        let mut service = json!({"uid": index + 1, "reason": "as an earlier manager left it"});
+        for key in ["node", "target", "failed_nodes", "maintenance_node"] {
+            if !old[key].is_null() {
+                service[key] = old[key].clone();
             }
-            let name = Named::parse(&name).map_or(name, |n| n.sid.to_string());
-            (name, service)
+        }
+        // To be started is to be started, wherever.
+        service["state"] = match old["state"].as_str() {
+            Some("request_start_balance") => json!("request_start"),
+            _ => old["state"].clone(),
         };
-        *services = std::mem::take(services).into_iter().map(named).collect();
+        services.insert(named.sid.to_string(), service);
     }
-    value["last_uid"] = last.into();
-    serde_json::from_value(value).map_err(PlayError::Manager)
+    let state = json!({
+        "last_uid": services.len(),
+        "service_status": services,
+        "node_status": value["node_status"].as_object().cloned().unwrap_or_default(),
+    });
+    serde_json::from_value(state).map_err(PlayError::Manager)
 }
 
 fn status_word(status: NodeStatus) -> String {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use stead_ha::ManagerState;
-use stead_model::{BootId, Epoch, NodeName, NodeState, Ownership, Vmid};
+use stead_model::{BootId, Epoch, NodeName, NodeState, Ownership, RequestedState, ServiceId, Vmid};
 
 /// What is committed.
 #[derive(Debug, Clone)]
@@ -18,6 +18,16 @@ pub struct Tree {
     pub manager: (Arc<ManagerState>, u64),
     /// What users want.
     pub config: Rc<Config>,
+}
+
+impl Tree {
+    /// Whether HA has the guest, so that the fence process is to guard it.
+    pub fn is_guarded(&self, vmid: Vmid) -> bool {
+        let Some(own) = self.owners.get(&vmid) else { return false };
+        let resource = self.config.resources.get(&ServiceId { kind: own.kind, vmid });
+        !self.manager.0.disarm.is_some_and(|d| d.ready)
+            && resource.is_some_and(|r| r.state != RequestedState::Ignored)
+    }
 }
 
 /// A change with its precondition.

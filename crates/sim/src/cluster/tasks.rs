@@ -16,9 +16,7 @@ use stead_ha::{
 };
 use stead_membership::grantor::DeclareFailure;
 use stead_membership::{Hold, HolderCommand};
-use stead_model::{
-    BootId, Epoch, GuestKind, NodeName, NodeState, Ownership, RequestedState, ServiceId, Vmid,
-};
+use stead_model::{BootId, Epoch, GuestKind, NodeName, NodeState, Ownership, ServiceId, Vmid};
 
 /// Reports older than this say nothing.
 const FRESH: Duration = Duration::from_millis(1500);
@@ -294,11 +292,9 @@ impl World {
     /// the record says that it guards after it does.
     pub fn guard(&mut self, node: usize) {
         let tree = self.tree(node);
-        let armed = tree.manager.0.disarm.is_none();
         let name = self.nodes[node].name.clone();
         for (vmid, own) in tree.owners.iter().filter(|(_, o)| o.owner == name && o.running) {
-            let resource = tree.config.resources.get(&sid_of(*vmid, own));
-            let wanted = armed && resource.is_some_and(|r| r.state != RequestedState::Ignored);
+            let wanted = tree.is_guarded(*vmid);
             let copy = self.nodes[node].copies.get(vmid);
             let runs = copy.is_some_and(|c| c.epoch == own.epoch && c.running && !c.frozen);
             if wanted == own.armed || !runs || !self.begin(node, "guard") {
@@ -507,7 +503,7 @@ impl World {
                 running: own.running,
                 armed: own.armed,
                 process,
-                stats: self.stats(sid.vmid, process == Process::Running),
+                stats: self.stats(sid.vmid),
                 lock: tree.config.locks.get(&sid.vmid).cloned(),
             };
             Some((*sid, view))
@@ -519,11 +515,11 @@ impl World {
         View { me: self.nodes[node].name.clone(), nodes, services, rules, options, requests, round }
     }
 
-    fn stats(&self, vmid: Vmid, running: bool) -> Stats {
+    fn stats(&self, vmid: Vmid) -> Stats {
         let load = self.load_of(vmid);
         let max = stead_ha::Load { cpu: load.maxcpu, mem: load.maxmem };
         let used = stead_ha::Load { cpu: load.cpu, mem: load.mem };
-        Stats { max, used: if running { used } else { stead_ha::Load::default() } }
+        Stats { max, used }
     }
 
     fn fresh(&self, node: usize, of: &NodeName) -> Option<&Reported> {
@@ -549,8 +545,9 @@ impl World {
         let foreign = |(vmid, o): &(&Vmid, &Ownership)| {
             o.owner == *name && !tree.config.resources.contains_key(&sid_of(**vmid, o))
         };
-        for (vmid, _) in tree.owners.iter().filter(foreign) {
-            let stats = self.stats(*vmid, report.is_some_and(|r| r.copies.contains(vmid)));
+        let runs = |vmid: &Vmid| report.is_some_and(|r| r.copies.contains(vmid));
+        for (vmid, _) in tree.owners.iter().filter(foreign).filter(|(v, _)| runs(v)) {
+            let stats = self.stats(*vmid);
             others.max.cpu += stats.max.cpu;
             others.max.mem += stats.max.mem;
             others.used.cpu += stats.used.cpu;

@@ -106,8 +106,6 @@ pub struct Failing {
 pub struct Setup {
     /// What its user wants.
     pub resource: HaResource,
-    /// Whether HA knows it. A guest that HA does not know is left alone.
-    pub managed: bool,
     /// Where it is.
     pub node: NodeName,
     /// What it uses.
@@ -123,7 +121,6 @@ impl Setup {
     pub fn new(sid: ServiceId, node: NodeName) -> Self {
         Self {
             resource: HaResource::new(sid),
-            managed: true,
             node,
             load: Load::default(),
             failing: Failing::default(),

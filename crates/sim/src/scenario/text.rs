@@ -151,12 +151,8 @@ fn hardware(name: &str, words: &[&str]) -> Result<Hardware, String> {
 fn service(named: Named, node: &str, state: &str, words: &[&str]) -> Result<Setup, String> {
     let node = node.parse().map_err(|e: stead_model::IdError| e.to_string())?;
     let mut o = options(words);
-    let managed = state != "unmanaged";
-    let state = match RequestedState::from_text(state) {
-        Some(state) => state,
-        None if !managed => RequestedState::Ignored,
-        None => return Err(format!("'{state}' is no state that can be requested")),
-    };
+    let state = RequestedState::from_text(state)
+        .ok_or_else(|| format!("'{state}' is no state that can be requested"))?;
     let base = Load::default();
     let load = Load {
         maxcpu: take(&mut o, "maxcpu")?.unwrap_or(base.maxcpu),
@@ -176,7 +172,7 @@ fn service(named: Named, node: &str, state: &str, words: &[&str]) -> Result<Setu
     };
     let lock = o.remove("lock").map(str::to_owned);
     nothing_left(&o)?;
-    Ok(Setup { resource, managed, load, lock, failing: named.failing(), ..Setup::new(named.sid, node) })
+    Ok(Setup { resource, load, lock, failing: named.failing(), ..Setup::new(named.sid, node) })
 }
 
 #[cfg(test)]
