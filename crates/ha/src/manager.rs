@@ -35,6 +35,7 @@ pub fn step(now: u64, view: &View, state: &mut ManagerState) -> Vec<Command> {
     clerk.assign(|s| &mut s.rule_errors, rules.errors.clone());
     clerk.note_nodes();
     clerk.take_requests();
+    clerk.admit();
     let closed = clerk.closed();
     let places = Places::new(view, clerk.state, &rules, &closed);
     let requests = requests(view);
@@ -95,6 +96,32 @@ impl Clerk<'_, '_> {
     /// A node's word. One that was removed was either empty or recovered before; its guests are nobody's.
     fn word(&self, node: &NodeName) -> NodeWord {
         self.view.nodes.get(node).map_or(NodeWord::Lost, |n| n.word)
+    }
+
+    /// Forgets what is no resource any more, and begins with what has become one.
+    fn admit(&mut self) {
+        let view = self.view;
+        let gone = |sid: &ServiceId| {
+            view.services.get(sid).is_none_or(|s| s.resource.state == RequestedState::Ignored)
+        };
+        let forgotten: Vec<ServiceId> = self.state.service_status.keys().copied().filter(gone).collect();
+        for sid in forgotten {
+            let ignored = view.services.contains_key(&sid);
+            self.forget(sid, if ignored { "its user wants it ignored" } else { "taken out of HA" });
+        }
+        if self.state.disarm.is_some() {
+            return;
+        }
+        for sid in in_order(view) {
+            let Some(seen) = view.services.get(&sid) else { continue };
+            if !self.state.service_status.contains_key(&sid) {
+                let first = match seen.resource.state {
+                    RequestedState::Started => ServiceState::RequestStart,
+                    _ => ServiceState::RequestStop,
+                };
+                self.enter(sid, first, &seen.owner, None, "added to HA".into());
+            }
+        }
     }
 
     /// HA lets go of a service.
@@ -184,14 +211,6 @@ impl std::ops::DerefMut for Round<'_, '_> {
 impl<'v> Round<'v, '_> {
     fn run(&mut self) {
         let view = self.view;
-        let gone = |sid: &ServiceId| {
-            view.services.get(sid).is_none_or(|s| s.resource.state == RequestedState::Ignored)
-        };
-        let forgotten: Vec<ServiceId> = self.state.service_status.keys().copied().filter(gone).collect();
-        for sid in forgotten {
-            let ignored = view.services.contains_key(&sid);
-            self.forget(sid, if ignored { "its user wants it ignored" } else { "taken out of HA" });
-        }
         if self.state.disarm.is_some() {
             self.disarm(view);
         } else {
@@ -209,13 +228,6 @@ impl<'v> Round<'v, '_> {
     fn settle(&mut self, sid: ServiceId, seen: &'v ServiceView) {
         if self.is_quiet(sid, seen) {
             return;
-        }
-        if !self.state.service_status.contains_key(&sid) {
-            let first = match seen.resource.state {
-                RequestedState::Started => ServiceState::RequestStart,
-                _ => ServiceState::RequestStop,
-            };
-            self.enter(sid, first, &seen.owner, None, "added to HA".into());
         }
         for _ in 0..8 {
             let was = self.state.service_status.get(&sid).map(|s| s.uid);

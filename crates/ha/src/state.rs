@@ -33,7 +33,7 @@ pub struct Load {
 pub struct Stats {
     /// At most.
     pub max: Load,
-    /// Now. Zero while it does not run.
+    /// Now, or when it last ran. Zero: not known.
     pub used: Load,
 }
 
@@ -243,6 +243,7 @@ pub enum NodeStatus {
     /// It is silent, or down, and there is nothing (more) to be done about it.
     Unknown,
     /// It is committed lost, and its services are being recovered.
+    #[serde(alias = "lost")]
     Fence,
 }
 

@@ -36,7 +36,8 @@ impl<'v> Round<'v, '_> {
         });
     }
 
-    /// Takes the next request to move a service that is at rest. Returns whether its state has changed.
+    /// Takes the next request to move a service that is at rest. Returns whether that is all for now: it
+    /// goes, or waits for those that go with it.
     pub(super) fn take_move(&mut self, sid: ServiceId, seen: &'v ServiceView, s: &Service) -> bool {
         let next = self.requests.get(&sid).and_then(|all| {
             all.iter().find_map(|(id, r)| match r {
@@ -50,7 +51,7 @@ impl<'v> Round<'v, '_> {
         if let Some(other) = party.iter().find(unready) {
             let why = format!("the request to move it: {other}, which goes with it, is not at rest");
             self.waits(sid, s, &why);
-            return false;
+            return true;
         }
         if let Some(all) = self.requests.get_mut(&sid) {
             all.retain(|(other, _)| *other != id);

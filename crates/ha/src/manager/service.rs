@@ -190,7 +190,8 @@ impl<'v> Round<'v, '_> {
         if self.state.memory(here).mode == AgentMode::Shutdown {
             return self.waits(sid, s, &format!("its node '{here}' goes down"));
         }
-        if seen.process == Process::Running {
+        // The record is older than no report: what may run is not moved as if it did not.
+        if seen.process == Process::Running || (seen.running && s.failed_nodes.is_empty()) {
             let reason = s.reason.split(WAITS).next().unwrap_or_default().to_owned();
             self.enter(sid, S::Started, here, None, reason);
             return self.places.load(sid, here);
@@ -248,8 +249,9 @@ impl<'v> Round<'v, '_> {
 
     /// Its node has given up to start it.
     fn failed(&mut self, sid: ServiceId, seen: &ServiceView, s: &Service, why: &str) {
-        let tries = s.relocate_tries + 1;
-        if tries > seen.resource.max_relocate {
+        let limit = seen.resource.max_relocate;
+        let tries = s.relocate_tries.min(limit).saturating_add(1);
+        if tries > limit {
             let reason = format!(
                 "could not be started: {why}. Find the cause, then set its state to 'disabled', and to 'started' again"
             );
@@ -294,6 +296,8 @@ impl<'v> Round<'v, '_> {
 
     fn stopped(&mut self, sid: ServiceId, seen: &'v ServiceView, s: &Service) {
         if wants_running(seen) {
+            // Begun anew where it is; how often it may still be relocated counts on until it runs.
+            self.update(sid, |s| s.failed_nodes.clear());
             return self.enter(sid, S::RequestStart, &s.node, None, "its user wants it started".into());
         }
         if seen.process == Process::Running {
@@ -347,23 +351,18 @@ impl<'v> Round<'v, '_> {
             let ask = Ask { here: Some(t), stay: true, running: true, ..ask };
             self.places.fits(&ask, t)
         });
-        let choice = match kept {
-            Some(node) => Ok((node, None)),
-            None => self.places.choose(&ask).map(|(node, why)| (node, Some(why))),
-        };
-        match choice {
+        if let Some(to) = kept {
+            let unlock = seen.lock.as_deref().is_some_and(lock_ends_with_its_node);
+            let (from, epoch, reason) = (seen.owner.clone(), seen.epoch, s.reason.clone());
+            self.out.push(Command::Recover { sid, from, to, epoch, unlock, reason });
+            return;
+        }
+        match self.places.choose(&ask) {
+            // Its commit follows when this is noted.
             Ok((to, why)) => {
-                if let Some(why) = why {
-                    self.places.goes(sid, None, &to);
-                    let first = cause.split("; to '").next().unwrap_or_default();
-                    let reason = format!("{first}; to '{to}': {why}");
-                    self.enter(sid, S::Recovery, &s.node, Some(to.clone()), reason);
-                }
-                let reason =
-                    self.state.service_status.get(&sid).map(|s| s.reason.clone()).unwrap_or_default();
-                let unlock = seen.lock.as_deref().is_some_and(lock_ends_with_its_node);
-                let (from, epoch) = (seen.owner.clone(), seen.epoch);
-                self.out.push(Command::Recover { sid, from, to, epoch, unlock, reason });
+                self.places.goes(sid, None, &to);
+                let first = cause.split("; to '").next().unwrap_or_default();
+                self.enter(sid, S::Recovery, &s.node, Some(to.clone()), format!("{first}; to '{to}': {why}"));
             }
             Err(why) => {
                 self.update(sid, |s| s.target = None);
