@@ -349,6 +349,12 @@ impl World {
     /// The node has nothing more to do: it goes down in order.
     pub fn go_down(&mut self, node: usize, leave: Leave) {
         let word = if leave == Leave::Reboot { "reboot" } else { "shutdown" };
+        // What HA has not stopped is stopped by the machine: guests that it leaves alone, and all while it is disarmed.
+        let running: Vec<Vmid> =
+            self.nodes[node].copies.iter().filter(|(_, c)| c.running).map(|(v, _)| *v).collect();
+        for vmid in running {
+            self.destroy(node, vmid, Some(Kind::Stop));
+        }
         self.lose_power(node);
         self.tell(Kind::Off, None, Some(node), Some(word.to_owned()));
         if leave == Leave::Reboot {

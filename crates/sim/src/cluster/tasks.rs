@@ -416,6 +416,13 @@ impl World {
             self.tell_guest(Kind::MoveFail, vmid, node);
             return self.ended(node, &command, Ending::Failed(format!("it is locked ({lock})")));
         }
+        if let Attempt::Migrate(to) | Attempt::Relocate(to) = &command.attempt
+            && !self.answers(node, to)
+        {
+            self.tell_guest(Kind::MoveFail, vmid, node);
+            let why = format!("'{to}' does not answer");
+            return self.ended(node, &command, Ending::Failed(why));
+        }
         if moves && self.move_fails(vmid) {
             self.tell_guest(Kind::MoveFail, vmid, node);
             return self.ended(node, &command, Ending::Failed("its migration failed".to_owned()));
@@ -430,6 +437,14 @@ impl World {
         }
         self.destroy(node, vmid, (!live).then_some(Kind::Stop));
         self.not_running(node, vmid, epoch, Then::Stopped(command));
+    }
+
+    /// Whether a node answers another one.
+    fn answers(&self, node: usize, other: &NodeName) -> bool {
+        let Some(to) = self.index(other) else { return false };
+        let linked = node == to || !(self.cut[node][to] || self.cut[to][node]);
+        let awake = |d: &super::daemon::Daemon| d.paused_until <= self.now;
+        linked && self.nodes[to].executes(self.now) && self.nodes[to].daemon.as_ref().is_some_and(awake)
     }
 
     fn stopped(&mut self, node: usize, command: AgentCommand, done: bool) {
@@ -477,6 +492,9 @@ impl World {
                     self.ask(node, Ask::Propose(txn), Then::Nothing);
                 }
                 Command::Record { sid, change } => self.tell_change(sid, &change),
+                Command::DropRequest { taken: false, reason, .. } => {
+                    self.tell(Kind::Refused, None, None, Some(reason));
+                }
                 Command::DropRequest { .. } => {}
             }
         }

@@ -24,6 +24,7 @@ pub enum Kind {
     Thaw,
     Died,
     Destroyed,
+    Refused,
     State,
     Migrate,
     Relocate,
@@ -61,6 +62,7 @@ impl Kind {
             Self::Thaw => "svc.thaw",
             Self::Died => "svc.died",
             Self::Destroyed => "svc.destroyed",
+            Self::Refused => "ha.refused",
             Self::State => "svc.state",
             Self::Migrate => "svc.migrate",
             Self::Relocate => "svc.relocate",
@@ -83,7 +85,7 @@ impl Kind {
 impl Kind {
     /// Whether it is no word of the scenarios' common format, but one of ours.
     pub fn is_own(self) -> bool {
-        matches!(self, Self::Pause | Self::Thaw | Self::Died | Self::Destroyed | Self::State)
+        matches!(self, Self::Pause | Self::Thaw | Self::Died | Self::Destroyed | Self::Refused | Self::State)
     }
 }
 
