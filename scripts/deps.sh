@@ -42,7 +42,7 @@ while IFS='|' read -r program package purpose; do
     [ -n "$program" ] || continue
     have "$program" || add_missing "$program" "$package" "$purpose"
 done <<<"$programs"
-if [ "$wanted" = all ] && have python3 && ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
+if [ "$wanted" = all ] && ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
     add_missing "python3's venv" python3-venv "Proxmox clients"
 fi
 

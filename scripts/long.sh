@@ -3,12 +3,33 @@
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
+# What figures depend on, as the head of a report.
+machine() {
+    local cpu changed=''
+    cpu=$(awk -F ': ' '/^model name/ { print $2; exit }' /proc/cpuinfo)
+    git diff --quiet HEAD 2>/dev/null || changed=' with changes'
+    say "Measured $(date -u +'%Y-%m-%d %H:%M') UTC, commit $(git rev-parse --short HEAD 2>/dev/null || say unknown)$changed, release profile."
+    say "Machine: $(nproc) CPUs ($cpu), $(awk '/^MemTotal/ { printf "%.0f", $2 / 1048576 }' /proc/meminfo) GiB, Linux $(uname -r),"
+    say "$(qemu-system-x86_64 --version | head -n 1). Load before: $(cut -d' ' -f1-3 /proc/loadavg)."
+    say
+}
+
 scripts/web.sh
 case ${1:-} in
 bench)
-    # Figures are taken from optimised programs.
+    # Figures are taken from optimised programs, and nothing is compiled while they are.
     cargo build --locked --workspace --bins --release
-    STEAD_BIN_DIR=$(target_dir)/release cargo nextest run --locked -p stead-testbed --profile bench --no-capture
+    cargo nextest run --locked -p stead-testbed --profile bench --no-run
+    cargo run --locked -q -p stead-testbed --example guest-image
+    report=$(target_dir)/bench.md
+    machine >"$report"
+    failed=0
+    STEAD_BIN_DIR=$(target_dir)/release STEAD_BENCH_REPORT=$report \
+        cargo nextest run --locked -p stead-testbed --profile bench --no-capture || failed=$?
+    printf 'Load afterwards: %s.\n' "$(cut -d' ' -f1-3 /proc/loadavg)" >>"$report"
+    step "the report, also in $report"
+    cat "$report"
+    exit "$failed"
     ;;
 soak)
     cargo build --locked --workspace --bins

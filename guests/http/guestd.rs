@@ -321,10 +321,11 @@ impl<'a> Writer<'a> {
             state.conflicts.store(self.conflicts, Relaxed);
         }
         let next = Record { seq: self.seq + 1, ..base };
-        write_record(self.disk, self.lane + 1 + CONFLICTS + self.written % RING, next)?;
+        // The cell first: a boot that is cut off between the two leaves no number that the next one does not find.
         write_record(self.disk, CELL, Record { kind: KIND_CELL, ..next })?;
-        self.written += 1;
         self.seq += 1;
+        write_record(self.disk, self.lane + 1 + CONFLICTS + self.written % RING, next)?;
+        self.written += 1;
         state.seq.store(self.seq, Relaxed);
         Ok(())
     }

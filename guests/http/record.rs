@@ -11,7 +11,8 @@
 //!
 //! A writer that held the cell and finds in it anything but its own last write has met another writer, be it another boot
 //! or another copy of itself, and says so in its own lane, where nobody overwrites it. Independently of that, a boot
-//! goes on with the sequence number it found, so that an older boot which still writes shows by numbers that overlap.
+//! goes on with the sequence number it found, so that an older boot which still writes shows by numbers that overlap. The
+//! cell is written before the record: power may go between the two.
 
 /// Bytes in a sector.
 pub const SECTOR: usize = 512;

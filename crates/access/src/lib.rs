@@ -6,10 +6,12 @@
 //!
 //! - [`ticket`]: what is shown instead of a password, for two hours;
 //! - [`secret`]: passwords and tokens, hashed at rest, and the [`Realm`]s that check passwords;
+//! - [`brake`]: how long the next check of a password waits after wrong ones;
 //! - [`privilege`], [`roles`]: what there is to be allowed;
 //! - [`directory`]: users, groups, tokens, pools and ACLs, and what follows from them.
 
 pub mod auth;
+pub mod brake;
 pub mod directory;
 pub mod privilege;
 pub mod roles;
@@ -17,6 +19,7 @@ pub mod secret;
 pub mod ticket;
 
 pub use auth::AuthId;
+pub use brake::{Brake, Verdict};
 pub use directory::{Directory, Privileges};
 pub use privilege::{Privilege, PrivilegeSet};
 pub use secret::{AuthError, Builtin, Realm, ShadowStore, TokenStore};

@@ -19,6 +19,12 @@ pub enum AuthError {
     /// Wrong password, unknown user, disabled: which one is not said.
     #[error("authentication failure")]
     Failure,
+    /// There were too many wrong passwords of late; this one was not checked.
+    #[error("authentication failure: too many wrong passwords, try again in {seconds} s")]
+    TooMany {
+        /// When to try again.
+        seconds: u64,
+    },
     /// The realm cannot be asked.
     #[error("authentication failure: {0}")]
     Unavailable(String),

@@ -53,8 +53,9 @@ struct Shell {
 /// Starts the task.
 pub fn start(ops: Arc<Ops>) -> GrantHandle {
     let (send, receive) = mpsc::channel(1024);
-    let profile = ops.cluster_record().map(|c| c.value.profile).unwrap_or_default();
-    let grantor = Grantor::new(boottime(), profile, None);
+    let (profile, previous) =
+        ops.cluster_record().map(|c| (c.value.profile, c.value.previous_profile)).unwrap_or_default();
+    let grantor = Grantor::new(boottime(), profile, previous);
     let shell = Shell { ops, grantor, send: send.clone(), waiting: HashMap::new() };
     tokio::spawn(shell.run(receive));
     GrantHandle(send)
@@ -102,7 +103,7 @@ impl Shell {
         let nodes = self.ops.node_records();
         self.grantor.set_members(now, nodes.iter().map(|n| (n.name.clone(), Member::from(n))).collect());
         if let Ok(cluster) = self.ops.cluster_record() {
-            self.grantor.set_profile(now, cluster.value.profile);
+            self.grantor.set_profile(now, cluster.value.profile, cluster.value.previous_profile);
         }
     }
 
@@ -150,6 +151,15 @@ impl Shell {
                         let term = ops.conf.confirm_leadership().await.ok().map(|l| l.term);
                         // The task that owns the grantor may have ended.
                         let _ = send.send(Input::Confirmed { round, term }).await;
+                    });
+                }
+                GrantorCommand::SettleProfile(previous) => {
+                    let ops = self.ops.clone();
+                    tokio::spawn(async move {
+                        // It is asked for again until it is done.
+                        if let Err(e) = ops.settle_profile(previous).await {
+                            tracing::warn!("the end of the change from profile '{previous}': {e}");
+                        }
                     });
                 }
                 GrantorCommand::DeclareLost(declared) => {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use stead_driver::fence::Hold;
 use stead_driver::guest::GuestError;
 use stead_membership::wire::{Heartbeat, HeartbeatAnswer, Outcome, Refusal, VERSION};
-use stead_model::{Epoch, FenceProfile, NodeRecord, NodeState, Vmid, paths};
+use stead_model::{ClusterRecord, Epoch, FenceProfile, NodeRecord, NodeState, Vmid, paths};
 use stead_ops::peers::call;
 use stead_ops::store::{self, At};
 use stead_ops::{Lease, Ops, OpsError};
@@ -27,7 +27,9 @@ pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>)
     let (renewed, renewals) = watch::channel(granted);
     tokio::spawn(guardian::run(ops.clone(), renewals));
     loop {
-        let profile = ops.cluster_record().map(|c| c.value.profile).unwrap_or_default();
+        let cluster = ops.cluster_record().ok().map(|c| c.value);
+        let profile = cluster.as_ref().map(|c| c.profile).unwrap_or_default();
+        let period = cluster.as_ref().map_or(profile.heartbeat(), ClusterRecord::heartbeat);
         let begun = tokio::time::Instant::now();
         match beat(&ops, &grant, profile, &renewed).await {
             Ok(None) => {}
@@ -59,7 +61,7 @@ pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>)
             tracing::info!("lease {}", if held { "held" } else { "lost" });
         }
         lease.send_if_modified(|l| std::mem::replace(&mut l.held, held) != held);
-        tokio::time::sleep_until(begun + profile.heartbeat()).await;
+        tokio::time::sleep_until(begun + period).await;
     }
 }
 

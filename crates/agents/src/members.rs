@@ -1,9 +1,11 @@
 //! Keeps Raft's members in line with the cluster's nodes: on the leader, a node that is recorded and not yet a
-//! member becomes a learner, learners become voters where votes are wanted, and members without a record go.
+//! member becomes a learner, learners become voters where votes are wanted, and members without a record go. A node
+//! that left Raft by its own wish stays out, also where its record is still there since a leader died in between.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
-use stead_conf::RaftStatus;
+use stead_conf::{MemberError, RaftStatus};
 use stead_model::{NodeRecord, RaftId, paths};
 use stead_ops::{Ops, store};
 
@@ -49,8 +51,9 @@ impl Seen {
     }
 }
 
-/// The one next change, if one is due. One at a time: each is committed before the next is thought of.
-fn next(nodes: &[NodeRecord], raft: &Seen) -> Option<Change> {
+/// The one next change, if one is due. One at a time: each is committed before the next is thought of. `left`: who took
+/// part once and never will again.
+fn next(nodes: &[NodeRecord], raft: &Seen, left: &BTreeSet<RaftId>) -> Option<Change> {
     let known = |id: RaftId| nodes.iter().any(|n| n.raft_id == id);
     let member = |id: RaftId| raft.voters.contains(&id) || raft.learners.contains(&id);
     if let Some(id) =
@@ -58,10 +61,11 @@ fn next(nodes: &[NodeRecord], raft: &Seen) -> Option<Change> {
     {
         return Some(Change::Remove(id));
     }
-    if let Some(n) = nodes.iter().find(|n| !member(n.raft_id)) {
+    if let Some(n) = nodes.iter().find(|n| !member(n.raft_id) && !left.contains(&n.raft_id)) {
         return Some(Change::AddLearner(n.raft_id));
     }
-    if raft.voters.len() >= wanted_voters(nodes.len()) {
+    let present = nodes.iter().filter(|n| !left.contains(&n.raft_id)).count();
+    if raft.voters.len() >= wanted_voters(present) {
         return None;
     }
     let ready = |id: &RaftId| {
@@ -75,11 +79,12 @@ fn next(nodes: &[NodeRecord], raft: &Seen) -> Option<Change> {
 /// Runs for as long as the daemon does; acts while this node leads.
 pub async fn run(ops: Arc<Ops>) {
     let mut watch = ops.conf.watch();
+    let mut left = BTreeSet::new();
     loop {
         let status = ops.conf.status().borrow().clone();
         if status.is_leader
             && status.quorate
-            && let Some(change) = next(&ops.node_records(), &Seen::of(&status))
+            && let Some(change) = next(&ops.node_records(), &Seen::of(&status), &left)
         {
             tracing::info!("cluster members: {change:?}");
             let done = match change {
@@ -89,6 +94,14 @@ pub async fn run(ops: Arc<Ops>) {
             };
             match done {
                 Ok(()) => continue,
+                Err(MemberError::Used { id }) => {
+                    tracing::warn!(
+                        "the node with Raft id {id} has left the cluster, which still lists it: remove it with \
+                         'stead cluster remove'"
+                    );
+                    left.insert(id);
+                    continue;
+                }
                 Err(e) => tracing::warn!("cluster members: {change:?}: {e}"),
             }
         }
@@ -138,11 +151,20 @@ mod tests {
 
     #[test]
     fn a_node_learns_before_it_votes_and_a_removed_one_goes() {
-        let three: Vec<_> = (1..=3).map(node).collect();
-        assert_eq!(next(&three, &raft(&[1], &[], &[])), Some(Change::AddLearner(RaftId(2))));
-        assert_eq!(next(&three[..2], &raft(&[1], &[2], &[])), None);
-        assert_eq!(next(&three[..2], &raft(&[1], &[2], &[2])), Some(Change::Promote(RaftId(2))));
-        assert_eq!(next(&three, &raft(&[1, 2, 3], &[], &[2, 3])), None);
-        assert_eq!(next(&three[..2], &raft(&[1, 2], &[3], &[2])), Some(Change::Remove(RaftId(3))));
+        let (three, none): (Vec<_>, _) = ((1..=3).map(node).collect(), BTreeSet::new());
+        assert_eq!(next(&three, &raft(&[1], &[], &[]), &none), Some(Change::AddLearner(RaftId(2))));
+        assert_eq!(next(&three[..2], &raft(&[1], &[2], &[]), &none), None);
+        assert_eq!(next(&three[..2], &raft(&[1], &[2], &[2]), &none), Some(Change::Promote(RaftId(2))));
+        assert_eq!(next(&three, &raft(&[1, 2, 3], &[], &[2, 3]), &none), None);
+        assert_eq!(next(&three[..2], &raft(&[1, 2], &[3], &[2]), &none), Some(Change::Remove(RaftId(3))));
+    }
+    #[test]
+    fn a_node_that_left_raft_is_not_asked_back_and_holds_up_nobody() {
+        let four: Vec<_> = (1..=4).map(node).collect();
+        let left = BTreeSet::from([RaftId(2)]);
+        // The leader died before the record was removed, and another node has just been let in.
+        assert_eq!(next(&four, &raft(&[1, 3], &[], &[3]), &left), Some(Change::AddLearner(RaftId(4))));
+        assert_eq!(next(&four, &raft(&[1, 3], &[4], &[3, 4]), &left), Some(Change::Promote(RaftId(4))));
+        assert_eq!(next(&four[..3], &raft(&[1, 3], &[], &[3]), &left), None);
     }
 }

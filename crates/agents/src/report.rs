@@ -8,6 +8,7 @@ use stead_model::{NodeName, NodeRecord};
 use stead_ops::Ops;
 use stead_ops::peers::call;
 use stead_ops::status::{NodeReport, StorageReport};
+use stead_ops::task_view::TaskRow;
 use stead_tasks::Filter;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -95,10 +96,11 @@ async fn collect(
         seq,
         started: ops.me.started,
         lease: ops.lease.borrow().held,
+        listens: ops.events.listens(std::time::Instant::now()),
         stats: host.read(&ops.me.dir),
         guests,
         storages,
-        tasks: tasks.iter().map(stead_tasks::TaskInfo::listed).collect(),
+        tasks: tasks.iter().map(TaskRow::from).collect(),
         ha: serde_json::to_value(&*ha.borrow()).unwrap_or_default(),
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use std::sync::Arc;
 use stead_membership::wire::Heartbeat;
 use stead_model::{NodeName, Vmid};
+use stead_ops::events::Lines;
 use stead_ops::guest::incoming::{ContinueRequest, IncomingRequest};
 use stead_ops::leave::{LEAVE_CALL, LEFT_CALL};
 use stead_ops::status::NodeReport;
@@ -49,7 +50,21 @@ impl Rpc {
                 Ok(Value::Null)
             }
             "status/merge" => {
-                ops.take_report(&take(call, body)?);
+                let report: NodeReport = take(call, body)?;
+                crate::events::from_leader(ops, from)?;
+                others(&ops.me.name, &report.node)?;
+                ops.take_report(&report);
+                Ok(Value::Null)
+            }
+            "events" => {
+                let lines: Lines = take(call, body)?;
+                same(from, &lines.node)?;
+                crate::events::relay(ops, &lines).await;
+                Ok(Value::Null)
+            }
+            "events/merge" => {
+                crate::events::from_leader(ops, from)?;
+                ops.events.hear(&take(call, body)?, std::time::Instant::now());
                 Ok(Value::Null)
             }
             "status/all" => give(call, &ops.status.all()),
@@ -63,11 +78,13 @@ impl Rpc {
             }
             "guest/continue" => {
                 let request: ContinueRequest = take(call, body)?;
+                ops.check_source(from, request.vmid, request.epoch)?;
                 ops.continue_incoming(request.vmid, request.epoch).await?;
                 Ok(Value::Null)
             }
             "guest/abort" => {
                 let request: ContinueRequest = take(call, body)?;
+                ops.check_source(from, request.vmid, request.epoch)?;
                 ops.end_incoming(request.vmid, request.epoch).await?;
                 Ok(Value::Null)
             }
@@ -91,4 +108,12 @@ fn same(from: &NodeName, named: &NodeName) -> Result<(), OpsError> {
     } else {
         Err(OpsError::failed(format!("node '{from}' can't speak for '{named}'")))
     }
+}
+
+/// What is told of other nodes concerns other nodes.
+fn others(me: &NodeName, named: &NodeName) -> Result<(), OpsError> {
+    if me == named {
+        return Err(OpsError::failed(format!("node '{me}' knows its own status")));
+    }
+    Ok(())
 }

@@ -1,4 +1,6 @@
-//! `derive(Params)`: from one struct come the parsing of a request's parameters and their schema.
+//! `derive(Params)`: what an endpoint takes. `derive(Schema)`: what it answers; see [`schema`].
+//!
+//! Of `derive(Params)`: from one struct come the parsing of a request's parameters and their schema.
 //!
 //! ```ignore
 //! /// Reads a task's log.
@@ -24,6 +26,17 @@ use proc_macro2::TokenStream as Tokens;
 use quote::quote;
 use syn::spanned::Spanned;
 use syn::{Attribute, Data, DeriveInput, Expr, Fields, GenericArgument, Lit, Path, PathArguments, Type};
+
+mod schema;
+
+/// From a struct or an enum of plain words that is written by serde come its JSON Schema
+/// (`stead_model::schema::Schema`) with the doc comments as descriptions. Of serde's attributes `rename`, `rename_all`,
+/// `skip`, `skip_serializing_if` and `flatten` are heeded; others that change what is written are refused.
+#[proc_macro_derive(Schema, attributes(serde))]
+pub fn schema(input: TokenStream) -> TokenStream {
+    let input = syn::parse_macro_input!(input as DeriveInput);
+    schema::expand(&input).unwrap_or_else(|e| e.to_compile_error()).into()
+}
 
 /// See the crate's documentation.
 #[proc_macro_derive(Params, attributes(param))]

@@ -14,6 +14,7 @@ mod cluster;
 mod nodes;
 mod pools;
 mod registry;
+pub mod shapes;
 mod storage;
 mod version;
 

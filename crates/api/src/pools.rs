@@ -1,8 +1,8 @@
 //! `/pools`.
 
 use crate::framework::{Access, Json};
-use serde_json::Value;
 use stead_api_derive::Params;
+use stead_ops::access::PoolInfo;
 
 choice! {
     /// What a pool's member is.
@@ -22,7 +22,7 @@ pub struct ListPools {
 endpoint! {
     /// Pools that the caller may see.
     List = get("/pools"), Anywhere, Access::Authenticated;
-    fn call(cx, p: ListPools) -> Json<Vec<Value>> {
+    fn call(cx, p: ListPools) -> Json<Vec<PoolInfo>> {
         Ok(Json(cx.ops().pools(&cx.actor(), p.poolid.as_deref(), p.kind.map(MemberKind::word))?))
     }
 }

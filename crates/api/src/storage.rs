@@ -2,9 +2,12 @@
 
 use crate::framework::params::Kind;
 use crate::framework::{Access, Json, Null, ParamSchema};
-use serde_json::{Value, json};
+use crate::shapes::StorageConfig;
+use serde::Serialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
-use stead_api_derive::Params;
+use stead_api_derive::{Params, Schema};
+use stead_model::schema::Schema as _;
 use stead_model::{StorageId, storage_cfg};
 
 /// Options that can't be changed once a storage is there.
@@ -78,9 +81,20 @@ pub struct ChangeStorage {
     options: BTreeMap<String, String>,
 }
 
+/// A storage that was made or changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct StorageMade {
+    /// Its name.
+    storage: StorageId,
+    /// Its type.
+    #[serde(rename = "type")]
+    kind: String,
+}
+
 endpoint! {
     /// Storages that the caller may see.
     List = get("/storage"), Anywhere, Access::Authenticated;
+    returns: Vec::<StorageConfig>::schema();
     fn call(cx, p: ListStorages) -> Json<Vec<Value>> {
         Ok(Json(cx.ops().storage_list(&cx.actor(), p.kind.as_deref())?))
     }
@@ -89,12 +103,12 @@ endpoint! {
 endpoint! {
     /// Adds a storage.
     Create = post("/storage"), Anywhere, Access::All("/storage", &["Datastore.Allocate"]);
-    fn call(cx, p: CreateStorage) -> Json<Value> {
+    fn call(cx, p: CreateStorage) -> Json<StorageMade> {
         let mut options = p.options;
         let missing = || crate::framework::Error::parameter("type", "property is missing and it is not optional");
         let kind = options.remove("type").ok_or_else(missing)?;
         cx.ops().add_storage(&cx.actor(), &p.storage, &kind, options).await?;
-        Ok(Json(json!({"storage": p.storage, "type": kind})))
+        Ok(Json(StorageMade { storage: p.storage, kind }))
     }
 }
 
@@ -102,6 +116,7 @@ endpoint! {
     /// A storage's options.
     Read = get("/storage/{storage}"), Anywhere,
         Access::Any("/storage/{storage}", &["Datastore.Allocate", "Datastore.Audit"]);
+    returns: StorageConfig::schema();
     fn call(cx, p: OneStorage) -> Json<Value> {
         Ok(Json(cx.ops().storage_config(&p.storage)?))
     }
@@ -110,11 +125,11 @@ endpoint! {
 endpoint! {
     /// Changes a storage's options.
     Change = put("/storage/{storage}"), Anywhere, Access::All("/storage", &["Datastore.Allocate"]);
-    fn call(cx, p: ChangeStorage) -> Json<Value> {
+    fn call(cx, p: ChangeStorage) -> Json<StorageMade> {
         let (actor, digest) = (cx.actor(), p.digest.as_deref());
         cx.ops().change_storage(&actor, &p.storage, p.options, &p.delete, digest).await?;
-        let config = cx.ops().storage_config(&p.storage)?;
-        Ok(Json(json!({"storage": p.storage, "type": config["type"]})))
+        let kind = cx.ops().storage(&p.storage)?.kind;
+        Ok(Json(StorageMade { storage: p.storage, kind }))
     }
 }
 

@@ -56,6 +56,34 @@ impl Endpoint<Fake> for WhoAmI {
     }
 }
 
+/// Says much.
+struct Long;
+impl Endpoint<Fake> for Long {
+    const ROUTE: Route = get("/nodes/{node}/long");
+    const RUNS: Runs = Runs::AtNode;
+    const ACCESS: Access = Access::Authenticated;
+    const ABOUT: &'static str = "Says much.";
+    type Params = AtNode;
+    type Answer = Json<Value>;
+    async fn call(_: &Call<Fake>, _: AtNode) -> Result<Self::Answer, Error> {
+        Ok(Json(json!(vec!["much"; 1000])))
+    }
+}
+
+/// Says as much after a change.
+struct Change;
+impl Endpoint<Fake> for Change {
+    const ROUTE: Route = post("/long");
+    const RUNS: Runs = Runs::Anywhere;
+    const ACCESS: Access = Access::Authenticated;
+    const ABOUT: &'static str = "Says as much after a change.";
+    type Params = Nothing;
+    type Answer = Json<Value>;
+    async fn call(_: &Call<Fake>, _: Nothing) -> Result<Self::Answer, Error> {
+        Ok(Json(json!(vec!["much"; 1000])))
+    }
+}
+
 #[derive(Params)]
 struct ConfigParams {
     /// The node.
@@ -253,6 +281,8 @@ fn registry() -> Registry<Fake> {
         .with(Of::<Config>::new())
         .with(Of::<Remove>::new())
         .with(Of::<Fails>::new())
+        .with(Of::<Long>::new())
+        .with(Of::<Change>::new())
         .with(Of::<Upload>::new())
         .with(Of::<Echo>::new());
     let children = r.children("/nodes/{node}");
@@ -359,6 +389,52 @@ async fn callers_are_known_by_ticket_token_and_connection() {
     assert_eq!(stranger.ask("GET", "/api2/json/whoami", "", "").await.line, "HTTP/1.1 401 No ticket");
 }
 
+/// Sends a request that takes gzip; the answer's head and the length of its body, after that of the text in it.
+async fn zipped(s: &Server, method: &str, path: &str) -> (String, usize, usize) {
+    let rq = format!(
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept-Encoding: gzip, deflate\r\n{}\r\n\r\n",
+        s.token()
+    );
+    let mut stream = TcpStream::connect(s.addr).await.unwrap();
+    stream.write_all(rq.as_bytes()).await.unwrap();
+    let mut answer = vec![];
+    stream.read_to_end(&mut answer).await.unwrap();
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+    let (head, body) = (String::from_utf8(answer[..end].to_vec()).unwrap(), &answer[end..]);
+    let mut text = String::new();
+    if head.contains("content-encoding: gzip") {
+        std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(body), &mut text).unwrap();
+    } else {
+        text = String::from_utf8(body.to_vec()).unwrap();
+    }
+    assert!(serde_json::from_str::<Value>(&text).is_ok(), "{text}");
+    (head, text.len(), body.len())
+}
+
+#[tokio::test]
+async fn what_is_long_and_read_goes_out_compressed_to_those_who_take_it() {
+    let s = serve(From::Public, None).await;
+    let (head, plain, wire) = zipped(&s, "GET", "/api2/json/nodes/n1/long").await;
+    assert!(head.contains("vary: accept-encoding") && wire * 10 < plain, "{wire} of {plain} bytes: {head}");
+    assert!(head.contains(&format!("content-length: {wire}\r\n")), "{head}");
+    let (head, ..) = zipped(&s, "GET", "/api2/openapi.json").await;
+    assert!(head.contains("content-encoding: gzip"), "{head}");
+    for (method, path) in
+        [("GET", "/api2/json/whoami"), ("POST", "/api2/json/long"), ("GET", "/api2/json/no")]
+    {
+        let (head, plain, wire) = zipped(&s, method, path).await;
+        assert!(!head.contains("content-encoding") && plain == wire, "{method} {path}: {head}");
+    }
+    assert_eq!(
+        s.ask("GET", "/api2/json/nodes/n1/long", &s.token(), "").await.data()[999],
+        "much",
+        "plain unless asked"
+    );
+    let front = serve(From::Public, Some(s.addr)).await;
+    let (head, plain, wire) = zipped(&front, "GET", "/api2/json/nodes/n2/long").await;
+    assert!(head.contains("content-encoding: gzip") && wire * 10 < plain, "passed on as it comes: {head}");
+}
+
 #[tokio::test]
 async fn an_error_stands_in_the_reason_phrase_and_in_the_body() {
     let s = serve(From::Public, None).await;
@@ -444,7 +520,7 @@ async fn an_index_lists_its_children() {
     let s = serve(From::Local { trusted: true }, None).await;
     assert_eq!(
         s.ask("GET", "/api2/json/nodes/n1", "", "").await.data(),
-        json!([{"name": "echo"}, {"name": "qemu"}])
+        json!([{"name": "echo"}, {"name": "long"}, {"name": "qemu"}])
     );
 }
 
@@ -527,5 +603,5 @@ async fn the_document_describes_every_endpoint() {
         json!({"type": "integer", "minimum": 1, "maximum": 64, "description": "How many."})
     );
     assert!(schema["properties"]["net[n]"].is_object());
-    assert_eq!(doc["paths"].as_object().unwrap().len(), 7);
+    assert_eq!(doc["paths"].as_object().unwrap().len(), 9);
 }

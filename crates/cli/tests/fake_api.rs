@@ -520,14 +520,18 @@ async fn what_the_verbs_of_the_cluster_storages_and_ha_send() {
         ("POST /cluster/ha/resources/vm%3A100/migrate", json!({})),
         ("POST /cluster/ha/resources/vm%3A100/relocate", json!({})),
         ("POST /nodes/pve1/qemu/100/config", Value::Null),
+        ("POST /cluster/config/nodes/pve2/confirm-off", Value::Null),
     ])
     .await;
+    let asked = fake.run(&["stead", "node", "confirm-off", "pve2"]).await;
+    assert!(asked.code != 0 && asked.err.contains("run twice") && fake.changes().is_empty(), "{asked:?}");
     for words in [
         &["stead", "cluster", "options", "keyboard=de", "--delete", "language"][..],
         &["stead", "storage", "set", "local", "content=iso,images"],
         &["stead", "ha", "migrate", "100", "pve2"],
         &["stead", "ha", "relocate", "vm:100", "pve2"],
         &["qm", "unlock", "100"],
+        &["stead", "node", "confirm-off", "pve2", "--target", "pve1", "--yes"],
     ] {
         let ended = fake.run(words).await;
         assert_eq!(ended.code, 0, "{words:?}: {ended:?}");
@@ -540,6 +544,7 @@ async fn what_the_verbs_of_the_cluster_storages_and_ha_send() {
             "POST /cluster/ha/resources/vm%3A100/migrate node=pve2",
             "POST /cluster/ha/resources/vm%3A100/relocate node=pve2",
             "POST /nodes/pve1/qemu/100/config delete=lock&skiplock=1",
+            "POST /cluster/config/nodes/pve2/confirm-off target=pve1",
         ]
     );
 }

@@ -12,6 +12,11 @@
 //! node leads. So a deposed leader grants nothing, and a lease given by an older leader was asked for before the
 //! newer one was elected: a new leader that waits a whole fence time from its election has waited for all of them.
 //!
+//! **A change of the profile** is committed together with the profile that was in force before. Leases are granted by the
+//! new one at once; for the wait the longer of both counts. When the old fence time has passed since the leader came
+//! to apply the change, no lease of the old profile can be alive, and it commits that ([`GrantorCommand::SettleProfile`]).
+//! So a daemon that starts, and knows no history, reads all that matters.
+//!
 //! A node is declared lost when the fence time after its last granted heartbeat has passed. From the decision on it is
 //! refused, before the commit too, for the commit may come through at any later time. **Lost is not yet settled**:
 //! a loss that an *older* leader decided may be committed under a newer one that has granted a lease in between.
@@ -22,6 +27,9 @@ use crate::wire::{Heartbeat, HeartbeatAnswer, Outcome, Refusal, VERSION};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use stead_model::{BootId, FenceProfile, NodeName, NodeRecord, NodeState, NodeUuid};
+
+/// How long after a proposal to settle the profile it is made again, if nothing has come of it.
+const SETTLE_AGAIN: Duration = Duration::from_secs(5);
 
 /// A member as committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +65,9 @@ pub enum GrantorCommand {
     /// Commit the node lost, with its record being an unchanged `Member` of that boot as precondition. Then call
     /// [`Grantor::declared`], or [`Grantor::declare_failed`].
     DeclareLost(Declared),
+    /// Take this previous profile out of the cluster's record, if it still stands there. It is asked again until it does
+    /// not.
+    SettleProfile(FenceProfile),
 }
 
 /// A node given up for lost.
@@ -112,8 +123,8 @@ struct Round {
 pub struct Grantor {
     term: Option<u64>,
     profile: FenceProfile,
-    /// Profiles that were in force, and until when leases of theirs may matter.
-    older: Vec<(FenceProfile, Moment)>,
+    /// The one before it, and when its leases are over.
+    previous: Option<(FenceProfile, Moment)>,
     members: BTreeMap<NodeName, Member>,
     tracks: BTreeMap<NodeName, Track>,
     next_round: u64,
@@ -122,13 +133,12 @@ pub struct Grantor {
 }
 
 impl Grantor {
-    /// A grantor that does not lead. `previous` is the profile that was in force before, if the configuration still
-    /// tells: its leases may be alive.
+    /// A grantor that does not lead, with the profile as committed and the one before it, if it is not settled.
     pub fn new(now: Moment, profile: FenceProfile, previous: Option<FenceProfile>) -> Self {
         Self {
             term: None,
             profile,
-            older: previous.map(|p| (p, now + p.fence_time())).into_iter().collect(),
+            previous: previous.map(|p| (p, now + p.fence_time())),
             members: BTreeMap::new(),
             tracks: BTreeMap::new(),
             next_round: 1,
@@ -144,7 +154,7 @@ impl Grantor {
         }
         let out = self.depose();
         self.term = Some(term);
-        let safe_at = now + self.longest(now);
+        let safe_at = now + self.longest();
         self.tracks = self.members.keys().map(|n| (n.clone(), Track::unheard(now, safe_at))).collect();
         out
     }
@@ -165,7 +175,7 @@ impl Grantor {
         if self.term.is_none() {
             return;
         }
-        let safe_at = now + self.longest(now);
+        let safe_at = now + self.longest();
         for (node, member) in &self.members {
             let track = self.tracks.entry(node.clone()).or_insert_with(|| Track::unheard(now, safe_at));
             if before.get(node).is_none_or(|old| old.state != member.state) {
@@ -179,11 +189,12 @@ impl Grantor {
         }
     }
 
-    /// The profile as committed now. For one old fence time the longer of the two counts.
-    pub fn set_profile(&mut self, now: Moment, profile: FenceProfile) {
+    /// The profile as committed now, and the one before it until that is settled.
+    pub fn set_profile(&mut self, now: Moment, profile: FenceProfile, previous: Option<FenceProfile>) {
+        if previous != self.previous.map(|(p, _)| p) || profile != self.profile {
+            self.previous = previous.map(|p| (p, now + p.fence_time()));
+        }
         if profile != self.profile {
-            self.older.retain(|(_, until)| *until > now);
-            self.older.push((self.profile, now + self.profile.fence_time()));
             self.profile = profile;
             // An older leader may have granted by it before this one came to apply it.
             for track in self.tracks.values_mut() {
@@ -232,7 +243,7 @@ impl Grantor {
     /// A [`GrantorCommand::DeclareLost`] was committed, and has been applied and told by [`Self::set_members`]. The node may
     /// have entered again since, so soon that no member state between was ever told.
     pub fn declared(&mut self, now: Moment, node: &NodeName) {
-        let safe_at = now + self.longest(now);
+        let safe_at = now + self.longest();
         let Some(track) = self.tracks.get_mut(node).filter(|t| t.declaring.is_some()) else { return };
         track.declaring = None;
         if self.members.get(node).is_some_and(|m| !m.state.is_lost()) {
@@ -251,9 +262,16 @@ impl Grantor {
         }
     }
 
-    /// Who is to be given up now. To be called when [`Self::next_wake`] has come.
+    /// Who is to be given up now, and whether a change of the profile is over. To be called when [`Self::next_wake`] has
+    /// come.
     pub fn step(&mut self, now: Moment) -> Vec<GrantorCommand> {
         let mut out = Vec::new();
+        if let Some((previous, over)) = self.previous.as_mut().filter(|(_, over)| now > *over)
+            && self.term.is_some()
+        {
+            *over = now + SETTLE_AGAIN;
+            out.push(GrantorCommand::SettleProfile(*previous));
+        }
         for (node, track) in &mut self.tracks {
             let Some(NodeState::Member { boot }) = self.members.get(node).map(|m| &m.state) else { continue };
             if now > track.safe_at && track.declaring != Some(Declaring::Asked) {
@@ -275,8 +293,9 @@ impl Grantor {
             t.declaring != Some(Declaring::Asked)
                 && self.members.get(node).is_some_and(|m| !m.state.is_lost())
         };
-        let moments = self.tracks.iter().filter(|(n, t)| waits(n, t)).map(|(_, t)| t.safe_at);
-        moments.min().map(|at| at + Duration::from_millis(1))
+        let lost = self.tracks.iter().filter(|(n, t)| waits(n, t)).map(|(_, t)| t.safe_at);
+        let settled = self.previous.filter(|_| self.term.is_some()).map(|(_, over)| over);
+        lost.chain(settled).min().map(|at| at + Duration::from_millis(1))
     }
 
     /// Whether nothing that `node` had can still run: its loss is committed, and the fence time has passed since the
@@ -344,9 +363,9 @@ impl Grantor {
     }
 
     /// The longest fence time of a lease that may be alive.
-    fn longest(&self, now: Moment) -> Duration {
-        let older = self.older.iter().filter(|(_, until)| *until > now).map(|(p, _)| p.fence_time());
-        older.fold(self.profile.fence_time(), Duration::max)
+    fn longest(&self) -> Duration {
+        let previous = self.previous.map(|(p, _)| p.fence_time()).unwrap_or_default();
+        previous.max(self.profile.fence_time())
     }
 }
 

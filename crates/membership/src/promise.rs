@@ -26,6 +26,10 @@ enum Plant {
     NoWait,
     /// The holder's clock loses a third.
     BadClock,
+    /// A change of the profile is settled as soon as it is made.
+    SettleAtOnce,
+    /// A daemon that starts does not read the previous profile.
+    ForgetPrevious,
 }
 
 #[derive(Debug, Clone)]
@@ -37,7 +41,13 @@ enum Act {
     DeliverAnswer(u8),
     Elect(bool),
     Commit(u8),
-    Profile(bool),
+    Profile(u8),
+    /// A leader comes to apply the next change of the profile.
+    Apply(bool),
+    /// Some leader's proposal to settle is committed.
+    Settle(u8),
+    /// A leader's daemon starts anew and leads again later.
+    Restart(bool),
     /// A heartbeat to that leader and back without a delay.
     Renew(bool),
 }
@@ -51,7 +61,10 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         4 => any::<u8>().prop_map(Act::DeliverAnswer),
         1 => any::<bool>().prop_map(Act::Elect),
         2 => any::<u8>().prop_map(Act::Commit),
-        1 => any::<bool>().prop_map(Act::Profile),
+        2 => any::<u8>().prop_map(Act::Profile),
+        2 => any::<bool>().prop_map(Act::Apply),
+        2 => any::<u8>().prop_map(Act::Settle),
+        1 => any::<bool>().prop_map(Act::Restart),
         4 => any::<bool>().prop_map(Act::Renew),
     ];
     prop::collection::vec(act, 1..120)
@@ -65,9 +78,15 @@ fn clock(now: Duration, rate: u32) -> Moment {
 struct Leader {
     grantor: Grantor,
     rate: u32,
-    /// The round under way, and whether this leader was the latest when it began.
-    round: Option<(u64, bool)>,
+    /// The round under way, whether this leader was the latest when it began, and how many changes of the profile were
+    /// committed then.
+    round: Option<(u64, bool, usize)>,
+    /// How many of them it has applied.
+    applied: usize,
 }
+
+/// The profile as committed, and the one before it until that is settled.
+type Profiles = (FenceProfile, Option<FenceProfile>);
 
 struct World {
     plant: Plant,
@@ -79,7 +98,9 @@ struct World {
     latest: usize,
     term: u64,
     members: BTreeMap<NodeName, Member>,
-    profile: FenceProfile,
+    /// Every committed change, oldest first.
+    profiles: Vec<Profiles>,
+    settling: Vec<FenceProfile>,
     beats: Vec<Heartbeat>,
     answers: Vec<HeartbeatAnswer>,
     proposals: Vec<usize>,
@@ -110,7 +131,7 @@ impl World {
         let leader = |rate| {
             let mut grantor = Grantor::new(Duration::ZERO, FenceProfile::Default, None);
             grantor.set_members(Duration::ZERO, members.clone());
-            Leader { grantor, rate, round: None }
+            Leader { grantor, rate, round: None, applied: 1 }
         };
         let mut world = Self {
             plant,
@@ -122,7 +143,8 @@ impl World {
             latest: 0,
             term: 0,
             members,
-            profile: FenceProfile::Default,
+            profiles: vec![(FenceProfile::Default, None)],
+            settling: Vec::new(),
             beats: Vec::new(),
             answers: Vec::new(),
             proposals: Vec::new(),
@@ -151,10 +173,11 @@ impl World {
             match command {
                 GrantorCommand::Confirm { round } => {
                     let valid = which == self.latest || self.plant == Plant::DeposedConfirms;
-                    self.leaders[which].round = Some((round, valid));
+                    self.leaders[which].round = Some((round, valid, self.profiles.len()));
                 }
                 GrantorCommand::Answer { answer, .. } => self.answers.push(answer),
                 GrantorCommand::DeclareLost(_) => self.proposals.push(which),
+                GrantorCommand::SettleProfile(previous) => self.settling.push(previous),
             }
         }
     }
@@ -228,11 +251,50 @@ impl World {
             return self.leaders[which].grantor.declare_failed(&node(), DeclareFailure::Refused);
         };
         member.state = NodeState::Lost { boot: boot() };
-        for leader in &mut self.leaders {
+        for which in 0..2 {
+            // One log: whoever applies the loss has applied what was committed before it.
+            self.apply(which, self.profiles.len());
+            let leader = &mut self.leaders[which];
             leader.grantor.set_members(clock(self.now, leader.rate), self.members.clone());
         }
         let Leader { grantor, rate, .. } = &mut self.leaders[which];
         grantor.declared(clock(self.now, *rate), &node());
+    }
+
+    fn change_profile(&mut self, to: u8) {
+        let all = [FenceProfile::Fast, FenceProfile::Default, FenceProfile::Wan];
+        let to = all[usize::from(to) % all.len()];
+        let (profile, previous) = self.profiles[self.profiles.len() - 1];
+        if previous.is_none() && to != profile {
+            self.profiles.push((to, Some(profile)));
+            if self.plant == Plant::SettleAtOnce {
+                self.profiles.push((to, None));
+            }
+        }
+    }
+
+    /// A leader applies the changes of the profile up to the `upto`th.
+    fn apply(&mut self, which: usize, upto: usize) {
+        let Leader { grantor, rate, applied, .. } = &mut self.leaders[which];
+        while *applied < upto.min(self.profiles.len()) {
+            let (profile, previous) = self.profiles[*applied];
+            *applied += 1;
+            grantor.set_profile(clock(self.now, *rate), profile, previous);
+        }
+    }
+
+    /// What it knew is gone; what it had applied is on its disk. It follows the other, or is elected later.
+    fn restart(&mut self, which: usize) {
+        let Leader { rate, applied, .. } = self.leaders[which];
+        let (profile, previous) = self.profiles[applied - 1];
+        let previous = previous.filter(|_| self.plant != Plant::ForgetPrevious);
+        let now = clock(self.now, rate);
+        let mut grantor = Grantor::new(now, profile, previous);
+        grantor.set_members(now, self.members.clone());
+        self.leaders[which] = Leader { grantor, rate, round: None, applied };
+        if which == self.latest {
+            self.elect(1 - which);
+        }
     }
 
     fn act(&mut self, act: &Act) {
@@ -252,7 +314,11 @@ impl World {
             }
             Act::EndRound(which, ok) => {
                 let which = usize::from(which);
-                let Some((round, valid)) = self.leaders[which].round.take() else { return };
+                let Some((round, valid, committed)) = self.leaders[which].round.take() else { return };
+                if ok && valid {
+                    // What the round proves committed is applied before it counts.
+                    self.apply(which, committed);
+                }
                 let grantor = &mut self.leaders[which].grantor;
                 let term = grantor.term().unwrap_or(0);
                 let out =
@@ -262,12 +328,16 @@ impl World {
             Act::DeliverAnswer(i) if !self.answers.is_empty() => self.deliver_answer(i),
             Act::Elect(which) => self.elect(usize::from(which)),
             Act::Commit(i) if !self.proposals.is_empty() => self.commit(i),
-            Act::Profile(wan) => {
-                self.profile = if wan { FenceProfile::Wan } else { FenceProfile::Fast };
-                for leader in &mut self.leaders {
-                    leader.grantor.set_profile(clock(self.now, leader.rate), self.profile);
+            Act::Profile(to) => self.change_profile(to),
+            Act::Apply(which) => self.apply(usize::from(which), self.leaders[usize::from(which)].applied + 1),
+            Act::Settle(i) if !self.settling.is_empty() => {
+                let previous = self.settling.swap_remove(usize::from(i) % self.settling.len());
+                let (profile, standing) = self.profiles[self.profiles.len() - 1];
+                if standing == Some(previous) {
+                    self.profiles.push((profile, None));
                 }
             }
+            Act::Restart(which) => self.restart(usize::from(which)),
             Act::Renew(to) => {
                 for act in
                     [Act::Beat, Act::DeliverBeat(0, to), Act::EndRound(to, true), Act::DeliverAnswer(0)]
@@ -331,9 +401,15 @@ fn a_settled_node_runs_nothing() {
 
 #[test]
 fn every_planted_mistake_is_found() {
-    for plant in
-        [Plant::CountFromAnswer, Plant::DeposedConfirms, Plant::CommitAlone, Plant::NoWait, Plant::BadClock]
-    {
+    for plant in [
+        Plant::CountFromAnswer,
+        Plant::DeposedConfirms,
+        Plant::CommitAlone,
+        Plant::NoWait,
+        Plant::BadClock,
+        Plant::SettleAtOnce,
+        Plant::ForgetPrevious,
+    ] {
         assert!(search(plant, 20_000).is_err(), "{plant:?} was not found");
     }
 }

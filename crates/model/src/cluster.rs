@@ -17,6 +17,18 @@ pub struct ClusterRecord {
     /// Times of leases and fencing.
     #[serde(default)]
     pub profile: FenceProfile,
+    /// The profile that was in force before, while leases granted by it may be alive. Until the leader has taken it
+    /// out, the profile is not changed again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_profile: Option<FenceProfile>,
+}
+
+impl ClusterRecord {
+    /// How often a node asks for its lease: while the profile changes as the quicker of the two wants it.
+    pub fn heartbeat(&self) -> Duration {
+        self.previous_profile
+            .map_or(self.profile.heartbeat(), |p| p.heartbeat().min(self.profile.heartbeat()))
+    }
 }
 
 /// A node, at [`crate::paths::node`].
@@ -81,7 +93,39 @@ pub enum FenceProfile {
     Wan,
 }
 
+/// No profile has that name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no fence profile: it must be fast, default or wan")]
+pub struct NoProfile(pub String);
+
+impl std::str::FromStr for FenceProfile {
+    type Err = NoProfile;
+
+    fn from_str(text: &str) -> Result<Self, NoProfile> {
+        let named = Self::ALL.into_iter().find(|p| p.name() == text);
+        named.ok_or_else(|| NoProfile(text.to_owned()))
+    }
+}
+
+impl std::fmt::Display for FenceProfile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 impl FenceProfile {
+    /// Every profile, the quickest first.
+    pub const ALL: [Self; 3] = [Self::Fast, Self::Default, Self::Wan];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fast => "fast",
+            Self::Default => "default",
+            Self::Wan => "wan",
+        }
+    }
+
     /// How often a node asks for its lease.
     pub fn heartbeat(self) -> Duration {
         Duration::from_millis(match self {

@@ -12,6 +12,7 @@ pub mod ids;
 pub mod ownership;
 pub mod paths;
 pub mod property;
+pub mod schema;
 pub mod sectionconfig;
 pub mod size;
 pub mod storage_cfg;
@@ -19,7 +20,7 @@ pub mod text;
 pub mod user_cfg;
 pub mod vmconfig;
 
-pub use cluster::{ClusterRecord, FenceProfile, NodeRecord, NodeState};
+pub use cluster::{ClusterRecord, FenceProfile, NoProfile, NodeRecord, NodeState};
 pub use datacenter::Datacenter;
 pub use ha_cfg::{HaResource, HaResources, HaRule, HaRuleKind, HaRules, RequestedState};
 pub use ha_groups::HaGroup;

@@ -88,6 +88,7 @@ fn found(home: &Home, args: &Args, boot: BootId, left: Option<&PendingLeave>) ->
         uuid: new_uuid(),
         epoch: Epoch(1),
         profile: FenceProfile::default(),
+        previous_profile: None,
     };
     let now = SystemTime::now();
     let ca = ClusterCa::create(&cluster.name, &cluster.uuid, now)?;

@@ -44,9 +44,6 @@ impl Daemon {
             .context("the cluster's key is damaged")?
             .try_into()
             .map_err(|_| anyhow::anyhow!("the cluster's key has a wrong length"))?;
-        let carried = serde_json::to_vec(&join.guests)?;
-        std::fs::write(self.home.at("carried.json"), carried)
-            .context("can't keep the guests that come along")?;
         let identity =
             Identity { version: 1, name: self.name.clone(), uuid: self.uuid.clone(), raft_id: join.raft_id };
         let keys = Keys {
@@ -55,7 +52,8 @@ impl Daemon {
             key: join.key.clone(),
             cluster_key: key_text(&key),
         };
-        self.home.save_join(&PendingJoin { identity, keys, members: join.members.clone() })
+        let (members, guests) = (join.members.clone(), join.guests.clone());
+        self.home.save_join(&PendingJoin { identity, keys, members, guests })
     }
 }
 
@@ -67,7 +65,8 @@ impl Host for Daemon {
     fn keep_leave(&self, shadow: &str) -> Result<(), String> {
         let keep = || {
             let of = self.home.identity()?.context("node.json is missing")?;
-            self.home.save_leave(&PendingLeave { of, shadow: shadow.to_owned() })
+            let aside = self.home.aside_for_leaving(&of.uuid);
+            self.home.save_leave(&PendingLeave { of, shadow: shadow.to_owned(), aside })
         };
         keep().map_err(|e| format!("{e:#}"))
     }
@@ -77,13 +76,17 @@ impl Host for Daemon {
     }
 
     fn bringing(&self) -> Vec<(Vmid, String)> {
-        let text = std::fs::read(self.home.at("carried.json")).unwrap_or_default();
-        serde_json::from_slice(&text).unwrap_or_default()
+        self.home.carried().unwrap_or_else(|e| {
+            tracing::error!("guests that came along with this node are not recorded: {e:#}");
+            vec![]
+        })
     }
 
     fn brought(&self) {
-        // Not there: there was nothing to bring.
-        let _ = std::fs::remove_file(self.home.at("carried.json"));
+        // They are recorded; with the file left, the next start finds so.
+        if let Err(e) = self.home.brought() {
+            tracing::warn!("{e:#}");
+        }
     }
 
     fn fingerprint(&self) -> Fingerprint {

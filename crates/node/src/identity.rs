@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use stead_model::{BootId, NodeName, NodeUuid, RaftId};
+use stead_model::{BootId, NodeName, NodeUuid, RaftId, Vmid};
+
+/// Guests that came along with a join and are not in the configuration yet.
+const CARRIED: &str = "carried.json";
 
 /// `node.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +47,9 @@ pub struct PendingJoin {
     pub keys: Keys,
     /// The members' addresses, for the first contact.
     pub members: Vec<stead_model::NodeRecord>,
+    /// The guests that come along, with their configurations.
+    #[serde(default)]
+    pub guests: Vec<(Vmid, String)>,
 }
 
 /// That this node leaves its cluster; carried out at its next start. Gone when it is a cluster of its own.
@@ -53,6 +59,9 @@ pub struct PendingLeave {
     pub of: Identity,
     /// The passwords' hashes that stay with it, as in `shadow.cfg`.
     pub shadow: String,
+    /// Where the configuration is kept: chosen when it was agreed, so that a leave that is carried out again after a
+    /// crash knows what it has done.
+    pub aside: String,
 }
 
 /// A node's folder.
@@ -134,12 +143,32 @@ impl Home {
                 std::fs::rename(self.at("conf"), &aside).context("can't keep the old configuration aside")?;
             }
             std::fs::create_dir_all(self.at("conf")).context("can't make the folder of the configuration")?;
+            // The old configuration had the guests: from here on they are in this file alone.
+            self.write_json(CARRIED, &join.guests)?;
             self.save_keys(&join.keys)?;
             self.write_json("members.json", &join.members)?;
             self.save_identity(&join.identity)?;
         }
-        std::fs::remove_file(self.at("join.json")).context("can't remove join.json")?;
+        self.forget("join.json")?;
         Ok(Some(join))
+    }
+
+    /// The guests that a join brought along and that are not in the configuration yet.
+    pub fn carried(&self) -> Result<Vec<(Vmid, String)>> {
+        Ok(self.read_json(CARRIED)?.unwrap_or_default())
+    }
+
+    /// They are in the configuration.
+    pub fn brought(&self) -> Result<()> {
+        self.forget(CARRIED)
+    }
+
+    /// A place that is free for the configuration of a cluster that this node leaves.
+    pub fn aside_for_leaving(&self, of: &NodeUuid) -> String {
+        let first = format!("conf.left-{of}");
+        let more = (1_u32..).map(|n| format!("{first}.{n}"));
+        // An endless row has a free one.
+        std::iter::once(first.clone()).chain(more).find(|name| !self.at(name).exists()).unwrap_or(first)
     }
 
     /// Agrees to leave the cluster, at the next start.
@@ -159,14 +188,14 @@ impl Home {
                 return Ok(None);
             }
             Some(_) => {
-                let aside = self.at(&format!("conf.left-{}", leave.of.uuid));
+                let aside = self.at(&leave.aside);
                 if !aside.exists() && self.at("conf").exists() {
                     std::fs::rename(self.at("conf"), &aside)
                         .context("can't keep the configuration of the cluster that was left aside")?;
                 }
                 self.forget("tls/keys.json")?;
                 self.forget("members.json")?;
-                self.forget("carried.json")?;
+                self.forget(CARRIED)?;
                 // Last: it says that the rest is still to be done.
                 self.forget("node.json")?;
             }
@@ -259,7 +288,8 @@ mod tests {
             raft_id: RaftId(5),
         };
         let keys = Keys { ca: "a".into(), cert: "b".into(), key: "c".into(), cluster_key: "d".into() };
-        PendingJoin { identity, keys, members: vec![] }
+        let guests = vec![(Vmid::new(100).unwrap(), "name: web\n".to_owned())];
+        PendingJoin { identity, keys, members: vec![], guests }
     }
 
     #[test]
@@ -286,6 +316,25 @@ mod tests {
         assert!(home.carry_out_join().unwrap().is_none());
     }
 
+    #[test]
+    fn guests_that_come_along_are_kept_until_they_have_arrived() {
+        let (_dir, home) = home();
+        let join = join("n2");
+        home.save_join(&join).unwrap();
+        assert_eq!(home.carried().unwrap(), [], "a join that is not carried out brings nothing");
+        home.carry_out_join().unwrap();
+        assert_eq!(home.carried().unwrap(), join.guests);
+        // A join that is carried out again after a crash has lost nothing.
+        home.save_join(&join).unwrap();
+        home.carry_out_join().unwrap();
+        assert_eq!(home.carried().unwrap(), join.guests);
+        home.brought().unwrap();
+        home.brought().unwrap();
+        assert_eq!(home.carried().unwrap(), []);
+        std::fs::write(home.at(CARRIED), "[[100, \"na").unwrap();
+        assert!(home.carried().is_err(), "a damaged file is not taken for none");
+    }
+
     const OLD: &str = "11111111-1111-4111-8111-111111111111";
 
     fn leaving(home: &Home) -> PendingLeave {
@@ -294,7 +343,8 @@ mod tests {
         home.save_keys(&joined.keys).unwrap();
         home.write_json("members.json", &joined.members).unwrap();
         home.save_identity(&joined.identity).unwrap();
-        let leave = PendingLeave { of: joined.identity, shadow: "root@pam:hash:\n".into() };
+        let aside = home.aside_for_leaving(&joined.identity.uuid);
+        let leave = PendingLeave { of: joined.identity, shadow: "root@pam:hash:\n".into(), aside };
         home.save_leave(&leave).unwrap();
         leave
     }
@@ -340,6 +390,21 @@ mod tests {
             assert!(home.carry_out_leave().unwrap() == Some(leave), "{at}");
             is_forgotten(&home);
         }
+    }
+
+    #[test]
+    fn a_second_leave_keeps_the_first_one_s_configuration() {
+        let (_dir, home) = home();
+        leaving(&home);
+        home.carry_out_leave().unwrap();
+        home.left().unwrap();
+        std::fs::create_dir_all(home.at("conf")).unwrap();
+        let again = leaving(&home);
+        std::fs::write(home.at("conf/store"), b"the second cluster's").unwrap();
+        assert!(home.carry_out_leave().unwrap() == Some(again));
+        is_forgotten(&home);
+        let second = std::fs::read(home.at(&format!("conf.left-{OLD}.1/store"))).unwrap();
+        assert_eq!(second, b"the second cluster's");
     }
 
     #[test]

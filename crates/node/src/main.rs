@@ -2,11 +2,12 @@
 
 mod args;
 mod bootstrap;
-mod console;
 mod fence;
+mod heap;
 mod host;
 mod identity;
 mod serve;
+mod web;
 
 use anyhow::{Context, Result};
 use args::Args;
@@ -31,6 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 
 fn main() -> Result<()> {
+    heap::give_back();
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("STEAD_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
@@ -120,6 +122,7 @@ async fn run(args: Args) -> Result<bool> {
         flush: Flush(flush),
         host: Arc::new(daemon),
         guest_locks: stead_ops::GuestLocks::default(),
+        sign_ins: stead_ops::access::SignIns::default(),
     });
 
     let find = {

@@ -1,6 +1,6 @@
 //! Who answers which request: the API, other nodes' calls, joining, the console.
 
-use crate::console;
+use crate::web;
 use async_trait::async_trait;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -102,12 +102,13 @@ impl Router {
                 Err(refusal) => refusal_response(&refusal),
             };
         }
-        console::answer(&request)
+        web::answer(&request)
     }
 
     async fn peer(&self, mut request: Request<Incoming>, peer: &PeerIdentity, call: &str) -> Response<Body> {
         if let Some((answer, stream)) = accept_upgrade(&mut request) {
             let (conf, ops, call) = (self.conf.clone(), self.rpc.ops.clone(), call.to_owned());
+            let from = peer.name.clone();
             tokio::spawn(async move {
                 let Ok(stream) = stream.await else { return };
                 if call == "raft" {
@@ -115,7 +116,7 @@ impl Router {
                 } else if let Some(vmid) =
                     call.strip_prefix("guest/migration-stream/").and_then(|v| v.parse::<Vmid>().ok())
                 {
-                    match ops.migration_inlet(vmid).await {
+                    match ops.migration_inlet(&from, vmid).await {
                         Ok(inlet) => {
                             if let Err(e) = splice(stream, inlet, &Carried::default()).await {
                                 tracing::info!("guest {vmid}: the incoming migration stream ended: {e}");

@@ -3,11 +3,15 @@
 //! Users, tokens and ACLs lie in `user.cfg`; hashes of passwords and of tokens' secrets lie sealed below
 //! `priv/`, as does the key that signs tickets.
 
+use crate::cluster::{Resource, ResourceType};
 use crate::{Actor, Ops, OpsError, store};
-use serde_json::{Map, Value, json};
-use std::sync::Arc;
+use serde::Serialize;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use stead_access::ticket::KEY_LEN;
-use stead_access::{AuthError, Builtin, Directory, Keyring, Realm, ShadowStore, TokenStore};
+use stead_access::{AuthError, Brake, Builtin, Directory, Keyring, Realm, ShadowStore, TokenStore, Verdict};
+use stead_api_derive::Schema;
 use stead_conf::Revision;
 use stead_model::user_cfg::Token;
 use stead_model::{TokenId, UserCfg, UserId, paths};
@@ -47,6 +51,58 @@ pub fn initial_secrets(password: Option<&str>) -> Result<Vec<(&'static str, Vec<
     Ok(secrets)
 }
 
+/// Where and when passwords were wrong of late, on this node; in memory alone.
+#[derive(Debug)]
+pub struct SignIns {
+    brake: Mutex<Brake>,
+    since: Instant,
+}
+
+impl Default for SignIns {
+    fn default() -> Self {
+        Self { brake: Mutex::default(), since: Instant::now() }
+    }
+}
+
+impl SignIns {
+    fn brake(&self) -> MutexGuard<'_, Brake> {
+        self.brake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Waits for the turn of an attempt, or refuses it.
+    async fn turn(&self, user: &UserId, from: IpAddr) -> Result<(), AuthError> {
+        let verdict = self.brake().attempt(user.as_str(), from, self.now());
+        match verdict {
+            Verdict::After(0) => Ok(()),
+            Verdict::After(ms) => {
+                // Nothing is awaited but time: the wait is the brake.
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                Ok(())
+            }
+            Verdict::Refused(ms) => {
+                tracing::debug!("sign-in of {user} from {from} refused unchecked");
+                Err(AuthError::TooMany { seconds: ms.div_ceil(1000) })
+            }
+        }
+    }
+
+    fn ended(&self, user: &UserId, from: IpAddr, result: &Result<(), AuthError>) {
+        let now = self.now();
+        match result {
+            Ok(()) => self.brake().right(user.as_str(), from, now),
+            Err(AuthError::Failure) => {
+                let wrong = self.brake().wrong(user.as_str(), from, now);
+                tracing::warn!("authentication failure; rhost={from} user={user}: {wrong} of late");
+            }
+            Err(e) => tracing::warn!("could not check the password of {user}: {e}"),
+        }
+    }
+}
+
 /// What a token's owner may set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenChange {
@@ -70,14 +126,72 @@ impl TokenChange {
     }
 }
 
-fn shown(token: &Token) -> Value {
-    let mut o = Map::new();
-    o.insert("expire".into(), json!(token.expire));
-    o.insert("privsep".into(), json!(token.privsep));
-    if !token.comment.is_empty() {
-        o.insert("comment".into(), json!(token.comment));
+/// A token without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct TokenInfo {
+    /// When it ends, in seconds since 1970; 0: never.
+    pub expire: u64,
+    /// It has entries of its own in access control lists, and never more than its user.
+    pub privsep: bool,
+    /// For people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+}
+
+impl From<&Token> for TokenInfo {
+    fn from(token: &Token) -> Self {
+        let comment = (!token.comment.is_empty()).then(|| token.comment.clone());
+        Self { expire: token.expire, privsep: token.privsep, comment }
     }
-    Value::Object(o)
+}
+
+/// One of a user's tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct NamedToken {
+    /// Its name among the user's.
+    pub tokenid: String,
+    /// More of it.
+    #[serde(flatten)]
+    pub info: TokenInfo,
+}
+
+/// A token that was made. Contains its secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct NewToken {
+    /// `user@realm!name`.
+    #[serde(rename = "full-tokenid")]
+    pub full_tokenid: String,
+    /// More of it.
+    pub info: TokenInfo,
+    /// The secret, shown this once.
+    pub value: String,
+}
+
+/// A token that was changed; with its new secret, if one was asked for.
+#[derive(Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct ChangedToken {
+    /// More of it.
+    #[serde(flatten)]
+    pub info: TokenInfo,
+    /// `user@realm!name`, beside a new secret.
+    #[serde(rename = "full-tokenid", skip_serializing_if = "Option::is_none")]
+    pub full_tokenid: Option<String>,
+    /// The new secret, shown this once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+}
+
+/// A pool.
+#[derive(Debug, Clone, PartialEq, Serialize, Schema)]
+pub struct PoolInfo {
+    /// Its name.
+    pub poolid: String,
+    /// For people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+    /// What is in it, of a pool that is asked for by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub members: Option<Vec<Resource>>,
 }
 
 fn missing(id: &TokenId) -> OpsError {
@@ -131,8 +245,22 @@ impl Ops {
         Ok((store, revision))
     }
 
-    /// Checks a password. Whoever is unknown, disabled or wrong gets the same answer.
-    pub async fn check_password(&self, user: &UserId, password: String, now: u64) -> Result<(), AuthError> {
+    /// Checks a password that was given at `from`. Whoever is unknown, disabled or wrong gets the same answer, after wrong
+    /// ones later and later; see [`stead_access::brake`].
+    pub async fn check_password(
+        &self,
+        user: &UserId,
+        password: String,
+        from: IpAddr,
+        now: u64,
+    ) -> Result<(), AuthError> {
+        self.sign_ins.turn(user, from).await?;
+        let result = self.compare_password(user, password, now).await;
+        self.sign_ins.ended(user, from, &result);
+        result
+    }
+
+    async fn compare_password(&self, user: &UserId, password: String, now: u64) -> Result<(), AuthError> {
         let unavailable = |e: &dyn std::fmt::Display| AuthError::Unavailable(e.to_string());
         let identities = self.identities().map_err(|e| unavailable(&e))?;
         let text = self.secret_text(paths::SHADOW_CFG).map_err(|e| unavailable(&e))?;
@@ -146,12 +274,17 @@ impl Ops {
         if known { Ok(()) } else { Err(AuthError::Failure) }
     }
 
-    /// Sets a user's password.
+    /// Sets a user's password. Who may was checked before.
     pub async fn set_password(&self, actor: &Actor, user: &UserId, password: String) -> Result<(), OpsError> {
+        Self::known_user(&self.user_cfg()?.0, user)?;
+        if !REALMS.iter().any(|(realm, ..)| *realm == user.realm()) {
+            return Err(OpsError::failed(format!("realm '{}' keeps its passwords itself", user.realm())));
+        }
         let revision = self.conf.view(|t| t.get(paths::SHADOW_CFG).map(|e| e.revision));
         let wrong = |e: AuthError| OpsError::invalid("password", e.to_string());
         let mut shadow = ShadowStore::parse(&self.secret_text(paths::SHADOW_CFG)?).map_err(wrong)?;
         let asked = user.clone();
+        let _turn = CHECKS.acquire().await.map_err(|e| OpsError::failed(e.to_string()))?;
         let set = tokio::task::spawn_blocking(move || {
             shadow.set(&asked, &password, &rand::random())?;
             Ok::<_, AuthError>(shadow.to_text())
@@ -163,6 +296,8 @@ impl Ops {
         let mut txn = store::txn(&actor.who, format!("password of {user} set"));
         store::put_over(&mut txn, paths::SHADOW_CFG, revision, self.sealed(paths::SHADOW_CFG, &text)?);
         self.conf.transact(txn).await?;
+        // Secrets have no history: this line is all that tells of it.
+        tracing::info!("the password of {user} was changed by {}", actor.who);
         Ok(())
     }
 
@@ -182,21 +317,17 @@ impl Ops {
     }
 
     /// A user's tokens.
-    pub fn token_list(&self, user: &UserId) -> Result<Vec<Value>, OpsError> {
+    pub fn token_list(&self, user: &UserId) -> Result<Vec<NamedToken>, OpsError> {
         let (cfg, _) = self.user_cfg()?;
         Self::known_user(&cfg, user)?;
-        let with_id = |(id, token): (&TokenId, &Token)| {
-            let mut value = shown(token);
-            value["tokenid"] = json!(id.name);
-            value
-        };
-        Ok(cfg.tokens.iter().filter(|(id, _)| id.user == *user).map(with_id).collect())
+        let own = cfg.tokens.iter().filter(|(id, _)| id.user == *user);
+        Ok(own.map(|(id, token)| NamedToken { tokenid: id.name.clone(), info: token.into() }).collect())
     }
 
     /// One token.
-    pub fn token(&self, id: &TokenId) -> Result<Value, OpsError> {
+    pub fn token(&self, id: &TokenId) -> Result<TokenInfo, OpsError> {
         let (cfg, _) = self.user_cfg()?;
-        cfg.tokens.get(id).map(shown).ok_or_else(|| missing(id))
+        cfg.tokens.get(id).map(TokenInfo::from).ok_or_else(|| missing(id))
     }
 
     /// Makes a token; its secret is in the answer and nowhere else.
@@ -205,7 +336,7 @@ impl Ops {
         actor: &Actor,
         id: &TokenId,
         change: TokenChange,
-    ) -> Result<Value, OpsError> {
+    ) -> Result<NewToken, OpsError> {
         let (mut cfg, revision) = self.user_cfg()?;
         Self::known_user(&cfg, &id.user)?;
         if cfg.tokens.contains_key(id) {
@@ -213,12 +344,12 @@ impl Ops {
         }
         let mut token = Token { expire: 0, privsep: true, comment: String::new() };
         change.apply(&mut token);
-        let info = shown(&token);
+        let info = TokenInfo::from(&token);
         cfg.tokens.insert(id.clone(), token);
         let (mut secrets, old) = self.token_store()?;
         let secret = secrets.generate(id, rand::random());
         self.commit_tokens(actor, format!("token {id} made"), &cfg, revision, Some((&secrets, old))).await?;
-        Ok(json!({"full-tokenid": id.to_string(), "info": info, "value": secret}))
+        Ok(NewToken { full_tokenid: id.to_string(), info, value: secret })
     }
 
     /// Changes a token; with `regenerate` its new secret is in the answer.
@@ -227,19 +358,19 @@ impl Ops {
         actor: &Actor,
         id: &TokenId,
         change: TokenChange,
-    ) -> Result<Value, OpsError> {
+    ) -> Result<ChangedToken, OpsError> {
         let (mut cfg, revision) = self.user_cfg()?;
         let token = cfg.tokens.get_mut(id).ok_or_else(|| missing(id))?;
         change.apply(token);
-        let mut answer = shown(token);
+        let mut answer = ChangedToken { info: TokenInfo::from(&*token), full_tokenid: None, value: None };
         let note = format!("token {id} changed");
         if !change.regenerate {
             self.commit_tokens(actor, note, &cfg, revision, None).await?;
             return Ok(answer);
         }
         let (mut secrets, old) = self.token_store()?;
-        answer["value"] = json!(secrets.generate(id, rand::random()));
-        answer["full-tokenid"] = json!(id.to_string());
+        answer.value = Some(secrets.generate(id, rand::random()));
+        answer.full_tokenid = Some(id.to_string());
         self.commit_tokens(actor, note, &cfg, revision, Some((&secrets, old))).await?;
         Ok(answer)
     }
@@ -283,20 +414,24 @@ impl Ops {
         actor: &Actor,
         only: Option<&str>,
         kind: Option<&str>,
-    ) -> Result<Vec<Value>, OpsError> {
+    ) -> Result<Vec<PoolInfo>, OpsError> {
         let (cfg, _) = self.user_cfg()?;
+        let head = |name: &str, comment: &str| PoolInfo {
+            poolid: name.to_owned(),
+            comment: (!comment.is_empty()).then(|| comment.to_owned()),
+            members: None,
+        };
         if let Some(name) = only {
             actor.require(&format!("/pool/{name}"), &["Pool.Audit"])?;
             let pool = cfg
                 .pools
                 .get(name)
                 .ok_or_else(|| OpsError::failed(format!("pool '{name}' does not exist")))?;
-            let mut value = pool_head(name, &pool.comment);
-            value["members"] = json!(self.pool_members(actor, pool, kind)?);
-            return Ok(vec![value]);
+            let members = Some(self.pool_members(actor, pool, kind)?);
+            return Ok(vec![PoolInfo { members, ..head(name, &pool.comment) }]);
         }
         let seen = cfg.pools.iter().filter(|(name, _)| actor.may(&format!("/pool/{name}"), "Pool.Audit"));
-        Ok(seen.map(|(name, pool)| pool_head(name, &pool.comment)).collect())
+        Ok(seen.map(|(name, pool)| head(name, &pool.comment)).collect())
     }
 
     fn pool_members(
@@ -304,24 +439,17 @@ impl Ops {
         actor: &Actor,
         pool: &stead_model::user_cfg::Pool,
         kind: Option<&str>,
-    ) -> Result<Vec<Value>, OpsError> {
-        let is_member = |v: &Value| match v.get("storage").and_then(Value::as_str) {
-            Some(id) => pool.storages.iter().any(|s| s.as_str() == id),
-            None => v
-                .get("vmid")
-                .and_then(Value::as_u64)
-                .is_some_and(|n| pool.vms.iter().any(|m| u64::from(m.get()) == n)),
+    ) -> Result<Vec<Resource>, OpsError> {
+        let is_member = |r: &Resource| match (&r.storage, r.vmid) {
+            (Some(storage), _) => pool.storages.contains(storage),
+            (None, Some(vmid)) => pool.vms.contains(&vmid),
+            (None, None) => false,
         };
-        let wanted = |v: &Value| kind.is_none_or(|k| v.get("type").and_then(Value::as_str) == Some(k));
-        Ok(self.resources(actor, None)?.into_iter().filter(|v| is_member(v) && wanted(v)).collect())
+        let wanted = |r: &Resource| match r.kind {
+            ResourceType::Qemu => kind.is_none_or(|k| k == "qemu"),
+            ResourceType::Storage => kind.is_none_or(|k| k == "storage"),
+            ResourceType::Node => false,
+        };
+        Ok(self.resources(actor, None)?.into_iter().filter(|r| is_member(r) && wanted(r)).collect())
     }
-}
-
-fn pool_head(name: &str, comment: &str) -> Value {
-    let mut o = Map::new();
-    o.insert("poolid".into(), json!(name));
-    if !comment.is_empty() {
-        o.insert("comment".into(), json!(comment));
-    }
-    Value::Object(o)
 }

@@ -6,6 +6,7 @@
 use crate::{Actor, Ops, OpsError};
 use serde::Serialize;
 use std::net::IpAddr;
+use stead_api_derive::Schema;
 use stead_model::{NodeName, NodeRecord};
 use stead_transport::JoinInfo;
 use stead_transport::join::Admits;
@@ -22,7 +23,7 @@ pub struct Expected {
 }
 
 /// What the node to be added needs. Contains a secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
 pub struct Admission {
     /// What to look after before it can join.
     pub warnings: Vec<String>,

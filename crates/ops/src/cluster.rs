@@ -1,9 +1,11 @@
 //! The cluster as a whole: who is in it, what lies in it.
 
 use crate::status::NodeReport;
+use crate::task_view::TaskRow;
 use crate::{Actor, Ops, OpsError};
-use serde_json::{Map, Value, json};
-use stead_model::{NodeName, NodeRecord, Vmid};
+use serde::Serialize;
+use stead_api_derive::Schema;
+use stead_model::{NodeName, NodeRecord, StorageId, Vmid};
 
 /// What `resources` may be narrowed to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +16,280 @@ pub enum ResourceKind {
     Storage,
     /// Nodes.
     Node,
+}
+
+/// What an entry of the cluster's status is about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Schema)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberKind {
+    /// The cluster itself.
+    #[default]
+    Cluster,
+    /// One of its nodes.
+    Node,
+}
+
+/// An entry of `/cluster/status`: the cluster itself, or one of its nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Schema)]
+pub struct StatusEntry {
+    /// What it is about.
+    #[serde(rename = "type")]
+    pub kind: MemberKind,
+    /// `cluster`, or `node/NAME`.
+    pub id: String,
+    /// The cluster's or the node's name.
+    pub name: String,
+    /// Of the cluster: how many nodes it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<usize>,
+    /// Of the cluster: a majority is in contact.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quorate: Option<bool>,
+    /// Of the cluster: the configuration's revision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// Of the cluster: the node that leads it, if one is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leader: Option<NodeName>,
+    /// Of a node: its number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodeid: Option<u64>,
+    /// Of a node: its address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip: Option<String>,
+    /// Of a node: its port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Of a node: it is the one that answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local: Option<bool>,
+    /// Of a node: it takes part and reports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub online: Option<bool>,
+    /// Of a node: always empty; clients expect it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
+    /// Of a node: committed lost, so that its guests are started elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost: Option<bool>,
+    /// Of a node: it votes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub votes: Option<bool>,
+}
+
+/// What a resource is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Schema)]
+#[serde(rename_all = "lowercase")]
+pub enum ResourceType {
+    /// A node.
+    #[default]
+    Node,
+    /// A virtual machine.
+    Qemu,
+    /// A storage as a node sees it.
+    Storage,
+}
+
+/// A row of `/cluster/resources`. Bytes, seconds, shares of 1. Which fields are there depends on `type`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Schema)]
+pub struct Resource {
+    /// `node/NAME`, `qemu/VMID`, `storage/NODE/NAME`.
+    pub id: String,
+    /// What it is.
+    #[serde(rename = "type")]
+    pub kind: ResourceType,
+    /// The node, or where it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeName>,
+    /// Of a node `online` or `offline`; of a guest `running`, `stopped` or `unknown`; of a storage `available` or
+    /// `unknown`.
+    pub status: String,
+    /// Of a guest: its number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vmid: Option<Vmid>,
+    /// Of a guest: its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Of a guest: it is a template.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<bool>,
+    /// Of a guest: tags, joined by `;`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tags: Option<String>,
+    /// Of a guest: the lock in its configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lock: Option<String>,
+    /// Of a guest under HA: its state there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hastate: Option<String>,
+    /// Of a node: always empty; clients expect it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
+    /// Share of all its CPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<f64>,
+    /// CPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub maxcpu: Option<u32>,
+    /// Memory taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem: Option<u64>,
+    /// Memory in all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub maxmem: Option<u64>,
+    /// Disk taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<u64>,
+    /// Disk in all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub maxdisk: Option<u64>,
+    /// Since its start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uptime: Option<u64>,
+    /// Of a guest, since its start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netin: Option<u64>,
+    /// Of a guest, since its start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netout: Option<u64>,
+    /// Of a guest, since its start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diskread: Option<u64>,
+    /// Of a guest, since its start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diskwrite: Option<u64>,
+    /// Of a node.
+    #[serde(rename = "cgroup-mode", skip_serializing_if = "Option::is_none")]
+    pub cgroup_mode: Option<u8>,
+    /// Of a storage: its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage: Option<StorageId>,
+    /// Of a storage: its type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plugintype: Option<String>,
+    /// Of a storage: all nodes see the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared: Option<bool>,
+    /// Of a storage: what it may hold, joined by commas.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+}
+
+impl Resource {
+    /// What everybody may see of a node.
+    pub fn public(self) -> Self {
+        Self { id: self.id, kind: self.kind, node: self.node, status: self.status, ..Self::default() }
+    }
+}
+
+/// A kernel, as `uname` tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct Kernel {
+    /// `Linux`.
+    pub sysname: &'static str,
+    /// Its release.
+    pub release: String,
+    /// Not told.
+    pub version: &'static str,
+    /// The architecture.
+    pub machine: &'static str,
+}
+
+/// How full something is, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct Filled {
+    /// In all.
+    pub total: u64,
+    /// Taken.
+    pub used: u64,
+    /// Not taken.
+    pub free: u64,
+    /// What could be had.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub available: Option<u64>,
+    /// As `available`, of file systems.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub avail: Option<u64>,
+}
+
+impl Filled {
+    fn new(total: u64, used: u64) -> Self {
+        Self { total, used, free: total.saturating_sub(used), available: None, avail: None }
+    }
+}
+
+/// The host's CPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct CpuInfo {
+    /// Their name.
+    pub model: String,
+    /// How many.
+    pub cpus: u32,
+    /// How many.
+    pub cores: u32,
+    /// Sockets.
+    pub sockets: u32,
+    /// Not told.
+    pub mhz: &'static str,
+    /// Not told.
+    pub hvm: &'static str,
+    /// Not told.
+    pub flags: &'static str,
+    /// Ticks of the kernel's clock in a second.
+    pub user_hz: u32,
+}
+
+/// Memory that the kernel has merged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct Merged {
+    /// Bytes.
+    pub shared: u64,
+}
+
+/// How the host was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct BootInfo {
+    /// `efi` or `legacy-bios`.
+    pub mode: &'static str,
+}
+
+/// `/nodes/{node}/status`. Bytes, seconds, shares of 1.
+#[derive(Debug, Clone, PartialEq, Serialize, Schema)]
+pub struct NodeStatus {
+    /// Since the host booted.
+    pub uptime: u64,
+    /// Share of all CPUs.
+    pub cpu: f64,
+    /// Not told.
+    pub wait: u8,
+    /// The rest of the CPUs.
+    pub idle: f64,
+    /// Load of the last 1, 5 and 15 minutes.
+    pub loadavg: [String; 3],
+    /// The kernel's name and release.
+    pub kversion: String,
+    /// The kernel.
+    #[serde(rename = "current-kernel")]
+    pub current_kernel: Kernel,
+    /// What clients read a version of.
+    pub pveversion: String,
+    /// The daemon's version.
+    pub steadversion: &'static str,
+    /// Memory.
+    pub memory: Filled,
+    /// Swap.
+    pub swap: Filled,
+    /// The root file system.
+    pub rootfs: Filled,
+    /// The CPUs.
+    pub cpuinfo: CpuInfo,
+    /// Merged memory.
+    pub ksm: Merged,
+    /// How the host was started.
+    #[serde(rename = "boot-info")]
+    pub boot_info: BootInfo,
+    /// The node holds a lease: it may run guests under HA.
+    pub lease: bool,
 }
 
 impl Ops {
@@ -28,40 +304,40 @@ impl Ops {
     }
 
     /// `/cluster/status`: the cluster, then its nodes.
-    pub fn cluster_status(&self) -> Result<Vec<Value>, OpsError> {
+    pub fn cluster_status(&self) -> Result<Vec<StatusEntry>, OpsError> {
         let cluster = self.cluster_record()?;
         let nodes = self.node_records();
         let raft = self.conf.status().borrow().clone();
-        let leader = nodes.iter().find(|n| Some(n.raft_id) == raft.leader).map(|n| n.name.to_string());
-        let mut out = vec![json!({
-            "type": "cluster",
-            "id": "cluster",
-            "name": cluster.value.name,
-            "nodes": nodes.len(),
-            "quorate": u8::from(raft.quorate),
-            "version": raft.revision.0,
-            "leader": leader,
-        })];
-        for n in &nodes {
-            out.push(json!({
-                "type": "node",
-                "id": format!("node/{}", n.name),
-                "name": n.name,
-                "nodeid": n.raft_id.0,
-                "ip": n.addr.ip().to_string(),
-                "port": n.addr.port(),
-                "local": u8::from(n.name == self.me.name),
-                "online": u8::from(self.online(n)),
-                "level": "",
-                "lost": u8::from(n.state.is_lost()),
-                "votes": u8::from(raft.voters.contains(&n.raft_id)),
-            }));
-        }
+        let leader = nodes.iter().find(|n| Some(n.raft_id) == raft.leader).map(|n| n.name.clone());
+        let mut out = vec![StatusEntry {
+            kind: MemberKind::Cluster,
+            id: "cluster".into(),
+            name: cluster.value.name,
+            nodes: Some(nodes.len()),
+            quorate: Some(raft.quorate),
+            version: Some(raft.revision.0),
+            leader,
+            ..StatusEntry::default()
+        }];
+        out.extend(nodes.iter().map(|n| StatusEntry {
+            kind: MemberKind::Node,
+            id: format!("node/{}", n.name),
+            name: n.name.to_string(),
+            nodeid: Some(n.raft_id.0),
+            ip: Some(n.addr.ip().to_string()),
+            port: Some(n.addr.port()),
+            local: Some(n.name == self.me.name),
+            online: Some(self.online(n)),
+            level: Some(String::new()),
+            lost: Some(n.state.is_lost()),
+            votes: Some(raft.voters.contains(&n.raft_id)),
+            ..StatusEntry::default()
+        }));
         Ok(out)
     }
 
     /// `/cluster/resources`: what the actor may see.
-    pub fn resources(&self, actor: &Actor, kind: Option<ResourceKind>) -> Result<Vec<Value>, OpsError> {
+    pub fn resources(&self, actor: &Actor, kind: Option<ResourceKind>) -> Result<Vec<Resource>, OpsError> {
         let wants = |k: ResourceKind| kind.is_none_or(|only| only == k);
         let mut out = vec![];
         if wants(ResourceKind::Vm) {
@@ -80,65 +356,88 @@ impl Ops {
         Ok(out)
     }
 
-    fn vm_resources(&self, actor: &Actor) -> Result<Vec<Value>, OpsError> {
+    fn vm_resources(&self, actor: &Actor) -> Result<Vec<Resource>, OpsError> {
         let mut out = vec![];
         for (node, vm) in self.vms() {
             if !actor.may(&format!("/vms/{}", vm.vmid), "VM.Audit") {
                 continue;
             }
-            let mut o = Map::new();
-            let id = vm.vmid;
-            let ha = self.ha_state_of(id)?;
-            let fields = json!({
-                "id": format!("qemu/{id}"), "type": "qemu", "vmid": id, "node": node, "name": vm.name,
-                "status": vm.status, "template": vm.template, "maxcpu": vm.cpus, "cpu": vm.cpu, "mem": vm.mem,
-                "maxmem": vm.maxmem, "disk": vm.disk, "maxdisk": vm.maxdisk, "uptime": vm.uptime,
-                "netin": vm.netin, "netout": vm.netout, "diskread": vm.diskread, "diskwrite": vm.diskwrite,
+            out.push(Resource {
+                id: format!("qemu/{}", vm.vmid),
+                kind: ResourceType::Qemu,
+                node: Some(node),
+                status: vm.status.to_owned(),
+                vmid: Some(vm.vmid),
+                name: Some(vm.name),
+                template: Some(vm.template),
+                tags: vm.tags,
+                lock: vm.lock,
+                hastate: self.ha_state_of(vm.vmid)?,
+                cpu: Some(vm.cpu),
+                maxcpu: Some(vm.cpus),
+                mem: Some(vm.mem),
+                maxmem: Some(vm.maxmem),
+                disk: Some(vm.disk),
+                maxdisk: Some(vm.maxdisk),
+                uptime: Some(vm.uptime),
+                netin: Some(vm.netin),
+                netout: Some(vm.netout),
+                diskread: Some(vm.diskread),
+                diskwrite: Some(vm.diskwrite),
+                ..Resource::default()
             });
-            if let Value::Object(fields) = fields {
-                o.extend(fields);
-            }
-            for (key, value) in [("tags", vm.tags), ("lock", vm.lock), ("hastate", ha)] {
-                if let Some(v) = value {
-                    o.insert(key.into(), json!(v));
-                }
-            }
-            out.push(Value::Object(o));
         }
         Ok(out)
     }
 
-    fn node_resource(&self, n: &NodeRecord) -> Value {
+    fn node_resource(&self, n: &NodeRecord) -> Resource {
         let online = self.online(n);
         let report = self.status.node(&n.name).filter(|_| online);
         let stats = report.map(|r| r.stats).unwrap_or_default();
-        json!({
-            "id": format!("node/{}", n.name), "type": "node", "node": n.name,
-            "status": if online { "online" } else { "offline" }, "level": "",
-            "cpu": stats.cpu, "maxcpu": stats.maxcpu, "mem": stats.mem, "maxmem": stats.maxmem,
-            "disk": stats.disk, "maxdisk": stats.maxdisk, "uptime": stats.uptime, "cgroup-mode": 2,
-        })
+        Resource {
+            id: format!("node/{}", n.name),
+            kind: ResourceType::Node,
+            node: Some(n.name.clone()),
+            status: if online { "online" } else { "offline" }.to_owned(),
+            level: Some(String::new()),
+            cpu: Some(stats.cpu),
+            maxcpu: Some(stats.maxcpu),
+            mem: Some(stats.mem),
+            maxmem: Some(stats.maxmem),
+            disk: Some(stats.disk),
+            maxdisk: Some(stats.maxdisk),
+            uptime: Some(stats.uptime),
+            cgroup_mode: Some(2),
+            ..Resource::default()
+        }
     }
 
-    fn storage_resources(&self, actor: &Actor) -> Result<Vec<Value>, OpsError> {
+    fn storage_resources(&self, actor: &Actor) -> Result<Vec<Resource>, OpsError> {
         let mut out = vec![];
         for storage in self.storages()? {
             if !actor.may(&format!("/storage/{}", storage.id), "Datastore.Audit") {
                 continue;
             }
+            let content: Vec<&str> = storage.content.iter().map(String::as_str).collect();
             for n in self.node_records().iter().filter(|n| storage.is_enabled_on(&n.name)) {
                 let report = self.status.node(&n.name);
                 let seen = report
                     .as_ref()
                     .and_then(|r| r.storages.iter().find(|s| s.storage == storage.id.as_str()).cloned());
                 let active = seen.as_ref().is_some_and(|s| s.active);
-                out.push(json!({
-                    "id": format!("storage/{}/{}", n.name, storage.id), "type": "storage",
-                    "storage": storage.id, "node": n.name, "plugintype": storage.kind,
-                    "status": if active { "available" } else { "unknown" },
-                    "shared": u8::from(storage.shared), "content": storage.content.iter().map(String::as_str).collect::<Vec<_>>().join(","),
-                    "disk": seen.as_ref().map_or(0, |s| s.used), "maxdisk": seen.as_ref().map_or(0, |s| s.total),
-                }));
+                out.push(Resource {
+                    id: format!("storage/{}/{}", n.name, storage.id),
+                    kind: ResourceType::Storage,
+                    node: Some(n.name.clone()),
+                    status: if active { "available" } else { "unknown" }.to_owned(),
+                    storage: Some(storage.id.clone()),
+                    plugintype: Some(storage.kind.clone()),
+                    shared: Some(storage.shared),
+                    content: Some(content.join(",")),
+                    disk: Some(seen.as_ref().map_or(0, |s| s.used)),
+                    maxdisk: Some(seen.as_ref().map_or(0, |s| s.total)),
+                    ..Resource::default()
+                });
             }
         }
         Ok(out)
@@ -161,39 +460,57 @@ impl Ops {
     }
 
     /// Tasks of all nodes, the latest first.
-    pub fn cluster_tasks(&self) -> Vec<Value> {
-        let mut all: Vec<Value> = self.status.all().into_iter().flat_map(|r: NodeReport| r.tasks).collect();
-        let start = |t: &Value| t.get("starttime").and_then(Value::as_u64).unwrap_or(0);
-        all.sort_by_key(|t| std::cmp::Reverse(start(t)));
+    pub fn cluster_tasks(&self) -> Vec<TaskRow> {
+        let mut all: Vec<TaskRow> = self.status.all().into_iter().flat_map(|r: NodeReport| r.tasks).collect();
+        all.sort_by_key(|t| std::cmp::Reverse(t.head.starttime));
         all
     }
 
     /// `/nodes`.
-    pub fn node_list(&self) -> Vec<Value> {
+    pub fn node_list(&self) -> Vec<Resource> {
         self.node_records().iter().map(|n| self.node_resource(n)).collect()
     }
 
     /// `/nodes/{node}/status` of this node.
-    pub fn node_status(&self) -> Result<Value, OpsError> {
+    pub fn node_status(&self) -> Result<NodeStatus, OpsError> {
         let report = self.status.node(&self.me.name).ok_or_else(|| {
             OpsError::failed(format!("node '{}' has not read its own status yet", self.me.name))
         })?;
         let s = report.stats;
-        Ok(json!({
-            "uptime": s.uptime, "cpu": s.cpu, "wait": 0, "idle": 1.0 - s.cpu,
-            "loadavg": s.loadavg.map(|l| format!("{l:.2}")),
-            "kversion": format!("Linux {}", s.kernel),
-            "current-kernel": {"sysname": "Linux", "release": s.kernel, "version": "", "machine": std::env::consts::ARCH},
-            "pveversion": format!("pve-manager/{}/stead", crate::cluster::PVE_VERSION),
-            "steadversion": self.me.version,
-            "memory": {"total": s.maxmem, "used": s.mem, "free": s.maxmem.saturating_sub(s.mem), "available": s.maxmem.saturating_sub(s.mem)},
-            "swap": {"total": s.swap.1, "used": s.swap.0, "free": s.swap.1.saturating_sub(s.swap.0)},
-            "rootfs": {"total": s.maxdisk, "used": s.disk, "free": s.maxdisk.saturating_sub(s.disk), "avail": s.maxdisk.saturating_sub(s.disk)},
-            "cpuinfo": {"model": s.cpu_model, "cpus": s.maxcpu, "cores": s.maxcpu, "sockets": s.sockets, "mhz": "", "hvm": "0", "flags": "", "user_hz": 100},
-            "ksm": {"shared": 0},
-            "boot-info": {"mode": if std::path::Path::new("/sys/firmware/efi").exists() { "efi" } else { "legacy-bios" }},
-            "lease": u8::from(self.lease.borrow().held),
-        }))
+        let (memory, rootfs) = (Filled::new(s.maxmem, s.mem), Filled::new(s.maxdisk, s.disk));
+        let efi = std::path::Path::new("/sys/firmware/efi").exists();
+        Ok(NodeStatus {
+            uptime: s.uptime,
+            cpu: s.cpu,
+            wait: 0,
+            idle: 1.0 - s.cpu,
+            loadavg: s.loadavg.map(|l| format!("{l:.2}")),
+            kversion: format!("Linux {}", s.kernel),
+            current_kernel: Kernel {
+                sysname: "Linux",
+                release: s.kernel,
+                version: "",
+                machine: std::env::consts::ARCH,
+            },
+            pveversion: format!("pve-manager/{PVE_VERSION}/stead"),
+            steadversion: self.me.version,
+            memory: Filled { available: Some(memory.free), ..memory },
+            swap: Filled::new(s.swap.1, s.swap.0),
+            rootfs: Filled { avail: Some(rootfs.free), ..rootfs },
+            cpuinfo: CpuInfo {
+                model: s.cpu_model,
+                cpus: s.maxcpu,
+                cores: s.maxcpu,
+                sockets: s.sockets,
+                mhz: "",
+                hvm: "0",
+                flags: "",
+                user_hz: 100,
+            },
+            ksm: Merged { shared: 0 },
+            boot_info: BootInfo { mode: if efi { "efi" } else { "legacy-bios" } },
+            lease: self.lease.borrow().held,
+        })
     }
 
     /// A member by name, or the error that clients know.

@@ -1,15 +1,94 @@
 //! Options of the whole cluster, and its log of changes.
 
 use crate::{Actor, Ops, OpsError, store};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use stead_api_derive::Schema;
 use stead_conf::{Change, ChangeKind, Revision};
 use stead_model::datacenter::Datacenter;
-use stead_model::paths;
+use stead_model::{NodeName, paths};
 
 /// Options that everybody may read: what a console must know to draw itself.
 const PUBLIC: [&str; 7] =
     ["console", "tag-style", "registered-tags", "user-tag-access", "allowed-tags", "description", "next-id"];
+
+/// An entry of the cluster's log. Its fields are those that clients know of a log of lines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct LogEntry {
+    /// The revision that the change made.
+    pub uid: u64,
+    /// Seconds since 1970.
+    pub time: u64,
+    /// Who changed something.
+    pub user: String,
+    /// What.
+    pub msg: String,
+    /// The first file of it.
+    pub path: String,
+    /// The node that was asked.
+    pub node: NodeName,
+    /// As of syslog: 6, information.
+    pub pri: u8,
+    /// No process.
+    pub pid: u32,
+    /// Which part of the system.
+    pub tag: &'static str,
+}
+
+/// What became of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Schema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HistoryKind {
+    /// It was written.
+    Put,
+    /// It was removed.
+    Delete,
+    /// It came from `other`.
+    MovedHere,
+    /// It went to `other`.
+    MovedAway,
+}
+
+/// A change of a file of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct HistoryEntry {
+    /// Which transaction.
+    pub revision: u64,
+    /// Seconds since 1970.
+    pub time: u64,
+    /// Who.
+    pub author: String,
+    /// The file.
+    pub path: String,
+    /// Why.
+    pub note: String,
+    /// What became of it.
+    pub kind: HistoryKind,
+    /// Of a move, its other end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub other: Option<String>,
+}
+
+impl From<&Change> for HistoryEntry {
+    fn from(c: &Change) -> Self {
+        let (kind, other) = match &c.kind {
+            ChangeKind::Put => (HistoryKind::Put, None),
+            ChangeKind::Delete => (HistoryKind::Delete, None),
+            ChangeKind::MovedFrom(from) => (HistoryKind::MovedHere, Some(from.clone())),
+            ChangeKind::MovedTo(to) => (HistoryKind::MovedAway, Some(to.clone())),
+        };
+        Self {
+            revision: c.revision.0,
+            time: c.at_ms / 1000,
+            author: c.author.clone(),
+            path: c.path.clone(),
+            note: c.note.clone(),
+            kind,
+            other,
+        }
+    }
+}
 
 impl Ops {
     fn datacenter(&self) -> Result<(Datacenter, Option<Revision>), OpsError> {
@@ -53,7 +132,7 @@ impl Ops {
     }
 
     /// Who changed what, the latest first: one entry a transaction. Without `Sys.Syslog` one's own alone.
-    pub fn cluster_log(&self, actor: &Actor, max: usize) -> Vec<Value> {
+    pub fn cluster_log(&self, actor: &Actor, max: usize) -> Vec<LogEntry> {
         let all = actor.may("/", "Sys.Syslog");
         let mut last = None;
         let mut out = vec![];
@@ -62,11 +141,17 @@ impl Ops {
                 continue;
             }
             last = Some(c.revision);
-            let what = if c.note.is_empty() { c.path.clone() } else { c.note.clone() };
-            out.push(json!({
-                "uid": c.revision.0, "time": c.at_ms / 1000, "user": c.author, "msg": what, "path": c.path,
-                "node": self.me.name, "pri": 6, "pid": 0, "tag": "conf",
-            }));
+            out.push(LogEntry {
+                uid: c.revision.0,
+                time: c.at_ms / 1000,
+                user: c.author,
+                msg: if c.note.is_empty() { c.path.clone() } else { c.note },
+                path: c.path,
+                node: self.me.name.clone(),
+                pri: 6,
+                pid: 0,
+                tag: "conf",
+            });
             if out.len() == max {
                 break;
             }
@@ -76,30 +161,14 @@ impl Ops {
 
     /// Changes of the configuration, the latest first: of all files, of one, or of all below a folder. Secrets and
     /// who owns guests have no history.
-    pub fn history(&self, path: Option<&str>, limit: usize) -> Vec<Value> {
-        let shown = |c: &Change| {
-            let what = match &c.kind {
-                ChangeKind::Put => json!({"kind": "put"}),
-                ChangeKind::Delete => json!({"kind": "delete"}),
-                ChangeKind::MovedFrom(from) => json!({"kind": "moved-here", "other": from}),
-                ChangeKind::MovedTo(to) => json!({"kind": "moved-away", "other": to}),
-            };
-            let mut row = json!({
-                "revision": c.revision.0, "time": c.at_ms / 1000, "author": c.author, "path": c.path,
-                "note": c.note,
-            });
-            if let (Value::Object(row), Value::Object(what)) = (&mut row, what) {
-                row.extend(what);
-            }
-            row
-        };
+    pub fn history(&self, path: Option<&str>, limit: usize) -> Vec<HistoryEntry> {
         let Some(path) = path.map(|p| p.trim_matches('/')).filter(|p| !p.is_empty()) else {
-            return self.conf.recent(limit).iter().map(shown).collect();
+            return self.conf.recent(limit).iter().map(HistoryEntry::from).collect();
         };
         let below = format!("{path}/");
         let all = self.conf.recent(usize::MAX);
         let of = all.iter().filter(|c| c.path == path || c.path.starts_with(&below));
-        of.take(limit).map(shown).collect()
+        of.take(limit).map(HistoryEntry::from).collect()
     }
 }
 

@@ -1,7 +1,17 @@
 //! The cluster grows and shrinks: creating, joining, removing.
 //!
-//! A node that joins keeps its old configuration aside, takes what it was given, and starts its daemon anew as a
-//! member; the task goes on across that start.
+//! ```text
+//! the node that joins                              a member
+//!   closes its guests: nothing changes from here on
+//!   who it is, its guests' numbers, their storages ──▶ one transaction: the node's record, an ownership record a
+//!                                                      guest (its number is taken from now on), their storages
+//!   join.json, with the guests' configurations  ◀─── certificate, CA, members
+//!   starts anew: the old configuration is kept aside
+//!   enters, and puts the configurations to their ownership records
+//! ```
+//!
+//! The task goes on across the daemon's new start, and ends when the guests have arrived. A node that was let in and
+//! never came keeps its guests where they were; asking again, or its removal, gives their numbers back.
 
 use crate::store::{self, At};
 use crate::{Actor, Ops, OpsError};
@@ -13,8 +23,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use stead_conf::{Check, Op};
+use stead_conf::{Check, Op, Tree, Txn, TxnError};
 use stead_driver::guest::GuestError;
+use stead_model::storage_cfg::StorageCfg;
 use stead_model::{
     ClusterRecord, Epoch, GuestKind, NodeName, NodeRecord, NodeState, Ownership, RaftId, Upid, Vmid, paths,
 };
@@ -35,8 +46,12 @@ const JOIN_TOKENS: &str = "priv/join/";
 const NO_BOOT: &str = "00000000-0000-4000-8000-000000000000";
 /// How long a one-time token is good.
 const TOKEN_LIFE: Duration = Duration::from_secs(3600);
-/// How long a new member may take until it has the configuration.
+/// How long a new member may take until it has the configuration and its guests are in it.
 const CATCH_UP: Duration = Duration::from_secs(60);
+/// How often a node is vetted again, since what the decision was built on has changed.
+const VETTED: usize = 10;
+/// Between two attempts to put guests into the configuration that came along.
+const BRING_AGAIN: Duration = Duration::from_millis(500);
 
 /// What a node needs to start as a member of the cluster that it has joined.
 #[derive(Clone, Serialize, Deserialize)]
@@ -171,49 +186,63 @@ impl Ops {
         Ok(path)
     }
 
-    /// Lets a node in: the member's half. Name, address and VMIDs are checked here and, by the transaction, again. Who asks
-    /// was checked before, or shows a one-time `token`, which is used up by the same transaction.
+    /// Lets a node in: the member's half. Who asks was checked before, or shows a one-time `token`, which is used up by the
+    /// transaction that lets the node in. The same transaction takes name, address and VMIDs; when it is refused, since
+    /// something has changed in between, the node is vetted again, which says what the matter is.
     pub async fn let_in(
         &self,
         request: &JoinRequest,
         token: Option<&str>,
     ) -> Result<JoinAnswer, JoinRefusal> {
+        let failed = |e: OpsError| JoinRefusal::Request { why: e.to_string() };
+        for _ in 0..VETTED {
+            let cert = self.vet(request, token).await?;
+            let token = token.map(|t| self.join_token(t, request)).transpose()?;
+            let Some(raft_id) = self.commit_node(request, token).await? else { continue };
+            tracing::info!("node '{}' ({}) was let into the cluster", request.name, request.addr);
+            let member =
+                |n: NodeRecord| Member { name: n.name, uuid: n.uuid, raft_id: n.raft_id, addr: n.addr };
+            let cluster = self.cluster_record().map_err(failed)?.value;
+            return Ok(JoinAnswer {
+                cert,
+                ca: self.cluster_ca().map_err(failed)?.cert_pem().to_owned(),
+                cluster_name: cluster.name,
+                cluster_uuid: cluster.uuid,
+                seal_key: STANDARD.encode(self.host.seal_key()),
+                raft_id,
+                members: self.node_records().into_iter().map(member).collect(),
+            });
+        }
+        let why = "the cluster's configuration keeps changing; try again".to_owned();
+        Err(JoinRefusal::Request { why })
+    }
+
+    /// Checks by a fresh read whether a node may join, and signs its certificate.
+    async fn vet(&self, request: &JoinRequest, token: Option<&str>) -> Result<String, JoinRefusal> {
         let failed = |why: String| JoinRefusal::Request { why };
         self.conf.barrier().await.map_err(|_| JoinRefusal::NoQuorum)?;
-        let token = token.map(|t| self.join_token(t, request)).transpose()?;
+        token.map(|t| self.join_token(t, request)).transpose()?;
         // A node that was let in and never entered may ask again: its first join was cut off.
         let nodes = self.node_records();
         let others = nodes.iter().filter(|n| n.uuid != request.uuid || !never_entered(n));
         let members: Vec<_> = others.map(|n| (n.name.clone(), n.uuid.clone(), n.addr)).collect();
-        let vmids: BTreeSet<Vmid> = self.conf.view(store::guests).into_iter().map(|(v, _)| v).collect();
+        let own = self.conf.view(|t| reserved(t, request));
+        let all = self.conf.view(store::guests).into_iter().map(|(v, _)| v);
+        let vmids: BTreeSet<Vmid> = all.filter(|v| !own.contains(v)).collect();
         let facts = ClusterFacts {
             wall_clock_ms: unix_ms(),
             version: self.me.version,
-            feature_level: self.conf.view(stead_conf::Tree::level),
+            feature_level: self.conf.view(Tree::level),
             quorate: self.quorate(),
             members: &members,
             vmids: &vmids,
         };
         vet_join(request, &facts)?;
-        let cluster = self.cluster_record().map_err(|e| failed(e.to_string()))?.value;
         let ca = self.cluster_ca().map_err(|e| failed(e.to_string()))?;
         let identity = PeerIdentity { name: request.name.clone(), uuid: request.uuid.clone() };
         let mut ips = request.ips.clone();
         ips.push(request.addr.ip());
-        let cert =
-            ca.sign(&request.csr, &identity, &ips, SystemTime::now()).map_err(|e| failed(e.to_string()))?;
-        let raft_id = self.commit_node(request, token).await.map_err(|e| failed(e.to_string()))?;
-        let member = |n: NodeRecord| Member { name: n.name, uuid: n.uuid, raft_id: n.raft_id, addr: n.addr };
-        tracing::info!("node '{}' ({}) was let into the cluster", request.name, request.addr);
-        Ok(JoinAnswer {
-            cert,
-            ca: ca.cert_pem().to_owned(),
-            cluster_name: cluster.name,
-            cluster_uuid: cluster.uuid,
-            seal_key: STANDARD.encode(self.host.seal_key()),
-            raft_id,
-            members: self.node_records().into_iter().map(member).collect(),
-        })
+        ca.sign(&request.csr, &identity, &ips, SystemTime::now()).map_err(|e| failed(e.to_string()))
     }
 
     fn cluster_ca(&self) -> Result<ClusterCa, OpsError> {
@@ -224,38 +253,23 @@ impl Ops {
         ClusterCa::load(&cert, &key).map_err(|e| OpsError::failed(e.to_string()))
     }
 
-    /// Records a node that was let in. It is *lost* until it enters by a commit of its own.
-    async fn commit_node(&self, request: &JoinRequest, token: Option<String>) -> Result<RaftId, OpsError> {
-        let next = self.conf.view(|t| store::record::<u64>(t, NEXT_RAFT))?;
-        let again = self.node_record(&request.name).ok().filter(|n| never_entered(&n.value));
-        let highest = self.node_records().iter().map(|n| n.raft_id.0).max().unwrap_or(0);
-        let raft_id = RaftId(next.as_ref().map_or(0, |n| n.value).max(highest + 1));
-        let boot = NO_BOOT.parse().map_err(|_| OpsError::failed("no boot id"))?;
-        let record = NodeRecord {
-            name: request.name.clone(),
-            uuid: request.uuid.clone(),
-            raft_id,
-            addr: request.addr,
-            state: NodeState::Lost { boot },
-            version: request.version.clone(),
-        };
-        let mut txn = store::txn("root@pam", format!("node '{}' joins", request.name));
-        store::put_over(
-            &mut txn,
-            &paths::node(&request.name),
-            again.map(|n| n.revision),
-            store::bytes(&record)?,
-        );
-        store::put_over(&mut txn, NEXT_RAFT, next.map(|n| n.revision), store::bytes(&(raft_id.0 + 1))?);
-        if let Some(path) = token {
-            txn.checks.push(Check::Exists(path.clone()));
-            txn.ops.push(Op::Delete(path));
+    /// Records a node that was let in, with its number in Raft; none: something has changed since it was vetted.
+    async fn commit_node(
+        &self,
+        request: &JoinRequest,
+        token: Option<String>,
+    ) -> Result<Option<RaftId>, JoinRefusal> {
+        let failed = |e: OpsError| JoinRefusal::Request { why: e.to_string() };
+        let built = self.conf.view(|t| admission(t, request, token));
+        let (raft_id, txn) = built.map_err(failed)?;
+        match self.conf.transact(txn).await {
+            Ok(_) => Ok(Some(raft_id)),
+            Err(TxnError::Refused(why)) => {
+                tracing::info!("node '{}' is vetted again: {why}", request.name);
+                Ok(None)
+            }
+            Err(e) => Err(failed(e.into())),
         }
-        for vmid in &request.vmids {
-            txn.checks.push(Check::Absent(paths::ownership(*vmid)));
-        }
-        self.conf.transact(txn).await?;
-        Ok(raft_id)
     }
 
     /// Joins this node to another cluster, as a task that ends when it is a member.
@@ -281,7 +295,12 @@ impl Ops {
         let failed = |e: String| OpsError::failed(format!("can't join the cluster: {e}"));
         let info: JoinInfo =
             wish.information.parse().map_err(|e| OpsError::invalid("information", format!("{e}")))?;
+        // Whatever changed from here on would be lost; on an error the node goes on as before.
+        let closed = self.guest_locks.close("this node is joining a cluster")?;
         let guests = self.guests_to_bring().await?;
+        let storages = self.storages()?;
+        let brought = crate::join_storage::used(&storages, &guests)?;
+        self.tell_what_stays(cx, &storages, &brought)?;
         cx.log(format!(
             "joining cluster '{}' through {}",
             info.cluster,
@@ -300,6 +319,7 @@ impl Ops {
             version: self.me.version.to_owned(),
             feature_level: stead_conf::SUPPORTED_LEVEL,
             vmids: guests.iter().map(|(v, _)| *v).collect(),
+            storages: brought,
             wall_clock_ms: unix_ms(),
         };
         let answer = client.join(&wish.auth, &request, &key).await.map_err(|e| failed(e.to_string()))?;
@@ -326,7 +346,32 @@ impl Ops {
             guests,
         };
         cx.save_step("agreed", &answer.cluster_uuid).await.map_err(|e| failed(e.to_string()))?;
-        self.host.keep_join(&material).map_err(failed)
+        self.host.keep_join(&material).map_err(failed)?;
+        closed.keep();
+        Ok(())
+    }
+
+    /// Says what of this node's configuration does not come along.
+    fn tell_what_stays(
+        &self,
+        cx: &TaskContext,
+        storages: &[stead_model::storage_cfg::Storage],
+        brought: &[stead_transport::join::JoinStorage],
+    ) -> Result<(), OpsError> {
+        for s in brought {
+            cx.log(format!("storage '{}' comes along", s.id));
+        }
+        for s in storages.iter().filter(|s| brought.iter().all(|b| b.id != s.id)) {
+            cx.log(format!(
+                "storage '{}' is used by no guest and does not come along; its content stays in place",
+                s.id
+            ));
+        }
+        for resource in self.ha_resources()? {
+            let sid = resource.get("sid").and_then(Value::as_str).unwrap_or("a resource").to_owned();
+            cx.warn(format!("{sid} leaves HA's care here: add it again in the cluster"));
+        }
+        Ok(())
     }
 
     /// Guests of this node, which must not run while their owner changes.
@@ -343,9 +388,15 @@ impl Ops {
 
     /// Goes on with a join after the daemon's new start.
     pub async fn resume_join(&self, cx: &TaskContext) -> Result<(), TaskError> {
-        if cx.step("agreed").is_none() {
+        let Some(agreed) = cx.step("agreed") else {
             return Err(TaskError::failed(
                 "the daemon was restarted before the cluster had answered; try again",
+            ));
+        };
+        // What was agreed was not kept: the node is in its own cluster as before.
+        if self.cluster_record().is_ok_and(|c| agreed != c.value.uuid) {
+            return Err(TaskError::failed(
+                "the daemon was restarted in the middle of the join, and nothing has changed here; try again",
             ));
         }
         let arrived = async {
@@ -364,32 +415,66 @@ impl Ops {
             TaskError::failed("the cluster has let this node in, but it has not received the configuration yet; see 'stead cluster status'")
         })?;
         cx.log(format!("node '{}' is a member now", self.me.name));
+        let bringing = async {
+            loop {
+                match self.bring_guests().await {
+                    Ok(homeless) => return homeless,
+                    Err(e) => tracing::debug!("guests that came along are not recorded yet: {e}"),
+                }
+                tokio::time::sleep(BRING_AGAIN).await;
+            }
+        };
+        let homeless = tokio::time::timeout(CATCH_UP, bringing).await.map_err(|_| {
+            TaskError::failed(
+                "this node is a member, but its guests could not be recorded yet; it goes on trying",
+            )
+        })?;
+        for why in homeless {
+            cx.warn(why);
+        }
         Ok(())
     }
 
-    /// Writes the guests that a join brought along into the configuration.
-    pub async fn bring_guests(&self) -> Result<(), OpsError> {
-        for (vmid, config) in self.host.bringing() {
-            if self.guest_at(vmid).is_ok() {
-                continue;
-            }
-            let epoch = Epoch(self.conf.view(stead_conf::Tree::revision).0 + 1);
-            let kind = GuestKind::Qemu;
-            let own = Ownership {
-                kind,
-                owner: self.me.name.clone(),
-                epoch,
-                armed: false,
-                running: false,
-                recovered: false,
-            };
-            let mut txn = store::txn("root@pam", format!("guest {vmid} came with node '{}'", self.me.name));
-            store::put_over(&mut txn, &paths::ownership(vmid), None, store::bytes(&own)?);
-            store::put_over(&mut txn, &paths::guest(&self.me.name, kind, vmid), None, config);
-            self.conf.transact(txn).await?;
+    /// Puts the guests that a join brought along to their ownership records, which were made when this node was let in.
+    /// Returns why some could not be: their configurations stay where the daemon keeps them.
+    pub async fn bring_guests(&self) -> Result<Vec<String>, OpsError> {
+        let bringing = self.host.bringing();
+        if bringing.is_empty() {
+            return Ok(vec![]);
         }
-        self.host.brought();
-        Ok(())
+        self.conf.barrier().await?;
+        let mut homeless = vec![];
+        for (vmid, config) in bringing {
+            if let Some(why) = self.bring(vmid, config).await? {
+                tracing::error!("{why}");
+                homeless.push(why);
+            }
+        }
+        if homeless.is_empty() {
+            self.host.brought();
+        }
+        Ok(homeless)
+    }
+
+    /// Records one guest, unless it is recorded; why it can't be.
+    async fn bring(&self, vmid: Vmid, config: String) -> Result<Option<String>, OpsError> {
+        let own = self.conf.view(|t| store::record::<Ownership>(t, &paths::ownership(vmid)))?;
+        let Some(own) = own.filter(|o| o.value.owner == self.me.name) else {
+            return Ok(Some(format!(
+                "guest {vmid}, which came with this node, has lost its number to another guest: its configuration is in \
+                 {}",
+                self.me.dir.join("carried.json").display()
+            )));
+        };
+        let path = paths::guest(&self.me.name, own.value.kind, vmid);
+        if self.conf.view(|t| t.get(&path).is_some()) {
+            return Ok(None);
+        }
+        let mut txn = store::txn("root@pam", format!("guest {vmid} came with node '{}'", self.me.name));
+        txn.checks.push(Check::Revision(paths::ownership(vmid), own.revision));
+        store::put_over(&mut txn, &path, None, config);
+        self.conf.transact(txn).await?;
+        Ok(None)
     }
 
     /// Removes a node for good: its certificate is refused and its number in Raft never used again. It must be off,
@@ -406,14 +491,104 @@ impl Ops {
                  shown as lost"
             )));
         }
-        self.owns_nothing(name)?;
         let mut txn = store::txn(&actor.who, format!("node '{name}' removed"));
         txn.checks.push(Check::Revision(paths::node(name), revision));
+        if never_entered(&node) {
+            // It has its guests still; here are their numbers alone.
+            for (vmid, revision) in self.conf.view(|t| numbers_alone(t, name)) {
+                txn.checks.push(Check::Revision(paths::ownership(vmid), revision));
+                txn.ops.push(Op::Delete(paths::ownership(vmid)));
+            }
+        } else {
+            self.owns_nothing(name)?;
+        }
         txn.ops.push(Op::Delete(paths::node(name)));
+        let word = crate::confirm_off::path(name);
+        if self.conf.view(|t| t.get(&word).is_some()) {
+            txn.ops.push(Op::Delete(word));
+        }
         self.conf.transact(txn).await?;
         self.status.forget(name);
         Ok(())
     }
+}
+
+/// Guests of which there is only an ownership record: a node that was let in has not brought them yet.
+fn numbers_alone(tree: &Tree, node: &NodeName) -> Vec<(Vmid, stead_conf::Revision)> {
+    let of_node = store::guests(tree).into_iter().filter(|(_, o)| o.owner == *node);
+    let alone = of_node.filter(|(v, o)| tree.get(&paths::guest(node, o.kind, *v)).is_none());
+    alone.filter_map(|(v, _)| Some((v, tree.get(&paths::ownership(v))?.revision))).collect()
+}
+
+/// The numbers that this very node took when it was let in before and did not come.
+fn reserved(tree: &Tree, request: &JoinRequest) -> BTreeSet<Vmid> {
+    let known = store::nodes(tree).into_iter().find(|n| n.name == request.name);
+    match known {
+        Some(n) if n.uuid == request.uuid && never_entered(&n) => {
+            numbers_alone(tree, &request.name).into_iter().map(|(v, _)| v).collect()
+        }
+        _ => BTreeSet::new(),
+    }
+}
+
+/// The transaction that lets a vetted node in. It is *lost* until it enters by a commit of its own.
+fn admission(tree: &Tree, request: &JoinRequest, token: Option<String>) -> Result<(RaftId, Txn), OpsError> {
+    let name = &request.name;
+    let next = store::record::<u64>(tree, NEXT_RAFT)?;
+    let old = store::record::<NodeRecord>(tree, &paths::node(name))?;
+    let highest = store::nodes(tree).iter().map(|n| n.raft_id.0).max().unwrap_or(0);
+    let raft_id = RaftId(next.as_ref().map_or(0, |n| n.value).max(highest + 1));
+    let boot = NO_BOOT.parse().map_err(|_| OpsError::failed("no boot id"))?;
+    let record = NodeRecord {
+        name: name.clone(),
+        uuid: request.uuid.clone(),
+        raft_id,
+        addr: request.addr,
+        state: NodeState::Lost { boot },
+        version: request.version.clone(),
+    };
+    let mut txn = store::txn("root@pam", format!("node '{name}' joins"));
+    let again = old.filter(|n| never_entered(&n.value)).map(|n| n.revision);
+    store::put_over(&mut txn, &paths::node(name), again, store::bytes(&record)?);
+    store::put_over(&mut txn, NEXT_RAFT, next.map(|n| n.revision), store::bytes(&(raft_id.0 + 1))?);
+    if let Some(path) = token {
+        txn.checks.push(Check::Exists(path.clone()));
+        txn.ops.push(Op::Delete(path));
+    }
+    take_numbers(tree, request, &mut txn)?;
+    let cfg = store::text(tree, paths::STORAGE_CFG)?;
+    let text = cfg.as_ref().map_or("", |c| c.value.as_str());
+    let parsed =
+        StorageCfg::parse(text).map_err(|e| OpsError::failed(format!("storage.cfg cannot be read: {e}")))?;
+    if let Some(merged) =
+        crate::join_storage::merge(&parsed, name, &request.storages).map_err(OpsError::failed)?
+    {
+        store::put_over(&mut txn, paths::STORAGE_CFG, cfg.map(|c| c.revision), merged.to_string());
+    }
+    Ok((raft_id, txn))
+}
+
+/// Takes the numbers of the guests that a node brings, so that no other guest gets them while it is on its way.
+fn take_numbers(tree: &Tree, request: &JoinRequest, txn: &mut Txn) -> Result<(), OpsError> {
+    let before = reserved(tree, request);
+    let own = Ownership {
+        kind: GuestKind::Qemu,
+        owner: request.name.clone(),
+        // Above every epoch that any guest of this number ever had.
+        epoch: Epoch(tree.revision().0 + 1),
+        armed: false,
+        running: false,
+        recovered: false,
+    };
+    let wanted: BTreeSet<Vmid> = request.vmids.iter().copied().collect();
+    for vmid in wanted.difference(&before) {
+        store::put_over(txn, &paths::ownership(*vmid), None, store::bytes(&own)?);
+    }
+    for vmid in before.difference(&wanted) {
+        txn.checks.push(Check::Exists(paths::ownership(*vmid)));
+        txn.ops.push(Op::Delete(paths::ownership(*vmid)));
+    }
+    Ok(())
 }
 
 /// Whether a node was let in and has not come yet.

@@ -1,12 +1,27 @@
-//! Drivers that stay open.
+//! Drivers that stay open, and that are not asked again while they hang.
 //!
 //! A driver may hold something between two calls (a locked folder for files that arrive, a session with a server), so
 //! each storage has one driver as long as its options stay the same.
+//!
+//! A storage whose server is away may hang in the kernel for ever, and with it the thread that asked. Everything that is
+//! done with a storage begins by activating it; so activation goes one at a time, and while one does not come back the
+//! others are told so at once: a storage that hangs costs one thread, however often it is asked.
 
+use async_trait::async_trait;
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use stead_driver::storage::{StorageDriver, StorageError, StorageType};
-use stead_model::StorageId;
+use std::time::Duration;
+use stead_driver::guest::ResolvedVolume;
+use stead_driver::storage::{
+    Content, NewVolume, Space, StorageDriver, StorageError, StorageType, VolumeInfo,
+};
+use stead_model::{StorageId, Vmid};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// After so long without an answer a storage is taken for hanging.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 type Options = BTreeMap<String, String>;
 /// A driver with the options that it was opened with.
@@ -37,25 +52,161 @@ impl<T: StorageType> StorageType for KeptOpen<T> {
         {
             return Ok(driver.clone());
         }
-        let driver = self.inner.open(id, options)?;
+        let driver: Arc<dyn StorageDriver> = Arc::new(Watched::new(self.inner.open(id, options)?, PATIENCE));
         open.insert(id.clone(), (options.clone(), driver.clone()));
         Ok(driver)
+    }
+}
+
+/// A driver that is activated by one caller at a time.
+struct Watched {
+    inner: Arc<dyn StorageDriver>,
+    patience: Duration,
+    /// Since when an activation is under way.
+    since: Arc<watch::Sender<Option<Instant>>>,
+}
+
+/// The right to activate, until this is dropped.
+struct Turn(Arc<watch::Sender<Option<Instant>>>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.send_replace(None);
+    }
+}
+
+impl Watched {
+    fn new(inner: Arc<dyn StorageDriver>, patience: Duration) -> Self {
+        Self { inner, patience, since: Arc::new(watch::Sender::new(None)) }
+    }
+
+    fn silent(&self, since: Instant) -> StorageError {
+        let why = format!("it has not answered for {} s", since.elapsed().as_secs());
+        StorageError::Unavailable { storage: self.inner.id().clone(), why }
+    }
+
+    /// Takes the turn, or tells since when another one has it.
+    fn try_turn(&self) -> Result<Turn, Instant> {
+        let mut taken = None;
+        self.since.send_if_modified(|since| {
+            taken = *since;
+            since.get_or_insert_with(Instant::now);
+            taken.is_none()
+        });
+        match taken {
+            None => Ok(Turn(self.since.clone())),
+            Some(since) => Err(since),
+        }
+    }
+
+    /// Waits for a turn, for as long as the one under way has patience left.
+    async fn turn(&self) -> Result<Turn, StorageError> {
+        let mut changes = self.since.subscribe();
+        loop {
+            let since = match self.try_turn() {
+                Ok(turn) => return Ok(turn),
+                Err(since) => since,
+            };
+            let over = changes.wait_for(|now| *now != Some(since));
+            if tokio::time::timeout_at(since + self.patience, over).await.is_err() {
+                return Err(self.silent(since));
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl StorageDriver for Watched {
+    fn id(&self) -> &StorageId {
+        self.inner.id()
+    }
+
+    async fn activate(&self) -> Result<(), StorageError> {
+        let turn = self.turn().await?;
+        let begun = Instant::now();
+        let inner = self.inner.clone();
+        // A task of its own: it keeps its turn until the storage has answered, whoever still waits for it.
+        let asked = tokio::spawn(async move {
+            let answer = inner.activate().await;
+            drop(turn);
+            answer
+        });
+        match tokio::time::timeout(self.patience, asked).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(e)) => Err(StorageError::Failed {
+                what: "activate".to_owned(),
+                storage: self.inner.id().clone(),
+                why: e.to_string(),
+            }),
+            Err(_) => Err(self.silent(begun)),
+        }
+    }
+
+    async fn space(&self) -> Result<Space, StorageError> {
+        self.inner.space().await
+    }
+
+    async fn list(
+        &self,
+        content: Option<Content>,
+        vmid: Option<Vmid>,
+    ) -> Result<Vec<VolumeInfo>, StorageError> {
+        self.inner.list(content, vmid).await
+    }
+
+    async fn info(&self, name: &str) -> Result<VolumeInfo, StorageError> {
+        self.inner.info(name).await
+    }
+
+    async fn alloc(&self, new: &NewVolume) -> Result<VolumeInfo, StorageError> {
+        self.inner.alloc(new).await
+    }
+
+    async fn free(&self, name: &str) -> Result<(), StorageError> {
+        self.inner.free(name).await
+    }
+
+    async fn resize(&self, name: &str, size: u64) -> Result<(), StorageError> {
+        self.inner.resize(name, size).await
+    }
+
+    async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError> {
+        self.inner.resolve(name).await
+    }
+
+    async fn spool(&self) -> Result<PathBuf, StorageError> {
+        self.inner.spool().await
+    }
+
+    async fn adopt_file(
+        &self,
+        spooled: PathBuf,
+        content: Content,
+        name: &str,
+    ) -> Result<VolumeInfo, StorageError> {
+        self.inner.adopt_file(spooled, content, name).await
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use stead_driver::fake::FakeStorage;
+    use tokio::sync::Semaphore;
 
     struct Fakes(tempfile::TempDir);
+
+    fn fake(folder: &std::path::Path) -> FakeStorage {
+        FakeStorage::new("local".parse().unwrap(), 1 << 20, folder.to_owned())
+    }
 
     impl StorageType for Fakes {
         fn name(&self) -> &'static str {
             "fake"
         }
-        fn open(&self, id: &StorageId, _: &Options) -> Result<Arc<dyn StorageDriver>, StorageError> {
-            Ok(Arc::new(FakeStorage::new(id.clone(), 1 << 20, self.0.path().to_owned())))
+        fn open(&self, _: &StorageId, _: &Options) -> Result<Arc<dyn StorageDriver>, StorageError> {
+            Ok(Arc::new(fake(self.0.path())))
         }
     }
 
@@ -69,5 +220,77 @@ mod tests {
         let second = open("/b");
         assert!(!Arc::ptr_eq(&first, &second));
         assert!(Arc::ptr_eq(&second, &open("/b")));
+    }
+
+    /// A storage that hangs until it is let go.
+    struct Hanging {
+        inner: FakeStorage,
+        go: Arc<Semaphore>,
+        asked: Arc<AtomicUsize>,
+    }
+
+    #[async_trait]
+    impl StorageDriver for Hanging {
+        fn id(&self) -> &StorageId {
+            self.inner.id()
+        }
+        async fn activate(&self) -> Result<(), StorageError> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            self.go.acquire().await.unwrap().forget();
+            Ok(())
+        }
+        async fn space(&self) -> Result<Space, StorageError> {
+            self.inner.space().await
+        }
+        async fn list(&self, c: Option<Content>, v: Option<Vmid>) -> Result<Vec<VolumeInfo>, StorageError> {
+            self.inner.list(c, v).await
+        }
+        async fn info(&self, name: &str) -> Result<VolumeInfo, StorageError> {
+            self.inner.info(name).await
+        }
+        async fn alloc(&self, new: &NewVolume) -> Result<VolumeInfo, StorageError> {
+            self.inner.alloc(new).await
+        }
+        async fn free(&self, name: &str) -> Result<(), StorageError> {
+            self.inner.free(name).await
+        }
+        async fn resize(&self, name: &str, size: u64) -> Result<(), StorageError> {
+            self.inner.resize(name, size).await
+        }
+        async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError> {
+            self.inner.resolve(name).await
+        }
+        async fn spool(&self) -> Result<PathBuf, StorageError> {
+            self.inner.spool().await
+        }
+        async fn adopt_file(&self, p: PathBuf, c: Content, n: &str) -> Result<VolumeInfo, StorageError> {
+            self.inner.adopt_file(p, c, n).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_storage_that_hangs_holds_one_thread_and_lets_nobody_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let (go, asked) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+        let hanging = Hanging { inner: fake(dir.path()), go: go.clone(), asked: asked.clone() };
+        let driver = Arc::new(Watched::new(Arc::new(hanging), Duration::from_millis(100)));
+        let activate = |_| {
+            let driver = driver.clone();
+            tokio::spawn(async move { driver.activate().await })
+        };
+        let first: Vec<_> = (0..20).map(activate).collect();
+        for asking in first {
+            let e = asking.await.unwrap().unwrap_err();
+            assert_eq!(e.to_string(), "storage 'local' is not available: it has not answered for 0 s");
+        }
+        for _ in 0..1000 {
+            assert!(driver.activate().await.is_err());
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 1, "one thread, however often it is asked");
+        // The server is back.
+        go.add_permits(100);
+        driver.since.subscribe().wait_for(Option::is_none).await.unwrap();
+        driver.activate().await.unwrap();
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
     }
 }

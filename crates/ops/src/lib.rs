@@ -9,15 +9,18 @@ pub mod actor;
 pub mod admin;
 pub mod admit;
 pub mod cluster;
+pub mod confirm_off;
 pub mod datacenter;
 pub mod error;
 pub mod events;
 pub mod guest;
 pub mod ha;
 pub mod join;
+mod join_storage;
 pub mod kept_open;
 pub mod leave;
 pub mod peers;
+pub mod profile;
 pub mod report;
 pub mod status;
 pub mod storage;
@@ -115,14 +118,18 @@ pub struct Ops {
     pub host: Arc<dyn join::Host>,
     /// One request at a time a guest.
     pub guest_locks: GuestLocks,
+    /// Brakes the guessing of passwords.
+    pub sign_ins: access::SignIns,
 }
 
-/// One mutex a guest.
+/// One mutex a guest, and the moves of guests to this node, which go on without it.
 #[derive(Debug, Default)]
 pub struct GuestLocks {
     all: Mutex<HashMap<Vmid, Arc<tokio::sync::Mutex<()>>>>,
     /// Why nothing may be done with guests of this node now.
     closed: Mutex<Option<&'static str>>,
+    /// Moves to this node.
+    pub incoming: guest::incoming::Incomings,
 }
 
 impl GuestLocks {

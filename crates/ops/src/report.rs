@@ -2,8 +2,10 @@
 
 use crate::Ops;
 use crate::status::NodeReport;
-use serde_json::{Value, json};
+use crate::task_view::TaskRow;
+use serde_json::json;
 use std::collections::BTreeMap;
+use stead_model::Upid;
 
 impl Ops {
     /// Merges a report and publishes what it changes.
@@ -30,19 +32,17 @@ impl Ops {
     }
 
     fn task_events(&self, before: Option<&NodeReport>, report: &NodeReport) {
-        let ended = |t: &Value| t.get("endtime").is_some_and(|e| !e.is_null());
-        let upid = |t: &Value| t.get("upid").and_then(Value::as_str).map(str::to_owned);
-        let old: BTreeMap<_, _> =
-            before.iter().flat_map(|b| &b.tasks).filter_map(|t| Some((upid(t)?, ended(t)))).collect();
+        // A first report names tasks of long ago.
+        let Some(before) = before else { return };
+        let ended = |t: &TaskRow| t.endtime.is_some();
+        let old: BTreeMap<&Upid, bool> = before.tasks.iter().map(|t| (&t.head.upid, ended(t))).collect();
         for task in &report.tasks {
-            let Some(id) = upid(task) else { continue };
-            let was = old.get(&id).copied();
-            // A first report names tasks of long ago.
-            if before.is_some() && was.is_none() {
-                self.events.emit("task-start", id.clone(), task.clone());
+            let was = old.get(&task.head.upid).copied();
+            if was.is_none() {
+                self.events.emit("task-start", task.head.upid.to_string(), json!(task));
             }
-            if before.is_some() && ended(task) && was != Some(true) {
-                self.events.emit("task-end", id, task.clone());
+            if ended(task) && was != Some(true) {
+                self.events.emit("task-end", task.head.upid.to_string(), json!(task));
             }
         }
     }

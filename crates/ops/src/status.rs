@@ -72,6 +72,9 @@ pub struct NodeReport {
     pub started: u64,
     /// Whether it holds a lease.
     pub lease: bool,
+    /// Somebody reads events there: log lines of other nodes' tasks are of use to it.
+    #[serde(default)]
+    pub listens: bool,
     /// Its load.
     pub stats: NodeStats,
     /// Its guests' processes.
@@ -79,7 +82,7 @@ pub struct NodeReport {
     /// Its storages.
     pub storages: Vec<StorageReport>,
     /// Its running and latest tasks, as the API shows them.
-    pub tasks: Vec<serde_json::Value>,
+    pub tasks: Vec<crate::task_view::TaskRow>,
     /// Results of the HA agent's work, for the manager.
     pub ha: serde_json::Value,
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_driver::guest::ResolvedVolume;
-use stead_driver::storage::{Content, NewVolume, Space, StorageDriver, VolumeInfo};
+use stead_driver::storage::{Content, NewVolume, Space, StorageDriver, StorageError, VolumeInfo};
 use stead_model::storage_cfg::{Storage, StorageCfg, StorageCfgError};
 use stead_model::vmconfig::{DiskSource, VmConfig};
 use stead_model::{StorageId, Upid, Vmid, VolumeId, paths};
@@ -160,6 +160,15 @@ impl Ops {
             }
         }
         Ok(None)
+    }
+
+    /// Removes a volume; false if there is none of that name.
+    pub(crate) async fn free_if_there(&self, volume: &VolumeId) -> Result<bool, OpsError> {
+        match self.active(&volume.storage).await?.free(&volume.name).await {
+            Ok(()) => Ok(true),
+            Err(StorageError::NoVolume(_)) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Removes a volume.

@@ -28,7 +28,6 @@ pub use manager::{LogLine, LogPage, Resumer, TaskEvent, Tasks};
 pub use store::TasksError;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 use stead_model::Upid;
 
 /// What one knows of a task without its log.
@@ -48,39 +47,5 @@ impl TaskInfo {
     /// How it ended, or that it runs.
     pub fn outcome(&self) -> Option<Outcome> {
         self.exitstatus.as_deref().map(Outcome::of)
-    }
-
-    fn head(&self) -> Map<String, Value> {
-        let u = &self.upid;
-        let mut m = Map::new();
-        m.insert("upid".into(), json!(u.to_string()));
-        m.insert("node".into(), json!(u.node.as_str()));
-        m.insert("pid".into(), json!(u.pid));
-        m.insert("pstart".into(), json!(u.pstart));
-        m.insert("starttime".into(), json!(u.starttime));
-        m.insert("type".into(), json!(u.worker));
-        m.insert("id".into(), json!(u.id));
-        m.insert("user".into(), json!(u.user));
-        m
-    }
-
-    /// As lists of tasks show it: `endtime` and `status` are there once it has ended.
-    pub fn listed(&self) -> Value {
-        let mut m = self.head();
-        if let (Some(end), Some(status)) = (self.endtime, &self.exitstatus) {
-            m.insert("endtime".into(), json!(end));
-            m.insert("status".into(), json!(status));
-        }
-        Value::Object(m)
-    }
-
-    /// As a task's own status shows it: `status` is `running` or `stopped`, with `exitstatus`.
-    pub fn status(&self) -> Value {
-        let mut m = self.head();
-        m.insert("status".into(), json!(if self.exitstatus.is_some() { "stopped" } else { "running" }));
-        if let Some(exit) = &self.exitstatus {
-            m.insert("exitstatus".into(), json!(exit));
-        }
-        Value::Object(m)
     }
 }

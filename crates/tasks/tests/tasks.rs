@@ -34,9 +34,9 @@ async fn a_task_logs_ends_and_is_listed() {
     let text: Vec<_> = page.lines.iter().map(|l| (l.n, l.t.as_str())).collect();
     assert_eq!(text, [(2, "two"), (3, "TASK OK")]);
     assert_eq!(upid, upid.to_string().parse().unwrap());
-    let status = tasks.get(&upid).unwrap().status();
-    assert_eq!(status["status"], "stopped");
-    assert_eq!(status["exitstatus"], "OK");
+    let task = tasks.get(&upid).unwrap();
+    assert_eq!(task.exitstatus.as_deref(), Some("OK"));
+    assert!(task.endtime.is_some());
     let mut kinds = vec![];
     while let Ok(e) = events.try_recv() {
         kinds.push(match e {
@@ -89,7 +89,7 @@ async fn a_stopped_task_says_so() {
             Ok(())
         })
         .unwrap();
-    assert_eq!(tasks.get(&upid).unwrap().status()["status"], "running");
+    assert_eq!(tasks.get(&upid).unwrap().exitstatus, None);
     assert_eq!(tasks.running(), 1);
     assert!(tasks.stop(&upid));
     assert_eq!(ended(&tasks, &upid).await, "interrupted by signal");

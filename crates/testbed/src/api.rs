@@ -9,10 +9,12 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use stead_transport::{HttpClient, Target, Trust, empty, full};
+use stead_transport::{Body, HttpClient, Target, Trust, empty, full, streaming};
 
 /// Every answer of the API comes within 5 s; some more for a loaded machine.
 const ANSWER: Duration = Duration::from_secs(15);
+/// How long a file that has arrived may take to become a volume.
+const UPLOADED: Duration = Duration::from_secs(60);
 
 /// An answer that is a refusal: the status, and the text that the server gave.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -91,13 +93,7 @@ impl ApiClient {
 
     /// One call below `/api2/json`: the answer's `data`, or [`Refused`].
     pub async fn call(&self, method: Method, path: &str, form: &[(&str, &str)]) -> Result<Value> {
-        let mut request = Request::builder().method(&method).uri(format!("/api2/json{path}"));
-        if let Some(session) = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone() {
-            request = request.header(header::COOKIE, session.cookie);
-            if method != Method::GET {
-                request = request.header("CSRFPreventionToken", session.csrf);
-            }
-        }
+        let request = self.request(&method, path);
         let request = if form.is_empty() {
             request.body(empty())?
         } else {
@@ -115,6 +111,49 @@ impl ApiClient {
         }
         let body: Value = answer.json().with_context(|| format!("the answer to {method} {path}"))?;
         body.get("data").cloned().with_context(|| format!("{method} {path}: the answer has no data: {body}"))
+    }
+
+    /// A request below `/api2/json` with the session's marks.
+    fn request(&self, method: &Method, path: &str) -> http::request::Builder {
+        let request = Request::builder().method(method).uri(format!("/api2/json{path}"));
+        let Some(session) = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone() else {
+            return request;
+        };
+        let request = request.header(header::COOKIE, session.cookie);
+        if *method == Method::GET { request } else { request.header("CSRFPreventionToken", session.csrf) }
+    }
+
+    /// `GET` of an answer that goes on, as the event stream does.
+    pub async fn stream(&self, path: &str) -> Result<Body> {
+        let request = self.request(&Method::GET, path).body(empty())?;
+        let answer = tokio::time::timeout(ANSWER, self.http.request(request))
+            .await
+            .map_err(|_| anyhow!("GET {path} at {}: no answer within {ANSWER:?}", self.addr))?
+            .with_context(|| format!("GET {path} at {}", self.addr))?;
+        ensure!(answer.status().is_success(), "GET {path}: {}", answer.status());
+        Ok(streaming(answer.into_body()))
+    }
+
+    /// Uploads an ISO image of this content to a storage of a node, and waits until it is a volume.
+    pub async fn upload_iso(&self, node: &str, storage: &str, name: &str, content: &[u8]) -> Result<()> {
+        const BOUNDARY: &str = "stead-testbed-6f1d2c";
+        let mut body = format!(
+            "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"content\"\r\n\r\niso\r\n--{BOUNDARY}\r\n\
+             Content-Disposition: form-data; name=\"filename\"; filename=\"{name}\"\r\n\
+             Content-Type: application/octet-stream\r\n\r\n"
+        )
+        .into_bytes();
+        body.extend_from_slice(content);
+        body.extend_from_slice(format!("\r\n--{BOUNDARY}--\r\n").as_bytes());
+        let path = format!("/nodes/{node}/storage/{storage}/upload");
+        let request = self
+            .request(&Method::POST, &path)
+            .header(header::CONTENT_TYPE, format!("multipart/form-data; boundary={BOUNDARY}"))
+            .body(full(body))?;
+        let answer = self.http.whole(request).await.with_context(|| format!("POST {path}"))?;
+        ensure!(answer.status.is_success(), "POST {path}: {} {}", answer.status, answer.message());
+        let answer: Value = answer.json()?;
+        self.wait_task(&answer["data"], UPLOADED).await
     }
 
     /// Waits until a task has ended; its log goes into the error if it did not end well.

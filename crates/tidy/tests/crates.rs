@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Command;
 
 /// Every crate, and what of ours it may use. A crate that is not here is a question to answer first.
@@ -24,7 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("storage", &["driver", "guest", "model"]),
     // The fence process stays tiny.
     ("fenced", &["membership", "model"]),
-    ("ops", &["access", "conf", "driver", "guest", "ha", "membership", "model", "tasks", "transport"]),
+    ("ops", &["access", "api-derive", "conf", "driver", "guest", "ha", "membership", "model", "tasks", "transport"]),
     (
         "agents",
         &[
@@ -190,6 +191,38 @@ fn manifests_inherit_from_the_workspace() {
                 wrong.push(format!("{}: `{line}`: versions and features stand in the workspace", p.manifest));
             }
         }
+    }
+    complain(&wrong);
+}
+
+/// All Rust text below a folder.
+fn rust_below(dir: &Path) -> String {
+    let mut text = String::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && path.file_name().is_some_and(|n| n != "target") {
+            text.push_str(&rust_below(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            text.push_str(&std::fs::read_to_string(&path).unwrap());
+        }
+    }
+    text
+}
+
+fn names(text: &str, word: &str) -> bool {
+    let part = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    text.match_indices(word).any(|(at, _)| {
+        !part(text[..at].chars().next_back()) && !part(text[at + word.len()..].chars().next())
+    })
+}
+
+#[test]
+fn what_is_declared_is_used() {
+    let mut wrong = Vec::new();
+    for p in packages() {
+        let text = rust_below(Path::new(&p.manifest).parent().unwrap());
+        let unused = p.uses.iter().filter(|(used, _)| !names(&text, &used.replace('-', "_")));
+        wrong.extend(unused.map(|(used, _)| format!("{} declares {used} and does not use it", p.name)));
     }
     complain(&wrong);
 }

@@ -207,6 +207,7 @@ fn join_request(key: &NodeKey) -> JoinRequest {
         version: "0.1.5".into(),
         feature_level: 1,
         vmids: vec![],
+        storages: vec![],
         wall_clock_ms: 1000,
     }
 }

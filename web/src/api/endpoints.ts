@@ -1,55 +1,32 @@
 /**
- * Which endpoints the console calls. What they take comes from the API's document (`schema.d.ts`); what they answer is
- * told here, since the document leaves most answers open.
+ * Which endpoints the console calls. What they take and what they answer comes from the API's document
+ * (`schema.d.ts`), which is made from the types that the server writes.
  */
 
 import type { paths } from './schema'
-import type {
-  ClusterStatusEntry,
-  HaStatusEntry,
-  LogLine,
-  MigratePreconditions,
-  NodeStatus,
-  PendingEntry,
-  Realm,
-  Resource,
-  Task,
-  TaskStatus,
-  Ticket,
-  Version,
-  VmStatus,
-  VncProxy,
-} from './types'
 
-/** A task's id. */
-type Upid = string
-
-interface Answers {
-  'GET /version': Version
-  'GET /access/domains': Realm[]
-  'POST /access/ticket': Ticket
-  'GET /cluster/status': ClusterStatusEntry[]
-  'GET /cluster/ha/status/current': HaStatusEntry[]
-  'GET /cluster/resources': Resource[]
-  'GET /cluster/tasks': Task[]
-  'GET /nodes/{node}/status': NodeStatus
-  'GET /nodes/{node}/tasks': Task[]
-  'GET /nodes/{node}/tasks/{upid}/status': TaskStatus
-  'GET /nodes/{node}/tasks/{upid}/log': LogLine[]
-  'DELETE /nodes/{node}/tasks/{upid}': null
-  'GET /nodes/{node}/qemu/{vmid}/status/current': VmStatus
-  'GET /nodes/{node}/qemu/{vmid}/pending': PendingEntry[]
-  'GET /nodes/{node}/qemu/{vmid}/migrate': MigratePreconditions
-  'POST /nodes/{node}/qemu/{vmid}/migrate': Upid
-  'POST /nodes/{node}/qemu/{vmid}/status/start': Upid
-  'POST /nodes/{node}/qemu/{vmid}/status/shutdown': Upid
-  'POST /nodes/{node}/qemu/{vmid}/status/stop': Upid
-  'POST /nodes/{node}/qemu/{vmid}/status/reboot': Upid
-  'POST /nodes/{node}/qemu/{vmid}/vncproxy': VncProxy
-}
-
-export type Endpoint = keyof Answers
-export type AnswerOf<E extends Endpoint> = Answers[E]
+export type Endpoint =
+  | 'GET /version'
+  | 'GET /access/domains'
+  | 'POST /access/ticket'
+  | 'GET /cluster/status'
+  | 'GET /cluster/ha/status/current'
+  | 'GET /cluster/resources'
+  | 'GET /cluster/tasks'
+  | 'GET /nodes/{node}/status'
+  | 'GET /nodes/{node}/tasks'
+  | 'GET /nodes/{node}/tasks/{upid}/status'
+  | 'GET /nodes/{node}/tasks/{upid}/log'
+  | 'DELETE /nodes/{node}/tasks/{upid}'
+  | 'GET /nodes/{node}/qemu/{vmid}/status/current'
+  | 'GET /nodes/{node}/qemu/{vmid}/pending'
+  | 'GET /nodes/{node}/qemu/{vmid}/migrate'
+  | 'POST /nodes/{node}/qemu/{vmid}/migrate'
+  | 'POST /nodes/{node}/qemu/{vmid}/status/start'
+  | 'POST /nodes/{node}/qemu/{vmid}/status/shutdown'
+  | 'POST /nodes/{node}/qemu/{vmid}/status/stop'
+  | 'POST /nodes/{node}/qemu/{vmid}/status/reboot'
+  | 'POST /nodes/{node}/qemu/{vmid}/vncproxy'
 
 /** The operation in the document; what is not there does not compile. */
 type Operation<E extends Endpoint> = E extends `${infer M} ${infer P extends keyof paths & string}`
@@ -70,3 +47,9 @@ type Body<O> = O extends { requestBody?: { content: { 'application/x-www-form-ur
 export type ParamsOf<E extends Endpoint> = Part<Operation<E>, 'path'> &
   Part<Operation<E>, 'query'> &
   Body<Operation<E>>
+
+/** The `data` of its answer. */
+export type AnswerOf<E extends Endpoint> =
+  Operation<E> extends { responses: { 200: { content: { 'application/json': { data: infer D } } } } }
+    ? D
+    : never

@@ -2,7 +2,7 @@
  * What the endpoints that the console calls take. Made by `npm run api` from crates/api/openapi.json; not to be
  * edited. It stays whole, as it is made.
  *
- * Document: 8ad1cf107d5e047fe759e82966bcc0bbadc2311b6c25c27888a2d044811dae34
+ * Document: f95e3e425b1102197c2838719a6b1c022f70ad60b116d6ef707fc438d1002d8b
  */
 
 export interface paths {
@@ -29,7 +29,17 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            /** @description What clients decide by, and what this really is. */
+                            data: {
+                                /** @description The version of Proxmox VE's API that this is like. */
+                                version: string;
+                                /** @description Its first two parts. */
+                                release: string;
+                                /** @description Looks like a commit to clients; the daemon's version in hexadecimal. */
+                                repoid: string;
+                                /** @description The daemon's own version. */
+                                stead: string;
+                            };
                         };
                     };
                 };
@@ -66,7 +76,19 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            data: {
+                                /** @description Its name. */
+                                realm: string;
+                                /** @description Its type. */
+                                type: string;
+                                /** @description For people. */
+                                comment: string;
+                                /**
+                                 * @description It is the one that is offered first.
+                                 * @enum {integer}
+                                 */
+                                default?: 0 | 1;
+                            }[];
                         };
                     };
                 };
@@ -125,7 +147,23 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            /** @description Who has signed in. With a ticket, unless only privileges were asked about. Contains secrets. */
+                            data: {
+                                /** @description The user. */
+                                username: string;
+                                /** @description For the cookie PVEAuthCookie. */
+                                ticket?: string;
+                                /** @description For the header of that name, with every change. */
+                                CSRFPreventionToken?: string;
+                                /** @description What a console shows at all: privileges held at the top of each kind of object. */
+                                cap?: {
+                                    [key: string]: {
+                                        [key: string]: 0 | 1;
+                                    };
+                                };
+                                /** @description The cluster's name. */
+                                clustername?: string;
+                            };
                         };
                     };
                 };
@@ -160,7 +198,59 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            data: {
+                                /**
+                                 * @description What it is about.
+                                 * @enum {string}
+                                 */
+                                type: "cluster" | "node";
+                                /** @description `cluster`, or `node/NAME`. */
+                                id: string;
+                                /** @description The cluster's or the node's name. */
+                                name: string;
+                                /** @description Of the cluster: how many nodes it has. */
+                                nodes?: number;
+                                /**
+                                 * @description Of the cluster: a majority is in contact.
+                                 * @enum {integer}
+                                 */
+                                quorate?: 0 | 1;
+                                /** @description Of the cluster: the configuration's revision. */
+                                version?: number;
+                                /**
+                                 * Format: pve-node
+                                 * @description Of the cluster: the node that leads it, if one is known.
+                                 */
+                                leader?: string;
+                                /** @description Of a node: its number. */
+                                nodeid?: number;
+                                /** @description Of a node: its address. */
+                                ip?: string;
+                                /** @description Of a node: its port. */
+                                port?: number;
+                                /**
+                                 * @description Of a node: it is the one that answers.
+                                 * @enum {integer}
+                                 */
+                                local?: 0 | 1;
+                                /**
+                                 * @description Of a node: it takes part and reports.
+                                 * @enum {integer}
+                                 */
+                                online?: 0 | 1;
+                                /** @description Of a node: always empty; clients expect it. */
+                                level?: string;
+                                /**
+                                 * @description Of a node: committed lost, so that its guests are started elsewhere.
+                                 * @enum {integer}
+                                 */
+                                lost?: 0 | 1;
+                                /**
+                                 * @description Of a node: it votes.
+                                 * @enum {integer}
+                                 */
+                                votes?: 0 | 1;
+                            }[];
                         };
                     };
                 };
@@ -197,7 +287,45 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            data: {
+                                /** @description `quorum`, `master`, `lrm:NODE`, `service:SID`. */
+                                id: string;
+                                /**
+                                 * @description What it is about.
+                                 * @enum {string}
+                                 */
+                                type: "quorum" | "master" | "lrm" | "service";
+                                /** @description Where; empty where that is not known. */
+                                node: string;
+                                /** @description For people. */
+                                status: string;
+                                /**
+                                 * @description Of the quorum: a majority is in contact.
+                                 * @enum {integer}
+                                 */
+                                quorate?: 0 | 1;
+                                /** @description Of the master: seconds since 1970. */
+                                timestamp?: number | null;
+                                /** @description Of a guest: its name under HA. */
+                                sid?: string;
+                                /** @description Of a guest: the manager's state of it. */
+                                state?: string;
+                                /** @description Of a guest: the manager's state of it. */
+                                crm_state?: string;
+                                /** @description Of a guest: what HA is asked to keep it in. */
+                                request_state?: string;
+                                /** @description Of a guest: tries on the same node. */
+                                max_restart?: number;
+                                /** @description Of a guest: tries on other nodes. */
+                                max_relocate?: number;
+                                /**
+                                 * @description Of a guest: the fence process guards it, so that it can be recovered.
+                                 * @enum {integer}
+                                 */
+                                guarded?: 0 | 1;
+                                /** @description Of a guest: why it is in that state. */
+                                reason?: string | null;
+                            }[];
                         };
                     };
                 };
@@ -237,7 +365,80 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            data: {
+                                /** @description `node/NAME`, `qemu/VMID`, `storage/NODE/NAME`. */
+                                id: string;
+                                /**
+                                 * @description What it is.
+                                 * @enum {string}
+                                 */
+                                type: "node" | "qemu" | "storage";
+                                /**
+                                 * Format: pve-node
+                                 * @description The node, or where it is.
+                                 */
+                                node?: string;
+                                /** @description Of a node `online` or `offline`; of a guest `running`, `stopped` or `unknown`; of a storage `available` or `unknown`. */
+                                status: string;
+                                /**
+                                 * Format: pve-vmid
+                                 * @description Of a guest: its number.
+                                 */
+                                vmid?: number;
+                                /** @description Of a guest: its name. */
+                                name?: string;
+                                /**
+                                 * @description Of a guest: it is a template.
+                                 * @enum {integer}
+                                 */
+                                template?: 0 | 1;
+                                /** @description Of a guest: tags, joined by `;`. */
+                                tags?: string;
+                                /** @description Of a guest: the lock in its configuration. */
+                                lock?: string;
+                                /** @description Of a guest under HA: its state there. */
+                                hastate?: string;
+                                /** @description Of a node: always empty; clients expect it. */
+                                level?: string;
+                                /** @description Share of all its CPUs. */
+                                cpu?: number;
+                                /** @description CPUs. */
+                                maxcpu?: number;
+                                /** @description Memory taken. */
+                                mem?: number;
+                                /** @description Memory in all. */
+                                maxmem?: number;
+                                /** @description Disk taken. */
+                                disk?: number;
+                                /** @description Disk in all. */
+                                maxdisk?: number;
+                                /** @description Since its start. */
+                                uptime?: number;
+                                /** @description Of a guest, since its start. */
+                                netin?: number;
+                                /** @description Of a guest, since its start. */
+                                netout?: number;
+                                /** @description Of a guest, since its start. */
+                                diskread?: number;
+                                /** @description Of a guest, since its start. */
+                                diskwrite?: number;
+                                /** @description Of a node. */
+                                "cgroup-mode"?: number;
+                                /**
+                                 * Format: pve-storage-id
+                                 * @description Of a storage: its name.
+                                 */
+                                storage?: string;
+                                /** @description Of a storage: its type. */
+                                plugintype?: string;
+                                /**
+                                 * @description Of a storage: all nodes see the same.
+                                 * @enum {integer}
+                                 */
+                                shared?: 0 | 1;
+                                /** @description Of a storage: what it may hold, joined by commas. */
+                                content?: string;
+                            }[];
                         };
                     };
                 };
@@ -274,7 +475,34 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            data: {
+                                /**
+                                 * Format: pve-upid
+                                 * @description The task.
+                                 */
+                                upid: string;
+                                /**
+                                 * Format: pve-node
+                                 * @description Where it runs or ran.
+                                 */
+                                node: string;
+                                /** @description The daemon's process. */
+                                pid: number;
+                                /** @description The task's number in that process. */
+                                pstart: number;
+                                /** @description When it began: seconds since 1970. */
+                                starttime: number;
+                                /** @description What it does: `qmstart`, ... */
+                                type: string;
+                                /** @description What it works on. */
+                                id: string;
+                                /** @description Who asked for it. */
+                                user: string;
+                                /** @description When it ended: seconds since 1970. Not there while it runs. */
+                                endtime?: number;
+                                /** @description How it ended: `OK`, `WARNINGS: n`, or what went wrong. Not there while it runs. */
+                                status?: string;
+                            }[];
                         };
                     };
                 };
@@ -314,7 +542,109 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            /** @description `/nodes/{node}/status`. Bytes, seconds, shares of 1. */
+                            data: {
+                                /** @description Since the host booted. */
+                                uptime: number;
+                                /** @description Share of all CPUs. */
+                                cpu: number;
+                                /** @description Not told. */
+                                wait: number;
+                                /** @description The rest of the CPUs. */
+                                idle: number;
+                                /** @description Load of the last 1, 5 and 15 minutes. */
+                                loadavg: string[];
+                                /** @description The kernel's name and release. */
+                                kversion: string;
+                                /** @description The kernel. */
+                                "current-kernel": {
+                                    /** @description `Linux`. */
+                                    sysname: string;
+                                    /** @description Its release. */
+                                    release: string;
+                                    /** @description Not told. */
+                                    version: string;
+                                    /** @description The architecture. */
+                                    machine: string;
+                                };
+                                /** @description What clients read a version of. */
+                                pveversion: string;
+                                /** @description The daemon's version. */
+                                steadversion: string;
+                                /** @description Memory. */
+                                memory: {
+                                    /** @description In all. */
+                                    total: number;
+                                    /** @description Taken. */
+                                    used: number;
+                                    /** @description Not taken. */
+                                    free: number;
+                                    /** @description What could be had. */
+                                    available?: number;
+                                    /** @description As `available`, of file systems. */
+                                    avail?: number;
+                                };
+                                /** @description Swap. */
+                                swap: {
+                                    /** @description In all. */
+                                    total: number;
+                                    /** @description Taken. */
+                                    used: number;
+                                    /** @description Not taken. */
+                                    free: number;
+                                    /** @description What could be had. */
+                                    available?: number;
+                                    /** @description As `available`, of file systems. */
+                                    avail?: number;
+                                };
+                                /** @description The root file system. */
+                                rootfs: {
+                                    /** @description In all. */
+                                    total: number;
+                                    /** @description Taken. */
+                                    used: number;
+                                    /** @description Not taken. */
+                                    free: number;
+                                    /** @description What could be had. */
+                                    available?: number;
+                                    /** @description As `available`, of file systems. */
+                                    avail?: number;
+                                };
+                                /** @description The CPUs. */
+                                cpuinfo: {
+                                    /** @description Their name. */
+                                    model: string;
+                                    /** @description How many. */
+                                    cpus: number;
+                                    /** @description How many. */
+                                    cores: number;
+                                    /** @description Sockets. */
+                                    sockets: number;
+                                    /** @description Not told. */
+                                    mhz: string;
+                                    /** @description Not told. */
+                                    hvm: string;
+                                    /** @description Not told. */
+                                    flags: string;
+                                    /** @description Ticks of the kernel's clock in a second. */
+                                    user_hz: number;
+                                };
+                                /** @description Merged memory. */
+                                ksm: {
+                                    /** @description Bytes. */
+                                    shared: number;
+                                };
+                                /** @description How the host was started. */
+                                "boot-info": {
+                                    /** @description `efi` or `legacy-bios`. */
+                                    mode: string;
+                                };
+                                /**
+                                 * @description The node holds a lease: it may run guests under HA.
+                                 * @enum {integer}
+                                 */
+                                lease: 0 | 1;
+                            };
                         };
                     };
                 };
@@ -375,7 +705,34 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            data: {
+                                /**
+                                 * Format: pve-upid
+                                 * @description The task.
+                                 */
+                                upid: string;
+                                /**
+                                 * Format: pve-node
+                                 * @description Where it runs or ran.
+                                 */
+                                node: string;
+                                /** @description The daemon's process. */
+                                pid: number;
+                                /** @description The task's number in that process. */
+                                pstart: number;
+                                /** @description When it began: seconds since 1970. */
+                                starttime: number;
+                                /** @description What it does: `qmstart`, ... */
+                                type: string;
+                                /** @description What it works on. */
+                                id: string;
+                                /** @description Who asked for it. */
+                                user: string;
+                                /** @description When it ended: seconds since 1970. Not there while it runs. */
+                                endtime?: number;
+                                /** @description How it ended: `OK`, `WARNINGS: n`, or what went wrong. Not there while it runs. */
+                                status?: string;
+                            }[];
                         };
                     };
                 };
@@ -417,7 +774,38 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            /** @description How one task stands. */
+                            data: {
+                                /**
+                                 * Format: pve-upid
+                                 * @description The task.
+                                 */
+                                upid: string;
+                                /**
+                                 * Format: pve-node
+                                 * @description Where it runs or ran.
+                                 */
+                                node: string;
+                                /** @description The daemon's process. */
+                                pid: number;
+                                /** @description The task's number in that process. */
+                                pstart: number;
+                                /** @description When it began: seconds since 1970. */
+                                starttime: number;
+                                /** @description What it does: `qmstart`, ... */
+                                type: string;
+                                /** @description What it works on. */
+                                id: string;
+                                /** @description Who asked for it. */
+                                user: string;
+                                /**
+                                 * @description Whether it goes on.
+                                 * @enum {string}
+                                 */
+                                status: "running" | "stopped";
+                                /** @description How it ended: `OK`, `WARNINGS: n`, or what went wrong. Not there while it runs. */
+                                exitstatus?: string;
+                            };
                         };
                     };
                 };
@@ -466,7 +854,12 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            data: {
+                                /** @description Its number, from 1. */
+                                n: number;
+                                /** @description Its text. */
+                                t: string;
+                            }[];
                         };
                     };
                 };
@@ -550,7 +943,78 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            /** @description A VM's status with what its owner alone knows. */
+                            data: {
+                                /**
+                                 * Format: pve-vmid
+                                 * @description Its number.
+                                 */
+                                vmid: number;
+                                /** @description `running`, `stopped`, or `unknown` where its owner does not report. */
+                                status: string;
+                                /** @description The program's own word: `running`, `paused`, `prelaunch`, `inmigrate`, ... */
+                                qmpstatus: string;
+                                /** @description Its name. */
+                                name: string;
+                                /**
+                                 * @description It is a template.
+                                 * @enum {integer}
+                                 */
+                                template: 0 | 1;
+                                /** @description CPUs. */
+                                cpus: number;
+                                /** @description Share of its CPUs. */
+                                cpu: number;
+                                /** @description Memory taken. */
+                                mem: number;
+                                /** @description Memory in all. */
+                                maxmem: number;
+                                /** @description Not measured from outside: 0. */
+                                disk: number;
+                                /** @description Size of its first disk. */
+                                maxdisk: number;
+                                /** @description Since its start. */
+                                uptime: number;
+                                /** @description Since its start. */
+                                netin: number;
+                                /** @description Since its start. */
+                                netout: number;
+                                /** @description Since its start. */
+                                diskread: number;
+                                /** @description Since its start. */
+                                diskwrite: number;
+                                /** @description Its process. */
+                                pid?: number;
+                                /** @description The lock in its configuration. */
+                                lock?: string;
+                                /** @description Tags, joined by `;`. */
+                                tags?: string;
+                                /** @description The versioned machine type that runs. */
+                                "running-machine"?: string;
+                                /** @description The program's version that runs. */
+                                "running-qemu"?: string;
+                                /** @description How HA sees it. */
+                                ha: {
+                                    /**
+                                     * @description It is under HA's care.
+                                     * @enum {integer}
+                                     */
+                                    managed: 0 | 1;
+                                    /** @description What HA is asked to keep it in. */
+                                    requested?: string;
+                                    /** @description The manager's state of it. */
+                                    state?: string;
+                                };
+                                /**
+                                 * @description It is told to have a guest agent.
+                                 * @enum {integer}
+                                 */
+                                agent: 0 | 1;
+                                /** @description The epoch under which its owner may run it. */
+                                epoch: number;
+                                /** @description What runs its CPUs: `kvm` or `tcg`. */
+                                accel?: string;
+                            };
                         };
                     };
                 };
@@ -592,7 +1056,16 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            data: {
+                                /** @description Its name. */
+                                key: string;
+                                /** @description What holds now: a number or text. */
+                                value?: number | string;
+                                /** @description What will hold after the next start. */
+                                pending?: number | string;
+                                /** @description It will be taken out: 1, or 2 by force. */
+                                delete?: number;
+                            }[];
                         };
                     };
                 };
@@ -637,7 +1110,53 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            /** @description What speaks against a migration. */
+                            data: {
+                                /**
+                                 * @description The VM runs.
+                                 * @enum {integer}
+                                 */
+                                running: 0 | 1;
+                                /** @description Nodes that can take it. */
+                                allowed_nodes: string[];
+                                /** @description Nodes that cannot, with the reasons. */
+                                not_allowed_nodes: {
+                                    [key: string]: {
+                                        /** @description In words. */
+                                        reasons: string[];
+                                    };
+                                };
+                                /** @description Volumes that other nodes do not have. */
+                                local_disks: {
+                                    /** @description The volume. */
+                                    volid: string;
+                                    /**
+                                     * @description It is a CD.
+                                     * @enum {integer}
+                                     */
+                                    cdrom: 0 | 1;
+                                    /**
+                                     * @description The VM does not use it.
+                                     * @enum {integer}
+                                     */
+                                    is_unused: 0 | 1;
+                                    /** @description Not told: 0. */
+                                    size: number;
+                                }[];
+                                /** @description Devices of the host: there are none. */
+                                local_resources: string[];
+                                /** @description Mapped devices of the host: there are none. */
+                                "mapped-resources": string[];
+                                /** @description There are none. */
+                                "mapped-resource-info": {
+                                    [key: string]: string;
+                                };
+                                /**
+                                 * @description There is no such state.
+                                 * @enum {integer}
+                                 */
+                                "has-dbus-vmstate": 0 | 1;
+                            };
                         };
                     };
                 };
@@ -992,7 +1511,19 @@ export interface paths {
                     };
                     content: {
                         "application/json": {
-                            data: unknown;
+                            /** @description What opens a screen or a terminal. Contains a secret. */
+                            data: {
+                                /** @description Who may use it. */
+                                user: string;
+                                /** @description Shows it. */
+                                ticket: string;
+                                /** @description What it is for; no listener. */
+                                port: string;
+                                /** @description Of a screen: its password, if one was to be made. */
+                                password?: string;
+                                /** @description Of a screen: the cluster CA's certificate. */
+                                cert?: string;
+                            };
                         };
                     };
                 };

@@ -63,13 +63,13 @@ export interface Cluster {
 }
 
 export function flag(value: Flag | undefined): boolean {
-  return value === 1 || value === true
+  return value === 1
 }
 
 export function clusterOf(status: ClusterStatusEntry[], ha: HaStatusEntry[], resources: Resource[]): Cluster {
   const haStates = new Map(ha.filter((e) => e.type === 'service').map((e) => [e.sid ?? e.id, e.state]))
   const guests = resources
-    .filter((r) => (r.type === 'qemu' || r.type === 'lxc') && r.vmid !== undefined)
+    .filter((r) => r.type === 'qemu' && r.vmid !== undefined)
     .map((r) => guestOf(r, haStates))
     .sort((a, b) => a.vmid - b.vmid)
   const nodes = nodesOf(status, resources, guests)

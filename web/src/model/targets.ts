@@ -1,6 +1,6 @@
 /** Where a guest can be migrated to. Pure. */
 
-import type { MigratePreconditions, NotAllowed } from '../api/types'
+import type { MigratePreconditions } from '../api/types'
 import type { Node } from './cluster'
 
 export interface Target {
@@ -21,21 +21,10 @@ export function targetsOf(
 
 function obstacle(node: Node, conditions: MigratePreconditions | undefined): string | null {
   if (node.state !== 'online') return `The node is ${node.state}.`
-  const refused = conditions?.not_allowed_nodes?.[node.name]
-  if (refused) return reason(refused)
+  const refused = conditions?.not_allowed_nodes[node.name]
+  if (refused) return refused.reasons.join(' ') || 'The server does not allow it.'
   const allowed = conditions?.allowed_nodes
   return allowed && !allowed.includes(node.name) ? 'The server does not allow it.' : null
-}
-
-function reason(refused: NotAllowed): string {
-  const { unavailable_storages: storages = [], 'blocking-ha-resources': blocking = [], ...more } = refused
-  const parts: string[] = []
-  if (storages.length > 0) parts.push(`Storage ${storages.join(', ')} is not available there.`)
-  for (const { sid, cause } of blocking) parts.push(`HA resource ${sid} is against it (${cause}).`)
-  const words = Object.values(more)
-    .flat()
-    .filter((word) => typeof word === 'string')
-  return [...parts, ...words].join(' ') || 'The server does not allow it.'
 }
 
 /** The target to propose: of those possible, the one with the most free memory. */

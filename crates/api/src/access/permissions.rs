@@ -1,7 +1,7 @@
 //! `/access/permissions`.
 
 use crate::framework::{Access, Caller, Error, Json};
-use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use stead_access::AuthId;
 use stead_api_derive::Params;
 
@@ -27,16 +27,14 @@ endpoint! {
     /// What a user or token may do: by path, the privileges, and whether they hold below.
     Read = get("/access/permissions"), Anywhere, Access::Inside("anybody their own; Sys.Audit on /access for others'");
     authorize: authorize;
-    fn call(cx, p: ReadPermissions) -> Json<Value> {
+    fn call(cx, p: ReadPermissions) -> Json<BTreeMap<String, BTreeMap<&'static str, bool>>> {
         let (caller, id) = (&cx.caller, p.userid.as_ref().unwrap_or(&cx.caller.id));
-        let all = match &p.path {
-            None => json!(caller.directory.overview(id, caller.now)),
-            Some(path) => {
-                if !path.starts_with('/') {
-                    return Err(Error::parameter("path", "a path begins with '/'"));
-                }
-                json!({path: caller.directory.map(id, path, caller.now)})
+        let all = match p.path {
+            None => caller.directory.overview(id, caller.now),
+            Some(path) if path.starts_with('/') => {
+                BTreeMap::from([(path.clone(), caller.directory.map(id, &path, caller.now))])
             }
+            Some(_) => return Err(Error::parameter("path", "a path begins with '/'")),
         };
         Ok(Json(all))
     }

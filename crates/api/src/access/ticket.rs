@@ -3,9 +3,10 @@
 use crate::backend::Cx;
 use crate::framework::{Access, Caller, Error, Json, Null};
 use crate::version::Nothing;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use std::collections::BTreeMap;
 use stead_access::{AuthError, AuthId};
-use stead_api_derive::Params;
+use stead_api_derive::{Params, Schema};
 use stead_model::UserId;
 
 #[derive(Params)]
@@ -44,16 +45,35 @@ endpoint! {
         "otp: second factors are not supported yet",
         "tfa-challenge: second factors are not supported yet",
     ];
-    fn call(cx, p: SignIn) -> Json<Value> {
+    fn call(cx, p: SignIn) -> Json<SignedIn> {
         sign_in(cx, p).await.map(Json)
     }
+}
+
+/// Who has signed in. With a ticket, unless only privileges were asked about. Contains secrets.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Schema)]
+pub struct SignedIn {
+    /// The user.
+    username: String,
+    /// For the cookie PVEAuthCookie.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ticket: Option<String>,
+    /// For the header of that name, with every change.
+    #[serde(rename = "CSRFPreventionToken", skip_serializing_if = "Option::is_none")]
+    csrf: Option<String>,
+    /// What a console shows at all: privileges held at the top of each kind of object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cap: Option<BTreeMap<&'static str, BTreeMap<&'static str, bool>>>,
+    /// The cluster's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clustername: Option<String>,
 }
 
 fn failure() -> Error {
     Error::unauthorized("authentication failure")
 }
 
-async fn sign_in(cx: &Cx, p: SignIn) -> Result<Value, Error> {
+async fn sign_in(cx: &Cx, p: SignIn) -> Result<SignedIn, Error> {
     if !p.new_format {
         return Err(Error::parameter("new-format", "there is no older format of tickets"));
     }
@@ -72,7 +92,7 @@ async fn sign_in(cx: &Cx, p: SignIn) -> Result<Value, Error> {
             return Err(failure());
         }
     } else {
-        cx.ops().check_password(&user, p.password, now).await.map_err(|e| match e {
+        cx.ops().check_password(&user, p.password, cx.from(), now).await.map_err(|e| match e {
             AuthError::Failure => failure(),
             other => Error::unauthorized(other.to_string()),
         })?;
@@ -80,22 +100,19 @@ async fn sign_in(cx: &Cx, p: SignIn) -> Result<Value, Error> {
     let caller = Caller { id: AuthId::User(user.clone()), directory: identities.directory.clone(), now };
     if let Some(path) = &p.path {
         caller.require(path, &p.privs.iter().map(String::as_str).collect::<Vec<_>>())?;
-        return Ok(json!({"username": user}));
+        return Ok(SignedIn { username: user.to_string(), ..SignedIn::default() });
     }
-    let mut answer = json!({
-        "username": user,
-        "ticket": keyring.ticket(&user, now),
-        "CSRFPreventionToken": keyring.csrf(&user, now),
-        "cap": capabilities(&caller),
-    });
-    if let Ok(cluster) = cx.ops().cluster_record() {
-        answer["clustername"] = json!(cluster.value.name);
-    }
-    Ok(answer)
+    Ok(SignedIn {
+        ticket: Some(keyring.ticket(&user, now)),
+        csrf: Some(keyring.csrf(&user, now)),
+        username: user.to_string(),
+        cap: Some(capabilities(&caller)),
+        clustername: cx.ops().cluster_record().ok().map(|c| c.value.name),
+    })
 }
 
 /// What a console shows at all: the privileges held at the top of each kind of object.
-fn capabilities(caller: &Caller) -> Value {
+fn capabilities(caller: &Caller) -> BTreeMap<&'static str, BTreeMap<&'static str, bool>> {
     let places = [
         ("access", "/access"),
         ("dc", "/"),
@@ -106,7 +123,7 @@ fn capabilities(caller: &Caller) -> Value {
     ];
     let held = |path: &str| {
         let all = caller.directory.map(&caller.id, path, caller.now);
-        all.into_keys().map(|p| (p.to_owned(), json!(1))).collect::<Map<_, _>>()
+        all.into_keys().map(|p| (p, true)).collect()
     };
-    Value::Object(places.into_iter().map(|(key, path)| (key.to_owned(), Value::Object(held(path)))).collect())
+    places.into_iter().map(|(key, path)| (key, held(path))).collect()
 }

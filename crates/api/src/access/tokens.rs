@@ -1,11 +1,10 @@
 //! `/access/users/{userid}/token` and below.
 
 use crate::framework::{Access, Caller, Error, Json, Null, Param, ParamSchema};
-use serde_json::Value;
 use stead_access::AuthId;
 use stead_api_derive::Params;
 use stead_model::{TokenId, UserId};
-use stead_ops::access::TokenChange;
+use stead_ops::access::{self, ChangedToken, NamedToken, TokenChange, TokenInfo};
 
 const ACCESS: Access = Access::Inside(
     "the user themself (not by a token), or User.Modify on a group of theirs; root@pam's: root@pam alone",
@@ -92,17 +91,14 @@ fn authorize(caller: &Caller, user: &UserId) -> Result<(), Error> {
     if user.is_root() {
         return Err(Error::forbidden("Permission check failed (only root@pam may handle root@pam's tokens)"));
     }
-    let groups = caller.directory.groups.iter().filter(|(_, members)| members.contains(user.as_str()));
-    let held =
-        groups.into_iter().any(|(name, _)| caller.may(&format!("/access/groups/{name}"), "User.Modify"));
-    if held { Ok(()) } else { caller.require("/access/groups", &["User.Modify"]) }
+    super::may_modify(caller, user)
 }
 
 endpoint! {
     /// A user's tokens.
     List = get("/access/users/{userid}/token"), Anywhere, ACCESS;
     authorize: |caller, p| authorize(caller, &p.userid);
-    fn call(cx, p: OneUser) -> Json<Vec<Value>> {
+    fn call(cx, p: OneUser) -> Json<Vec<NamedToken>> {
         Ok(Json(cx.ops().token_list(&p.userid)?))
     }
 }
@@ -111,7 +107,7 @@ endpoint! {
     /// One token.
     Read = get("/access/users/{userid}/token/{tokenid}"), Anywhere, ACCESS;
     authorize: |caller, p| authorize(caller, &p.userid);
-    fn call(cx, p: OneToken) -> Json<Value> {
+    fn call(cx, p: OneToken) -> Json<TokenInfo> {
         Ok(Json(cx.ops().token(&id(p.userid, p.tokenid))?))
     }
 }
@@ -120,7 +116,7 @@ endpoint! {
     /// Makes a token. The answer is the only place where its secret stands.
     Create = post("/access/users/{userid}/token/{tokenid}"), Anywhere, ACCESS;
     authorize: |caller, p| authorize(caller, &p.userid);
-    fn call(cx, p: NewToken) -> Json<Value> {
+    fn call(cx, p: NewToken) -> Json<access::NewToken> {
         let change = TokenChange { comment: p.comment, expire: p.expire, privsep: p.privsep, regenerate: false };
         Ok(Json(cx.ops().create_token(&cx.actor(), &id(p.userid, p.tokenid), change).await?))
     }
@@ -130,7 +126,7 @@ endpoint! {
     /// Changes a token.
     Change = put("/access/users/{userid}/token/{tokenid}"), Anywhere, ACCESS;
     authorize: |caller, p| authorize(caller, &p.userid);
-    fn call(cx, p: ChangeToken) -> Json<Value> {
+    fn call(cx, p: ChangeToken) -> Json<ChangedToken> {
         let (mut comment, mut expire) = (p.comment, p.expire);
         for key in &p.delete {
             match key.as_str() {

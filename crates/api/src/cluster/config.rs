@@ -1,10 +1,13 @@
 //! `/cluster/config`: who is in the cluster.
 
 use crate::framework::{Access, Caller, Error, Json, Null};
+use crate::shapes;
 use crate::version::Nothing;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use std::net::IpAddr;
-use stead_api_derive::Params;
+use stead_api_derive::{Params, Schema};
+use stead_model::schema::Schema as _;
 use stead_model::{NodeName, NodeRecord, Upid};
 use stead_ops::admin::JoinRequest;
 use stead_ops::admit::{Admission, Expected};
@@ -67,6 +70,21 @@ pub struct OneNode {
     node: NodeName,
 }
 
+/// A member, as clients know it of corosync's configuration: texts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct Member {
+    /// Its name.
+    node: NodeName,
+    /// Its name.
+    name: NodeName,
+    /// Its number.
+    nodeid: String,
+    /// Its address.
+    ring0_addr: String,
+    /// `1` if it votes, else `0`.
+    quorum_votes: &'static str,
+}
+
 const ROOT: Access = Access::All("/", &["Sys.Modify"]);
 
 endpoint! {
@@ -95,6 +113,7 @@ endpoint! {
     /// What another node needs to join.
     ReadJoin = get("/cluster/config/join"), Anywhere, Access::All("/", &["Sys.Audit"]);
     authorize: may_read_join;
+    returns: shapes::JoinInformation::schema();
     fn call(cx, p: JoinInformation) -> Json<Value> {
         let me = &cx.ops().me.name;
         if let Some(other) = p.node.filter(|n| n != me) {
@@ -122,12 +141,15 @@ endpoint! {
 endpoint! {
     /// The members.
     Nodes = get("/cluster/config/nodes"), Anywhere, Access::All("/", &["Sys.Audit"]);
-    fn call(cx, _p: Nothing) -> Json<Vec<Value>> {
-        let raft = cx.ops().conf_voters();
-        let shown = |n: NodeRecord| json!({
-            "node": n.name, "name": n.name, "nodeid": n.raft_id.0.to_string(), "ring0_addr": n.addr.ip().to_string(),
-            "quorum_votes": if raft.contains(&n.raft_id) { "1" } else { "0" },
-        });
+    fn call(cx, _p: Nothing) -> Json<Vec<Member>> {
+        let voters = cx.ops().conf_voters();
+        let shown = |n: NodeRecord| Member {
+            nodeid: n.raft_id.0.to_string(),
+            ring0_addr: n.addr.ip().to_string(),
+            quorum_votes: if voters.contains(&n.raft_id) { "1" } else { "0" },
+            node: n.name.clone(),
+            name: n.name,
+        };
         Ok(Json(cx.ops().node_records().into_iter().map(shown).collect()))
     }
 }

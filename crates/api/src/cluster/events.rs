@@ -12,8 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use stead_api_derive::Params;
 use stead_model::{Upid, paths};
-use stead_ops::events::{Event, Events};
-use tokio::sync::broadcast::Receiver;
+use stead_ops::events::{Event, Reader};
 use tokio::sync::broadcast::error::RecvError;
 
 /// A comment is sent when nothing happens for so long, so that proxies keep the connection.
@@ -32,8 +31,8 @@ endpoint! {
     returns: serde_json::json!({"type": "string", "description": "text/event-stream"});
     fn call(cx, p: Follow) -> Bytes {
         let cursor = p.since.or_else(|| cx.last_event.clone());
-        let events = follow(&cx.ops().events, cursor.as_deref(), cx.caller.clone());
-        let frames = events.map(|text| Ok::<_, BoxError>(Frame::data(bytes::Bytes::from(text))));
+        let reader = cx.ops().read_events(cursor.as_deref()).await;
+        let frames = follow(reader, cx.caller.clone()).map(|text| Ok::<_, BoxError>(Frame::data(bytes::Bytes::from(text))));
         Ok(Bytes {
             content_type: "text/event-stream",
             body: StreamBody::new(frames).boxed_unsync(),
@@ -42,28 +41,26 @@ endpoint! {
     }
 }
 
-/// A reader's place in the stream.
-struct Reader {
+/// A caller's place in the stream.
+struct Place {
+    reader: Reader,
     missed: VecDeque<Arc<Event>>,
-    live: Receiver<Arc<Event>>,
     caller: Caller,
     /// To be sent before anything else.
     first: Option<String>,
 }
 
-fn follow(bus: &Events, cursor: Option<&str>, caller: Caller) -> impl Stream<Item = String> + Send + 'static {
-    let (missed, live) = bus.follow(cursor);
-    let first = match &missed {
-        Some(_) => ": following\n\n".to_owned(),
-        None => RESET.to_owned(),
-    };
-    let reader = Reader { missed: missed.unwrap_or_default().into(), live, caller, first: Some(first) };
-    stream::unfold(reader, |mut reader| async move { reader.next().await.map(|text| (text, reader)) })
+fn follow(mut reader: Reader, caller: Caller) -> impl Stream<Item = String> + Send + 'static {
+    let missed = reader.missed.take();
+    let first = if missed.is_some() { ": following\n\n" } else { RESET };
+    let place =
+        Place { reader, missed: missed.unwrap_or_default().into(), caller, first: Some(first.to_owned()) };
+    stream::unfold(place, |mut place| async move { place.next().await.map(|text| (text, place)) })
 }
 
 const RESET: &str = "event: reset\ndata: {}\n\n";
 
-impl Reader {
+impl Place {
     async fn next(&mut self) -> Option<String> {
         if let Some(text) = self.first.take() {
             return Some(text);
@@ -71,7 +68,7 @@ impl Reader {
         loop {
             let event = match self.missed.pop_front() {
                 Some(event) => event,
-                None => match tokio::time::timeout(QUIET, self.live.recv()).await {
+                None => match tokio::time::timeout(QUIET, self.reader.live.recv()).await {
                     Err(_) => return Some(":\n\n".to_owned()),
                     Ok(Ok(event)) => event,
                     Ok(Err(RecvError::Lagged(_))) => return Some(RESET.to_owned()),
@@ -111,7 +108,9 @@ fn visible(caller: &Caller, event: &Event) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::time::Instant;
     use stead_access::Directory;
+    use stead_ops::events::Events;
 
     fn caller(id: &str) -> Caller {
         Caller { id: id.parse().unwrap(), directory: Arc::new(Directory::default()), now: 0 }
@@ -119,23 +118,25 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_sees_what_it_missed_then_what_comes() {
-        let bus = Events::new(9);
+        let (bus, now) = (Events::new(9), Instant::now());
+        let follow = |cursor, who| follow(bus.read(Some(cursor), now), caller(who));
+        let _here = bus.read(None, now);
         bus.emit("guest", "qemu/100", json!({"state": "running"}));
         bus.emit("node", "node/n1", json!({}));
-        let mut all = std::pin::pin!(follow(&bus, Some("9-1"), caller("root@pam")));
+        let mut all = std::pin::pin!(follow("9-2", "root@pam"));
         assert_eq!(all.next().await.unwrap(), ": following\n\n");
         let second = all.next().await.unwrap();
         assert_eq!(
             second,
-            "id: 9-2\nevent: node\ndata: {\"kind\":\"node\",\"id\":\"node/n1\",\"data\":{}}\n\n"
+            "id: 9-3\nevent: node\ndata: {\"kind\":\"node\",\"id\":\"node/n1\",\"data\":{}}\n\n"
         );
         bus.emit("guest", "qemu/100", json!({}));
         bus.emit("node", "node/n2", json!({}));
         assert!(all.next().await.unwrap().contains("qemu/100"));
-        let mut other = std::pin::pin!(follow(&bus, Some("9-2"), caller("u@pve")));
+        let mut other = std::pin::pin!(follow("9-3", "u@pve"));
         other.next().await.unwrap();
         assert!(other.next().await.unwrap().contains("node/n2"), "guests that it may not see are left out");
-        let mut old = std::pin::pin!(follow(&bus, Some("8-1"), caller("root@pam")));
+        let mut old = std::pin::pin!(follow("8-1", "root@pam"));
         assert_eq!(old.next().await.unwrap(), RESET);
     }
 }

@@ -3,14 +3,16 @@
 pub mod config;
 pub mod events;
 pub mod ha;
+pub mod off;
 pub mod options;
 
 use crate::framework::{Access, Json};
 use crate::version::Nothing;
-use serde_json::Value;
 use stead_api_derive::Params;
 use stead_model::Vmid;
-use stead_ops::cluster::ResourceKind;
+use stead_ops::cluster::{Resource, ResourceKind, StatusEntry};
+use stead_ops::datacenter::{HistoryEntry, LogEntry};
+use stead_ops::task_view::TaskRow;
 
 choice! {
     /// What a resource is.
@@ -61,7 +63,7 @@ const LOG_ENTRIES: usize = 100;
 endpoint! {
     /// The cluster and its nodes: who is there, and whether they are a majority.
     Status = get("/cluster/status"), Anywhere, Access::All("/", &["Sys.Audit"]);
-    fn call(cx, _p: Nothing) -> Json<Vec<Value>> {
+    fn call(cx, _p: Nothing) -> Json<Vec<StatusEntry>> {
         Ok(Json(cx.ops().cluster_status()?))
     }
 }
@@ -69,7 +71,7 @@ endpoint! {
 endpoint! {
     /// Guests, storages and nodes that the caller may see.
     Resources = get("/cluster/resources"), Anywhere, Access::Authenticated;
-    fn call(cx, p: ListResources) -> Json<Vec<Value>> {
+    fn call(cx, p: ListResources) -> Json<Vec<Resource>> {
         let kind = match p.kind {
             // Of these there are none yet.
             Some(ResourceType::Sdn) => return Ok(Json(vec![])),
@@ -93,7 +95,7 @@ endpoint! {
 endpoint! {
     /// Tasks of all nodes that the caller may see, the latest first.
     Tasks = get("/cluster/tasks"), Anywhere, Access::Authenticated;
-    fn call(cx, _p: Nothing) -> Json<Vec<Value>> {
+    fn call(cx, _p: Nothing) -> Json<Vec<TaskRow>> {
         Ok(Json(cx.ops().cluster_tasks_of(&cx.actor())))
     }
 }
@@ -101,7 +103,7 @@ endpoint! {
 endpoint! {
     /// Who changed what, the latest first.
     Log = get("/cluster/log"), Anywhere, Access::Authenticated;
-    fn call(cx, p: ReadLog) -> Json<Vec<Value>> {
+    fn call(cx, p: ReadLog) -> Json<Vec<LogEntry>> {
         Ok(Json(cx.ops().cluster_log(&cx.actor(), p.max.unwrap_or(LOG_ENTRIES))))
     }
 }
@@ -109,7 +111,7 @@ endpoint! {
 endpoint! {
     /// Every change of the configuration's files, the latest first: when, by whom, which file, and why.
     History = get("/cluster/history"), Anywhere, Access::All("/", &["Sys.Audit"]);
-    fn call(cx, p: ReadHistory) -> Json<Vec<Value>> {
+    fn call(cx, p: ReadHistory) -> Json<Vec<HistoryEntry>> {
         Ok(Json(cx.ops().history(p.path.as_deref(), p.limit)))
     }
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use stead_api_derive::Params;
 use stead_model::datacenter;
+use stead_model::schema::Schema;
 
 fn options() -> Vec<ParamSchema> {
     let option = |name| ParamSchema::plain(name, Kind::String, "An option of the cluster.").optional();
@@ -25,6 +26,7 @@ pub struct ChangeOptions {
 endpoint! {
     /// The cluster's options; without Sys.Audit those that a console needs.
     Read = get("/cluster/options"), Anywhere, Access::Authenticated;
+    returns: serde_json::Map::<String, Value>::schema();
     fn call(cx, _p: Nothing) -> Json<Value> {
         Ok(Json(cx.ops().cluster_options(&cx.actor())?))
     }

@@ -1,7 +1,7 @@
 //! The context of one request.
 
 use super::endpoint::Error;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stead_access::{AuthId, Directory};
@@ -89,6 +89,11 @@ pub struct Call<S> {
 }
 
 impl<S> Call<S> {
+    /// The client's address; the unspecified one stands for the local socket.
+    pub fn from(&self) -> IpAddr {
+        self.remote.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |r| r.ip())
+    }
+
     /// Takes the file that came with the request.
     pub async fn take_upload(&self) -> Result<Spooled, Error> {
         let taken = self.upload.lock().await.take();

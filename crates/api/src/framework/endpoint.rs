@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::path::PathBuf;
 use stead_model::Upid;
+use stead_model::schema::Schema;
 
 /// Method and path; `{name}` captures a segment, a last `{volume}` the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,11 +226,14 @@ impl Answer for Upid {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Json<T>(pub T);
 
-impl<T: Serialize + Send> Answer for Json<T> {
+impl<T: Serialize + Schema + Send> Answer for Json<T> {
     fn into_answered(self) -> Result<Answered, Error> {
         let value =
             serde_json::to_value(self.0).map_err(|e| Error::failed(format!("unwritable answer: {e}")))?;
         Ok(Answered::Data(numbered(value), Map::new()))
+    }
+    fn schema() -> Value {
+        T::schema()
     }
 }
 
@@ -242,7 +246,7 @@ pub struct Page<T> {
     pub total: u64,
 }
 
-impl<T: Serialize + Send> Answer for Page<T> {
+impl<T: Serialize + Schema + Send> Answer for Page<T> {
     fn into_answered(self) -> Result<Answered, Error> {
         match Json(self.data).into_answered()? {
             Answered::Data(data, mut extra) => {
@@ -251,6 +255,9 @@ impl<T: Serialize + Send> Answer for Page<T> {
             }
             other => Ok(other),
         }
+    }
+    fn schema() -> Value {
+        T::schema()
     }
 }
 
@@ -268,11 +275,17 @@ impl Answer for Bytes {
     fn into_answered(self) -> Result<Answered, Error> {
         Ok(Answered::Bytes { content_type: self.content_type, body: self.body, filename: self.filename })
     }
+    fn schema() -> Value {
+        json!({"type": "string", "description": "a file"})
+    }
 }
 
 impl Answer for Socket {
     fn into_answered(self) -> Result<Answered, Error> {
         Ok(Answered::Socket(self))
+    }
+    fn schema() -> Value {
+        json!({"type": "null", "description": "a WebSocket"})
     }
 }
 

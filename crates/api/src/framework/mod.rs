@@ -9,6 +9,7 @@
 
 pub mod auth;
 pub mod call;
+pub mod compress;
 #[macro_use]
 mod declare;
 pub mod endpoint;

@@ -1,8 +1,10 @@
 //! Answers as clients read them.
 
+use super::compress::gzip;
 use super::endpoint::{Answered, Error};
 use super::{Body, full};
-use http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE};
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_TYPE, VARY};
 use http::{HeaderValue, Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 use serde_json::{Map, Value, json};
@@ -28,11 +30,22 @@ fn reason(message: &str) -> Option<ReasonPhrase> {
     ReasonPhrase::try_from(clean).ok()
 }
 
-fn json_response(status: StatusCode, body: &Value) -> Response<Body> {
-    let mut r = Response::new(full(body.to_string()));
+fn json_response(status: StatusCode, body: &Value, zipped: bool) -> Response<Body> {
+    let text = Bytes::from(body.to_string());
+    let small = if zipped { gzip(&text) } else { None };
+    let mut r = text_response(text, small);
     *r.status_mut() = status;
     r.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json;charset=UTF-8"));
     r.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("max-age=0"));
+    r
+}
+
+/// A text, in its compressed form where there is one.
+pub fn text_response(text: Bytes, small: Option<Bytes>) -> Response<Body> {
+    let Some(small) = small else { return Response::new(full(text)) };
+    let mut r = Response::new(full(small));
+    r.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    r.headers_mut().insert(VARY, HeaderValue::from_static("accept-encoding"));
     r
 }
 
@@ -47,18 +60,18 @@ pub fn error(format: Format, e: &Error) -> Response<Body> {
     if format == Format::Extjs {
         body.insert("success".into(), json!(0));
         body.insert("status".into(), json!(e.status));
-        return json_response(StatusCode::OK, &Value::Object(body));
+        return json_response(StatusCode::OK, &Value::Object(body), false);
     }
     let status = StatusCode::from_u16(e.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut r = json_response(status, &Value::Object(body));
+    let mut r = json_response(status, &Value::Object(body), false);
     if let Some(phrase) = reason(&e.message) {
         r.extensions_mut().insert(phrase);
     }
     r
 }
 
-/// A success; a socket is not answered here.
-pub fn success(format: Format, answered: Answered) -> Response<Body> {
+/// A success; a socket is not answered here. `zipped`: the client takes it compressed, and it may be.
+pub fn success(format: Format, answered: Answered, zipped: bool) -> Response<Body> {
     match answered {
         Answered::Data(data, extra) => {
             let mut body = Map::new();
@@ -69,7 +82,7 @@ pub fn success(format: Format, answered: Answered) -> Response<Body> {
                 body.insert("status".into(), json!(200));
                 body.insert("message".into(), json!(""));
             }
-            json_response(StatusCode::OK, &Value::Object(body))
+            json_response(StatusCode::OK, &Value::Object(body), zipped)
         }
         Answered::Bytes { content_type, body, filename } => {
             let mut r = Response::new(body);

@@ -2,6 +2,7 @@
 
 use super::auth::{self, FORWARDED_AUTH, FORWARDED_HOPS, FORWARDED_REMOTE, INTERNAL};
 use super::call::{Call, Caller};
+use super::compress::{accepts, gzip};
 use super::endpoint::{Access, Answered, Error, Handler, Runs};
 use super::params::Raw;
 use super::respond::{self, Format};
@@ -86,13 +87,16 @@ pub struct Api<S> {
     services: Arc<S>,
     cluster: Arc<dyn Cluster>,
     document: Bytes,
+    /// The same, compressed.
+    document_small: Option<Bytes>,
 }
 
 impl<S: Services> Api<S> {
     /// The API over `services`.
     pub fn new(registry: Registry<S>, services: Arc<S>, cluster: Arc<dyn Cluster>) -> Self {
-        let document = super::openapi::document(&registry).to_string().into();
-        Self { registry, services, cluster, document }
+        let document: Bytes = super::openapi::document(&registry).to_string().into();
+        let document_small = gzip(&document);
+        Self { registry, services, cluster, document, document_small }
     }
 
     /// Whether a path is the API's.
@@ -115,7 +119,8 @@ impl<S: Services> Api<S> {
         }
         let path = parts.uri.path().to_owned();
         if path == "/api2/openapi.json" && parts.method == http::Method::GET {
-            let mut r = Response::new(super::full(self.document.clone()));
+            let small = self.document_small.clone().filter(|_| accepts(&parts.headers, "gzip"));
+            let mut r = respond::text_response(self.document.clone(), small);
             r.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             return r;
         }
@@ -158,6 +163,7 @@ impl<S: Services> Api<S> {
         {
             return self.forward(&node, id.as_ref(), parts, body, conn).await;
         }
+        let zipped = !meta.route.changes() && accepts(&parts.headers, "gzip");
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let cx = self.call_of(id, &authority, &parts.headers, conn)?;
         let mut raw = captures;
@@ -171,7 +177,7 @@ impl<S: Services> Api<S> {
         }
         match handler.call(cx, raw).await? {
             Answered::Socket(socket) => socket.answer(&parts.headers, upgrade),
-            other => Ok(respond::success(format, other)),
+            other => Ok(respond::success(format, other, zipped)),
         }
     }
 

@@ -5,11 +5,11 @@ pub mod storage;
 pub mod tasks;
 
 use crate::framework::{Access, Json, Null};
-use crate::version::{Nothing, version};
-use serde_json::Value;
+use crate::version::{Nothing, Versions, version};
 use stead_api_derive::Params;
 use stead_model::NodeName;
 use stead_ops::admin::HostPower;
+use stead_ops::cluster::{NodeStatus, Resource};
 
 #[derive(Params)]
 pub struct OneNode {
@@ -30,30 +30,22 @@ pub struct NodeCommand {
     command: Command,
 }
 
-/// What everybody may see of a node.
-const PUBLIC: [&str; 4] = ["id", "node", "status", "type"];
-
 endpoint! {
     /// The nodes. Their load is shown where the caller has Sys.Audit.
     List = get("/nodes"), Anywhere, Access::Authenticated;
-    fn call(cx, _p: Nothing) -> Json<Vec<Value>> {
-        let mut all = cx.ops().node_list();
-        for node in &mut all {
-            let path = format!("/nodes/{}", node["node"].as_str().unwrap_or_default());
-            if let Value::Object(o) = node
-                && !cx.caller.may(&path, "Sys.Audit")
-            {
-                o.retain(|key, _| PUBLIC.contains(&key.as_str()));
-            }
-        }
-        Ok(Json(all))
+    fn call(cx, _p: Nothing) -> Json<Vec<Resource>> {
+        let shown = |node: Resource| {
+            let audits = |n: &NodeName| cx.caller.may(&format!("/nodes/{n}"), "Sys.Audit");
+            if node.node.as_ref().is_some_and(audits) { node } else { node.public() }
+        };
+        Ok(Json(cx.ops().node_list().into_iter().map(shown).collect()))
     }
 }
 
 endpoint! {
     /// A node's load, memory, and versions.
     Status = get("/nodes/{node}/status"), AtNode, Access::All("/nodes/{node}", &["Sys.Audit"]);
-    fn call(cx, p: OneNode) -> Json<Value> {
+    fn call(cx, p: OneNode) -> Json<NodeStatus> {
         cx.ops().member(&p.node)?;
         Ok(Json(cx.ops().node_status()?))
     }
@@ -76,7 +68,7 @@ endpoint! {
 endpoint! {
     /// A node's version.
     Version = get("/nodes/{node}/version"), AtNode, Access::Authenticated;
-    fn call(cx, p: OneNode) -> Json<Value> {
+    fn call(cx, p: OneNode) -> Json<Versions> {
         cx.ops().member(&p.node)?;
         Ok(Json(version(cx.ops().me.version)))
     }

@@ -1,10 +1,10 @@
 //! `/nodes/{node}/tasks` and below.
 
 use crate::framework::{Access, Bytes, Either, Error, Json, Null, Page, full};
-use serde_json::{Value, json};
-use stead_api_derive::Params;
+use serde::Serialize;
+use stead_api_derive::{Params, Schema};
 use stead_model::{NodeName, Upid, Vmid};
-use stead_ops::task_view::{Filter, Outcome, Source};
+use stead_ops::task_view::{Filter, Outcome, Source, TaskRow, TaskStatus};
 
 choice! {
     /// Which tasks.
@@ -98,6 +98,15 @@ impl ListTasks {
     }
 }
 
+/// A line of a task's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct Line {
+    /// Its number, from 1.
+    n: u64,
+    /// Its text.
+    t: String,
+}
+
 /// A task is found on the node that its id names.
 fn on(node: &NodeName, upid: &Upid) -> Result<(), Error> {
     if *node == upid.node {
@@ -110,7 +119,7 @@ fn on(node: &NodeName, upid: &Upid) -> Result<(), Error> {
 endpoint! {
     /// A node's tasks, newest first: one's own, or all with Sys.Audit on the node.
     List = get("/nodes/{node}/tasks"), AtNode, Access::Authenticated;
-    fn call(cx, p: ListTasks) -> Page<Vec<Value>> {
+    fn call(cx, p: ListTasks) -> Page<Vec<TaskRow>> {
         cx.ops().member(&p.node)?;
         let (data, total) = cx.ops().task_list(&cx.actor(), &p.filter());
         Ok(Page { data, total: total as u64 })
@@ -120,7 +129,7 @@ endpoint! {
 endpoint! {
     /// How a task stands.
     Status = get("/nodes/{node}/tasks/{upid}/status"), AtNode, Access::Authenticated;
-    fn call(cx, p: OneTask) -> Json<Value> {
+    fn call(cx, p: OneTask) -> Json<TaskStatus> {
         on(&p.node, &p.upid)?;
         Ok(Json(cx.ops().task_status(&cx.actor(), &p.upid)?))
     }
@@ -129,7 +138,7 @@ endpoint! {
 endpoint! {
     /// A task's log.
     Log = get("/nodes/{node}/tasks/{upid}/log"), AtNode, Access::Authenticated;
-    fn call(cx, p: ReadLog) -> Either<Page<Vec<Value>>, Bytes> {
+    fn call(cx, p: ReadLog) -> Either<Page<Vec<Line>>, Bytes> {
         on(&p.node, &p.upid)?;
         if p.download {
             let page = cx.ops().task_log(&cx.actor(), &p.upid, 0, 0).await?;
@@ -138,9 +147,9 @@ endpoint! {
             return Ok(Either::Right(Bytes { content_type: "text/plain", body: full(text), filename }));
         }
         let page = cx.ops().task_log(&cx.actor(), &p.upid, p.start, p.limit).await?;
-        let mut data: Vec<Value> = page.lines.into_iter().map(|l| json!({"n": l.n, "t": l.t})).collect();
+        let mut data: Vec<Line> = page.lines.into_iter().map(|l| Line { n: l.n, t: l.t }).collect();
         if page.total == 0 {
-            data.push(json!({"n": 1, "t": "no content"}));
+            data.push(Line { n: 1, t: "no content".to_owned() });
         }
         Ok(Either::Left(Page { data, total: page.total }))
     }

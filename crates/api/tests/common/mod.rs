@@ -1,6 +1,8 @@
 //! One node's use cases over fakes, behind the API on a loopback socket.
 #![allow(dead_code, reason = "not every test file uses all of it")]
 
+pub mod schema;
+
 use async_trait::async_trait;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -97,7 +99,14 @@ impl Admin for Alone {
         refused()
     }
     async fn join_information(&self, actor: &Actor, with_token: bool) -> Result<Value, OpsError> {
-        Ok(serde_json::json!({"information": "text", "for": actor.who, "token": with_token}))
+        let mut answer = serde_json::json!({
+            "config_digest": "", "preferred_node": "n1", "nodelist": [],
+            "totem": {"cluster_name": "test", "version": "2"}, "information": format!("for {}", actor.who),
+        });
+        if with_token {
+            answer["token"] = "secret".into();
+        }
+        Ok(answer)
     }
     async fn join_cluster(&self, _: &Actor, _: JoinRequest) -> Result<Upid, OpsError> {
         refused()
@@ -134,6 +143,7 @@ fn found(dir: &std::path::Path, user_cfg: &str, users: &[&str], addr: SocketAddr
         uuid: UUID.into(),
         epoch: Epoch(1),
         profile: FenceProfile::default(),
+        previous_profile: None,
     };
     let node = NodeRecord {
         name: "n1".parse().unwrap(),
@@ -170,6 +180,7 @@ async fn report(ops: &Ops, seq: u64) -> NodeReport {
         seq,
         started: ops.me.started,
         lease: true,
+        listens: ops.events.listens(std::time::Instant::now()),
         stats: NodeStats::default(),
         guests,
         storages: vec![],
@@ -212,6 +223,7 @@ impl Node {
             flush: Flush(flush),
             host: Arc::new(Alone),
             guest_locks: stead_ops::GuestLocks::default(),
+            sign_ins: stead_ops::access::SignIns::default(),
         });
         tokio::spawn(reporter(ops.clone(), flushes));
         ops.flush.now().await;
@@ -249,7 +261,9 @@ impl Node {
         s.read_to_string(&mut text).await.unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         let line = head.lines().next().unwrap().trim_start_matches("HTTP/1.1 ").to_owned();
-        Answer { line, body: serde_json::from_str(body).unwrap() }
+        let answer = Answer { line, body: serde_json::from_str(body).unwrap() };
+        answer.is_as_declared(method, path);
+        answer
     }
 
     pub async fn sign_in(&self, user: &str) -> Who {
@@ -302,6 +316,15 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Holds a success against what its endpoint declares to answer.
+    fn is_as_declared(&self, method: &str, path: &str) {
+        let registry = stead_api::registry();
+        let found = registry.find(method, path.split('?').next().unwrap());
+        let Some((endpoint, _)) = found.filter(|_| self.line == "200 OK") else { return };
+        let faults = schema::faults(&endpoint.meta().returns, &self.body["data"]);
+        assert!(faults.is_empty(), "{method} {path}: {}\nin {}", faults.join("\n"), self.body);
+    }
+
     pub fn data(&self) -> Value {
         assert_eq!(self.line, "200 OK", "{}", self.body);
         self.body["data"].clone()

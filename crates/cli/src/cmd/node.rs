@@ -1,9 +1,10 @@
 //! `stead node`.
 
 use super::Cx;
+use super::vm::confirm;
 use crate::failure::Failure;
 use crate::output::{Column, Format, Kind};
-use crate::params::escape;
+use crate::params::{Params, escape, put};
 use clap::Subcommand;
 use serde_json::Value;
 
@@ -27,6 +28,22 @@ pub enum Command {
         /// Its name (default: the node that is spoken to)
         node: Option<String>,
     },
+    /// Say that a lost node is off, so that its guests can run elsewhere
+    #[command(
+        after_help = "The cluster can't see whether a node that it has lost still runs guests that HA does not guard. Look at the \
+                      node itself: its power must be off. Then guests under HA are recovered, and the others get another \
+                      node, stopped. Guests whose disks no other node has stay where they are."
+    )]
+    ConfirmOff {
+        /// The node that is off
+        node: String,
+        /// Where guests go that HA does not recover (default: the node with the fewest guests)
+        #[arg(long, value_name = "NODE")]
+        target: Option<String>,
+        /// Don't ask
+        #[arg(long, short = 'y')]
+        yes: bool,
+    },
 }
 
 pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
@@ -42,6 +59,19 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
                 flatten(&mut status);
             }
             cx.format().object(&status)
+        }
+        Command::ConfirmOff { node, target, yes } => {
+            if !yes {
+                confirm(&format!(
+                    "If node '{node}' still runs, its guests will run twice and destroy their disks. I have made sure that its \
+                     power is off"
+                ))?;
+            }
+            let mut p = Params::new();
+            put(&mut p, "target", target);
+            let path = format!("/cluster/config/nodes/{}/confirm-off", escape(&node));
+            let answer = cx.api.post(&path, &p).await?;
+            cx.answer(&answer, &format!("node '{node}' counts as off")).await
         }
     }
 }

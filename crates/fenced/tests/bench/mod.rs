@@ -1,4 +1,5 @@
 //! A fence process, QEMU processes and a power switch for the tests beside this folder.
+#![allow(dead_code, reason = "not every test file uses all of it")]
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

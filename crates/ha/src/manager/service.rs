@@ -340,9 +340,13 @@ impl<'v> Round<'v, '_> {
             return self.enter(sid, S::Stopped, &seen.owner, None, reason);
         }
         if seen.running && !seen.armed {
-            let why = "it may run there without a guard. Make sure that the node is off, then remove it from the cluster";
+            let why = format!(
+                "it may run there without a guard. Make sure that the node is off, then say so: \
+                 'stead node confirm-off {}'",
+                seen.owner
+            );
             self.update(sid, |s| s.target = None);
-            return self.waits(sid, s, why);
+            return self.waits(sid, s, &why);
         }
         let nowhere = BTreeSet::new();
         let ask = Ask { sid, here: None, stay: false, content: false, running: false, avoid: Some(&nowhere) };

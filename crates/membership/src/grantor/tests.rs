@@ -168,21 +168,30 @@ fn a_new_leader_waits_for_every_lease_of_an_older_one() {
 #[test]
 fn while_a_profile_changes_the_longer_counts() {
     let (wan, fast) = (FenceProfile::Wan, FenceProfile::Fast);
+    let settled = |commands: &[GrantorCommand]| commands.contains(&GrantorCommand::SettleProfile(wan));
     let mut g = Grantor::new(ms(0), wan, None);
     g.set_members(ms(0), (1..=3).map(member).collect());
-    g.set_profile(ms(10), fast);
+    g.set_profile(ms(10), fast, Some(wan));
+    assert_eq!(g.step(ms(9) + wan.fence_time()), [], "who does not lead proposes nothing");
     g.lead(ms(20), 2);
-    assert_eq!(g.step(ms(20) + wan.fence_time()), []);
-    assert_eq!(declared(&g.step(ms(21) + wan.fence_time())).len(), 3);
+    let out = g.step(ms(20) + wan.fence_time());
+    assert!(settled(&out) && declared(&out).is_empty(), "{out:?}");
+    let out = g.step(ms(21) + wan.fence_time());
+    assert!(!settled(&out) && declared(&out).len() == 3, "{out:?}");
+    assert!(settled(&g.step(ms(21) + wan.fence_time() + SETTLE_AGAIN)), "nothing came of it");
+    // As long as it stands there it counts, for whoever leads.
     g.lead(ms(100_000), 3);
-    assert_eq!(declared(&g.step(ms(100_001) + fast.fence_time())).len(), 3, "long over");
+    assert_eq!(declared(&g.step(ms(100_001) + fast.fence_time())), []);
+    g.set_profile(ms(110_000), fast, None);
+    g.lead(ms(110_001), 4);
+    assert_eq!(declared(&g.step(ms(110_002) + fast.fence_time())).len(), 3);
     // A change that is applied after the election was made before it.
-    g.lead(ms(200_000), 4);
-    g.set_profile(ms(200_001), wan);
-    assert_eq!(g.step(ms(200_001) + wan.fence_time()), []);
+    g.lead(ms(200_000), 5);
+    g.set_profile(ms(200_001), wan, Some(fast));
+    assert_eq!(declared(&g.step(ms(200_001) + wan.fence_time())), []);
     // Restarted just after a change: the configuration tells.
     let mut g = Grantor::new(ms(0), fast, Some(wan));
     g.set_members(ms(0), (1..=3).map(member).collect());
     g.lead(ms(1), 2);
-    assert_eq!(g.step(ms(1) + wan.fence_time()), []);
+    assert_eq!(declared(&g.step(ms(1) + wan.fence_time())), []);
 }

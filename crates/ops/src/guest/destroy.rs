@@ -73,11 +73,9 @@ impl Ops {
         volumes.sort();
         volumes.dedup();
         for volume in &volumes {
-            match self.free_volume(volume).await {
-                Ok(()) => cx.log(format!("removed volume '{volume}'")),
-                Err(e) if e.to_string().contains("does not exist") => {
-                    cx.log(format!("volume '{volume}' is gone already"));
-                }
+            match self.free_if_there(volume).await {
+                Ok(true) => cx.log(format!("removed volume '{volume}'")),
+                Ok(false) => cx.log(format!("volume '{volume}' is gone already")),
                 Err(e) => {
                     return Err(OpsError::failed(format!(
                         "could not remove volume '{volume}' of VM {vmid}: {e}"

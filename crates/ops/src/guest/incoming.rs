@@ -4,7 +4,8 @@ use crate::peers::call;
 use crate::store::GuestAt;
 use crate::{Ops, OpsError};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use stead_driver::guest::{GuestError, Incoming, RunState};
 use stead_model::{Epoch, NodeName, Ownership, Vmid, paths};
@@ -36,6 +37,65 @@ pub struct ContinueRequest {
     pub vmid: Vmid,
     /// The ownership that the hand-over commits.
     pub epoch: Epoch,
+}
+
+/// A move to this node that was announced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Move {
+    epoch: Epoch,
+    source: NodeName,
+    /// Somebody watches the record for it.
+    followed: bool,
+}
+
+/// The latest move of each guest to this node: who sends, and that one task at most follows it. What is over is kept
+/// until the next move of that guest, since its source may still ask.
+#[derive(Debug, Default)]
+pub struct Incomings(Mutex<BTreeMap<Vmid, Move>>);
+
+impl Incomings {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<Vmid, Move>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a move; none if it is followed already.
+    fn follow(&self, vmid: Vmid, epoch: Epoch, source: &NodeName) -> Option<Following<'_>> {
+        let mut all = self.all();
+        if all.get(&vmid).is_some_and(|m| m.epoch == epoch && m.followed) {
+            return None;
+        }
+        all.insert(vmid, Move { epoch, source: source.clone(), followed: true });
+        Some(Following { all: self, vmid, epoch })
+    }
+
+    /// Who sends a guest under that epoch.
+    fn source(&self, vmid: Vmid, epoch: Epoch) -> Option<NodeName> {
+        self.all().get(&vmid).filter(|m| m.epoch == epoch).map(|m| m.source.clone())
+    }
+}
+
+/// A move that is followed, until this is dropped.
+struct Following<'a> {
+    all: &'a Incomings,
+    vmid: Vmid,
+    epoch: Epoch,
+}
+
+impl Drop for Following<'_> {
+    fn drop(&mut self) {
+        if let Some(m) = self.all.all().get_mut(&self.vmid).filter(|m| m.epoch == self.epoch) {
+            m.followed = false;
+        }
+    }
+}
+
+/// Whether `from` may speak of a move to this node: it is the one that sends.
+fn may_speak(from: &NodeName, announced: Option<&NodeName>, own: Option<&Ownership>, epoch: Epoch) -> bool {
+    match announced {
+        Some(source) => source == from,
+        // A daemon that was started since knows it by the record alone.
+        None => own.is_some_and(|o| o.owner == *from && o.epoch.next() == epoch),
+    }
 }
 
 /// What the record says of a copy that waits.
@@ -94,18 +154,34 @@ impl Ops {
         Ok(())
     }
 
-    /// Where the stream of a prepared copy goes.
-    pub async fn migration_inlet(&self, vmid: Vmid) -> Result<tokio::net::UnixStream, OpsError> {
+    /// Refuses a node that speaks of a move which is another's.
+    pub fn check_source(&self, from: &NodeName, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
+        let own = self.guest_at(vmid).ok().map(|g| g.own.value);
+        if may_speak(from, self.guest_locks.incoming.source(vmid, epoch).as_ref(), own.as_ref(), epoch) {
+            return Ok(());
+        }
+        Err(OpsError::failed(format!("node '{from}' does not move guest {vmid} here under epoch {epoch}")))
+    }
+
+    /// Where the stream of a prepared copy goes, for the node that sends it.
+    pub async fn migration_inlet(
+        &self,
+        from: &NodeName,
+        vmid: Vmid,
+    ) -> Result<tokio::net::UnixStream, OpsError> {
+        self.check_source(from, vmid, self.running(vmid).await?.epoch)?;
         let path = self.guests.migration_inlet(vmid).await?;
         tokio::net::UnixStream::connect(&path)
             .await
             .map_err(|e| OpsError::failed(format!("could not connect to the waiting VM {vmid}: {e}")))
     }
 
-    /// Watches the record of a copy that waits: continues it on the commit, ends it when that can't come.
+    /// Watches the record of a copy that waits: continues it on the commit, ends it when that can't come. Repeating it is
+    /// no error: one task does it.
     pub fn await_handover(self: &Arc<Self>, vmid: Vmid, epoch: Epoch, source: NodeName) {
         let ops = self.clone();
         tokio::spawn(async move {
+            let Some(_following) = ops.guest_locks.incoming.follow(vmid, epoch, &source) else { return };
             if let Err(e) = ops.follow_handover(vmid, epoch, &source).await {
                 tracing::error!("guest {vmid}: incoming copy of epoch {epoch}: {e}");
             }
@@ -212,6 +288,46 @@ impl Ops {
 mod tests {
     use super::*;
     use stead_model::GuestKind;
+
+    #[test]
+    fn a_move_is_followed_once_and_by_its_source_alone() {
+        let all = Incomings::default();
+        let vmid = Vmid::new(100).unwrap();
+        let [n1, n3]: [NodeName; 2] = ["n1", "n3"].map(|n| n.parse().unwrap());
+        let first = all.follow(vmid, Epoch(8), &n1);
+        assert!(first.is_some());
+        // As reconciliation does every few seconds while a long migration goes on.
+        assert!((0..100).all(|_| all.follow(vmid, Epoch(8), &n1).is_none()));
+        assert_eq!(all.source(vmid, Epoch(8)), Some(n1.clone()));
+        drop(first);
+        assert_eq!(
+            all.source(vmid, Epoch(8)),
+            Some(n1.clone()),
+            "the source may still ask what became of it"
+        );
+        assert!(all.follow(vmid, Epoch(8), &n1).is_some(), "over, and begun again");
+        let old = all.follow(vmid, Epoch(8), &n1);
+        let next = all.follow(vmid, Epoch(9), &n3);
+        drop(old);
+        assert!(
+            next.is_some() && all.follow(vmid, Epoch(9), &n3).is_none(),
+            "the end of an old one ends no new one"
+        );
+        assert_eq!(all.source(vmid, Epoch(8)), None);
+    }
+
+    #[test]
+    fn only_who_sends_may_speak_of_a_move() {
+        let [n1, n3]: [NodeName; 2] = ["n1", "n3"].map(|n| n.parse().unwrap());
+        let before = own("n1", 7);
+        assert!(may_speak(&n1, Some(&n1), Some(&before), Epoch(8)));
+        assert!(may_speak(&n1, Some(&n1), Some(&own("n2", 8)), Epoch(8)), "after the commit");
+        assert!(!may_speak(&n3, Some(&n1), Some(&before), Epoch(8)));
+        assert!(may_speak(&n1, None, Some(&before), Epoch(8)), "known by the record");
+        assert!(!may_speak(&n3, None, Some(&before), Epoch(8)));
+        assert!(!may_speak(&n1, None, Some(&own("n2", 8)), Epoch(8)));
+        assert!(!may_speak(&n1, None, None, Epoch(8)));
+    }
 
     fn own(owner: &str, epoch: u64) -> Ownership {
         Ownership {

@@ -160,40 +160,13 @@ impl Ops {
         let source = Source {
             ops: self,
             cx,
-            guest: if live { self.set_lock(guest, "migrate").await? } else { guest },
+            guest: if live { self.set_lock(guest, "migrate", cx.upid()).await? } else { guest },
             target: target.value,
             target_revision: target.revision,
             bytes_per_second: limit,
             ha,
         };
         if live { source.live().await } else { source.offline().await }
-    }
-
-    /// Writes `lock: what` into the configuration of one of our guests.
-    async fn set_lock(&self, guest: GuestAt, what: &str) -> Result<GuestAt, OpsError> {
-        let mut config = super::config::parse(&guest.config.value)?;
-        config.current.set("lock", what)?;
-        let mut txn = store::txn("root@pam", format!("guest {}: lock {what}", guest.vmid));
-        store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
-        self.conf.transact(txn).await?;
-        self.vm_at(guest.vmid)
-    }
-
-    /// Removes the lock, if the guest is still ours.
-    async fn clear_lock(&self, vmid: Vmid) {
-        let cleared = async {
-            let guest = self.own_guest(vmid).await?;
-            let mut config = super::config::parse(&guest.config.value)?;
-            if config.current.remove("lock").is_none() {
-                return Ok(());
-            }
-            let mut txn = store::txn("root@pam", format!("guest {vmid}: unlock"));
-            store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
-            self.conf.transact(txn).await.map(|_| ()).map_err(OpsError::from)
-        };
-        if let Err(e) = cleared.await {
-            tracing::warn!("guest {vmid}: its lock could not be removed yet: {e}");
-        }
     }
 }
 
@@ -381,6 +354,7 @@ impl Source<'_> {
         txn.ops.push(stead_conf::Op::Delete(self.guest.path()));
         let path = paths::guest(&self.target.name, old.kind, self.vmid());
         txn.ops.push(stead_conf::Op::Put(path, config.to_string().into_bytes().into()));
+        self.ops.conf.view(|t| super::lock::release(t, self.vmid(), &mut txn));
         self.ops.conf.transact(txn).await?;
         Ok(())
     }

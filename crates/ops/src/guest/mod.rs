@@ -5,6 +5,7 @@ pub mod console;
 pub mod create;
 pub mod destroy;
 pub mod incoming;
+pub(crate) mod lock;
 pub mod migrate;
 pub mod power;
 pub mod reconcile;
@@ -84,7 +85,8 @@ impl Ops {
         Ok(guest)
     }
 
-    /// Commits what the ownership record of one of our guests says of its process, over the record as read.
+    /// Commits what the ownership record of one of our guests says of its process, over the record as read. *Running*
+    /// is recorded only while this node is a member in this very boot: a node that is given up starts nothing.
     pub async fn mark(&self, guest: &GuestAt, running: bool, armed: bool) -> Result<(), OpsError> {
         if guest.own.value.running == running && guest.own.value.armed == armed {
             return Ok(());
@@ -98,6 +100,16 @@ impl Ops {
             Some(guest.own.revision),
             store::bytes(&new)?,
         );
+        if running {
+            let me = self.node_record(&self.me.name)?;
+            if me.value.state.is_lost() || *me.value.state.boot() != self.me.boot {
+                return Err(OpsError::failed(format!(
+                    "node '{}' was given up by the cluster and has not entered it again yet",
+                    self.me.name
+                )));
+            }
+            txn.checks.push(stead_conf::Check::Revision(paths::node(&self.me.name), me.revision));
+        }
         self.conf.transact(txn).await?;
         Ok(())
     }

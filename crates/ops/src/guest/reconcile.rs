@@ -21,19 +21,21 @@ pub enum Step {
     Await,
     /// It had sent its state when its daemon ended: take it back, and run it.
     Reclaim,
-    /// HA maintains it and it is not armed: register it, then record it.
+    /// HA maintains it and it is not armed, or it is armed and the fence process does not know it: register it,
+    /// then record it.
     Arm,
     /// The record says *running*, and no process is there.
     RecordStopped,
 }
 
-/// Decides for one guest. `owns`: the record names this node.
+/// Decides for one guest. `owns`: the record names this node; `guarded`: the fence process knows it under its
+/// epoch.
 pub fn decide(
     process: Option<(&RunState, Epoch)>,
     own: Option<&Ownership>,
     owns: bool,
     ha: bool,
-    migrating: bool,
+    guarded: bool,
 ) -> Step {
     let Some((state, epoch)) = process else {
         return match own {
@@ -45,10 +47,12 @@ pub fn decide(
         Some(o) if owns && o.epoch == epoch => match state {
             // A copy that waited for a hand-over which never came; the guest came here in another way.
             RunState::Inmigrate | RunState::Postmigrate if !o.running => Step::Destroy,
-            RunState::Postmigrate if !migrating => Step::Reclaim,
+            RunState::Postmigrate => Step::Reclaim,
             // A start whose daemon ended half-way: it never ran, and whoever wants it running starts it again.
             RunState::Prelaunch => Step::Destroy,
             _ if ha && !o.armed => Step::Arm,
+            // A fence process that lost its record would leave the guest unguarded while others trust that it is not.
+            _ if o.armed && !guarded => Step::Arm,
             // What HA no longer maintains stays guarded until it stops: a guard is no harm.
             _ => Step::Nothing,
         },
@@ -68,12 +72,19 @@ impl Ops {
         let processes = self.guests.list().await;
         let mut vmids: Vec<Vmid> = processes.iter().map(|p| p.vmid).collect();
         let owned = self.conf.view(store::guests);
-        vmids.extend(owned.iter().filter(|(_, o)| o.owner == self.me.name && o.running).map(|(v, _)| *v));
+        let locked = self.conf.view(super::lock::held);
+        let due = |v: &Vmid, o: &Ownership| o.owner == self.me.name && (o.running || locked.contains(v));
+        vmids.extend(owned.iter().filter(|(v, o)| due(v, o)).map(|(v, _)| *v));
         vmids.sort_unstable();
         vmids.dedup();
         for vmid in vmids {
             let Some(_lock) = self.guest_locks.try_lock(vmid) else { continue };
-            if let Err(e) = self.reconcile_one(vmid).await {
+            // Asked under the guest's mutex, which whoever registers or forgets it holds.
+            let guarded = match self.fence.status().await {
+                Ok(status) => status.guests.iter().find(|g| g.0 == vmid).map(|g| g.1),
+                Err(e) => return Err(e.into()),
+            };
+            if let Err(e) = self.reconcile_one(vmid, guarded).await {
                 tracing::warn!("guest {vmid}: could not be reconciled: {e}");
             }
         }
@@ -81,15 +92,16 @@ impl Ops {
     }
 
     /// Under the guest's mutex: everything is read afresh.
-    async fn reconcile_one(self: &Arc<Self>, vmid: Vmid) -> Result<(), OpsError> {
+    async fn reconcile_one(self: &Arc<Self>, vmid: Vmid, guarded: Option<Epoch>) -> Result<(), OpsError> {
         let process = self.guests.state(vmid).await;
         let guest = self.guest_at(vmid).ok();
         let own = guest.as_ref().map(|g| &g.own.value);
         let owns = own.is_some_and(|o| o.owner == self.me.name);
         let ha = self.ha_maintains(vmid)?;
         let seen = process.as_ref().map(|p| (&p.state, p.epoch));
-        let step = decide(seen, own, owns, ha, false);
-        if step != Step::Nothing {
+        let guarded = guarded.is_some() && guarded == process.as_ref().map(|p| p.epoch);
+        let step = decide(seen, own, owns, ha, guarded);
+        if !matches!(step, Step::Nothing | Step::Await) {
             tracing::info!("guest {vmid} ({}): {step:?}", service(vmid));
         }
         match (step, process, guest) {
@@ -104,6 +116,7 @@ impl Ops {
                 self.fence.forget(vmid).await?;
                 self.mark(&g, false, false).await
             }
+            (Step::Nothing, _, Some(g)) if owns => self.free_void_lock(&g).await,
             _ => Ok(()),
         }
     }
@@ -126,6 +139,7 @@ impl Ops {
         let mut config = super::config::parse(&guest.config.value)?;
         config.current.remove("lock");
         store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
+        self.conf.view(|t| super::lock::release(t, guest.vmid, &mut txn));
         self.conf.transact(txn).await?;
         if guest.own.value.armed {
             self.run_under_lease(guest.vmid, guest.own.value.epoch).await
@@ -134,12 +148,21 @@ impl Ops {
         }
     }
 
-    /// HA has taken the running guest under its care: the fence process first, then the record.
+    /// HA has taken the running guest under its care: the fence process first, then the record. *Armed* says that the
+    /// fence process can stop it, so a guest whose state nobody knows is not armed.
     async fn arm(&self, guest: &GuestAt, process: &GuestProcess) -> Result<(), OpsError> {
-        let registration = self.guests.prepare(guest.vmid, process.epoch).await?;
+        let vmid = guest.vmid;
+        let registration = self.guests.prepare(vmid, process.epoch).await?;
         self.fence.register(registration).await?;
-        if process.state == RunState::Running {
-            self.run_under_lease(guest.vmid, process.epoch).await?;
+        match process.state {
+            RunState::Running => self.run_under_lease(vmid, process.epoch).await?,
+            RunState::Paused | RunState::Shutdown => {}
+            RunState::Prelaunch | RunState::Inmigrate | RunState::Postmigrate | RunState::Unresponsive => {
+                return Err(OpsError::failed(format!(
+                    "VM {vmid} is {:?} and cannot be guarded for HA now: it is tried again until it answers",
+                    process.state
+                )));
+            }
         }
         self.mark(guest, true, true).await
     }
@@ -164,12 +187,12 @@ mod tests {
     #[test]
     fn an_old_copy_is_destroyed_and_a_waiting_one_is_not() {
         let running = Some((&RunState::Running, Epoch(3)));
-        assert_eq!(decide(running, Some(&own(3, true, true)), true, true, false), Step::Nothing);
-        assert_eq!(decide(running, Some(&own(4, true, true)), false, true, false), Step::Destroy);
-        assert_eq!(decide(running, Some(&own(4, true, true)), true, true, false), Step::Destroy);
-        assert_eq!(decide(running, None, false, false, false), Step::Destroy);
+        assert_eq!(decide(running, Some(&own(3, true, true)), true, true, true), Step::Nothing);
+        assert_eq!(decide(running, Some(&own(4, true, true)), false, true, true), Step::Destroy);
+        assert_eq!(decide(running, Some(&own(4, true, true)), true, true, true), Step::Destroy);
+        assert_eq!(decide(running, None, false, false, true), Step::Destroy);
         assert_eq!(
-            decide(Some((&RunState::Inmigrate, Epoch(4))), Some(&own(3, true, true)), false, true, false),
+            decide(Some((&RunState::Inmigrate, Epoch(4))), Some(&own(3, true, true)), false, true, true),
             Step::Await
         );
     }
@@ -178,29 +201,30 @@ mod tests {
     fn a_waiting_copy_is_not_taken_for_a_recovered_guest() {
         for state in [RunState::Inmigrate, RunState::Postmigrate] {
             let waits = Some((&state, Epoch(4)));
-            assert_eq!(decide(waits, Some(&own(4, false, false)), true, true, false), Step::Destroy);
+            assert_eq!(decide(waits, Some(&own(4, false, false)), true, true, true), Step::Destroy);
         }
     }
 
     #[test]
     fn a_start_that_was_cut_off_is_undone() {
         let begun = Some((&RunState::Prelaunch, Epoch(3)));
-        assert_eq!(decide(begun, Some(&own(3, true, true)), true, true, false), Step::Destroy);
+        assert_eq!(decide(begun, Some(&own(3, true, true)), true, true, true), Step::Destroy);
     }
 
     #[test]
     fn arming_follows_what_ha_maintains() {
         let running = Some((&RunState::Running, Epoch(3)));
-        assert_eq!(decide(running, Some(&own(3, false, true)), true, true, false), Step::Arm);
-        assert_eq!(decide(running, Some(&own(3, true, true)), true, false, false), Step::Nothing);
-        assert_eq!(decide(None, Some(&own(3, true, true)), true, true, false), Step::RecordStopped);
-        assert_eq!(decide(None, Some(&own(3, true, true)), false, true, false), Step::Nothing);
+        assert_eq!(decide(running, Some(&own(3, false, true)), true, true, true), Step::Arm);
+        assert_eq!(decide(running, Some(&own(3, true, true)), true, false, true), Step::Nothing);
+        let forgotten = decide(running, Some(&own(3, true, true)), true, false, false);
+        assert_eq!(forgotten, Step::Arm, "armed, and the fence process does not know it");
+        assert_eq!(decide(None, Some(&own(3, true, true)), true, true, true), Step::RecordStopped);
+        assert_eq!(decide(None, Some(&own(3, true, true)), false, true, true), Step::Nothing);
     }
 
     #[test]
     fn a_copy_whose_outcome_is_open_is_taken_back() {
         let sent = Some((&RunState::Postmigrate, Epoch(3)));
-        assert_eq!(decide(sent, Some(&own(3, true, true)), true, true, false), Step::Reclaim);
-        assert_eq!(decide(sent, Some(&own(3, true, true)), true, true, true), Step::Nothing);
+        assert_eq!(decide(sent, Some(&own(3, true, true)), true, true, true), Step::Reclaim);
     }
 }

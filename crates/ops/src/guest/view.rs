@@ -4,13 +4,15 @@ use crate::status::{GuestKnown, GuestReport};
 use crate::store::{self, GuestAt};
 use crate::{Ops, OpsError};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use stead_api_derive::Schema;
 use stead_driver::guest::RunState;
 use stead_model::vmconfig::VmConfig;
 use stead_model::{GuestKind, NodeName, Vmid};
 
 /// A VM's status as clients know it. Bytes, seconds, shares of one CPU... of all CPUs 1.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Schema)]
 pub struct VmStatus {
     /// Its number.
     pub vmid: Vmid,
@@ -21,7 +23,7 @@ pub struct VmStatus {
     /// Its name.
     pub name: String,
     /// It is a template.
-    pub template: u8,
+    pub template: bool,
     /// CPUs.
     pub cpus: u32,
     /// Share of its CPUs.
@@ -61,6 +63,68 @@ pub struct VmStatus {
     pub running_qemu: Option<String>,
 }
 
+/// How HA sees a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Schema)]
+pub struct VmHa {
+    /// It is under HA's care.
+    pub managed: bool,
+    /// What HA is asked to keep it in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requested: Option<String>,
+    /// The manager's state of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+}
+
+/// A VM's status with what its owner alone knows.
+#[derive(Debug, Clone, Serialize, Schema)]
+pub struct VmCurrent {
+    /// As everywhere.
+    #[serde(flatten)]
+    pub status: VmStatus,
+    /// How HA sees it.
+    pub ha: VmHa,
+    /// It is told to have a guest agent.
+    pub agent: bool,
+    /// The epoch under which its owner may run it.
+    pub epoch: u64,
+    /// What runs its CPUs: `kvm` or `tcg`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accel: Option<String>,
+}
+
+/// An option of a VM with what is pending.
+#[derive(Debug, Clone, PartialEq, Serialize, Schema)]
+pub struct PendingOption {
+    /// Its name.
+    pub key: String,
+    /// What holds now: a number or text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<NumberOrText>,
+    /// What will hold after the next start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pending: Option<NumberOrText>,
+    /// It will be taken out: 1, or 2 by force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delete: Option<u8>,
+}
+
+/// A value as clients know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum NumberOrText {
+    /// A number or switch.
+    Number(i64),
+    /// Anything else.
+    Text(String),
+}
+
+impl stead_model::schema::Schema for NumberOrText {
+    fn schema() -> Value {
+        json!({"type": ["integer", "string"]})
+    }
+}
+
 fn run_state_name(state: RunState) -> &'static str {
     match state {
         RunState::Prelaunch => "prelaunch",
@@ -97,7 +161,7 @@ fn status_of(guest: &GuestAt, known: &GuestKnown) -> VmStatus {
             GuestKnown::Unknown => "unknown".to_owned(),
         },
         name: config.name().map_or_else(|| format!("VM {}", guest.vmid), str::to_owned),
-        template: u8::from(config.template()),
+        template: config.template(),
         cpus: config.cpus().unwrap_or(1),
         cpu: report.map_or(0.0, |r| r.cpu),
         mem: count(|r| r.mem),
@@ -139,28 +203,32 @@ impl Ops {
     }
 
     /// A VM of this node, as `status/current` shows it.
-    pub async fn vm_status(&self, vmid: Vmid) -> Result<Value, OpsError> {
+    pub async fn vm_status(&self, vmid: Vmid) -> Result<VmCurrent, OpsError> {
         let guest = self.vm_at(vmid)?;
         let known = match self.guests.state(vmid).await {
             Some(p) => GuestKnown::Process(p),
             None => GuestKnown::Absent,
         };
-        let mut value = serde_json::to_value(status_of(&guest, &known))
-            .map_err(|e| OpsError::failed(format!("VM {vmid}: {e}")))?;
         let config = super::config::parse(&guest.config.value)?;
-        if let Value::Object(o) = &mut value {
-            o.insert("ha".into(), self.ha_of(vmid)?);
-            o.insert("agent".into(), json!(u8::from(config.current.agent()?.enabled)));
-            o.insert("epoch".into(), json!(guest.own.value.epoch.0));
-            if let GuestKnown::Process(r) = &known {
-                o.insert("accel".into(), json!(r.accel));
-            }
-        }
-        Ok(value)
+        Ok(VmCurrent {
+            status: status_of(&guest, &known),
+            ha: self.ha_of(vmid)?,
+            agent: config.current.agent()?.enabled,
+            epoch: guest.own.value.epoch.0,
+            accel: match known {
+                GuestKnown::Process(r) => Some(r.accel),
+                GuestKnown::Absent | GuestKnown::Unknown => None,
+            },
+        })
     }
 
     /// A VM's configuration: with its pending changes in place unless `current`.
-    pub fn vm_config(&self, vmid: Vmid, current: bool, snapshot: Option<&str>) -> Result<Value, OpsError> {
+    pub fn vm_config(
+        &self,
+        vmid: Vmid,
+        current: bool,
+        snapshot: Option<&str>,
+    ) -> Result<BTreeMap<String, NumberOrText>, OpsError> {
         let guest = self.vm_at(vmid)?;
         let config = super::config::parse(&guest.config.value)?;
         let digest = config.digest();
@@ -180,38 +248,30 @@ impl Ops {
                 shown.remove(key);
             }
         }
-        let mut out: Map<String, Value> = shown.iter().map(|(k, v)| (k.to_owned(), typed(k, v))).collect();
-        out.insert("digest".into(), json!(digest));
-        Ok(Value::Object(out))
+        let mut out: BTreeMap<_, _> = shown.iter().map(|(k, v)| (k.to_owned(), typed(k, v))).collect();
+        out.insert("digest".into(), NumberOrText::Text(digest));
+        Ok(out)
     }
 
     /// A VM's options with what is pending.
-    pub fn vm_pending(&self, vmid: Vmid) -> Result<Vec<Value>, OpsError> {
+    pub fn vm_pending(&self, vmid: Vmid) -> Result<Vec<PendingOption>, OpsError> {
         let config = super::config::parse(&self.vm_at(vmid)?.config.value)?;
-        let item = |i: stead_model::vmconfig::PendingItem| {
-            let mut o = Map::new();
-            o.insert("key".into(), json!(i.key));
-            if let Some(v) = i.value {
-                o.insert("value".into(), typed(&i.key, &v));
-            }
-            if let Some(v) = i.pending {
-                o.insert("pending".into(), typed(&i.key, &v));
-            }
-            if let Some(d) = i.delete {
-                o.insert("delete".into(), json!(d));
-            }
-            Value::Object(o)
+        let item = |i: stead_model::vmconfig::PendingItem| PendingOption {
+            value: i.value.map(|v| typed(&i.key, &v)),
+            pending: i.pending.map(|v| typed(&i.key, &v)),
+            delete: i.delete,
+            key: i.key,
         };
         Ok(config.pending_items().into_iter().map(item).collect())
     }
 }
 
 /// Numbers and switches go out as numbers where the schema says so, all else as text.
-fn typed(key: &str, value: &str) -> Value {
+fn typed(key: &str, value: &str) -> NumberOrText {
     use stead_model::vmconfig::keys::{Kind, lookup};
     let number = matches!(lookup(key), Some((spec, _)) if matches!(spec.kind, Kind::Bool | Kind::Int { .. }));
     match value.parse::<i64>() {
-        Ok(n) if number => json!(n),
-        _ => json!(value),
+        Ok(n) if number => NumberOrText::Number(n),
+        _ => NumberOrText::Text(value.to_owned()),
     }
 }

@@ -157,6 +157,10 @@ mod tests {
             Writer { boot: [id; 16], lane, seq, written: 0, conflicts: 0 }
         }
         fn tick(&mut self, w: &mut Writer) {
+            self.tick_until(w, false);
+        }
+        /// A tick; `cut` off between its two writes, if so told.
+        fn tick_until(&mut self, w: &mut Writer, cut: bool) {
             let base = Record {
                 kind: KIND_RECORD,
                 boot: w.boot,
@@ -172,8 +176,10 @@ mod tests {
                 w.conflicts += 1;
             }
             w.seq += 1;
-            self.put(w.lane + 1 + CONFLICTS + w.written % RING, Record { seq: w.seq, ..base });
             self.put(CELL, Record { kind: KIND_CELL, seq: w.seq, ..base });
+            if !cut {
+                self.put(w.lane + 1 + CONFLICTS + w.written % RING, Record { seq: w.seq, ..base });
+            }
             w.written += 1;
         }
         fn log(&self) -> DiskLog {
@@ -198,6 +204,17 @@ mod tests {
         assert_eq!(log.boots.len(), 3);
         assert_eq!(log.last(), 9000);
         assert_eq!(log.two_writers(), None);
+    }
+
+    #[test]
+    fn a_boot_that_is_cut_off_between_its_writes_is_no_second_writer() {
+        let mut disk = Disk::default();
+        for id in 1..4 {
+            let mut w = disk.begin(id);
+            disk.tick(&mut w);
+            disk.tick_until(&mut w, true);
+        }
+        assert_eq!(disk.log().two_writers(), None);
     }
 
     #[test]

@@ -22,8 +22,9 @@ pub use info::{Admits, BadJoinInfo, JoinInfo, JoinToken, TokenRecord};
 pub use vet::{ClusterFacts, JoinRefusal, MAX_CLOCK_OFFSET, refusal_response, vet_join};
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use stead_model::{NodeName, NodeUuid, RaftId, Vmid};
+use stead_model::{NodeName, NodeUuid, RaftId, StorageId, Vmid};
 
 /// Where a member takes join requests, on its public side. `POST`, JSON. The asker shows a root's ticket (cookie
 /// and CSRF header, as for any call of the API) or `Authorization: SteadJoin TOKEN`.
@@ -56,8 +57,24 @@ pub struct JoinRequest {
     /// The guests that it brings.
     #[serde(default)]
     pub vmids: Vec<Vmid>,
+    /// The storages that these guests use.
+    #[serde(default)]
+    pub storages: Vec<JoinStorage>,
     /// Its clock when this was sent, in milliseconds since 1970.
     pub wall_clock_ms: u64,
+}
+
+/// A storage that guests of the joining node use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinStorage {
+    /// Its name.
+    pub id: StorageId,
+    /// Its type.
+    pub kind: String,
+    /// Its options, as in `storage.cfg`.
+    pub options: BTreeMap<String, String>,
+    /// Which guests use it, for people.
+    pub vmids: Vec<Vmid>,
 }
 
 /// A member, as the joining node must know it to take part.

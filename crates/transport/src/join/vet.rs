@@ -246,6 +246,7 @@ mod tests {
             version: "1.4.2".into(),
             feature_level: 2,
             vmids: [300, 301].map(|v| Vmid::new(v).unwrap()).to_vec(),
+            storages: vec![],
             wall_clock_ms: NOW,
         }
     }

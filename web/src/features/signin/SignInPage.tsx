@@ -89,7 +89,7 @@ export function SignInPage() {
             </FormGroup>
             <FormGroup label="Realm" fieldId="realm">
               <FormSelect id="realm" value={realm} onChange={(_, value) => setRealm(value)}>
-                {(realms.data ?? [{ realm: DEFAULT_REALM, type: 'pam' }]).map((r) => (
+                {(realms.data ?? [{ realm: DEFAULT_REALM, comment: '' }]).map((r) => (
                   <FormSelectOption
                     key={r.realm}
                     value={r.realm}

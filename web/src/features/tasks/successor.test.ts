@@ -4,6 +4,8 @@ import { successorOf } from './successor'
 const task = (type: string, id: string, starttime: number) => ({
   upid: `UPID:n1:1:1:${starttime.toString(16)}:${type}:${id}:root@pam:`,
   node: 'n1',
+  pid: 1,
+  pstart: 1,
   type,
   id,
   user: 'root@pam',

@@ -1,10 +1,13 @@
 //! `/cluster/ha/resources` and below.
 
 use crate::framework::{Access, Error, Json, Null};
-use serde_json::{Value, json};
-use stead_api_derive::Params;
+use crate::shapes::HaResource;
+use serde::Serialize;
+use serde_json::Value;
+use stead_api_derive::{Params, Schema};
+use stead_model::schema::Schema as _;
 use stead_model::{GuestKind, NodeName, ServiceId};
-use stead_ops::ha::CrmCommand;
+use stead_ops::ha::Request;
 
 choice! {
     /// What a resource is.
@@ -119,6 +122,7 @@ const WRITE: Access = Access::All("/", &["Sys.Console"]);
 endpoint! {
     /// Guests that HA maintains.
     List = get("/cluster/ha/resources"), Anywhere, READ;
+    returns: Vec::<HaResource>::schema();
     fn call(cx, p: ListResources) -> Json<Vec<Value>> {
         let mut all = cx.ops().ha_resources()?;
         all.retain(|r| p.kind.is_none_or(|k| r["type"] == k.word()));
@@ -151,6 +155,7 @@ endpoint! {
 endpoint! {
     /// One guest that HA maintains.
     Read = get("/cluster/ha/resources/{sid}"), Anywhere, READ;
+    returns: HaResource::schema();
     fn call(cx, p: OneResource) -> Json<Value> {
         Ok(Json(cx.ops().ha_resource(p.sid)?))
     }
@@ -185,16 +190,26 @@ endpoint! {
     }
 }
 
-async fn request(cx: &crate::backend::Cx, p: MoveResource, relocate: bool) -> Result<Json<Value>, Error> {
-    let command = CrmCommand { sid: p.sid, target: p.node.clone(), relocate };
-    cx.ops().ha_request(&cx.actor().who, command).await?;
-    Ok(Json(json!({"sid": p.sid, "requested-node": p.node})))
+/// That HA was asked to move a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct HaAsked {
+    /// The guest.
+    sid: ServiceId,
+    /// Where to.
+    #[serde(rename = "requested-node")]
+    requested_node: NodeName,
+}
+
+async fn request(cx: &crate::backend::Cx, p: MoveResource, relocate: bool) -> Result<Json<HaAsked>, Error> {
+    let asked = Request::Move { sid: p.sid, target: p.node.clone(), relocate };
+    cx.ops().ha_request(&cx.actor().who, &asked).await?;
+    Ok(Json(HaAsked { sid: p.sid, requested_node: p.node }))
 }
 
 endpoint! {
     /// Asks HA to move a guest while it runs.
     Migrate = post("/cluster/ha/resources/{sid}/migrate"), Anywhere, WRITE;
-    fn call(cx, p: MoveResource) -> Json<Value> {
+    fn call(cx, p: MoveResource) -> Json<HaAsked> {
         request(cx, p, false).await
     }
 }
@@ -202,7 +217,7 @@ endpoint! {
 endpoint! {
     /// Asks HA to stop a guest, move it, and start it there.
     Relocate = post("/cluster/ha/resources/{sid}/relocate"), Anywhere, WRITE;
-    fn call(cx, p: MoveResource) -> Json<Value> {
+    fn call(cx, p: MoveResource) -> Json<HaAsked> {
         request(cx, p, true).await
     }
 }

@@ -1,12 +1,15 @@
 //! `/cluster/ha/status` and below.
 
 use crate::framework::{Access, Json};
+use crate::shapes::HaEntry;
 use crate::version::Nothing;
 use serde_json::{Value, json};
+use stead_model::schema::Schema;
 
 endpoint! {
     /// The manager, the nodes' agents and every resource, with what HA does and why.
     Current = get("/cluster/ha/status/current"), Anywhere, Access::All("/", &["Sys.Audit"]);
+    returns: Vec::<HaEntry>::schema();
     fn call(cx, _p: Nothing) -> Json<Vec<Value>> {
         Ok(Json(cx.ops().ha_status()?))
     }

@@ -2,11 +2,11 @@
 
 use super::{OneVm, asked, options};
 use crate::framework::{Access, Json, Null};
-use serde_json::Value;
 use std::collections::BTreeMap;
 use stead_api_derive::Params;
 use stead_model::{NodeName, Upid, Vmid};
 use stead_ops::guest::config::ConfigChange;
+use stead_ops::guest::view::{NumberOrText, PendingOption};
 
 /// Who may change options at all; which of them is checked by option.
 const CHANGE: Access = Access::Any(
@@ -77,7 +77,7 @@ impl ChangeConfig {
 endpoint! {
     /// A VM's options, with pending changes in place unless `current`.
     Read = get("/nodes/{node}/qemu/{vmid}/config"), AtGuest, Access::All("/vms/{vmid}", &["VM.Audit"]);
-    fn call(cx, p: ReadConfig) -> Json<Value> {
+    fn call(cx, p: ReadConfig) -> Json<BTreeMap<String, NumberOrText>> {
         cx.ops().member(&p.node)?;
         Ok(Json(cx.ops().vm_config(p.vmid, p.current, p.snapshot.as_deref())?))
     }
@@ -111,7 +111,7 @@ endpoint! {
 endpoint! {
     /// A VM's options with what is pending.
     Pending = get("/nodes/{node}/qemu/{vmid}/pending"), AtGuest, Access::All("/vms/{vmid}", &["VM.Audit"]);
-    fn call(cx, p: OneVm) -> Json<Vec<Value>> {
+    fn call(cx, p: OneVm) -> Json<Vec<PendingOption>> {
         cx.ops().member(&p.node)?;
         Ok(Json(cx.ops().vm_pending(p.vmid)?))
     }

@@ -11,10 +11,10 @@
 
 use crate::backend::Cx;
 use crate::framework::{Access, Caller, Error, Json, Socket};
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::ops::Range;
 use stead_access::Keyring;
-use stead_api_derive::Params;
+use stead_api_derive::{Params, Schema};
 use stead_model::{NodeName, Vmid, paths};
 
 const CONSOLE: Access = Access::All("/vms/{vmid}", &["VM.Console"]);
@@ -97,35 +97,48 @@ fn generated(ticket: &str) -> String {
     sig.chars().take(PASSWORD).collect()
 }
 
-fn begin(cx: &Cx, vmid: Vmid, port: u16) -> Result<(String, Value), Error> {
+/// What opens a screen or a terminal. Contains a secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct ConsoleTicket {
+    /// Who may use it.
+    user: String,
+    /// Shows it.
+    ticket: String,
+    /// What it is for; no listener.
+    port: String,
+    /// Of a screen: its password, if one was to be made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    password: Option<String>,
+    /// Of a screen: the cluster CA's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cert: Option<String>,
+}
+
+fn begin(cx: &Cx, vmid: Vmid, port: u16) -> Result<ConsoleTicket, Error> {
     let user = cx.caller.id.to_string();
     let ticket = keyring(cx)?.console_ticket(&user, &path(vmid), port, cx.caller.now);
-    let answer = json!({"user": user, "ticket": ticket, "port": port.to_string()});
-    Ok((ticket, answer))
+    Ok(ConsoleTicket { user, ticket, port: port.to_string(), password: None, cert: None })
 }
 
 endpoint! {
     /// Gives a ticket for a VM's screen.
     VncProxy = post("/nodes/{node}/qemu/{vmid}/vncproxy"), AtGuest, CONSOLE;
-    fn call(cx, p: OpenScreen) -> Json<Value> {
+    fn call(cx, p: OpenScreen) -> Json<ConsoleTicket> {
         cx.ops().member(&p.node)?;
         if p.websocket == Some(false) {
             return Err(Error::parameter("websocket", "a screen is reached by a WebSocket only"));
         }
         cx.ops().running(p.vmid).await?;
-        let (ticket, mut answer) = begin(cx, p.vmid, port(if p.generate { GENERATED } else { PLAIN }))?;
-        if p.generate {
-            answer["password"] = json!(generated(&ticket));
-        }
-        answer["cert"] = json!(cx.ops().file(paths::CA_CERT)?.0);
-        Ok(Json(answer))
+        let answer = begin(cx, p.vmid, port(if p.generate { GENERATED } else { PLAIN }))?;
+        let password = p.generate.then(|| generated(&answer.ticket));
+        Ok(Json(ConsoleTicket { password, cert: Some(cx.ops().file(paths::CA_CERT)?.0), ..answer }))
     }
 }
 
 endpoint! {
     /// Gives a ticket for a VM's terminal.
     TermProxy = post("/nodes/{node}/qemu/{vmid}/termproxy"), AtGuest, CONSOLE;
-    fn call(cx, p: OpenTerminal) -> Json<Value> {
+    fn call(cx, p: OpenTerminal) -> Json<ConsoleTicket> {
         cx.ops().member(&p.node)?;
         cx.ops().running(p.vmid).await?;
         let line = match p.serial {
@@ -134,8 +147,7 @@ endpoint! {
         };
         let n: u16 = line.trim_start_matches("serial").parse().map_err(|_| Error::failed(format!("no line '{line}'")))?;
         let first = TERMINAL.start + n * PER_LINE;
-        let (_, answer) = begin(cx, p.vmid, port(first..first + PER_LINE))?;
-        Ok(Json(answer))
+        Ok(Json(begin(cx, p.vmid, port(first..first + PER_LINE))?))
     }
 }
 

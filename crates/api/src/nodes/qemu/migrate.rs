@@ -2,8 +2,9 @@
 
 use super::asked;
 use crate::framework::{Access, Error, Json};
-use serde_json::{Map, Value, json};
-use stead_api_derive::Params;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use stead_api_derive::{Params, Schema};
 use stead_model::{NodeName, Upid, Vmid};
 use stead_ops::guest::migrate::{MigrateOptions, Preconditions};
 
@@ -42,30 +43,73 @@ pub struct Migrate {
     migration_type: Option<Carried>,
 }
 
-fn shown(p: &Preconditions, target: Option<&NodeName>) -> Value {
+/// Why a node cannot take the VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct NotAllowed {
+    /// In words.
+    reasons: Vec<String>,
+}
+
+/// A volume that the other nodes do not have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct LocalDisk {
+    /// The volume.
+    volid: String,
+    /// It is a CD.
+    cdrom: bool,
+    /// The VM does not use it.
+    is_unused: bool,
+    /// Not told: 0.
+    size: u64,
+}
+
+/// What speaks against a migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct MigrationCheck {
+    /// The VM runs.
+    running: bool,
+    /// Nodes that can take it.
+    allowed_nodes: Vec<NodeName>,
+    /// Nodes that cannot, with the reasons.
+    not_allowed_nodes: BTreeMap<String, NotAllowed>,
+    /// Volumes that other nodes do not have.
+    local_disks: Vec<LocalDisk>,
+    /// Devices of the host: there are none.
+    local_resources: Vec<String>,
+    /// Mapped devices of the host: there are none.
+    #[serde(rename = "mapped-resources")]
+    mapped_resources: Vec<String>,
+    /// There are none.
+    #[serde(rename = "mapped-resource-info")]
+    mapped_resource_info: BTreeMap<String, String>,
+    /// There is no such state.
+    #[serde(rename = "has-dbus-vmstate")]
+    has_dbus_vmstate: bool,
+}
+
+fn shown(p: Preconditions, target: Option<&NodeName>) -> MigrationCheck {
     let wanted = |n: &NodeName| target.is_none_or(|t| t == n);
-    let allowed: Vec<&NodeName> = p.allowed_nodes.iter().filter(|n| wanted(n)).collect();
-    let refused: Map<String, Value> = p
-        .not_allowed
-        .iter()
-        .filter(|(n, _)| wanted(n))
-        .map(|(n, why)| (n.to_string(), json!({"reasons": why})))
-        .collect();
-    let disk = |v: &String| json!({"volid": v, "cdrom": 0, "is_unused": 0, "size": 0});
-    json!({
-        "running": p.running, "allowed_nodes": allowed, "not_allowed_nodes": refused,
-        "local_disks": p.local_volumes.iter().map(disk).collect::<Vec<_>>(),
-        "local_resources": [], "mapped-resources": [], "mapped-resource-info": {}, "has-dbus-vmstate": false,
-    })
+    let refused = p.not_allowed.into_iter().filter(|(n, _)| wanted(n));
+    let disk = |volid: String| LocalDisk { volid, cdrom: false, is_unused: false, size: 0 };
+    MigrationCheck {
+        running: p.running,
+        allowed_nodes: p.allowed_nodes.into_iter().filter(wanted).collect(),
+        not_allowed_nodes: refused.map(|(n, reasons)| (n.to_string(), NotAllowed { reasons })).collect(),
+        local_disks: p.local_volumes.into_iter().map(disk).collect(),
+        local_resources: vec![],
+        mapped_resources: vec![],
+        mapped_resource_info: BTreeMap::new(),
+        has_dbus_vmstate: false,
+    }
 }
 
 endpoint! {
     /// What speaks against a migration.
     Ask = get("/nodes/{node}/qemu/{vmid}/migrate"), AtGuest, MIGRATE;
-    fn call(cx, p: AskMigration) -> Json<Value> {
+    fn call(cx, p: AskMigration) -> Json<MigrationCheck> {
         cx.ops().member(&p.node)?;
         let found = cx.ops().migrate_preconditions(p.vmid).await?;
-        Ok(Json(shown(&found, p.target.as_ref())))
+        Ok(Json(shown(found, p.target.as_ref())))
     }
 }
 

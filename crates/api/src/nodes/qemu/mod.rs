@@ -8,12 +8,12 @@ pub mod options;
 pub mod status;
 
 use crate::framework::{Access, Caller, Error, Json};
-use serde_json::Value;
 use std::collections::BTreeMap;
 use stead_api_derive::Params;
 use stead_model::{NodeName, Upid, Vmid};
 use stead_ops::guest::Asked;
 use stead_ops::guest::destroy::DestroyOptions;
+use stead_ops::guest::view::VmStatus;
 
 #[derive(Params)]
 pub struct ListVms {
@@ -76,14 +76,13 @@ fn may_create(caller: &Caller, p: &CreateVm) -> Result<(), Error> {
 endpoint! {
     /// A node's VMs that the caller may see.
     List = get("/nodes/{node}/qemu"), Anywhere, Access::Authenticated;
-    fn call(cx, p: ListVms) -> Json<Vec<Value>> {
+    fn call(cx, p: ListVms) -> Json<Vec<VmStatus>> {
         // Shown in either case; the parameter is taken since clients send it.
         let _always = p.full;
         cx.ops().member(&p.node)?;
         let seen = cx.ops().vm_list(&p.node).into_iter();
         let seen = seen.filter(|vm| cx.caller.may(&format!("/vms/{}", vm.vmid), "VM.Audit"));
-        let json = seen.map(|vm| serde_json::to_value(vm).map_err(|e| Error::failed(e.to_string())));
-        Ok(Json(json.collect::<Result<_, _>>()?))
+        Ok(Json(seen.collect()))
     }
 }
 

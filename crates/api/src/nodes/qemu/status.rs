@@ -2,11 +2,11 @@
 
 use super::{OneVm, asked};
 use crate::framework::{Access, Json};
-use serde_json::Value;
 use std::time::Duration;
 use stead_api_derive::Params;
 use stead_model::{NodeName, Upid, Vmid};
 use stead_ops::guest::power::{PowerAction, SHUTDOWN_TIMEOUT};
+use stead_ops::guest::view::VmCurrent;
 
 const POWER: Access = Access::All("/vms/{vmid}", &["VM.PowerMgmt"]);
 
@@ -93,7 +93,7 @@ fn limit(seconds: Option<u64>) -> Duration {
 endpoint! {
     /// How a VM stands.
     Current = get("/nodes/{node}/qemu/{vmid}/status/current"), AtGuest, Access::All("/vms/{vmid}", &["VM.Audit"]);
-    fn call(cx, p: OneVm) -> Json<Value> {
+    fn call(cx, p: OneVm) -> Json<VmCurrent> {
         cx.ops().member(&p.node)?;
         Ok(Json(cx.ops().vm_status(p.vmid).await?))
     }

@@ -2,8 +2,11 @@
 
 use super::LOOK;
 use crate::framework::{Access, Error, Json};
-use serde_json::{Value, json};
-use stead_api_derive::Params;
+use crate::shapes::VolumePlace;
+use serde::Serialize;
+use serde_json::Value;
+use stead_api_derive::{Params, Schema};
+use stead_model::schema::Schema as _;
 use stead_model::{NodeName, StorageId, Upid, Vmid, VolumeId};
 use stead_ops::storage_view::{Content, NewVolume, VolumeInfo};
 
@@ -115,26 +118,65 @@ fn size(text: &str) -> Result<u64, Error> {
     n.checked_mul(1 << shift).filter(|n| *n > 0).ok_or_else(wrong)
 }
 
-fn shown(v: &VolumeInfo) -> Value {
-    let mut value = json!({
-        "volid": v.volid, "content": v.content, "format": v.format, "size": v.size, "used": v.used, "ctime": v.ctime,
-    });
-    if let Some(vmid) = v.vmid {
-        value["vmid"] = json!(vmid);
+/// A volume. Bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct Volume {
+    /// Which.
+    volid: VolumeId,
+    /// What it is.
+    content: &'static str,
+    /// How it is written.
+    format: String,
+    /// As a guest sees it.
+    size: u64,
+    /// On the storage.
+    used: u64,
+    /// When it was made: seconds since 1970.
+    ctime: u64,
+    /// Whose disk it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vmid: Option<Vmid>,
+    /// What it is based on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
+}
+
+impl From<VolumeInfo> for Volume {
+    fn from(v: VolumeInfo) -> Self {
+        Self {
+            volid: v.volid,
+            content: ContentType::from(v.content).word(),
+            format: v.format,
+            size: v.size,
+            used: v.used,
+            ctime: v.ctime,
+            vmid: v.vmid,
+            parent: v.parent,
+        }
     }
-    if let Some(parent) = &v.parent {
-        value["parent"] = json!(parent);
+}
+
+impl From<Content> for ContentType {
+    fn from(content: Content) -> Self {
+        match content {
+            Content::Images => Self::Images,
+            Content::Rootdir => Self::Rootdir,
+            Content::Iso => Self::Iso,
+            Content::Vztmpl => Self::Vztmpl,
+            Content::Backup => Self::Backup,
+            Content::Snippets => Self::Snippets,
+            Content::Import => Self::Import,
+        }
     }
-    value
 }
 
 endpoint! {
     /// A storage's volumes.
     List = get("/nodes/{node}/storage/{storage}/content"), AtNode, LOOK;
-    fn call(cx, p: ListContent) -> Json<Vec<Value>> {
+    fn call(cx, p: ListContent) -> Json<Vec<Volume>> {
         cx.ops().member(&p.node)?;
         let all = cx.ops().volumes(&p.storage, p.content.map(Content::from), p.vmid).await?;
-        Ok(Json(all.iter().map(shown).collect()))
+        Ok(Json(all.into_iter().map(Volume::from).collect()))
     }
 }
 
@@ -158,6 +200,7 @@ endpoint! {
 endpoint! {
     /// A volume's place and size.
     Read = get("/nodes/{node}/storage/{storage}/content/{volume}"), AtNode, LOOK;
+    returns: VolumePlace::schema();
     fn call(cx, p: OneVolume) -> Json<Value> {
         cx.ops().member(&p.node)?;
         let volume = volume_id(p.storage.as_ref(), &p.volume)?;

@@ -4,8 +4,10 @@ pub mod content;
 pub mod upload;
 
 use crate::framework::{Access, Json};
+use crate::shapes::StorageState;
 use serde_json::Value;
 use stead_api_derive::Params;
+use stead_model::schema::Schema;
 use stead_model::{NodeName, StorageId};
 use stead_ops::storage_view::StorageFilter;
 
@@ -41,6 +43,7 @@ pub struct OneStorage {
 endpoint! {
     /// A node's storages, with how full they are.
     List = get("/nodes/{node}/storage"), AtNode, Access::Authenticated;
+    returns: Vec::<StorageState>::schema();
     fn call(cx, p: ListStorages) -> Json<Vec<Value>> {
         cx.ops().member(&p.node)?;
         let filter = StorageFilter {
@@ -57,6 +60,7 @@ endpoint! {
 endpoint! {
     /// How full a storage is, seen from a node.
     Status = get("/nodes/{node}/storage/{storage}/status"), AtNode, LOOK;
+    returns: StorageState::schema();
     fn call(cx, p: OneStorage) -> Json<Value> {
         cx.ops().member(&p.node)?;
         Ok(Json(cx.ops().node_storage(&p.storage).await?))

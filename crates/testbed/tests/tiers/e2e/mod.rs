@@ -2,7 +2,10 @@
 
 mod demo;
 mod disk;
+mod events;
 mod faults;
 mod guests;
+mod join;
 mod network;
 mod story;
+mod word;

@@ -1,0 +1,427 @@
+//! Every state that a guest can be in when its lease ends. Each is judged by what reaches the disks: nothing does once the
+//! guest is held, and nothing when it is only thawed (a thaw is no permission to run).
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod bench;
+
+use bench::{Bench, D, L, Qemu, W, allowance};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use stead_membership::Hold;
+use stead_testbed::guest::tick;
+
+/// Long enough for several writes of a guest that writes five times a second.
+const WATCHED: Duration = Duration::from_millis(500);
+
+/// Every file below a folder that is a disk.
+fn disks(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let mut disks: Vec<_> = entries.filter(|p| p.extension().is_some_and(|e| e == "disk")).collect();
+    disks.sort();
+    disks.into_iter().map(|p| (p.clone(), std::fs::read(p).unwrap())).collect()
+}
+
+/// Whether anything is written while it is watched. There is no event for *nothing happens*.
+fn changed(dir: &Path) -> Vec<PathBuf> {
+    let before = disks(dir);
+    assert!(!before.is_empty());
+    std::thread::sleep(WATCHED);
+    let pairs = before.into_iter().zip(disks(dir));
+    pairs.filter(|(a, b)| a != b).map(|((path, _), _)| path).collect()
+}
+
+fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(20);
+    while !is() {
+        assert!(Instant::now() < limit, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Arguments for a guest on one disk, whose protocol layer is `file`.
+fn on_disk(file: &str) -> [&str; 6] {
+    let raw = "driver=raw,file=file,node-name=disk";
+    ["-blockdev", file, "-blockdev", raw, "-device", "ide-hd,drive=disk,werror=stop"]
+}
+
+/// A guest that writes to its disk, and a fence process.
+struct Case {
+    bench: Bench,
+    qemu: Qemu,
+    /// Ended with the case.
+    helpers: Vec<Child>,
+}
+
+impl Drop for Case {
+    fn drop(&mut self) {
+        for helper in &mut self.helpers {
+            helper.kill().ok();
+            helper.wait().ok();
+        }
+    }
+}
+
+impl Case {
+    /// The tick guest runs under a lease that ends within `lease`, and has written. `file` is its disk's protocol layer.
+    fn start(power: &str, lease: Duration, file: Option<&str>) -> Option<Self> {
+        let mut bench = Bench::start(power)?;
+        let disk = bench.dir.path().join("guest.disk");
+        tick::write_disk(&disk).unwrap();
+        let file = file.map_or(format!("driver=file,filename={}", disk.display()), ToOwned::to_owned);
+        let file = file.replace("DIR", bench.dir.path().to_str().unwrap());
+        let qemu = bench.guest_with(100, None, &on_disk(&format!("{file},node-name=file")));
+        bench.lease(lease);
+        bench.run(100, 3).unwrap();
+        until("the guest writes", || tick::read_cell(&disk).unwrap().is_some_and(|c| c.count > 1));
+        Some(Self { bench, qemu, helpers: vec![] })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.bench.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// A second disk, full of sevens, under the node name `name`.
+    fn add_disk(&mut self, name: &str, mib: usize) {
+        let file = self.path(&format!("{name}.disk"));
+        std::fs::write(&file, vec![7; mib << 20]).unwrap();
+        let file = json!({ "driver": "file", "filename": file });
+        self.qemu.qmp("blockdev-add", &json!({ "driver": "raw", "node-name": name, "file": file }));
+    }
+
+    /// Waits for the lease's end and judges.
+    fn ends_held(mut self) {
+        let writes = !changed(self.bench.dir.path()).is_empty();
+        println!("before the end the disks {}", if writes { "change" } else { "rest" });
+        self.bench.wait_for(100, Hold::Held, L * 2 + D);
+        let dir = self.bench.dir.path().to_owned();
+        assert_eq!(changed(&dir), Vec::<PathBuf>::new(), "written after it was held");
+        self.qemu.thaw(None);
+        let status = self.qemu.qmp("query-status", &json!({}));
+        assert_eq!(status["running"], false, "{status}");
+        assert_eq!(self.qemu.qmp("query-block-exports", &json!({})), json!([]));
+        let jobs = self.qemu.qmp("query-jobs", &json!({}));
+        let ended = |j: &Value| j["status"] == "concluded" || j["status"] == "null";
+        assert!(jobs.as_array().unwrap().iter().all(ended), "{jobs}");
+        assert_eq!(changed(&dir), Vec::<PathBuf>::new(), "written by a mere thaw");
+    }
+}
+
+impl Case {
+    /// For states in which a guest may be beyond being verified: either all are held (or gone) and nothing is
+    /// written, or the machine is reset in time.
+    fn ends_safe_or_reset(mut self, vmids: &[u32]) {
+        let begun = Instant::now();
+        let end = begun + LEASE + D + W;
+        loop {
+            let holds: Vec<Hold> = vmids.iter().map(|v| self.bench.hold(*v)).collect();
+            if holds.contains(&Hold::Unsafe) {
+                self.bench.switch_asked(end);
+                println!("the machine was reset after {:?}", begun.elapsed());
+                return;
+            }
+            let begun_to_end = holds.contains(&Hold::Held);
+            if begun_to_end && holds.iter().all(|h| matches!(h, Hold::Held | Hold::Registered)) {
+                println!("{holds:?} after {:?}", begun.elapsed());
+                assert_eq!(changed(self.bench.dir.path()), Vec::<PathBuf>::new());
+                return;
+            }
+            assert!(Instant::now() < end, "{holds:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+const LEASE: Duration = Duration::from_millis(2200);
+
+#[test]
+fn running() {
+    let Some(case) = Case::start("none", LEASE, None) else { return };
+    assert!(!changed(case.bench.dir.path()).is_empty(), "the check would see a writer");
+    case.ends_held();
+}
+
+#[test]
+fn paused_by_its_user() {
+    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    case.qemu.qmp("stop", &json!({}));
+    case.ends_held();
+}
+
+#[test]
+fn stopped_by_a_write_error() {
+    // The fourth write fails, and the guest stops as it does when a thin disk's storage is full.
+    let rules = "driver=blkdebug,image.driver=file,image.filename=DIR/guest.disk,\
+        set-state.0.event=write_aio,set-state.0.state=1,set-state.0.new_state=2,\
+        set-state.1.event=write_aio,set-state.1.state=2,set-state.1.new_state=3,\
+        set-state.2.event=write_aio,set-state.2.state=3,set-state.2.new_state=4,\
+        inject-error.0.event=write_aio,inject-error.0.state=4,inject-error.0.errno=28,inject-error.0.once=off";
+    let Some(mut case) = Case::start("none", LEASE, Some(rules)) else { return };
+    until("the guest has stopped", || case.qemu.status() == "io-error");
+    case.ends_held();
+}
+
+#[test]
+fn sending_its_state() {
+    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    let path = case.text("mig");
+    let sink = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    case.qemu.qmp("migrate-set-parameters", &json!({ "max-bandwidth": 1024 }));
+    case.qemu.qmp("migrate", &json!({ "uri": format!("unix:{path}") }));
+    let _held_open = sink.accept().unwrap();
+    case.ends_held();
+}
+
+/// Starts a migration of `case` to another QEMU, registered as guest 101; with post-copy if wanted.
+fn migrate(case: &mut Case, capabilities: &[&str], bandwidth: u64) -> Qemu {
+    let uri = format!("unix:{}", case.text("mig"));
+    let disk = format!("driver=file,filename={},node-name=file", case.text("guest.disk"));
+    let mut target =
+        case.bench.guest_with(101, None, &[&["-incoming", "defer"], &on_disk(&disk)[..]].concat());
+    let on: Vec<Value> = capabilities.iter().map(|c| json!({ "capability": c, "state": true })).collect();
+    for qemu in [&mut case.qemu, &mut target] {
+        qemu.qmp("migrate-set-capabilities", &json!({ "capabilities": on }));
+    }
+    target.qmp("migrate-incoming", &json!({ "uri": uri }));
+    case.qemu.qmp("migrate-set-parameters", &json!({ "max-bandwidth": bandwidth }));
+    case.qemu.qmp("migrate", &json!({ "uri": uri }));
+    target
+}
+
+fn phase(qemu: &mut Qemu) -> String {
+    qemu.qmp("query-migrate", &json!({}))["status"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn just_before_it_is_handed_over() {
+    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    let _target = migrate(&mut case, &["pause-before-switchover"], 1 << 30);
+    until("the source waits", || phase(&mut case.qemu) == "pre-switchover");
+    case.ends_held();
+}
+
+#[test]
+fn receiving_its_state() {
+    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    let mut target = migrate(&mut case, &[], 4096);
+    until("it flows", || phase(&mut case.qemu) == "active");
+    case.bench.wait_for(100, Hold::Held, LEASE + D);
+    // A target whose stream breaks ends by itself.
+    until("the target is safe", || matches!(case.bench.hold(101), Hold::Held | Hold::Registered));
+    if case.bench.hold(101) == Hold::Registered {
+        target.wait_for_end(W);
+    }
+    case.ends_held();
+}
+
+#[test]
+fn in_post_copy() {
+    let userfault = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd");
+    let root = rustix::process::getuid().is_root();
+    if !allowance(root || userfault.is_ok_and(|v| v.trim() == "1"), "userfaultfd for ordinary users") {
+        return;
+    }
+    let Some(mut case) = Case::start("socket", LEASE, None) else { return };
+    let target = migrate(&mut case, &["postcopy-ram"], 64 << 10);
+    until("it flows", || phase(&mut case.qemu) == "active");
+    case.qemu.qmp("migrate-start-postcopy", &json!({}));
+    until("the source has handed over", || phase(&mut case.qemu) == "postcopy-active");
+    // The target's CPUs may stand in a page that never comes, so that it can't be verified.
+    case.ends_safe_or_reset(&[100, 101]);
+    drop(target);
+}
+
+#[test]
+fn mirroring_its_disk() {
+    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    case.add_disk("target", 1);
+    let mirror =
+        json!({ "job-id": "m", "device": "disk", "target": "target", "sync": "full", "speed": 65536 });
+    case.qemu.qmp("blockdev-mirror", &mirror);
+    case.ends_held();
+}
+
+#[test]
+fn with_a_mirror_that_is_ready() {
+    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    case.add_disk("target", 1);
+    let mirror = json!({ "job-id": "m", "device": "disk", "target": "target", "sync": "full",
+        "copy-mode": "write-blocking" });
+    case.qemu.qmp("blockdev-mirror", &mirror);
+    until("the mirror is ready", || {
+        let jobs = case.qemu.qmp("query-jobs", &json!({}));
+        jobs[0]["status"] == "ready"
+    });
+    case.ends_held();
+}
+
+#[test]
+fn being_backed_up() {
+    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    case.add_disk("target", 1);
+    let backup =
+        json!({ "job-id": "b", "device": "disk", "target": "target", "sync": "full", "speed": 65536 });
+    case.qemu.qmp("blockdev-backup", &backup);
+    case.ends_held();
+}
+
+#[test]
+fn exporting_a_disk_that_is_written() {
+    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    case.add_disk("exported", 4);
+    let socket = case.text("nbd");
+    let nbd = json!({ "addr": { "type": "unix", "data": { "path": socket } } });
+    case.qemu.qmp("nbd-server-start", &nbd);
+    let export = json!({ "id": "x", "type": "nbd", "node-name": "exported", "name": "x", "writable": true });
+    case.qemu.qmp("block-export-add", &export);
+    let writer = Command::new("qemu-img")
+        .args(["bench", "-w", "-f", "raw", "-c", "100000000", "-d", "1", "-s", "512", "--pattern=9"])
+        .arg(format!("nbd+unix:///x?socket={socket}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    case.helpers.push(writer.unwrap());
+    until("the export is written", || std::fs::read(case.path("exported.disk")).unwrap().contains(&9));
+    case.ends_held();
+}
+
+#[test]
+fn saving_a_snapshot() {
+    let Some(mut case) = Case::start("socket", LEASE, None) else { return };
+    let file = case.text("snap.disk");
+    assert!(
+        Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", &file, "64M"])
+            .status()
+            .unwrap()
+            .success()
+    );
+    // So slow that the lease ends while the RAM is being saved.
+    let limits = json!({ "qom-type": "throttle-group", "id": "slow", "limits": { "bps-total": 200_000 } });
+    case.qemu.qmp("object-add", &limits);
+    let file = json!({ "driver": "throttle", "throttle-group": "slow",
+        "file": { "driver": "file", "filename": file } });
+    case.qemu.qmp("blockdev-add", &json!({ "driver": "qcow2", "node-name": "snap", "file": file }));
+    let save = json!({ "job-id": "s", "tag": "one", "vmstate": "snap", "devices": ["snap"] });
+    case.qemu.qmp("snapshot-save", &save);
+    // While it writes the RAM this QEMU answers nothing.
+    case.ends_safe_or_reset(&[100]);
+}
+
+/// A disk behind a server that stops answering: its connections are cut, so that `stop` ends.
+#[test]
+fn with_network_storage_that_hangs() {
+    let Some(server) = Server::nbd() else { return };
+    let file = format!("driver=nbd,server.type=unix,server.path={},export=x", server.socket.display());
+    let Some(case) = Case::start_on(&server, "socket", &file) else { return };
+    server.hang();
+    let mut case = case;
+    case.bench.wait_for(100, Hold::Held, LEASE + D + W);
+    drop(case);
+}
+
+/// A disk on a file system that stops answering: nothing can be verified, and the machine is reset in time.
+#[test]
+fn with_a_file_system_that_hangs() {
+    let fuse = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
+    if !allowance(fuse && rustix::process::getuid().is_root(), "FUSE for a file system that hangs") {
+        return;
+    }
+    let Some(server) = Server::fuse() else { return };
+    let file = format!("driver=file,locking=off,filename={}", server.socket.display());
+    let begun = Instant::now();
+    let Some(case) = Case::start_on(&server, "socket", &file) else { return };
+    server.hang();
+    let asked = case.bench.switch_asked(begun + Duration::from_secs(20) + LEASE + D + W);
+    println!("the machine was reset {:?} after the lease began", asked.duration_since(begun));
+    drop(server);
+    drop(case);
+}
+
+/// A storage server that can hang.
+struct Server {
+    dir: tempfile::TempDir,
+    /// The NBD server's socket, or the file that is mounted.
+    socket: PathBuf,
+    process: std::cell::RefCell<Child>,
+}
+
+impl Server {
+    fn start(kind: impl Fn(&Path, &Path) -> Vec<String>) -> Option<Self> {
+        let there =
+            Command::new("qemu-storage-daemon").arg("--version").stdout(Stdio::null()).status().is_ok();
+        if !allowance(there, "qemu-storage-daemon") {
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, socket) = (dir.path().join("guest.disk"), dir.path().join("x"));
+        tick::write_disk(&disk).unwrap();
+        let process = Command::new("qemu-storage-daemon")
+            .args(["--blockdev", &format!("driver=file,filename={},node-name=d", disk.display())])
+            .args(kind(&disk, &socket))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Some(Self { dir, socket, process: process.into() })
+    }
+
+    fn nbd() -> Option<Self> {
+        let server = Self::start(|_, socket| {
+            let socket = format!("addr.type=unix,addr.path={}", socket.display());
+            ["--nbd-server", &socket, "--export", "type=nbd,id=x,name=x,node-name=d,writable=on"]
+                .map(ToOwned::to_owned)
+                .into()
+        })?;
+        until("the server listens", || server.socket.exists());
+        Some(server)
+    }
+
+    fn fuse() -> Option<Self> {
+        let server = Self::start(|_, file| {
+            std::fs::write(file, "").unwrap();
+            let export = format!("type=fuse,id=x,node-name=d,writable=on,mountpoint={}", file.display());
+            vec!["--export".to_owned(), export]
+        })?;
+        until("the file is mounted", || {
+            std::fs::metadata(&server.socket).is_ok_and(|m| m.len() == tick::DISK_BYTES)
+        });
+        Some(server)
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.process.borrow().id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+    }
+
+    fn hang(&self) {
+        self.signal("STOP");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It takes its mount along when it ends in peace.
+        self.signal("TERM");
+        self.signal("CONT");
+        self.process.get_mut().wait().ok();
+    }
+}
+
+impl Case {
+    /// As [`Case::start`], with the disk behind a server.
+    fn start_on(server: &Server, power: &str, file: &str) -> Option<Self> {
+        let mut bench = Bench::start(power)?;
+        let qemu = bench.guest_with(100, None, &on_disk(&format!("{file},node-name=file")));
+        bench.lease(LEASE);
+        bench.run(100, 3).unwrap();
+        let disk = server.dir.path().join("guest.disk");
+        until("the guest writes", || tick::read_cell(&disk).unwrap().is_some_and(|c| c.count > 1));
+        Some(Self { bench, qemu, helpers: vec![] })
+    }
+}

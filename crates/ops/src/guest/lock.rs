@@ -1,0 +1,148 @@
+//! A guest's lock: `lock: WHAT` in its configuration, as administrators know it, and beside it a record of who holds it.
+//!
+//! The record names the task and the epoch. A lock whose task is dead, or which was taken under another epoch, is void,
+//! and the guest's owner removes it, once the guest's process says that nothing of the task goes on. A lock that a user
+//! has set by hand has no record, and stays.
+
+use crate::store::{self, GuestAt};
+use crate::{Ops, OpsError};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use stead_conf::{Check, Op, Tree, Txn};
+use stead_driver::guest::RunState;
+use stead_model::{Epoch, Upid, Vmid, paths};
+
+/// Below it: who holds a guest's lock.
+const LOCKS: &str = "stead/lock/";
+
+/// Who holds a lock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Holder {
+    /// What for, as the configuration says it.
+    what: String,
+    /// The task.
+    task: Upid,
+    /// The ownership under which it was taken.
+    epoch: Epoch,
+}
+
+fn path(vmid: Vmid) -> String {
+    format!("{LOCKS}{vmid}")
+}
+
+/// Adds to a transaction that nobody holds a guest's lock any more.
+pub(crate) fn release(tree: &Tree, vmid: Vmid, txn: &mut Txn) {
+    let path = path(vmid);
+    if let Some(entry) = tree.get(&path) {
+        txn.checks.push(Check::Revision(path.clone(), entry.revision));
+        txn.ops.push(Op::Delete(path));
+    }
+}
+
+/// The guests whose lock somebody holds, or held last.
+pub(crate) fn held(tree: &Tree) -> BTreeSet<Vmid> {
+    tree.list(LOCKS).filter_map(|(p, _)| p.strip_prefix(LOCKS)?.parse().ok()).collect()
+}
+
+/// Whether a lock that a configuration names is void. `lives`: whether a task still runs.
+fn is_void(lock: &str, holder: Option<&Holder>, epoch: Epoch, lives: impl Fn(&Upid) -> bool) -> bool {
+    holder.is_some_and(|h| h.what == lock && (h.epoch != epoch || !lives(&h.task)))
+}
+
+impl Ops {
+    /// Writes `lock: what` into the configuration of one of our guests, for a task of this node.
+    pub(crate) async fn set_lock(
+        &self,
+        guest: GuestAt,
+        what: &str,
+        task: &Upid,
+    ) -> Result<GuestAt, OpsError> {
+        let vmid = guest.vmid;
+        let mut config = super::config::parse(&guest.config.value)?;
+        config.current.set("lock", what)?;
+        let holder = Holder { what: what.to_owned(), task: task.clone(), epoch: guest.own.value.epoch };
+        let mut txn = store::txn("root@pam", format!("guest {vmid}: lock {what}"));
+        store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
+        txn.checks.push(Check::Revision(paths::ownership(vmid), guest.own.revision));
+        // What an earlier one has left is void: the configuration had no lock.
+        txn.ops.push(Op::Put(path(vmid), store::bytes(&holder)?.into()));
+        self.conf.transact(txn).await?;
+        self.vm_at(vmid)
+    }
+
+    /// Removes the lock, if the guest is still ours; what can't be removed now, reconciliation removes.
+    pub(crate) async fn clear_lock(&self, vmid: Vmid) {
+        let cleared = async { self.unlock(&self.own_guest(vmid).await?).await };
+        if let Err(e) = cleared.await {
+            tracing::warn!("guest {vmid}: its lock could not be removed yet: {e}");
+        }
+    }
+
+    /// Removes the lock and the record of who holds it, as far as they are there.
+    async fn unlock(&self, guest: &GuestAt) -> Result<(), OpsError> {
+        let mut config = super::config::parse(&guest.config.value)?;
+        let mut txn = store::txn("root@pam", format!("guest {}: unlock", guest.vmid));
+        if config.current.remove("lock").is_some() {
+            store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
+        }
+        self.conf.view(|t| release(t, guest.vmid, &mut txn));
+        if txn.ops.is_empty() {
+            return Ok(());
+        }
+        txn.checks.push(Check::Revision(paths::ownership(guest.vmid), guest.own.revision));
+        self.conf.transact(txn).await?;
+        Ok(())
+    }
+
+    /// Removes the lock of one of our guests if it is void. To be called under the guest's mutex.
+    pub(crate) async fn free_void_lock(&self, guest: &GuestAt) -> Result<(), OpsError> {
+        let vmid = guest.vmid;
+        let config = super::config::parse(&guest.config.value)?;
+        let holder = self.conf.view(|t| store::record::<Holder>(t, &path(vmid)))?.map(|h| h.value);
+        let lock = match (config.current.lock(), &holder) {
+            (Some(lock), _) => lock,
+            // The lock went with a recovery, which knows no more of it.
+            (None, Some(_)) => return self.unlock(guest).await,
+            (None, None) => return Ok(()),
+        };
+        let lives = |task: &Upid| {
+            // A task of another node was ended by the change of owner that brought the guest here.
+            task.node == self.me.name && self.tasks.get(task).is_some_and(|t| t.endtime.is_none())
+        };
+        if !is_void(lock, holder.as_ref(), guest.own.value.epoch, lives) {
+            return Ok(());
+        }
+        if self.guests.state(vmid).await.is_some() {
+            let ended = self.guests.cancel_migration(vmid).await?;
+            match self.guests.state(vmid).await.map(|p| p.state) {
+                None | Some(RunState::Running | RunState::Paused | RunState::Shutdown) => {}
+                // All was sent: the guest is taken back first, which removes the lock, too.
+                Some(state) => {
+                    return Err(OpsError::failed(format!(
+                        "the task that has locked it ({lock}) is dead, and it is {state:?}, its migration {:?}: it stays locked for \
+                         now",
+                        ended.phase
+                    )));
+                }
+            }
+        }
+        tracing::warn!("guest {vmid}: the task that has locked it ({lock}) is dead: unlocked");
+        self.unlock(guest).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_lives_as_long_as_its_task_and_its_epoch() {
+        let task: Upid = "UPID:n1:00000001:00000001:00000001:qmigrate:100:root@pam:".parse().unwrap();
+        let holder = Holder { what: "migrate".into(), task, epoch: Epoch(3) };
+        assert!(!is_void("migrate", Some(&holder), Epoch(3), |_| true));
+        assert!(is_void("migrate", Some(&holder), Epoch(3), |_| false), "its task is dead");
+        assert!(is_void("migrate", Some(&holder), Epoch(4), |_| true), "recovered since");
+        assert!(!is_void("backup", Some(&holder), Epoch(3), |_| false), "another lock");
+        assert!(!is_void("migrate", None, Epoch(3), |_| false), "set by hand");
+    }
+}

@@ -1,0 +1,267 @@
+//! One node's use cases over fakes. Other nodes are records alone.
+#![allow(dead_code, reason = "not every test file uses all of it")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use async_trait::async_trait;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+use stead_conf::{ClusterKey, Conf, Options, Txn};
+use stead_driver::fake::{FakeGuests, FakeMachines, FakeStorage};
+use stead_driver::fake_fence::FakeFence;
+use stead_driver::storage::{StorageDriver, StorageError, StorageType};
+use stead_model::{
+    ClusterRecord, Epoch, FenceProfile, GuestKind, NodeName, NodeRecord, NodeState, NodeUuid, Ownership,
+    RaftId, StorageId, Upid, Vmid, paths,
+};
+use stead_ops::join::{Host, JoinMaterial};
+use stead_ops::peers::{Duplex, PeerError, PeerLink};
+use stead_ops::status::{NodeReport, NodeStats};
+use stead_ops::{Actor, Flush, Lease, Me, Ops, store};
+use stead_tasks::Tasks;
+use stead_transport::{ClusterCa, Fingerprint};
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub const BOOT: &str = "11111111-1111-4111-8111-111111111111";
+pub const UUID: &str = "22222222-2222-4222-8222-222222222222";
+pub const STORAGES: &str = "dir: local\n\tpath /fake/local\n\tcontent images,iso\n\n\
+    dir: shared\n\tpath /fake/shared\n\tcontent images\n\tshared 1\n";
+
+/// Storages in memory, the same one for the same name.
+#[derive(Clone)]
+struct Fakes(Arc<Mutex<BTreeMap<StorageId, Arc<FakeStorage>>>>, PathBuf);
+
+impl StorageType for Fakes {
+    fn name(&self) -> &'static str {
+        "dir"
+    }
+    fn open(
+        &self,
+        id: &StorageId,
+        _: &BTreeMap<String, String>,
+    ) -> Result<Arc<dyn StorageDriver>, StorageError> {
+        let make = || Arc::new(FakeStorage::new(id.clone(), 64 << 30, self.1.clone()));
+        Ok(self.0.lock().unwrap().entry(id.clone()).or_insert_with(make).clone())
+    }
+}
+
+/// Nobody answers.
+struct Alone;
+
+fn away(to: &NodeRecord) -> PeerError {
+    PeerError::Unreachable { node: to.name.clone(), why: "this test has one node".into() }
+}
+
+#[async_trait]
+impl PeerLink for Alone {
+    async fn call(&self, to: &NodeRecord, _: &str, _: Value, _: Duration) -> Result<Value, PeerError> {
+        Err(away(to))
+    }
+    async fn open(&self, to: &NodeRecord, _: &str) -> Result<Box<dyn Duplex>, PeerError> {
+        Err(away(to))
+    }
+}
+
+/// What a join has left for the daemon to carry.
+#[derive(Default)]
+pub struct Kept {
+    pub carried: Mutex<Vec<(Vmid, String)>>,
+}
+
+impl Host for Kept {
+    fn keep_join(&self, join: &JoinMaterial) -> Result<(), String> {
+        self.carried.lock().unwrap().clone_from(&join.guests);
+        Ok(())
+    }
+    fn keep_leave(&self, _: &str) -> Result<(), String> {
+        Err("this test leaves nothing".into())
+    }
+    fn restart(&self) {}
+    fn bringing(&self) -> Vec<(Vmid, String)> {
+        self.carried.lock().unwrap().clone()
+    }
+    fn brought(&self) {
+        self.carried.lock().unwrap().clear();
+    }
+    fn fingerprint(&self) -> Fingerprint {
+        Fingerprint([7; 32])
+    }
+    fn seal_key(&self) -> [u8; 32] {
+        [5; 32]
+    }
+}
+
+/// A node with what lies below it.
+pub struct Node {
+    pub ops: Arc<Ops>,
+    pub machines: FakeMachines,
+    pub fence: Arc<FakeFence>,
+    pub host: Arc<Kept>,
+    pub lease: watch::Sender<Lease>,
+    storages: Fakes,
+    pub dir: tempfile::TempDir,
+}
+
+pub fn name(text: &str) -> NodeName {
+    text.parse().unwrap()
+}
+
+pub fn vmid(n: u32) -> Vmid {
+    Vmid::new(n).unwrap()
+}
+
+fn record(node: &str, raft_id: u64, uuid: &str, state: NodeState) -> NodeRecord {
+    NodeRecord {
+        name: name(node),
+        uuid: uuid.parse().unwrap(),
+        raft_id: RaftId(raft_id),
+        addr: format!("127.0.0.{raft_id}:8006").parse().unwrap(),
+        state,
+        version: "0.1.0".into(),
+    }
+}
+
+fn found(dir: &std::path::Path) -> Conf {
+    let key = ClusterKey::generate().unwrap();
+    let cluster = ClusterRecord {
+        name: "test".into(),
+        uuid: UUID.into(),
+        epoch: Epoch(1),
+        profile: FenceProfile::default(),
+        previous_profile: None,
+    };
+    let node = record("n1", 1, UUID, NodeState::Member { boot: BOOT.parse().unwrap() });
+    let ca = ClusterCa::create("test", UUID, SystemTime::now()).unwrap();
+    let mut txn = stead_ops::join::found(&cluster, &node, ca.cert_pem(), STORAGES).unwrap();
+    txn = txn.put(paths::CA_KEY, key.seal(paths::CA_KEY, ca.key_pem().as_bytes()).unwrap());
+    Conf::create(Options::new(dir.join("conf"), key, RaftId(1)), &txn).unwrap()
+}
+
+impl Node {
+    /// `n1`, which leads a cluster of its own.
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let conf = found(dir.path());
+        conf.status().wait_for(|s| s.quorate && s.is_leader).await.unwrap();
+        let (lease, leased) = watch::channel(Lease { held: true });
+        let (flush, flushes) = mpsc::channel(16);
+        let (machines, fence) = (FakeMachines::default(), Arc::new(FakeFence::leased()));
+        let host = Arc::new(Kept::default());
+        let storages = Fakes(Arc::default(), dir.path().to_owned());
+        let ops = Arc::new(Ops {
+            me: Me {
+                name: name("n1"),
+                uuid: UUID.parse().unwrap(),
+                boot: BOOT.parse().unwrap(),
+                addr: "127.0.0.1:8006".parse().unwrap(),
+                dir: dir.path().to_owned(),
+                started: 1,
+                version: "0.1.0",
+            },
+            conf,
+            tasks: Tasks::open(dir.path().join("tasks"), name("n1")).unwrap(),
+            guests: Arc::new(FakeGuests::new(&machines, "n1", dir.path())),
+            fence: fence.clone(),
+            storage_types: vec![Arc::new(storages.clone())],
+            peers: Arc::new(Alone),
+            status: stead_ops::status::ClusterStatus::default(),
+            events: stead_ops::events::Events::new(1),
+            lease: leased,
+            flush: Flush(flush),
+            host: host.clone(),
+            guest_locks: stead_ops::GuestLocks::default(),
+            sign_ins: stead_ops::access::SignIns::default(),
+        });
+        tokio::spawn(flushed(flushes));
+        Self { ops, machines, fence, host, lease, storages, dir }
+    }
+
+    /// A storage, as it stands behind its driver.
+    pub fn storage(&self, id: &str) -> Arc<FakeStorage> {
+        let id: StorageId = id.parse().unwrap();
+        self.ops.driver(&id).unwrap();
+        self.storages.0.lock().unwrap()[&id].clone()
+    }
+
+    /// Commits, whatever it is.
+    pub async fn commit(&self, txn: Txn) {
+        self.ops.conf.transact(txn).await.unwrap();
+    }
+
+    /// Records another node, over what is there.
+    pub async fn record_node(&self, node: &str, raft_id: u64, uuid: &str, state: NodeState) {
+        let bytes = store::bytes(&record(node, raft_id, uuid, state)).unwrap();
+        self.commit(Txn::new("test").put(paths::node(&name(node)), bytes)).await;
+    }
+
+    /// Records a guest of any node.
+    pub async fn record_guest(&self, n: u32, owner: &str, own: impl FnOnce(&mut Ownership), config: &str) {
+        let mut new = Ownership {
+            kind: GuestKind::Qemu,
+            owner: name(owner),
+            epoch: Epoch(7),
+            armed: false,
+            running: false,
+            recovered: false,
+        };
+        own(&mut new);
+        let txn = Txn::new("test")
+            .put(paths::ownership(vmid(n)), store::bytes(&new).unwrap())
+            .put(paths::guest(&name(owner), GuestKind::Qemu, vmid(n)), config.to_owned());
+        self.commit(txn).await;
+    }
+
+    /// Takes a report of another node, as if it were alive.
+    pub fn report_of(&self, node: &str) {
+        self.ops.take_report(&NodeReport {
+            node: name(node),
+            boot: BOOT.parse().unwrap(),
+            seq: 1,
+            started: 1,
+            lease: true,
+            listens: false,
+            stats: NodeStats::default(),
+            guests: vec![],
+            storages: vec![],
+            tasks: vec![],
+            ha: Value::Null,
+        });
+    }
+
+    /// A task's end: its status, and its log.
+    pub async fn ended(&self, upid: &Upid) -> (String, String) {
+        let status = self.ops.tasks.wait(upid).await.unwrap().exitstatus.unwrap();
+        let log = self.ops.tasks.log(upid, 0, 0).await.unwrap();
+        let lines: Vec<String> = log.lines.into_iter().map(|l| l.t).collect();
+        (status, lines.join("\n"))
+    }
+
+    pub fn own(&self, n: u32) -> Ownership {
+        self.ops.guest_at(vmid(n)).unwrap().own.value
+    }
+}
+
+/// Other nodes' identities.
+pub fn uuid(n: u32) -> NodeUuid {
+    format!("33333333-3333-4333-8333-{n:012}").parse().unwrap()
+}
+
+pub fn member() -> NodeState {
+    NodeState::Member { boot: BOOT.parse().unwrap() }
+}
+
+pub fn lost() -> NodeState {
+    NodeState::Lost { boot: BOOT.parse().unwrap() }
+}
+
+pub fn root() -> Actor {
+    Actor::system()
+}
+
+async fn flushed(mut flushes: mpsc::Receiver<oneshot::Sender<()>>) {
+    while let Some(done) = flushes.recv().await {
+        let _ = done.send(());
+    }
+}

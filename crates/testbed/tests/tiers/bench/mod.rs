@@ -1,0 +1,132 @@
+//! The figures of docs/benchmarks.md: `make bench`. Ratios are taken within one run, side by side.
+//!
+//! A benchmark measures and says whether an aim is met; it fails only where it could not measure, or where something
+//! wrong was seen on the way. What it finds is printed, and appended to the file that `STEAD_BENCH_REPORT` names.
+//! `STEAD_BENCH_RUNS` sets how often each measurement is repeated.
+
+mod events;
+mod failover;
+mod hand;
+mod memory;
+mod migration;
+mod start;
+mod trace;
+
+use anyhow::{Context, Result};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+use stead_testbed::{ApiClient, Cluster};
+
+/// How often a measurement is repeated, unless the user says otherwise.
+fn runs(default: usize) -> usize {
+    std::env::var("STEAD_BENCH_RUNS").ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0).unwrap_or(default)
+}
+
+/// Seconds since 1970, on the clock that QEMU stamps its traces with.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+/// Measurements of one kind.
+#[derive(Debug, Clone, Default)]
+struct Figures(Vec<f64>);
+
+impl Figures {
+    fn sorted(&self) -> Vec<f64> {
+        let mut all = self.0.clone();
+        all.sort_by(f64::total_cmp);
+        all
+    }
+
+    fn min(&self) -> f64 {
+        self.sorted().first().copied().unwrap_or(f64::NAN)
+    }
+
+    fn max(&self) -> f64 {
+        self.sorted().last().copied().unwrap_or(f64::NAN)
+    }
+
+    /// The median: between the two in the middle where there are two.
+    fn p50(&self) -> f64 {
+        let all = self.sorted();
+        match all.len() {
+            0 => f64::NAN,
+            n if n % 2 == 1 => all[n / 2],
+            n => f64::midpoint(all[n / 2 - 1], all[n / 2]),
+        }
+    }
+
+    /// Cells of a table: how many, min, p50, max.
+    fn cells(&self, decimals: usize) -> String {
+        let cell = |x: f64| {
+            if x.is_nan() { "-".to_owned() } else { format!("{x:.decimals$}") }
+        };
+        format!("{} | {} | {} | {}", self.0.len(), cell(self.min()), cell(self.p50()), cell(self.max()))
+    }
+}
+
+impl FromIterator<f64> for Figures {
+    fn from_iter<T: IntoIterator<Item = f64>>(all: T) -> Self {
+        Self(all.into_iter().collect())
+    }
+}
+
+/// Whether an aim is met, as a cell says it.
+fn verdict(aim: &str, met: bool) -> String {
+    format!("{aim}: {}", if met { "met" } else { "**missed**" })
+}
+
+/// What one benchmark has found.
+#[derive(Debug)]
+struct Report(String);
+
+impl Report {
+    fn new(title: &str) -> Self {
+        Self(format!("### {title}\n\n"))
+    }
+
+    /// Begins a table.
+    fn table(&mut self, head: &str) {
+        let rule = "---|".repeat(head.split('|').count());
+        let _ = writeln!(self.0, "| {head} |\n|{rule}");
+    }
+
+    fn row(&mut self, cells: &str) {
+        let _ = writeln!(self.0, "| {cells} |");
+    }
+
+    fn text(&mut self, text: &str) {
+        let _ = writeln!(self.0, "\n{text}\n");
+    }
+
+    /// Prints it, and appends it to the report's file.
+    fn publish(mut self) -> Result<()> {
+        self.0.push('\n');
+        println!("\n{}", self.0);
+        let Some(path) = std::env::var_os("STEAD_BENCH_REPORT") else { return Ok(()) };
+        let mut file = std::fs::File::options().create(true).append(true).open(&path)?;
+        file.write_all(self.0.as_bytes()).with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+/// Sets options of a VM that is not running.
+async fn set(
+    cluster: &Cluster,
+    api: &ApiClient,
+    node: usize,
+    vmid: u32,
+    form: &[(&str, &str)],
+) -> Result<()> {
+    let path = format!("/nodes/{}/qemu/{vmid}/config", cluster.node(node).name());
+    api.put(&path, form).await.with_context(|| format!("setting options of VM {vmid}")).map(drop)
+}
+
+#[test]
+fn the_median_lies_in_the_middle() {
+    let of = |all: &[f64]| Figures(all.to_vec());
+    assert!((of(&[3.0, 1.0, 2.0]).p50() - 2.0).abs() < 1e-9);
+    assert!((of(&[4.0, 1.0, 2.0, 3.0]).p50() - 2.5).abs() < 1e-9);
+    assert_eq!(of(&[0.2, 0.1]).cells(1), "2 | 0.1 | 0.2 | 0.2");
+    assert_eq!(of(&[]).cells(1), "0 | - | - | -");
+}
