@@ -444,7 +444,12 @@ impl World {
                 let lost = self.index(lost);
                 self.tell(Kind::FenceRequest, None, lost, None);
             }
-            Txn::Release { vmid, from, to, live, .. } => self.tell_move(*vmid, from, to, *live),
+            Txn::Release { vmid, from, to, live, .. } => {
+                self.tell_move(*vmid, from, to);
+                if *live {
+                    self.arrive(*vmid, to);
+                }
+            }
             Txn::Manager(state, ..) => self.tell_manager(before, state),
             _ => {}
         }
@@ -541,6 +546,8 @@ impl World {
                     self.grant(node, out);
                 }
                 GrantorCommand::Confirm { round } => self.begin_round(node, Purpose::Confirm(round)),
+                // The profile never changes here.
+                GrantorCommand::SettleProfile(_) => {}
                 GrantorCommand::Answer { node: to, answer } => {
                     if let Some(to) = self.index(&to) {
                         self.send(node, to, Msg::Answer(answer));

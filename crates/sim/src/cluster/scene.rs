@@ -509,13 +509,11 @@ impl World {
     }
 
     /// A move was committed.
-    pub fn tell_move(&mut self, vmid: Vmid, from: &NodeName, to: &NodeName, live: bool) {
-        if let Some(scene) = &mut self.scene {
-            scene.transit.remove(&vmid);
-        }
+    pub fn tell_move(&mut self, vmid: Vmid, from: &NodeName, to: &NodeName) {
         let sid = self.sid(vmid);
-        let kind = if live && sid.kind == GuestKind::Qemu { Kind::Migrate } else { Kind::Relocate };
         let to = self.index(to);
+        let live = self.scene.as_mut().is_some_and(|s| s.transit.remove(&vmid).is_some());
+        let kind = if live { Kind::Migrate } else { Kind::Relocate };
         self.tell(kind, Some(sid), to, Some(from.to_string()));
     }
 

@@ -21,12 +21,12 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Whether HA has the guest, so that the fence process is to guard it.
+    /// Whether HA has the guest, so that the fence process is to guard it. It does so while HA is disarmed too: what is
+    /// guarded can be recovered once HA is armed again, whatever became of its node.
     pub fn is_guarded(&self, vmid: Vmid) -> bool {
         let Some(own) = self.owners.get(&vmid) else { return false };
         let resource = self.config.resources.get(&ServiceId { kind: own.kind, vmid });
-        !self.manager.0.disarm.is_some_and(|d| d.ready)
-            && resource.is_some_and(|r| r.state != RequestedState::Ignored)
+        resource.is_some_and(|r| r.state != RequestedState::Ignored)
     }
 }
 
@@ -39,7 +39,7 @@ pub enum Txn {
     Enter(NodeName, BootId, NodeState),
     /// The guest moves from a lost node to another, under the next epoch. The flag plants that the loss is not checked.
     Recover { vmid: Vmid, from: NodeName, to: NodeName, epoch: Epoch, unlock: bool, unchecked: bool },
-    /// The owner of a guest that does not run gives it to another node.
+    /// The owner gives a guest to another node: one that does not run, or (`live`) one that has moved while it ran.
     Release { vmid: Vmid, from: NodeName, to: NodeName, epoch: Epoch, live: bool },
     /// The owner may be running the guest, and guards it, or is not any more.
     Running { vmid: Vmid, node: NodeName, epoch: Epoch, running: bool, armed: bool },
@@ -125,9 +125,9 @@ fn apply(tree: &mut Tree, txn: &Txn) -> bool {
             }
             lost || *unchecked
         }
-        Txn::Release { vmid, from, to, epoch, live: _ } => {
-            let own =
-                tree.owners.get_mut(vmid).filter(|o| o.owner == *from && o.epoch == *epoch && !o.running);
+        Txn::Release { vmid, from, to, epoch, live } => {
+            let mine = |o: &&mut Ownership| o.owner == *from && o.epoch == *epoch && o.running == *live;
+            let own = tree.owners.get_mut(vmid).filter(mine);
             own.map(|own| (own.owner, own.epoch) = (to.clone(), epoch.next())).is_some()
         }
         Txn::Running { vmid, node, epoch, running, armed } => {

@@ -266,16 +266,17 @@ impl World {
         let services: BTreeMap<ServiceId, AgentService> = mine
             .map(|(sid, r)| (*sid, service(n.copies.contains_key(&sid.vmid), r.max_restart, r.state)))
             .collect();
-        let guarding = services.keys().filter_map(own).any(|o| o.armed);
-        AgentView {
+        let view = AgentView {
             me: n.name.clone(),
             manager: tree.manager.0.clone(),
             ready,
             services,
             policy: tree.config.options.shutdown_policy,
             leave: n.daemon.as_ref().and_then(|d| d.leave).map(|(leave, _)| leave),
-            guarding,
-        }
+            guarding: false,
+        };
+        // Disarming lets nobody go: see `Tree::is_guarded`.
+        AgentView { guarding: view.wants_guard(), ..view }
     }
 
     fn ended(&mut self, node: usize, command: &AgentCommand, ending: Ending) {
@@ -427,16 +428,41 @@ impl World {
             self.tell_guest(Kind::MoveFail, vmid, node);
             return self.ended(node, &command, Ending::Failed("its migration failed".to_owned()));
         }
-        let live = matches!(command.attempt, Attempt::Migrate(_)) && command.sid.kind == GuestKind::Qemu;
-        if present && !live && self.stop_fails(vmid) {
+        let qemu = command.sid.kind == GuestKind::Qemu;
+        if let Attempt::Migrate(to) = &command.attempt
+            && present
+            && qemu
+        {
+            // The source stands from here on; the target goes on with the commit.
+            self.begin_transit(node, vmid);
+            self.destroy(node, vmid, None);
+            let from = self.nodes[node].name.clone();
+            let txn = Txn::Release { vmid, from, to: to.clone(), epoch, live: true };
+            return self.ask(node, Ask::Propose(txn), Then::Released(command));
+        }
+        if present && self.stop_fails(vmid) {
             self.tell_guest(Kind::StopFail, vmid, node);
             return self.ended(node, &command, Ending::Failed("it does not stop".to_owned()));
         }
-        if live {
-            self.begin_transit(node, vmid);
-        }
-        self.destroy(node, vmid, (!live).then_some(Kind::Stop));
+        self.destroy(node, vmid, Some(Kind::Stop));
         self.not_running(node, vmid, epoch, Then::Stopped(command));
+    }
+
+    /// A guest has moved while it ran: its copy on the target, which waited for the commit, goes on.
+    pub fn arrive(&mut self, vmid: Vmid, to: &NodeName) {
+        let Some(node) = self.index(to) else { return };
+        let Some(epoch) = self.store.newest().owners.get(&vmid).map(|o| o.epoch) else { return };
+        let now = self.now;
+        let n = &mut self.nodes[node];
+        if n.copies.contains_key(&vmid) {
+            return;
+        }
+        let registered = n.answering(now).map(|f| f.holder.register(vmid, epoch, true));
+        if matches!(registered, Some(Ok(()))) {
+            n.record.insert(vmid, (epoch, false));
+            self.add_copy(node, vmid, epoch);
+            self.ask_fenced(node, Call::Run { vmid, epoch, task: None });
+        }
     }
 
     /// Whether a node answers another one.
@@ -453,8 +479,7 @@ impl World {
         match command.attempt.clone() {
             Attempt::Migrate(to) | Attempt::Relocate(to) if done => {
                 let from = self.nodes[node].name.clone();
-                let live = matches!(command.attempt, Attempt::Migrate(_));
-                let txn = Txn::Release { vmid, from, to, epoch, live };
+                let txn = Txn::Release { vmid, from, to, epoch, live: false };
                 self.ask(node, Ask::Propose(txn), Then::Released(command));
             }
             _ => self.ended(node, &command, if done { Ending::Done } else { not_now() }),

@@ -1,5 +1,5 @@
 //! A node without a lease runs no guest under HA after L + D + W (after L + D where its fence process works; the
-//! watchdog has W more). A guest that is ignored, and all while HA is disarmed, are under nobody's guard.
+//! watchdog has W more). A guest that is ignored is under nobody's guard.
 
 use crate::cluster::daemon::PROFILE;
 use crate::cluster::world::World;
