@@ -5,35 +5,35 @@ use crate::grant::GrantHandle;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use stead_conf::{Check, Op};
-use stead_driver::guest::RunState;
+use stead_conf::{Check, Op, Txn};
 use stead_ha::{
-    Agent, AgentCommand, AgentView, Attempt, Command, ManagerState, NodeView, NodeWord, Process, Report,
-    ServiceView, View, step,
+    Agent, AgentCommand, AgentReport, AgentService, AgentView, Attempt, Command, Ending, History,
+    ManagerState, step,
 };
-use stead_model::ha_cfg::{HaResource, HaResources, HaRules, RequestedState};
-use stead_model::{GuestKind, NodeName, NodeState, Ownership, ServiceId, paths};
+use stead_model::ha_cfg::{HaResource, HaResources};
+use stead_model::{GuestKind, NodeName, Ownership, ServiceId, paths};
 use stead_ops::guest::Asked;
 use stead_ops::guest::migrate::MigrateOptions;
 use stead_ops::guest::power::{PowerAction, SHUTDOWN_TIMEOUT};
-use stead_ops::ha::{COMMANDS, CrmCommand};
-use stead_ops::status::GuestKnown;
+use stead_ops::ha::{COMMANDS, HISTORY};
 use stead_ops::{Actor, Ops, OpsError, store};
 use tokio::sync::{mpsc, watch};
+
+mod view;
 
 /// How often both look again without a cause.
 const PERIOD: Duration = Duration::from_millis(500);
 
 /// The manager, for as long as the daemon runs; it acts while this node leads.
 pub async fn manage(ops: Arc<Ops>, grant: GrantHandle) {
-    let mut watch = ops.conf.watch();
+    let (mut watch, mut known) = (ops.conf.watch(), view::Known::default());
     loop {
         let leads = {
             let s = ops.conf.status();
             let s = s.borrow();
             s.is_leader && s.quorate
         };
-        if leads && let Err(e) = manage_once(&ops, &grant).await {
+        if leads && let Err(e) = manage_once(&ops, &grant, &mut known).await {
             tracing::warn!("HA manager: {e}");
         }
         // A commit, or the period: reports change without one.
@@ -65,12 +65,12 @@ impl Said {
     }
 }
 
-async fn manage_once(ops: &Ops, grant: &GrantHandle) -> Result<(), OpsError> {
-    let view = view(ops, grant).await?;
-    if view.services.is_empty() && ops.file(paths::HA_STATUS)?.1.is_none() {
+async fn manage_once(ops: &Ops, grant: &GrantHandle, known: &mut view::Known) -> Result<(), OpsError> {
+    let view = view::view(ops, grant, known).await?;
+    let (text, revision) = ops.file(paths::HA_STATUS)?;
+    if view.services.is_empty() && view.requests.is_empty() && revision.is_none() {
         return Ok(());
     }
-    let (text, revision) = ops.file(paths::HA_STATUS)?;
     let before: ManagerState = if text.is_empty() {
         ManagerState::default()
     } else {
@@ -79,16 +79,53 @@ async fn manage_once(ops: &Ops, grant: &GrantHandle) -> Result<(), OpsError> {
     };
     let mut state = before.clone();
     let commands = step(unix_ms() / 1000, &view, &mut state);
+    let mut txn = store::txn("root@pam", "HA manager");
     if state != before {
-        let mut txn = store::txn("root@pam", "HA manager");
         store::put_over(&mut txn, paths::HA_STATUS, revision, store::bytes(&state)?);
+    }
+    note(ops, &commands, &mut txn)?;
+    if !txn.ops.is_empty() {
         ops.conf.transact(txn).await?;
         say_changes(ops, &before, &state);
     }
     for command in commands {
-        if let Err(e) = carry_out(ops, &command).await {
+        if let Command::Recover { .. } = &command
+            && let Err(e) = recover(ops, &command).await
+        {
             tracing::warn!("HA manager: {command:?}: {e}");
         }
+    }
+    Ok(())
+}
+
+/// What belongs into the commit of the state: requests that were taken, and what became of services.
+fn note(ops: &Ops, commands: &[Command], txn: &mut Txn) -> Result<(), OpsError> {
+    let mut histories: BTreeMap<ServiceId, History> = BTreeMap::new();
+    for command in commands {
+        match command {
+            Command::DropRequest { id, taken, reason } => {
+                if !taken {
+                    tracing::warn!("HA: the request '{id}' is refused: {reason}");
+                    ops.events.emit("ha", id.clone(), serde_json::json!({"refused": reason}));
+                }
+                let path = format!("{COMMANDS}{id}");
+                txn.checks.push(Check::Exists(path.clone()));
+                txn.ops.push(Op::Delete(path));
+            }
+            Command::Record { sid, change } => match histories.entry(*sid) {
+                std::collections::btree_map::Entry::Occupied(mut known) => {
+                    known.get_mut().push(change.clone())
+                }
+                std::collections::btree_map::Entry::Vacant(new) => {
+                    new.insert(ops.ha_history(*sid)?).push(change.clone());
+                }
+            },
+            Command::Recover { .. } => {}
+        }
+    }
+    for (sid, history) in histories {
+        let path = format!("{HISTORY}{}", sid.vmid);
+        txn.ops.push(Op::Put(path, store::bytes(&history)?.into()));
     }
     Ok(())
 }
@@ -106,113 +143,50 @@ fn say_changes(ops: &Ops, before: &ManagerState, now: &ManagerState) {
     }
 }
 
-async fn view(ops: &Ops, grant: &GrantHandle) -> Result<View, OpsError> {
-    // The agent of every node tells of what can't be read.
-    let (resources, _) = resources(ops)?;
-    let (rules, _) = ops.file(paths::HA_RULES)?;
-    let rules = HaRules::parse(&rules)
-        .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_RULES)))?
-        .list()
-        .0;
-    let mut nodes = BTreeMap::new();
-    for n in ops.node_records() {
-        let report = ops.status.node(&n.name);
-        let settled = n.state.is_lost() && grant.settled(&n.name).await;
-        let word = match (&n.state, &report) {
-            (NodeState::Lost { .. }, _) if settled => NodeWord::Lost,
-            (NodeState::Member { boot }, Some(r)) if r.lease && r.boot == *boot => NodeWord::Online,
-            _ => NodeWord::Unknown,
-        };
-        let reports = report.and_then(|r| serde_json::from_value(r.ha).ok()).unwrap_or_default();
-        nodes.insert(n.name, NodeView { word, reports });
+/// Commits a new owner.
+async fn recover(ops: &Ops, command: &Command) -> Result<(), OpsError> {
+    let Command::Recover { sid, from, to, epoch, unlock, reason } = command else { return Ok(()) };
+    let guest = ops.guest_at(sid.vmid)?;
+    let node = ops.node_record(from)?;
+    let own = &guest.own.value;
+    // The preconditions of rule 2: the record as seen, and a node still committed lost.
+    let guarded = own.armed || !own.running;
+    if own.owner != *from || own.epoch != *epoch || !guarded || !node.value.state.is_lost() {
+        return Ok(());
     }
-    let mut services = BTreeMap::new();
-    for (sid, resource) in resources {
-        if resource.state == RequestedState::Ignored {
-            continue;
-        }
-        let Ok(guest) = ops.guest_at(sid.vmid) else { continue };
-        let own = guest.own.value;
-        let process = match ops.status.guest(&own.owner, sid.vmid) {
-            GuestKnown::Process(p) if matches!(p.state, RunState::Inmigrate) => Process::Unknown,
-            GuestKnown::Process(_) => Process::Running,
-            GuestKnown::Absent => Process::Absent,
-            GuestKnown::Unknown => Process::Unknown,
-        };
-        let request = request(ops, sid);
-        let (owner, epoch, running, armed) = (own.owner, own.epoch, own.running, own.armed);
-        services.insert(sid, ServiceView { resource, owner, epoch, running, armed, process, request });
+    let new = Ownership {
+        owner: to.clone(),
+        epoch: epoch.next(),
+        armed: false,
+        running: false,
+        recovered: true,
+        kind: own.kind,
+    };
+    let mut config = stead_ops::guest::config::parse(&guest.config.value)?;
+    // A lock names a task of the lost node: it ended with it.
+    if *unlock {
+        config.current.remove("lock");
     }
-    Ok(View { me: ops.me.name.clone(), nodes, services, rules })
-}
-
-fn request(ops: &Ops, sid: ServiceId) -> Option<(NodeName, bool)> {
-    let path = format!("{COMMANDS}{}", sid.vmid);
-    let found = ops.conf.view(|t| store::record::<CrmCommand>(t, &path)).ok()??;
-    Some((found.value.target, found.value.relocate))
-}
-
-async fn carry_out(ops: &Ops, command: &Command) -> Result<(), OpsError> {
-    match command {
-        Command::DropRequest { sid, reason } => {
-            let path = format!("{COMMANDS}{}", sid.vmid);
-            if reason != "taken" {
-                tracing::warn!("{sid}: the request to move it is dropped: {reason}");
-            }
-            let mut txn = store::txn("root@pam", format!("{sid}: request dropped: {reason}"));
-            txn.checks.push(Check::Exists(path.clone()));
-            txn.ops.push(Op::Delete(path));
-            ops.conf.transact(txn).await?;
-            Ok(())
-        }
-        Command::Recover { sid, from, to, epoch, reason } => {
-            let guest = ops.guest_at(sid.vmid)?;
-            let node = ops.node_record(from)?;
-            let own = &guest.own.value;
-            // The preconditions of rule 2: the record as seen, and a node still committed lost.
-            let guarded = own.armed || !own.running;
-            if own.owner != *from || own.epoch != *epoch || !guarded || !node.value.state.is_lost() {
-                return Ok(());
-            }
-            let new = Ownership {
-                owner: to.clone(),
-                epoch: epoch.next(),
-                armed: false,
-                running: false,
-                recovered: true,
-                kind: own.kind,
-            };
-            let mut config = stead_ops::guest::config::parse(&guest.config.value)?;
-            // A lock names a task of the lost node: it ended with it.
-            config.current.remove("lock");
-            let mut txn = store::txn("root@pam", format!("{sid} recovered: {reason}"));
-            txn.checks.push(Check::Revision(paths::node(from), node.revision));
-            store::put_over(
-                &mut txn,
-                &paths::ownership(sid.vmid),
-                Some(guest.own.revision),
-                store::bytes(&new)?,
-            );
-            txn.checks.push(Check::Revision(guest.path(), guest.config.revision));
-            txn.ops.push(Op::Delete(guest.path()));
-            txn.ops
-                .push(Op::Put(paths::guest(to, own.kind, sid.vmid), config.to_string().into_bytes().into()));
-            ops.conf.transact(txn).await?;
-            tracing::warn!("{sid}: recovered from '{from}' to '{to}' under epoch {}: {reason}", epoch.next());
-            Ok(())
-        }
-    }
+    let mut txn = store::txn("root@pam", format!("{sid} recovered: {reason}"));
+    txn.checks.push(Check::Revision(paths::node(from), node.revision));
+    store::put_over(&mut txn, &paths::ownership(sid.vmid), Some(guest.own.revision), store::bytes(&new)?);
+    txn.checks.push(Check::Revision(guest.path(), guest.config.revision));
+    txn.ops.push(Op::Delete(guest.path()));
+    txn.ops.push(Op::Put(paths::guest(to, own.kind, sid.vmid), config.to_string().into_bytes().into()));
+    ops.conf.transact(txn).await?;
+    tracing::warn!("{sid}: recovered from '{from}' to '{to}' under epoch {}: {reason}", epoch.next());
+    Ok(())
 }
 
 /// What the agent tells the manager, for the status report.
-pub type Reports = BTreeMap<ServiceId, Report>;
+pub type Reports = AgentReport;
 
 /// The agent, for as long as the daemon runs.
 pub async fn agent(ops: Arc<Ops>, reports: watch::Sender<Reports>) {
     let mut agent = Agent::default();
     let mut watch = ops.conf.watch();
     let mut guests = ops.guests.events();
-    let (ended, mut endings) = mpsc::channel::<Ending>(64);
+    let (ended, mut endings) = mpsc::channel::<Ended>(64);
     // Endings that the agent has not been told yet: each counts, or a service would stay busy for ever.
     let mut untold = vec![];
     let mut said = Said::default();
@@ -222,21 +196,21 @@ pub async fn agent(ops: Arc<Ops>, reports: watch::Sender<Reports>) {
                 for text in said.news(bad) {
                     tracing::warn!("{text}");
                 }
-                for (command, result) in untold.drain(..) {
-                    agent.ended(boottime(), &view, &command, result);
+                for (command, ending) in untold.drain(..) {
+                    agent.ended(boottime(), &command, ending);
                 }
                 for command in agent.step(boottime(), &view) {
                     tokio::spawn(attempt(ops.clone(), command, ended.clone()));
                 }
+                let changed = reports.send_if_modified(|r| {
+                    let new = agent.report(&view);
+                    std::mem::replace(r, new.clone()) != new
+                });
+                if changed {
+                    ops.flush.now().await;
+                }
             }
             Err(e) => tracing::warn!("HA agent: {e}"),
-        }
-        let changed = reports.send_if_modified(|r| {
-            let new = agent.reports();
-            std::mem::replace(r, new.clone()) != new
-        });
-        if changed {
-            ops.flush.now().await;
         }
         tokio::select! {
             event = watch.next() => if event.is_none() { return },
@@ -247,48 +221,74 @@ pub async fn agent(ops: Arc<Ops>, reports: watch::Sender<Reports>) {
     }
 }
 
-/// How an attempt has ended.
-type Ending = (AgentCommand, Result<(), String>);
+/// An attempt, and how it has ended.
+type Ended = (AgentCommand, Ending);
 
 /// What the agent sees, and which resources can't be read.
 async fn agent_view(ops: &Ops) -> Result<(AgentView, Vec<String>), OpsError> {
     let manager = serde_json::from_value(ops.ha_manager_status()?)
         .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_STATUS)))?;
-    let mut owned = BTreeSet::new();
+    let here = ops.guests.list().await.into_iter().map(|p| ServiceId { kind: GuestKind::Qemu, vmid: p.vmid });
+    let here: BTreeSet<ServiceId> = here.collect();
+    let (resources, bad) = resources(ops)?;
+    let mut services = BTreeMap::new();
     for (vmid, own) in ops.conf.view(store::guests) {
-        if own.owner == ops.me.name && own.kind == GuestKind::Qemu {
-            owned.insert(ServiceId { kind: own.kind, vmid });
+        let sid = ServiceId { kind: own.kind, vmid };
+        if let Some(r) = resources.get(&sid).filter(|_| own.owner == ops.me.name) {
+            let (present, max_restart, requested) = (here.contains(&sid), r.max_restart, r.state);
+            services.insert(sid, AgentService { present, max_restart, requested });
         }
     }
-    let present =
-        ops.guests.list().await.into_iter().map(|p| ServiceId { kind: GuestKind::Qemu, vmid: p.vmid });
-    let (good, bad) = resources(ops)?;
-    let max_restart = good.into_iter().map(|(sid, r)| (sid, r.max_restart)).collect();
-    let present = present.filter(|s| owned.contains(s)).collect();
-    let ready = ops.lease.borrow().held;
-    Ok((AgentView { me: ops.me.name.clone(), manager, ready, owned, present, max_restart }, bad))
+    let mut view = AgentView {
+        me: ops.me.name.clone(),
+        manager: Arc::new(manager),
+        ready: ops.lease.borrow().held,
+        services,
+        policy: view::options(ops)?.shutdown_policy,
+        leave: None,
+        guarding: true,
+    };
+    // While HA is disarmed the fence process keeps its guard: who loses the lease is paused, and goes on with the next one.
+    // Nothing is recovered, since the manager rests; and what is armed can be recovered once HA is armed again.
+    view.guarding = view.wants_guard();
+    Ok((view, bad))
 }
 
 /// Carries one attempt out, as a task that users see, and tells how it ended.
-async fn attempt(ops: Arc<Ops>, command: AgentCommand, ended: mpsc::Sender<Ending>) {
+async fn attempt(ops: Arc<Ops>, command: AgentCommand, ended: mpsc::Sender<Ended>) {
     tracing::info!("{}: {:?}: {}", command.sid, command.attempt, command.reason);
-    let result = try_it(&ops, &command).await.map_err(|e| e.to_string());
-    if let Err(e) = &result {
-        tracing::warn!("{}: {:?}: {e}", command.sid, command.attempt);
-    }
+    let ending = match try_it(&ops, &command).await {
+        Ok(()) => Ending::Done,
+        Err(e) => {
+            tracing::warn!("{}: {:?}: {e}", command.sid, command.attempt);
+            // For want of the cluster, not of the service. A task tells in words alone, but without a lease it is so.
+            let cluster =
+                matches!(e, OpsError::NoQuorum(_) | OpsError::Undecided(_) | OpsError::Unreachable { .. });
+            let why = e.to_string();
+            if cluster || !ops.lease.borrow().held { Ending::NotNow(why) } else { Ending::Failed(why) }
+        }
+    };
     // The agent is gone only when the daemon ends.
-    let _ = ended.send((command, result)).await;
+    let _ = ended.send((command, ending)).await;
+}
+
+/// How a guest is stopped: in its time, or at once.
+fn stop_within(timeout: Option<u32>) -> PowerAction {
+    match timeout {
+        Some(0) => PowerAction::Stop,
+        Some(s) => PowerAction::Shutdown { timeout: Duration::from_secs(s.into()), force: true },
+        None => PowerAction::Shutdown { timeout: SHUTDOWN_TIMEOUT, force: true },
+    }
 }
 
 async fn try_it(ops: &Arc<Ops>, command: &AgentCommand) -> Result<(), OpsError> {
     let (actor, vmid) = (Actor::system(), command.sid.vmid);
     let by_ha = Asked { by_ha: true, skiplock: false };
-    let stop = PowerAction::Shutdown { timeout: SHUTDOWN_TIMEOUT, force: true };
     let go = |target: &NodeName, online| MigrateOptions { target: target.clone(), online, bwlimit: None };
     let upid = match &command.attempt {
         Attempt::Start => ops.start(&actor, vmid, by_ha).await?,
-        Attempt::Stop => {
-            let upid = ops.power(&actor, vmid, stop, by_ha).await?;
+        Attempt::Stop { timeout } => {
+            let upid = ops.power(&actor, vmid, stop_within(*timeout), by_ha).await?;
             let ended = outcome(ops, &upid).await;
             // A user may have pulled the plug meanwhile: what counts is that it is stopped.
             let _lock = ops.guest_locks.lock(vmid).await?;
@@ -300,7 +300,7 @@ async fn try_it(ops: &Arc<Ops>, command: &AgentCommand) -> Result<(), OpsError> 
         }
         Attempt::Relocate(target) => {
             if ops.guests.state(vmid).await.is_some() {
-                let stopped = ops.power(&actor, vmid, stop, by_ha).await?;
+                let stopped = ops.power(&actor, vmid, stop_within(None), by_ha).await?;
                 outcome(ops, &stopped).await?;
             }
             ops.migrate(&actor, vmid, go(target, false), by_ha).await?

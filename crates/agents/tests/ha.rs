@@ -31,6 +31,9 @@ async fn an_ending_is_told_also_when_the_manager_s_state_could_not_be_read_just_
         reason: "test".into(),
         failed_nodes: [].into(),
         relocate_tries: 0,
+        maintenance_node: None,
+        timeout: None,
+        retry_at: None,
     };
     let state = ManagerState { service_status: [(sid, service)].into(), ..ManagerState::default() };
     let good = Txn::new("test").put(paths::HA_STATUS, store::bytes(&state).unwrap());
@@ -56,6 +59,6 @@ async fn an_ending_is_told_also_when_the_manager_s_state_could_not_be_read_just_
     // The ending is on its way to the agent; were it late, this test would see less, never fail.
     tokio::time::sleep(Duration::from_millis(300)).await;
     node.commit(good).await;
-    let done = reported.wait_for(|r| r.get(&sid).is_some_and(|r| r.outcome == Outcome::Done));
+    let done = reported.wait_for(|r| r.services.get(&sid).is_some_and(|r| r.outcome == Outcome::Done));
     tokio::time::timeout(Duration::from_secs(10), done).await.expect("the agent was never told").unwrap();
 }

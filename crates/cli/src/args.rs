@@ -1,6 +1,6 @@
 //! The command line of `stead`.
 
-use crate::cmd::{cluster, events, ha, node, raw, storage, tasks, token, vm};
+use crate::cmd::{cluster, events, ha, node, raw, sim, storage, tasks, token, vm};
 use crate::options::Options;
 use clap::{Parser, Subcommand};
 
@@ -66,6 +66,9 @@ pub enum Command {
     Events(events::EventArgs),
     /// Show who changed what in the configuration
     History(raw::HistoryArgs),
+    /// Simulate: play scenarios on a modelled cluster; needs no daemon
+    #[command(subcommand)]
+    Sim(sim::Command),
     /// Start a cluster of three nodes with a running VM on this machine, to look at; Ctrl-C ends it
     Demo,
     /// Play a failover on such a cluster: migrate a VM, power off its node, see it recovered

@@ -1,15 +1,27 @@
-//! The agent of a node: brings the services placed there into their states.
+//! The agent of a node: brings the services placed there into their states, and sees to it that the node is left in order.
 //!
 //! It knows its own node's processes for sure, so it never acts on silence. It asks for one thing a service at a time, and
 //! counts attempts to start.
+//!
+//! A node that is to go down says so first ([`AgentMode`]), by the policy in force then, and goes when [`Agent::may_leave`]
+//! says so:
+//!
+//! | mode | services | goes when |
+//! |---|---|---|
+//! | restart | run on; the manager freezes them | the manager has noted it |
+//! | freeze | frozen by the manager, then stopped | all are stopped |
+//! | shutdown | stopped; recovered elsewhere when the node is gone | all are stopped |
+//! | maintenance | moved away by the manager | none is left that runs |
 
-use crate::state::{ManagerState, ServiceState};
+use crate::state::{ManagerState, Service, ServiceState};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
-use stead_model::{NodeName, ServiceId};
+use stead_model::ha_cfg::RequestedState;
+use stead_model::{NodeName, ServiceId, ShutdownPolicy};
 
-/// Between two attempts to start a service.
+/// Between two attempts.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// How the work on a state ended.
@@ -32,21 +44,89 @@ pub struct Report {
     pub outcome: Outcome,
 }
 
+/// What a node is up to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentMode {
+    /// It runs services.
+    #[default]
+    Active,
+    /// Its daemon restarts, the services run on.
+    Restart,
+    /// It goes down, and its services wait for it.
+    Freeze,
+    /// It goes down, and its services go on elsewhere.
+    Shutdown,
+    /// It goes down when its services have been moved away; they come back with it.
+    Maintenance,
+}
+
+/// All that the agent tells the manager.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentReport {
+    /// What the node is up to.
+    #[serde(default)]
+    pub mode: AgentMode,
+    /// HA is to be disarmed, and here it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disarmed: bool,
+    /// How the work on services ended.
+    #[serde(default)]
+    pub services: BTreeMap<ServiceId, Report>,
+}
+
+/// Why the node, or its daemon, is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Leave {
+    /// The machine is switched off.
+    Shutdown,
+    /// The machine is started again at once.
+    Reboot,
+    /// The daemon alone is started again.
+    Restart,
+}
+
+/// A resource whose record names this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgentService {
+    /// There is a process of it here.
+    pub present: bool,
+    /// How many attempts to start it beyond the first.
+    pub max_restart: u32,
+    /// What its user wants.
+    pub requested: RequestedState,
+}
+
 /// What the agent sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentView {
     /// This node.
     pub me: NodeName,
     /// The manager's state, as committed.
-    pub manager: ManagerState,
+    pub manager: Arc<ManagerState>,
     /// This node has a lease. Without one nothing can be started or moved, and that is no service's failure.
     pub ready: bool,
-    /// Services that the record gives to this node.
-    pub owned: BTreeSet<ServiceId>,
-    /// Those of them with a process here.
-    pub present: BTreeSet<ServiceId>,
-    /// How many attempts beyond the first each may take.
-    pub max_restart: BTreeMap<ServiceId, u32>,
+    /// Resources that the record gives to this node.
+    pub services: BTreeMap<ServiceId, AgentService>,
+    /// What happens to services when this node goes down.
+    pub policy: ShutdownPolicy,
+    /// The node is to go.
+    pub leave: Option<Leave>,
+    /// The fence process guards the resources that run here.
+    pub guarding: bool,
+}
+
+impl AgentView {
+    /// Whether the fence process is to guard the resources here; not while HA is disarmed.
+    pub fn wants_guard(&self) -> bool {
+        !self.manager.disarm.is_some_and(|d| d.ready)
+    }
+
+    fn mine(&self) -> impl Iterator<Item = (ServiceId, &AgentService, &Service)> {
+        let status = |sid: &ServiceId| self.manager.service_status.get(sid).filter(|s| s.node == self.me);
+        self.services.iter().filter_map(move |(sid, known)| Some((*sid, known, status(sid)?)))
+    }
 }
 
 /// What is to be tried. Its result comes back by [`Agent::ended`].
@@ -68,11 +148,25 @@ pub enum Attempt {
     /// Start it.
     Start,
     /// Shut it down, by force when it does not in time.
-    Stop,
+    Stop {
+        /// Seconds, if its user has named them; 0: by force at once.
+        timeout: Option<u32>,
+    },
     /// Move it while it runs; one that is stopped, as it is.
     Migrate(NodeName),
     /// Stop it, then move it.
     Relocate(NodeName),
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// As wanted.
+    Done,
+    /// The service failed.
+    Failed(String),
+    /// It could not be tried for want of the cluster: no quorum, no lease, no answer. That counts against no service.
+    NotNow(String),
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -80,6 +174,7 @@ struct Work {
     uid: u64,
     busy: bool,
     tries: u32,
+    max_restart: u32,
     not_before: Duration,
     report: Option<Outcome>,
 }
@@ -88,93 +183,167 @@ struct Work {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Agent {
     work: BTreeMap<ServiceId, Work>,
+    /// How the node leaves: by the policy when it was told to.
+    leaving: Option<AgentMode>,
+}
+
+fn way_to_leave(leave: Leave, policy: ShutdownPolicy) -> AgentMode {
+    match (leave, policy) {
+        (Leave::Restart, _) => AgentMode::Restart,
+        (_, ShutdownPolicy::Freeze) | (Leave::Reboot, ShutdownPolicy::Conditional) => AgentMode::Freeze,
+        (_, ShutdownPolicy::Failover) | (Leave::Shutdown, ShutdownPolicy::Conditional) => AgentMode::Shutdown,
+        (_, ShutdownPolicy::Migrate) => AgentMode::Maintenance,
+    }
 }
 
 impl Agent {
     /// What is to be tried now. `now`: time since boot.
     pub fn step(&mut self, now: Duration, view: &AgentView) -> Vec<AgentCommand> {
+        self.leaving = view.leave.map(|leave| self.leaving.unwrap_or(way_to_leave(leave, view.policy)));
         self.work.retain(|sid, w| w.busy || view.manager.service_status.contains_key(sid));
         let mut out = vec![];
-        for (sid, service) in &view.manager.service_status {
-            if service.node != view.me || !view.owned.contains(sid) {
-                continue;
-            }
-            let w = self.work.entry(*sid).or_default();
+        for (sid, known, service) in view.mine() {
+            let w = self.work.entry(sid).or_default();
             if w.busy || !view.ready {
                 continue;
             }
             if w.uid != service.uid {
                 *w = Work { uid: service.uid, ..Work::default() };
             }
-            let present = view.present.contains(sid);
-            let attempt = match service.state {
-                _ if now < w.not_before => continue,
-                ServiceState::Started if !present && w.report.is_none() => Attempt::Start,
-                ServiceState::RequestStop if w.report.is_none() && present => Attempt::Stop,
-                ServiceState::RequestStop if w.report.is_none() => {
-                    w.report = Some(Outcome::Done);
-                    continue;
+            w.max_restart = known.max_restart;
+            if now < w.not_before {
+                continue;
+            }
+            let wanted = match self.leaving {
+                Some(AgentMode::Freeze | AgentMode::Shutdown) if view.wants_guard() => {
+                    Self::to_leave(self.leaving, known, service)
                 }
-                ServiceState::Migrate | ServiceState::Relocate if w.report.is_none() => {
-                    let Some(target) = service.target.clone() else { continue };
-                    if service.state == ServiceState::Migrate {
-                        Attempt::Migrate(target)
-                    } else {
-                        Attempt::Relocate(target)
-                    }
-                }
-                _ => continue,
+                leaving => Self::to_do(w, leaving.is_none(), known, service),
             };
-            w.busy = true;
-            out.push(AgentCommand { sid: *sid, uid: service.uid, attempt, reason: service.reason.clone() });
+            if let Some((attempt, reason)) = wanted {
+                w.busy = true;
+                out.push(AgentCommand { sid, uid: service.uid, attempt, reason });
+            }
         }
         out
     }
 
-    /// An attempt has ended. One that failed while the node was not `ready`, or for want of the cluster rather than of the
-    /// service (no quorum, no answer; the shell tells so by a `view` that is not `ready`), does not count.
-    pub fn ended(
-        &mut self,
-        now: Duration,
-        view: &AgentView,
-        command: &AgentCommand,
-        result: Result<(), String>,
-    ) {
+    /// The node goes down: what runs is stopped, but a frozen node's services only once the manager has frozen them.
+    fn to_leave(
+        leaving: Option<AgentMode>,
+        known: &AgentService,
+        service: &Service,
+    ) -> Option<(Attempt, String)> {
+        let noted = leaving == Some(AgentMode::Shutdown) || service.state == ServiceState::Freeze;
+        (known.present && noted && !service.state.is_move())
+            .then(|| (Attempt::Stop { timeout: service.timeout }, "the node goes down".to_owned()))
+    }
+
+    fn to_do(
+        w: &mut Work,
+        staying: bool,
+        known: &AgentService,
+        service: &Service,
+    ) -> Option<(Attempt, String)> {
+        let stop = Attempt::Stop { timeout: service.timeout };
+        let attempt = match service.state {
+            ServiceState::Started if !known.present && w.report.is_none() && staying => Attempt::Start,
+            ServiceState::RequestStop if w.report.is_none() && known.present => stop,
+            ServiceState::RequestStop if w.report.is_none() => {
+                w.report = Some(Outcome::Done);
+                return None;
+            }
+            // It could not be stopped; its user wants it disabled: that is tried until it works.
+            ServiceState::Error if known.present && known.requested == RequestedState::Disabled => stop,
+            state if state.is_move() && w.report.is_none() => {
+                let target = service.target.clone()?;
+                if state == ServiceState::Migrate {
+                    Attempt::Migrate(target)
+                } else {
+                    Attempt::Relocate(target)
+                }
+            }
+            _ => return None,
+        };
+        Some((attempt, service.reason.clone()))
+    }
+
+    /// An attempt has ended.
+    pub fn ended(&mut self, now: Duration, command: &AgentCommand, ending: Ending) {
         let Some(w) = self.work.get_mut(&command.sid) else { return };
         w.busy = false;
         if w.uid != command.uid {
             return;
         }
-        if result.is_err() && !view.ready {
-            w.not_before = now + RETRY;
-            return;
-        }
-        match (&command.attempt, result) {
-            (Attempt::Start, Ok(())) => w.tries = 0,
-            (Attempt::Start, Err(why)) => {
+        match (&command.attempt, ending) {
+            (_, Ending::NotNow(_)) => w.not_before = now + RETRY,
+            (Attempt::Start, Ending::Done) => w.tries = 0,
+            (Attempt::Start, Ending::Failed(why)) => {
                 w.tries += 1;
                 w.not_before = now + RETRY;
-                if w.tries > view.max_restart.get(&command.sid).copied().unwrap_or(1) {
+                if w.tries > w.max_restart {
                     w.report = Some(Outcome::Failed(why));
                 }
             }
-            (_, Ok(())) => w.report = Some(Outcome::Done),
-            (_, Err(why)) => w.report = Some(Outcome::Failed(why)),
+            // Tried again: while the node leaves, and in the state *error*.
+            (_, Ending::Done) => w.report = Some(Outcome::Done),
+            (_, Ending::Failed(why)) => {
+                w.not_before = now + RETRY;
+                w.report = Some(Outcome::Failed(why));
+            }
         }
     }
 
+    /// What the node is up to.
+    pub fn mode(&self) -> AgentMode {
+        self.leaving.unwrap_or_default()
+    }
+
     /// What the manager is to know.
-    pub fn reports(&self) -> BTreeMap<ServiceId, Report> {
+    pub fn report(&self, view: &AgentView) -> AgentReport {
         let known =
             |(sid, w): (&ServiceId, &Work)| Some((*sid, Report { uid: w.uid, outcome: w.report.clone()? }));
-        self.work.iter().filter_map(known).collect()
+        AgentReport {
+            mode: self.mode(),
+            disarmed: !view.wants_guard() && !view.guarding && !self.busy(),
+            services: self.work.iter().filter_map(known).collect(),
+        }
+    }
+
+    fn busy(&self) -> bool {
+        self.work.values().any(|w| w.busy)
+    }
+
+    /// Whether the node, or its daemon, may go now, as far as HA is concerned.
+    pub fn may_leave(&self, view: &AgentView) -> bool {
+        let noted = view.manager.memory(&view.me).mode == self.mode();
+        if self.busy() {
+            return false;
+        }
+        if !view.wants_guard() || view.mine().next().is_none() {
+            return view.leave.is_some();
+        }
+        match self.mode() {
+            AgentMode::Active => false,
+            AgentMode::Restart => noted,
+            AgentMode::Freeze => noted && !view.mine().any(|(_, known, _)| known.present),
+            AgentMode::Shutdown => !view.mine().any(|(_, known, _)| known.present),
+            // What is given up is nothing that could be moved.
+            AgentMode::Maintenance => {
+                let stays = |known: &AgentService, s: &Service| {
+                    s.state.is_move() || (known.present && s.state != ServiceState::Error)
+                };
+                noted && !view.mine().any(|(_, known, s)| stays(known, s))
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::Service;
+    use crate::state::NodeMemory;
+    use std::collections::BTreeSet;
     use stead_model::{GuestKind, Vmid};
 
     fn sid() -> ServiceId {
@@ -192,12 +361,33 @@ mod tests {
             reason: "test".into(),
             failed_nodes: BTreeSet::new(),
             relocate_tries: 0,
+            maintenance_node: None,
+            timeout: None,
+            retry_at: None,
         };
         let manager = ManagerState { service_status: [(sid(), service)].into(), ..ManagerState::default() };
-        let owned = BTreeSet::from([sid()]);
-        let present = if present { owned.clone() } else { BTreeSet::new() };
-        AgentView { me: node, manager, ready: true, owned, present, max_restart: [(sid(), 1)].into() }
+        let known = AgentService { present, max_restart: 1, requested: RequestedState::Started };
+        AgentView {
+            me: node,
+            manager: Arc::new(manager),
+            ready: true,
+            services: [(sid(), known)].into(),
+            policy: ShutdownPolicy::Conditional,
+            leave: None,
+            guarding: true,
+        }
     }
+
+    fn with_manager(mut view: AgentView, change: impl FnOnce(&mut ManagerState)) -> AgentView {
+        change(Arc::make_mut(&mut view.manager));
+        view
+    }
+
+    fn failed() -> Ending {
+        Ending::Failed("no disk".into())
+    }
+
+    const STOP: Attempt = Attempt::Stop { timeout: None };
 
     #[test]
     fn a_dead_service_is_started_again_until_it_fails_too_often() {
@@ -206,12 +396,12 @@ mod tests {
         let first = agent.step(Duration::ZERO, &v);
         assert_eq!(first[0].attempt, Attempt::Start);
         assert_eq!(agent.step(Duration::ZERO, &v), [], "one attempt at a time");
-        agent.ended(Duration::ZERO, &v, &first[0], Err("no disk".into()));
+        agent.ended(Duration::ZERO, &first[0], failed());
         assert_eq!(agent.step(Duration::from_secs(1), &v), [], "not at once again");
         let second = agent.step(Duration::from_secs(6), &v);
-        assert_eq!(agent.reports(), BTreeMap::new());
-        agent.ended(Duration::from_secs(6), &v, &second[0], Err("no disk".into()));
-        assert_eq!(agent.reports()[&sid()].outcome, Outcome::Failed("no disk".into()));
+        assert_eq!(agent.report(&v), AgentReport::default());
+        agent.ended(Duration::from_secs(6), &second[0], failed());
+        assert_eq!(agent.report(&v).services[&sid()].outcome, Outcome::Failed("no disk".into()));
         assert_eq!(
             agent.step(Duration::from_secs(60), &v),
             [],
@@ -221,33 +411,97 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_for_want_of_a_lease_is_no_failure_of_the_service() {
+    fn what_fails_for_want_of_the_cluster_is_no_failure_of_the_service() {
         let mut agent = Agent::default();
         let good = view(ServiceState::Started, 7, false);
-        let none = AgentView { ready: false, ..good.clone() };
-        assert_eq!(agent.step(Duration::ZERO, &none), []);
+        assert_eq!(agent.step(Duration::ZERO, &AgentView { ready: false, ..good.clone() }), []);
         for second in (0..100).step_by(10) {
             let attempt = agent.step(Duration::from_secs(second), &good);
             assert_eq!(attempt.len(), 1);
-            agent.ended(Duration::from_secs(second), &none, &attempt[0], Err("no quorum".into()));
+            agent.ended(Duration::from_secs(second), &attempt[0], Ending::NotNow("no quorum".into()));
         }
-        assert_eq!(agent.reports(), BTreeMap::new());
+        assert_eq!(agent.report(&good), AgentReport::default());
     }
 
     #[test]
     fn what_is_not_ours_is_left_alone() {
         let mut agent = Agent::default();
         let mut v = view(ServiceState::Started, 7, false);
-        v.owned.clear();
+        v.services.clear();
         assert_eq!(agent.step(Duration::ZERO, &v), []);
     }
 
     #[test]
     fn a_stop_of_what_is_absent_is_done_and_a_move_names_its_target() {
         let mut agent = Agent::default();
-        assert_eq!(agent.step(Duration::ZERO, &view(ServiceState::RequestStop, 7, false)), []);
-        assert_eq!(agent.reports()[&sid()].outcome, Outcome::Done);
+        let v = view(ServiceState::RequestStop, 7, false);
+        assert_eq!(agent.step(Duration::ZERO, &v), []);
+        assert_eq!(agent.report(&v).services[&sid()].outcome, Outcome::Done);
         let m = agent.step(Duration::ZERO, &view(ServiceState::Migrate, 8, true));
         assert_eq!(m[0].attempt, Attempt::Migrate("n2".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_cannot_be_stopped_is_tried_again_once_its_user_gives_it_up() {
+        let mut agent = Agent::default();
+        let mut v = view(ServiceState::Error, 7, true);
+        assert_eq!(agent.step(Duration::ZERO, &v), []);
+        v.services.get_mut(&sid()).unwrap().requested = RequestedState::Disabled;
+        for second in [0, 10, 20] {
+            let stop = agent.step(Duration::from_secs(second), &v);
+            assert_eq!(stop[0].attempt, STOP);
+            agent.ended(Duration::from_secs(second), &stop[0], failed());
+        }
+    }
+
+    #[test]
+    fn a_rebooting_node_stops_its_services_only_when_they_are_frozen() {
+        let mut agent = Agent::default();
+        let mut v = AgentView { leave: Some(Leave::Reboot), ..view(ServiceState::Started, 7, true) };
+        assert_eq!(agent.step(Duration::ZERO, &v), []);
+        assert_eq!(agent.mode(), AgentMode::Freeze);
+        v.policy = ShutdownPolicy::Migrate;
+        v = with_manager(v, |m| {
+            let memory = NodeMemory { mode: AgentMode::Freeze, ..NodeMemory::default() };
+            m.node_memory.insert("n1".parse().unwrap(), memory);
+            m.service_status.get_mut(&sid()).unwrap().state = ServiceState::Freeze;
+        });
+        let stop = agent.step(Duration::ZERO, &v);
+        assert_eq!((stop[0].attempt.clone(), agent.mode()), (STOP, AgentMode::Freeze), "the policy of then");
+        assert!(!agent.may_leave(&v));
+        agent.ended(Duration::ZERO, &stop[0], Ending::Done);
+        assert!(!agent.may_leave(&v), "there is still a process");
+        v.services.get_mut(&sid()).unwrap().present = false;
+        assert_eq!(agent.step(Duration::ZERO, &v), [], "and it is not started again");
+        assert!(agent.may_leave(&v));
+    }
+
+    #[test]
+    fn a_node_that_is_emptied_goes_when_nothing_runs_any_more() {
+        let mut agent = Agent::default();
+        let mut v = view(ServiceState::Started, 7, true);
+        (v.leave, v.policy) = (Some(Leave::Shutdown), ShutdownPolicy::Migrate);
+        assert_eq!(agent.step(Duration::ZERO, &v), []);
+        assert_eq!(agent.report(&v).mode, AgentMode::Maintenance);
+        assert!(!agent.may_leave(&v));
+        v.services.clear();
+        assert!(agent.may_leave(&v));
+        v.leave = None;
+        agent.step(Duration::ZERO, &v);
+        assert_eq!(agent.mode(), AgentMode::Active, "it was called off");
+    }
+
+    #[test]
+    fn disarmed_is_said_when_nothing_is_guarded_any_more() {
+        use crate::state::{Disarm, DisarmMode};
+        let agent = Agent::default();
+        let mut v = view(ServiceState::Freeze, 7, true);
+        assert!(v.wants_guard() && !agent.report(&v).disarmed);
+        v = with_manager(v, |m| {
+            m.disarm = Some(Disarm { mode: DisarmMode::Freeze, ready: true, done: false })
+        });
+        assert!(!v.wants_guard() && !agent.report(&v).disarmed);
+        v.guarding = false;
+        assert!(agent.report(&v).disarmed);
     }
 }

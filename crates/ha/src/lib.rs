@@ -22,10 +22,22 @@
 //! under the epoch that the lost node held; and silence is never taken for *stopped*.
 
 pub mod agent;
+mod balance;
+pub mod history;
 pub mod manager;
-pub mod placement;
+mod placement;
+pub mod rules;
 pub mod state;
+mod topsis;
 
-pub use agent::{Agent, AgentCommand, AgentView, Attempt, Outcome, Report};
-pub use manager::{Command, step};
-pub use state::{ManagerState, NodeView, NodeWord, Process, Service, ServiceState, ServiceView, View};
+pub use agent::{
+    Agent, AgentCommand, AgentMode, AgentReport, AgentService, AgentView, Attempt, Ending, Leave, Outcome,
+    Report,
+};
+pub use history::{Change, History};
+pub use manager::{lock_ends_with_its_node, step};
+pub use rules::{Conflict, conflicts};
+pub use state::{
+    Command, Disarm, DisarmMode, Load, ManagerState, NodeMemory, NodeStatus, NodeView, NodeWord, Process,
+    Request, Service, ServiceState, ServiceView, Stats, View,
+};

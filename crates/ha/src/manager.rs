@@ -1,362 +1,285 @@
-//! The manager's decisions.
+//! The manager's decisions: one *round* over everything.
+//!
+//! A round notes what nodes are up to, takes requests about nodes and about HA as a whole ([`cluster`]), takes every service
+//! through its states ([`service`]) and its moves ([`moves`]), and at last evens out the load. All changes of a service
+//! go through [`Round::enter`], which gives the new state its number and its line in the history.
 
-use crate::agent::Outcome;
-use crate::placement::choose;
-use crate::state::{ManagerState, NodeWord, Process, Service, ServiceState, ServiceView, View};
-use std::collections::BTreeSet;
+use crate::history::Change;
+use crate::placement::Places;
+use crate::rules::Rules;
+use crate::state::{
+    Command, ManagerState, NodeWord, Process, Request, Service, ServiceState, ServiceView, View,
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use stead_model::ha_cfg::RequestedState;
-use stead_model::{Epoch, NodeName, ServiceId};
+use stead_model::{GuestKind, NodeName, ServiceId};
 
-/// What is to be done besides keeping the changed [`ManagerState`]. The shell carries it out and decides nothing;
-/// what came of it shows in the next [`View`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
-    /// Commit `to` as owner under the next epoch, if the record still says `from` under `epoch` *and* the node `from`
-    /// is still committed lost.
-    Recover {
-        /// Which service.
-        sid: ServiceId,
-        /// Whose it was.
-        from: NodeName,
-        /// Whose it becomes.
-        to: NodeName,
-        /// The epoch that it starts from.
-        epoch: Epoch,
-        /// Why there.
-        reason: String,
-    },
-    /// Remove a one-time request: it was taken, or can't be.
-    DropRequest {
-        /// Which service's.
-        sid: ServiceId,
-        /// What became of it.
-        reason: String,
-    },
+mod cluster;
+mod moves;
+mod service;
+
+pub use service::lock_ends_with_its_node;
+
+/// Before the part of a reason that says for what a service waits.
+const WAITS: &str = "; waits: ";
+
+/// Decides once. `now`: seconds since 1970; it is shown to people, and counts the time for which an imbalance lasts.
+/// Returns what to do; `state` is to be committed if it changed, with the removed requests and the recorded changes, *before*
+/// the other commands are carried out.
+pub fn step(now: u64, view: &View, state: &mut ManagerState) -> Vec<Command> {
+    let names: BTreeSet<NodeName> = view.nodes.keys().cloned().collect();
+    let rules = Rules::compile(&view.rules, &names);
+    let mut clerk = Clerk { now, view, state, out: vec![], changed: false };
+    clerk.assign(|s| &mut s.version, 1);
+    clerk.assign(|s| &mut s.master_node, Some(view.me.clone()));
+    clerk.assign(|s| &mut s.rule_errors, rules.errors.clone());
+    clerk.note_nodes();
+    clerk.take_requests();
+    clerk.admit();
+    let closed = clerk.closed();
+    let places = Places::new(view, clerk.state, &rules, &closed);
+    let requests = requests(view);
+    let mut round = Round { clerk, places, requests, draining: BTreeSet::new() };
+    round.draining = round.view.nodes.keys().filter(|n| round.drains(n)).cloned().collect();
+    round.run();
+    let mut clerk = round.clerk;
+    clerk.end_disarming();
+    clerk.show_nodes();
+    if clerk.changed {
+        clerk.state.timestamp = now;
+    }
+    clerk.out
 }
 
-/// How the reason of a service begins that nothing can be done for now.
-const WAITS: &str = "waits: ";
+/// All services that HA does not ignore: containers, then VMs, each by number.
+pub(crate) fn in_order(view: &View) -> impl Iterator<Item = ServiceId> {
+    let kept =
+        |(sid, s): (&ServiceId, &ServiceView)| (s.resource.state != RequestedState::Ignored).then_some(*sid);
+    let of = move |kind| view.services.iter().filter(move |(sid, _)| sid.kind == kind).filter_map(kept);
+    of(GuestKind::Lxc).chain(of(GuestKind::Qemu))
+}
 
-/// Decides once. `now` in seconds since 1970 is only shown to people. Returns what to do; `state` is to be
-/// committed if it changed, *before* the commands are carried out.
-pub fn step(now: u64, view: &View, state: &mut ManagerState) -> Vec<Command> {
-    let before = state.clone();
-    state.master_node = Some(view.me.clone());
-    state.version = 1;
-    state.node_status = view.nodes.iter().map(|(n, v)| (n.clone(), v.word)).collect();
-    state.service_status.retain(|sid, _| view.services.contains_key(sid));
-    let mut out = vec![];
-    for (sid, seen) in &view.services {
-        if !state.service_status.contains_key(sid) {
-            let first = match seen.resource.state {
-                RequestedState::Started => ServiceState::RequestStart,
-                _ => ServiceState::RequestStop,
-            };
-            enter(state, *sid, first, &seen.owner, "added to HA".into());
+/// Requests about services, by service, in their order.
+fn requests(view: &View) -> HashMap<ServiceId, Vec<(&str, &Request)>> {
+    let mut out: HashMap<ServiceId, Vec<_>> = HashMap::new();
+    for (id, request) in &view.requests {
+        if let Request::Move { sid, .. } | Request::Stop { sid, .. } = request {
+            out.entry(*sid).or_default().push((id.as_str(), request));
         }
-        // A service passes through several states in one step, each with its reason; a bound ends a defect.
+    }
+    out
+}
+
+/// Who writes: the state, and what is to be done.
+struct Clerk<'v, 's> {
+    now: u64,
+    view: &'v View,
+    state: &'s mut ManagerState,
+    out: Vec<Command>,
+    changed: bool,
+}
+
+impl Clerk<'_, '_> {
+    /// Sets a part of the state, and notes whether that changed it.
+    fn assign<T: PartialEq>(&mut self, part: impl FnOnce(&mut ManagerState) -> &mut T, value: T) {
+        let part = part(self.state);
+        if *part != value {
+            *part = value;
+            self.changed = true;
+        }
+    }
+
+    fn drop_request(&mut self, id: &str, taken: bool, reason: impl Into<String>) {
+        self.out.push(Command::DropRequest { id: id.to_owned(), taken, reason: reason.into() });
+    }
+
+    /// A node's word. One that was removed was either empty or recovered before; its guests are nobody's.
+    fn word(&self, node: &NodeName) -> NodeWord {
+        self.view.nodes.get(node).map_or(NodeWord::Lost, |n| n.word)
+    }
+
+    /// Forgets what is no resource any more, and begins with what has become one.
+    fn admit(&mut self) {
+        let view = self.view;
+        let gone = |sid: &ServiceId| {
+            view.services.get(sid).is_none_or(|s| s.resource.state == RequestedState::Ignored)
+        };
+        let forgotten: Vec<ServiceId> = self.state.service_status.keys().copied().filter(gone).collect();
+        for sid in forgotten {
+            let ignored = view.services.contains_key(&sid);
+            self.forget(sid, if ignored { "its user wants it ignored" } else { "taken out of HA" });
+        }
+        if self.state.disarm.is_some() {
+            return;
+        }
+        for sid in in_order(view) {
+            let Some(seen) = view.services.get(&sid) else { continue };
+            if !self.state.service_status.contains_key(&sid) {
+                let first = match seen.resource.state {
+                    RequestedState::Started => ServiceState::RequestStart,
+                    _ => ServiceState::RequestStop,
+                };
+                self.enter(sid, first, &seen.owner, None, "added to HA".into());
+            }
+        }
+    }
+
+    /// HA lets go of a service.
+    fn forget(&mut self, sid: ServiceId, reason: &str) {
+        if let Some(s) = self.state.service_status.remove(&sid) {
+            let change =
+                Change { at: self.now, state: None, node: s.node, target: None, reason: reason.into() };
+            self.out.push(Command::Record { sid, change });
+            self.changed = true;
+        }
+    }
+
+    fn enter(
+        &mut self,
+        sid: ServiceId,
+        to: ServiceState,
+        node: &NodeName,
+        target: Option<NodeName>,
+        reason: String,
+    ) {
+        self.state.last_uid += 1;
+        self.changed = true;
+        let (uid, node) = (self.state.last_uid, node.clone());
+        let change = Change {
+            at: self.now,
+            state: Some(to),
+            node: node.clone(),
+            target: target.clone(),
+            reason: reason.clone(),
+        };
+        self.out.push(Command::Record { sid, change });
+        match self.state.service_status.get_mut(&sid) {
+            Some(s) => {
+                (s.state, s.node, s.target, s.uid, s.reason) = (to, node, target, uid, reason);
+                s.timeout = None;
+            }
+            None => {
+                let service = Service {
+                    state: to,
+                    node,
+                    target,
+                    uid,
+                    reason,
+                    failed_nodes: BTreeSet::new(),
+                    relocate_tries: 0,
+                    maintenance_node: None,
+                    timeout: None,
+                    retry_at: None,
+                };
+                self.state.service_status.insert(sid, service);
+            }
+        }
+    }
+
+    /// Changes what is remembered of a service without giving it another state.
+    fn update(&mut self, sid: ServiceId, change: impl FnOnce(&mut Service)) {
+        if let Some(s) = self.state.service_status.get_mut(&sid) {
+            let was = s.clone();
+            change(s);
+            self.changed |= *s != was;
+        }
+    }
+}
+
+/// A round over the services.
+struct Round<'v, 's> {
+    clerk: Clerk<'v, 's>,
+    places: Places<'v>,
+    requests: HashMap<ServiceId, Vec<(&'v str, &'v Request)>>,
+    /// Nodes that are being emptied.
+    draining: BTreeSet<NodeName>,
+}
+
+impl<'v, 's> std::ops::Deref for Round<'v, 's> {
+    type Target = Clerk<'v, 's>;
+    fn deref(&self) -> &Self::Target {
+        &self.clerk
+    }
+}
+
+impl std::ops::DerefMut for Round<'_, '_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.clerk
+    }
+}
+
+impl<'v> Round<'v, '_> {
+    fn run(&mut self) {
+        let view = self.view;
+        if self.state.disarm.is_some() {
+            self.disarm(view);
+        } else {
+            for sid in in_order(view) {
+                if let Some(seen) = view.services.get(&sid) {
+                    self.settle(sid, seen);
+                }
+            }
+            self.balance();
+        }
+        self.refuse_leftovers();
+    }
+
+    /// Takes a service through as many states as it passes at once; a bound ends a defect.
+    fn settle(&mut self, sid: ServiceId, seen: &'v ServiceView) {
+        if self.is_quiet(sid, seen) {
+            return;
+        }
         for _ in 0..8 {
-            let was = state.service_status.get(sid).cloned();
-            out.extend(advance(view, state, *sid, seen));
-            if state.service_status.get(sid) == was.as_ref() {
+            let was = self.state.service_status.get(&sid).map(|s| s.uid);
+            self.advance(sid, seen);
+            if self.state.service_status.get(&sid).map(|s| s.uid) == was {
                 break;
             }
         }
     }
-    let same = ManagerState { timestamp: before.timestamp, ..state.clone() } == before;
-    state.timestamp = if same { before.timestamp } else { now };
-    out.dedup();
-    out
-}
 
-fn enter(state: &mut ManagerState, sid: ServiceId, to: ServiceState, node: &NodeName, reason: String) {
-    state.last_uid += 1;
-    let old = state.service_status.get(&sid);
-    let (failed_nodes, relocate_tries) =
-        old.map(|s| (s.failed_nodes.clone(), s.relocate_tries)).unwrap_or_default();
-    let service = Service {
-        state: to,
-        node: node.clone(),
-        target: None,
-        uid: state.last_uid,
-        reason,
-        failed_nodes,
-        relocate_tries,
-    };
-    state.service_status.insert(sid, service);
-}
-
-fn word(view: &View, node: &NodeName) -> NodeWord {
-    // A node that was removed was either empty or recovered before; its guests are nobody's.
-    view.nodes.get(node).map_or(NodeWord::Lost, |n| n.word)
-}
-
-fn advance(view: &View, state: &mut ManagerState, sid: ServiceId, seen: &ServiceView) -> Vec<Command> {
-    let Some(service) = state.service_status.get(&sid).cloned() else { return vec![] };
-    let lost = word(view, &seen.owner) == NodeWord::Lost;
-    use ServiceState as S;
-    if lost && !matches!(service.state, S::Fence | S::Recovery | S::Error) {
-        if seen.resource.state == RequestedState::Disabled {
-            return vec![];
-        }
-        let why = format!("node '{}' is lost", seen.owner);
-        enter(state, sid, S::Fence, &seen.owner, why);
-        return vec![];
-    }
-    // Moved by hand, or handed over without the manager having seen it yet: the record is what counts.
-    if !lost
-        && seen.owner != service.node
-        && !matches!(service.state, S::Migrate | S::Relocate | S::Recovery | S::Fence)
-    {
-        let why = format!("it is on '{}'", seen.owner);
-        enter(state, sid, service.state, &seen.owner, why);
-        return vec![];
-    }
-    match service.state {
-        S::RequestStart => request_start(view, state, sid, seen, &service),
-        S::Started => started(view, state, sid, seen, &service),
-        S::RequestStop => request_stop(view, state, sid, seen, &service),
-        S::Stopped => stopped(state, sid, seen, &service),
-        S::Migrate | S::Relocate => moving(view, state, sid, seen, &service),
-        S::Fence => {
-            enter(state, sid, S::Recovery, &service.node, service.reason.clone());
-            vec![]
-        }
-        S::Recovery => recovery(view, state, sid, seen, &service),
-        S::Error => {
-            if seen.resource.state == RequestedState::Disabled {
-                clear_failures(state, sid);
-                enter(state, sid, S::RequestStop, &seen.owner, "disabled by its user".into());
+    /// Most services most of the time: as wanted, where wanted, with nothing to look at.
+    fn is_quiet(&self, sid: ServiceId, seen: &ServiceView) -> bool {
+        let Some(s) = self.state.service_status.get(&sid) else { return false };
+        let as_wanted = match s.state {
+            ServiceState::Started => {
+                seen.process == Process::Running
+                    && seen.resource.state == RequestedState::Started
+                    && s.relocate_tries == 0
+                    && s.failed_nodes.is_empty()
             }
-            vec![]
-        }
-    }
-}
-
-fn clear_failures(state: &mut ManagerState, sid: ServiceId) {
-    if let Some(s) = state.service_status.get_mut(&sid) {
-        s.failed_nodes.clear();
-        s.relocate_tries = 0;
-    }
-}
-
-fn wants_running(seen: &ServiceView) -> bool {
-    seen.resource.state == RequestedState::Started
-}
-
-/// Which node, first of all: where it is if it may stay there.
-fn request_start(
-    view: &View,
-    state: &mut ManagerState,
-    sid: ServiceId,
-    seen: &ServiceView,
-    s: &Service,
-) -> Vec<Command> {
-    if !wants_running(seen) {
-        enter(state, sid, ServiceState::RequestStop, &s.node, "its user wants it stopped".into());
-        return vec![];
-    }
-    // Where no other node can take it, it is tried again where it failed; that counts as another try.
-    let place = choose(view, state, sid, Some(&seen.owner), &s.failed_nodes)
-        .or_else(|_| choose(view, state, sid, Some(&seen.owner), &BTreeSet::new()));
-    match place {
-        Ok((node, _)) if node == seen.owner => {
-            let reason = if s.reason.starts_with(WAITS) { "it is there".into() } else { s.reason.clone() };
-            enter(state, sid, ServiceState::Started, &node, reason);
-        }
-        Ok((node, why)) => {
-            enter(state, sid, ServiceState::Relocate, &seen.owner, format!("to '{node}': {why}"));
-            set_target(state, sid, node);
-        }
-        Err(why) => set_reason(state, sid, format!("{WAITS}{why}")),
-    }
-    vec![]
-}
-
-fn set_target(state: &mut ManagerState, sid: ServiceId, node: NodeName) {
-    if let Some(s) = state.service_status.get_mut(&sid) {
-        s.target = Some(node);
-    }
-}
-
-fn set_reason(state: &mut ManagerState, sid: ServiceId, reason: String) {
-    if let Some(s) = state.service_status.get_mut(&sid) {
-        s.reason = reason;
-    }
-}
-
-/// The agent's word on this state, if it has one.
-fn reported<'a>(view: &'a View, node: &NodeName, sid: ServiceId, uid: u64) -> Option<&'a Outcome> {
-    view.nodes.get(node)?.reports.get(&sid).filter(|r| r.uid == uid).map(|r| &r.outcome)
-}
-
-fn started(
-    view: &View,
-    state: &mut ManagerState,
-    sid: ServiceId,
-    seen: &ServiceView,
-    s: &Service,
-) -> Vec<Command> {
-    if !wants_running(seen) {
-        enter(
-            state,
-            sid,
-            ServiceState::RequestStop,
-            &s.node,
-            format!("its user wants it {}", seen.resource.state.as_str()),
-        );
-        return vec![];
-    }
-    if let Some((target, relocate)) = &seen.request {
-        return take_request(view, state, sid, s, target, *relocate);
-    }
-    if let Some(Outcome::Failed(why)) = reported(view, &s.node, sid, s.uid) {
-        let mut given_up = true;
-        if let Some(kept) = state.service_status.get_mut(&sid) {
-            kept.failed_nodes.insert(s.node.clone());
-            kept.relocate_tries += 1;
-            given_up = kept.relocate_tries > seen.resource.max_relocate;
-        }
-        let (to, why) = if given_up {
-            (ServiceState::Error, format!("could not be started: {why}"))
-        } else {
-            (ServiceState::RequestStart, format!("could not be started on '{}': {why}", s.node))
+            ServiceState::Stopped => {
+                seen.process != Process::Running && seen.resource.state != RequestedState::Started
+            }
+            _ => false,
         };
-        enter(state, sid, to, &s.node, why);
-        return vec![];
+        let plain = s.maintenance_node.is_none() && s.retry_at.is_none() && !self.places.ruled(sid);
+        as_wanted
+            && plain
+            && seen.owner == s.node
+            && !s.reason.contains(WAITS)
+            && !self.requests.contains_key(&sid)
+            && !self.state.node_memory.contains_key(&s.node)
+            && self.view.nodes.get(&s.node).is_some_and(|n| {
+                n.word == NodeWord::Online && n.agent.as_ref().is_none_or(|a| !a.services.contains_key(&sid))
+            })
     }
-    if seen.process == Process::Running && s.relocate_tries > 0 {
-        clear_failures(state, sid);
-    }
-    if word(view, &s.node) == NodeWord::Online && seen.process == Process::Running {
-        failback(view, state, sid, seen, s);
-    }
-    vec![]
-}
 
-/// Goes to a better node, by priority, when one is back; leaves a node that its rules forbid.
-fn failback(view: &View, state: &mut ManagerState, sid: ServiceId, seen: &ServiceView, s: &Service) {
-    if !seen.resource.failback {
-        return;
-    }
-    if let Ok((node, why)) = choose(view, state, sid, Some(&s.node), &BTreeSet::new())
-        && node != s.node
-    {
-        enter(state, sid, ServiceState::Migrate, &s.node, format!("to '{node}' by its rules: {why}"));
-        set_target(state, sid, node);
-    }
-}
-
-fn take_request(
-    view: &View,
-    state: &mut ManagerState,
-    sid: ServiceId,
-    s: &Service,
-    target: &NodeName,
-    relocate: bool,
-) -> Vec<Command> {
-    let refuse = |reason: String| vec![Command::DropRequest { sid, reason }];
-    if *target == s.node {
-        return refuse(format!("it is on '{target}' already"));
-    }
-    if word(view, target) != NodeWord::Online {
-        return refuse(format!("node '{target}' is not online"));
-    }
-    let to = if relocate { ServiceState::Relocate } else { ServiceState::Migrate };
-    enter(state, sid, to, &s.node, format!("its user wants it on '{target}'"));
-    set_target(state, sid, target.clone());
-    vec![Command::DropRequest { sid, reason: "taken".into() }]
-}
-
-fn request_stop(
-    view: &View,
-    state: &mut ManagerState,
-    sid: ServiceId,
-    seen: &ServiceView,
-    s: &Service,
-) -> Vec<Command> {
-    match reported(view, &s.node, sid, s.uid) {
-        Some(Outcome::Done) => enter(state, sid, ServiceState::Stopped, &s.node, s.reason.clone()),
-        Some(Outcome::Failed(why)) => {
-            enter(state, sid, ServiceState::Error, &s.node, format!("could not be stopped: {why}"));
-        }
-        None if wants_running(seen) => {
-            enter(state, sid, ServiceState::RequestStart, &s.node, "its user wants it started".into());
-        }
-        None => {}
-    }
-    vec![]
-}
-
-fn stopped(state: &mut ManagerState, sid: ServiceId, seen: &ServiceView, s: &Service) -> Vec<Command> {
-    if wants_running(seen) {
-        clear_failures(state, sid);
-        enter(state, sid, ServiceState::RequestStart, &s.node, "its user wants it started".into());
-        return vec![];
-    }
-    match &seen.request {
-        // A stopped service is moved where its user asks, and stays stopped there.
-        Some((target, _)) if *target != s.node => {
-            enter(state, sid, ServiceState::Relocate, &s.node, format!("its user wants it on '{target}'"));
-            set_target(state, sid, target.clone());
-            vec![Command::DropRequest { sid, reason: "taken".into() }]
-        }
-        Some(_) => vec![Command::DropRequest { sid, reason: "it is there already".into() }],
-        None => vec![],
-    }
-}
-
-fn moving(
-    view: &View,
-    state: &mut ManagerState,
-    sid: ServiceId,
-    seen: &ServiceView,
-    s: &Service,
-) -> Vec<Command> {
-    let after = if wants_running(seen) { ServiceState::Started } else { ServiceState::RequestStop };
-    if seen.owner != s.node {
-        enter(state, sid, after, &seen.owner, format!("moved from '{}': {}", s.node, s.reason));
-    } else if let Some(Outcome::Failed(why)) = reported(view, &s.node, sid, s.uid) {
-        enter(state, sid, after, &s.node, format!("could not be moved: {why}"));
-    } else if s.target.as_ref().is_none_or(|t| word(view, t) == NodeWord::Lost) {
-        enter(state, sid, after, &s.node, "the node that it was to move to is lost".into());
-    }
-    vec![]
-}
-
-fn recovery(
-    view: &View,
-    state: &mut ManagerState,
-    sid: ServiceId,
-    seen: &ServiceView,
-    s: &Service,
-) -> Vec<Command> {
-    let after = if wants_running(seen) { ServiceState::Started } else { ServiceState::RequestStop };
-    if word(view, &seen.owner) != NodeWord::Lost {
-        let how = if seen.owner == s.node { "its node is back" } else { "recovered" };
-        let reason = s.reason.split("; ").next().unwrap_or_default().to_owned();
-        enter(state, sid, after, &seen.owner, format!("{reason}; {how}"));
-        return vec![];
-    }
-    let cause = format!("node '{}' is lost", seen.owner);
-    if seen.running && !seen.armed {
-        let why = format!(
-            "{cause}; waits: it may run there without a guard. Make sure that the node is off, then say so: \
-             'stead node confirm-off {}'",
-            seen.owner
-        );
-        set_reason(state, sid, why);
-        return vec![];
-    }
-    match choose(view, state, sid, None, &BTreeSet::new()) {
-        Ok((to, why)) => {
-            let reason = format!("{cause}; to '{to}': {why}");
-            set_reason(state, sid, reason.clone());
-            vec![Command::Recover { sid, from: seen.owner.clone(), to, epoch: seen.epoch, reason }]
-        }
-        Err(why) => {
-            set_reason(state, sid, format!("{cause}; waits: {why}"));
-            vec![]
+    /// Requests about services that HA does not know.
+    fn refuse_leftovers(&mut self) {
+        let unknown: BTreeMap<&str, ServiceId> = self
+            .requests
+            .iter()
+            .filter(|(sid, _)| !self.state.service_status.contains_key(sid))
+            .flat_map(|(sid, all)| all.iter().map(|(id, _)| (*id, *sid)))
+            .collect();
+        for (id, sid) in unknown {
+            let why = match (self.state.disarm, self.view.services.contains_key(&sid)) {
+                (Some(_), true) => "HA is disarmed".to_owned(),
+                (None, true) => format!("HA ignores {sid}"),
+                (_, false) => format!("{sid} is no HA resource"),
+            };
+            self.drop_request(id, false, why);
         }
     }
 }

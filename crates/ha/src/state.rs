@@ -1,10 +1,11 @@
 //! What the manager sees, and what it remembers.
 
-use crate::agent::Report;
+use crate::agent::AgentReport;
+use crate::history::Change;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use stead_model::ha_cfg::{HaResource, HaRule};
-use stead_model::{Epoch, NodeName, ServiceId};
+use stead_model::{Epoch, HaOptions, NodeName, ServiceId};
 
 /// A node as the manager may count on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,13 +19,35 @@ pub enum NodeWord {
     Lost,
 }
 
+/// CPU and memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Load {
+    /// CPUs (a whole one is 1).
+    pub cpu: f64,
+    /// Memory, bytes.
+    pub mem: u64,
+}
+
+/// What a service is configured with, and what it uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// At most.
+    pub max: Load,
+    /// Now, or when it last ran. Zero: not known.
+    pub used: Load,
+}
+
 /// A node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NodeView {
     /// Its word.
     pub word: NodeWord,
     /// What its agent reports; none while it is silent.
-    pub reports: BTreeMap<ServiceId, Report>,
+    pub agent: Option<AgentReport>,
+    /// What the machine has.
+    pub capacity: Load,
+    /// What those use who are not under HA: other guests (`max`: as configured), and the machine itself.
+    pub others: Stats,
 }
 
 /// What is known of a guest's process on its owner.
@@ -53,8 +76,56 @@ pub struct ServiceView {
     pub armed: bool,
     /// Its process.
     pub process: Process,
-    /// A one-time request: where to, and whether by stop and start.
-    pub request: Option<(NodeName, bool)>,
+    /// Its load.
+    pub stats: Stats,
+    /// The `lock` of its configuration: a task is at work on it, or died doing so.
+    pub lock: Option<String>,
+}
+
+/// What becomes of the services while HA is disarmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DisarmMode {
+    /// They stay as they are: nothing is started, stopped or moved, and requests are refused.
+    Freeze,
+    /// HA forgets them: who may, handles them as if they were no resources.
+    Ignore,
+}
+
+/// A one-time request. It stays until [`crate::Command::DropRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "do")]
+pub enum Request {
+    /// Move a service: while it runs, or by stop and start.
+    Move {
+        /// Which.
+        sid: ServiceId,
+        /// Where to.
+        target: NodeName,
+        /// Stop, move, start.
+        relocate: bool,
+    },
+    /// Stop a service within a time. Who asks for it sets its requested state to *stopped* in the same commit.
+    Stop {
+        /// Which.
+        sid: ServiceId,
+        /// Seconds for its shutdown, after which it is stopped by force; 0: by force at once.
+        timeout: u32,
+    },
+    /// Move everything away from a node, and place nothing there, until this is taken back.
+    Maintenance {
+        /// Which node.
+        node: NodeName,
+        /// On, or off.
+        on: bool,
+    },
+    /// Stop to act, on all nodes.
+    Disarm {
+        /// What becomes of the services.
+        mode: DisarmMode,
+    },
+    /// Act again.
+    Arm,
 }
 
 /// Everything that a decision rests on.
@@ -64,14 +135,20 @@ pub struct View {
     pub me: NodeName,
     /// All nodes.
     pub nodes: BTreeMap<NodeName, NodeView>,
-    /// All services that are not *ignored*.
+    /// All services, the *ignored* too.
     pub services: BTreeMap<ServiceId, ServiceView>,
-    /// Rules in force.
+    /// All rules, as written: the manager leaves out those that are disabled or contradict each other.
     pub rules: Vec<HaRule>,
+    /// Options.
+    pub options: HaOptions,
+    /// Requests by the names of their records; handled in this order.
+    pub requests: BTreeMap<String, Request>,
+    /// How long the *round* is in which the hold duration of automatic rebalancing is counted, seconds: 10 on a cluster.
+    pub round: u64,
 }
 
 /// A service's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ServiceState {
     /// To be started; a node is being chosen.
@@ -86,12 +163,37 @@ pub enum ServiceState {
     Migrate,
     /// To be stopped, moved and started.
     Relocate,
+    /// Left as it is: its node restarts and is awaited, or HA is disarmed.
+    Freeze,
     /// Its node was lost.
     Fence,
     /// A node is being chosen, or its commit awaited.
     Recovery,
     /// Given up until it is disabled.
     Error,
+}
+
+impl ServiceState {
+    /// Its name, as administrators know it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RequestStart => "request_start",
+            Self::Started => "started",
+            Self::RequestStop => "request_stop",
+            Self::Stopped => "stopped",
+            Self::Migrate => "migrate",
+            Self::Relocate => "relocate",
+            Self::Freeze => "freeze",
+            Self::Fence => "fence",
+            Self::Recovery => "recovery",
+            Self::Error => "error",
+        }
+    }
+
+    /// It is being moved to its target.
+    pub fn is_move(self) -> bool {
+        matches!(self, Self::Migrate | Self::Relocate)
+    }
 }
 
 /// What the manager remembers of a service. Written as administrators know it.
@@ -114,11 +216,57 @@ pub struct Service {
     /// How often a node gave up to start it since it last ran.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub relocate_tries: u32,
+    /// The node that it left for maintenance: it goes back there when that is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance_node: Option<NodeName>,
+    /// Seconds that its shutdown may take, if its user has named them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u32>,
+    /// A move failed: the manager tries none of its own before then. Seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<u64>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_zero(n: &u32) -> bool {
     *n == 0
+}
+
+/// A node as the manager shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeStatus {
+    /// Services run there.
+    Online,
+    /// It takes part, and is being emptied or is empty.
+    Maintenance,
+    /// It is silent, or down, and there is nothing (more) to be done about it.
+    Unknown,
+    /// It is committed lost, and its services are being recovered.
+    #[serde(alias = "lost")]
+    Fence,
+}
+
+/// What the manager remembers of a node beyond its word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeMemory {
+    /// Its user put it into maintenance.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub maintenance: bool,
+    /// What its agent said last. It outlives the node's silence: that is how a reboot is told from a loss.
+    #[serde(default)]
+    pub mode: crate::agent::AgentMode,
+}
+
+/// How far disarming has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disarm {
+    /// What becomes of the services.
+    pub mode: DisarmMode,
+    /// Every recovery and every move that was under way has ended, and the nodes let go.
+    pub ready: bool,
+    /// All nodes that take part have said that they guard nothing any more. Before that: disarming.
+    pub done: bool,
 }
 
 /// All that the manager remembers: `ha/manager_status`.
@@ -133,13 +281,70 @@ pub struct ManagerState {
     /// When it last changed anything, seconds since 1970.
     #[serde(default)]
     pub timestamp: u64,
-    /// Nodes.
+    /// Nodes, to be shown.
     #[serde(default)]
-    pub node_status: BTreeMap<NodeName, NodeWord>,
+    pub node_status: BTreeMap<NodeName, NodeStatus>,
+    /// Nodes of which there is more to remember than the default.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_memory: BTreeMap<NodeName, NodeMemory>,
     /// Services.
     #[serde(default)]
     pub service_status: BTreeMap<ServiceId, Service>,
+    /// Whether HA is disarmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disarm: Option<Disarm>,
+    /// Since when the nodes are out of balance, seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imbalanced_since: Option<u64>,
+    /// Rules that are left out, with the reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rule_errors: BTreeMap<String, String>,
     /// The last `uid` given.
     #[serde(default)]
     pub last_uid: u64,
+}
+
+impl ManagerState {
+    /// What is remembered of a node.
+    pub fn memory(&self, node: &NodeName) -> NodeMemory {
+        self.node_memory.get(node).copied().unwrap_or_default()
+    }
+}
+
+/// What is to be done besides keeping the changed [`ManagerState`]. The shell carries it out and decides nothing;
+/// what came of it shows in the next [`View`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Commit `to` as owner under the next epoch, if the record still says `from` under `epoch` *and* the node `from`
+    /// is still committed lost.
+    Recover {
+        /// Which service.
+        sid: ServiceId,
+        /// Whose it was.
+        from: NodeName,
+        /// Whose it becomes.
+        to: NodeName,
+        /// The epoch that it starts from.
+        epoch: Epoch,
+        /// Its lock names a task that ended with the node: take it off. Otherwise a lock stays.
+        unlock: bool,
+        /// Why there.
+        reason: String,
+    },
+    /// Remove a one-time request, in the commit of the state that it led to.
+    DropRequest {
+        /// The name of its record.
+        id: String,
+        /// Whether it was taken; otherwise it can't be.
+        taken: bool,
+        /// What became of it.
+        reason: String,
+    },
+    /// Keep this in the service's history ([`crate::history::History`]), in the commit of the state.
+    Record {
+        /// Which service.
+        sid: ServiceId,
+        /// What changed, and why.
+        change: Change,
+    },
 }

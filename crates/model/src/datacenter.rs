@@ -10,7 +10,7 @@ const KEYS: &[(&str, bool, &[&str])] = &[
     ("bwlimit", false, &[]),
     ("consent-text", false, &[]),
     ("console", false, &["html5"]),
-    ("crs", false, &["ha=basic"]),
+    ("crs", true, &[]),
     ("description", true, &[]),
     ("email_from", false, &[]),
     ("fencing", false, &["watchdog"]),
@@ -198,6 +198,7 @@ pub fn accept(key: &str, value: &str) -> Result<String, KeyError> {
         None => Ok(()),
     };
     match key {
+        "crs" => drop(crate::ha_options::crs_options(value).or_else(|e| KeyError::value(key, e))?),
         "mac_prefix" if !is_mac_prefix(value) => {
             return KeyError::value(
                 key,

@@ -6,6 +6,8 @@
 pub mod cluster;
 pub mod datacenter;
 pub mod ha_cfg;
+pub mod ha_groups;
+pub mod ha_options;
 pub mod ids;
 pub mod ownership;
 pub mod paths;
@@ -21,6 +23,8 @@ pub mod vmconfig;
 pub use cluster::{ClusterRecord, FenceProfile, NoProfile, NodeRecord, NodeState};
 pub use datacenter::Datacenter;
 pub use ha_cfg::{HaResource, HaResources, HaRule, HaRuleKind, HaRules, RequestedState};
+pub use ha_groups::HaGroup;
+pub use ha_options::{AutoRebalance, BalanceMethod, CrsMode, CrsOptions, HaOptions, ShutdownPolicy};
 pub use ids::{
     BootId, Epoch, GuestKind, IdError, NodeName, NodeUuid, RaftId, ServiceId, StorageId, TokenId, Upid,
     UserId, Vmid, VolumeId,

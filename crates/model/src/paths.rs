@@ -20,6 +20,8 @@ pub const DATACENTER_CFG: &str = "datacenter.cfg";
 pub const HA_RESOURCES: &str = "ha/resources.cfg";
 /// HA rules.
 pub const HA_RULES: &str = "ha/rules.cfg";
+/// Groups of HA: the older form of rules.
+pub const HA_GROUPS: &str = "ha/groups.cfg";
 /// The HA manager's state.
 pub const HA_STATUS: &str = "ha/manager_status";
 /// The cluster CA's certificate.

@@ -6,7 +6,6 @@
 use crate::guest::view::VmHa;
 use crate::store;
 use crate::{Actor, Ops, OpsError};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,22 +13,27 @@ use stead_conf::{Check, Op, Revision, Txn};
 use stead_model::sectionconfig::{Section, SectionConfig, SectionError};
 use stead_model::{GuestKind, NodeName, ServiceId, Upid, Vmid, paths};
 
+pub use stead_ha::{Change, DisarmMode, History, Request};
+
 /// Below it: requests that the manager has not taken yet.
 pub const COMMANDS: &str = "ha/crm_commands/";
 
-/// A one-time request to the manager.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CrmCommand {
-    /// Which resource.
-    pub sid: ServiceId,
-    /// Where to.
-    pub target: NodeName,
-    /// Stop, move, start rather than move while it runs.
-    pub relocate: bool,
+/// Below it: what became of each resource, and why ([`stead_ha::History`]).
+pub const HISTORY: &str = "ha/history/";
+
+/// Where a request lies: one of a kind for each of whom it is about, so that a later one takes the place of an earlier.
+fn command_path(request: &Request) -> String {
+    match request {
+        Request::Move { sid, .. } => format!("{COMMANDS}{}", sid.vmid),
+        Request::Stop { sid, .. } => format!("{COMMANDS}stop-{}", sid.vmid),
+        Request::Maintenance { node, .. } => format!("{COMMANDS}maintenance-{node}"),
+        Request::Disarm { .. } | Request::Arm => format!("{COMMANDS}arm"),
+    }
 }
 
 /// Options of a resource, with their checks.
-const OPTIONS: [&str; 6] = ["state", "group", "max_restart", "max_relocate", "failback", "comment"];
+const OPTIONS: [&str; 7] =
+    ["state", "group", "max_restart", "max_relocate", "failback", "auto-rebalance", "comment"];
 
 fn parse(text: &str) -> Result<SectionConfig, OpsError> {
     SectionConfig::parse(text)
@@ -58,7 +62,7 @@ fn check_option(key: &str, value: &str) -> Result<(), OpsError> {
         )),
         "group" => Err(OpsError::invalid(key, "groups are not supported: use node-affinity rules")),
         "max_restart" | "max_relocate" => number(10),
-        "failback" => number(1),
+        "failback" | "auto-rebalance" => number(1),
         _ if OPTIONS.contains(&key) => Ok(()),
         _ => Err(OpsError::invalid(
             key,
@@ -183,10 +187,11 @@ impl Ops {
     pub async fn ha_delete(&self, actor: &Actor, sid: ServiceId) -> Result<(), OpsError> {
         let (mut cfg, revision) = self.resources_cfg()?;
         cfg.remove(&sid.vmid.to_string()).map_err(refused)?;
-        let command = format!("{COMMANDS}{}", sid.vmid);
-        let asked = self.conf.view(|t| t.get(&command).is_some());
+        let commands = [format!("{COMMANDS}{}", sid.vmid), format!("{COMMANDS}stop-{}", sid.vmid)];
+        let asked: Vec<String> =
+            self.conf.view(|t| commands.into_iter().filter(|c| t.get(c).is_some()).collect());
         self.commit_resources(&actor.who, format!("HA resource '{sid}' removed"), &cfg, revision, |txn| {
-            if asked {
+            for command in asked {
                 txn.checks.push(Check::Exists(command.clone()));
                 txn.ops.push(Op::Delete(command));
             }
@@ -257,19 +262,50 @@ impl Ops {
         self.task("hamigrate", &vmid.to_string(), &actor.who, move |cx| async move {
             let sid = crate::guest::service(vmid);
             cx.log(format!("Requesting HA migration for VM {vmid} to node {target}"));
-            ops.ha_request(&who, CrmCommand { sid, target, relocate: !live }).await
+            ops.ha_request(&who, &Request::Move { sid, target, relocate: !live }).await
         })
     }
 
     /// Records a one-time request for the manager; a later one replaces it.
-    pub async fn ha_request(&self, who: &str, command: CrmCommand) -> Result<(), OpsError> {
-        self.ha_resource(command.sid)?;
-        self.member(&command.target)?;
-        let path = format!("{COMMANDS}{}", command.sid.vmid);
-        let mut txn = store::txn(who, format!("HA: move {} to '{}'", command.sid, command.target));
-        txn.ops.push(Op::Put(path, store::bytes(&command)?.into()));
+    pub async fn ha_request(&self, who: &str, request: &Request) -> Result<(), OpsError> {
+        let note = match request {
+            Request::Move { sid, target, .. } => {
+                self.ha_resource(*sid)?;
+                self.member(target)?;
+                format!("HA: move {sid} to '{target}'")
+            }
+            Request::Stop { sid, timeout } => return self.ha_stop(who, *sid, *timeout).await,
+            Request::Maintenance { node, on } => {
+                self.member(node)?;
+                format!("HA: maintenance of '{node}' {}", if *on { "begins" } else { "ends" })
+            }
+            Request::Disarm { mode } => format!("HA: disarm, resources: {mode:?}").to_lowercase(),
+            Request::Arm => "HA: arm".to_owned(),
+        };
+        let mut txn = store::txn(who, note);
+        txn.ops.push(Op::Put(command_path(request), store::bytes(request)?.into()));
         self.conf.transact(txn).await?;
         Ok(())
+    }
+
+    /// Stops a resource within so many seconds: sets its requested state, and tells the manager the time.
+    async fn ha_stop(&self, who: &str, sid: ServiceId, timeout: u32) -> Result<(), OpsError> {
+        let (mut cfg, revision) = self.resources_cfg()?;
+        let s = cfg.get_mut(&sid.vmid.to_string()).map_err(refused)?;
+        s.set("state", "stopped").map_err(refused)?;
+        let request = Request::Stop { sid, timeout };
+        let data = store::bytes(&request)?;
+        self.commit_resources(who, format!("HA: stop {sid} within {timeout} s"), &cfg, revision, |txn| {
+            txn.ops.push(Op::Put(command_path(&request), data.into()));
+        })
+        .await
+    }
+
+    /// What became of a resource, and why: the oldest first.
+    pub fn ha_history(&self, sid: ServiceId) -> Result<History, OpsError> {
+        let path = format!("{HISTORY}{}", sid.vmid);
+        let found = self.conf.view(|t| store::record::<History>(t, &path))?;
+        Ok(found.map(|f| f.value).unwrap_or_default())
     }
 
     /// `status/current`'s `ha`.
@@ -315,6 +351,17 @@ impl Ops {
                 "status": format!("{master} (active)"),
             }));
         }
+        let armed = match (status.pointer("/disarm"), status.pointer("/disarm/done").and_then(Value::as_bool))
+        {
+            (None, _) if status.get("master_node").is_none() => "standby",
+            (None, _) => "armed",
+            (Some(_), Some(true)) => "disarmed",
+            (Some(_), _) => "disarming",
+        };
+        out.push(json!({
+            "id": "fencing", "type": "fencing", "node": self.me.name, "status": armed, "armed-state": armed,
+            "resource_mode": status.pointer("/disarm/mode"),
+        }));
         for n in self.node_records() {
             let lease = self.status.node(&n.name).is_some_and(|r| r.lease);
             let word = match (n.state.is_lost(), lease) {
@@ -360,7 +407,7 @@ fn shown(s: &Section) -> Value {
     o.insert("type".into(), json!(s.kind()));
     o.insert("state".into(), json!("started"));
     for (key, value) in s.iter() {
-        let value = if matches!(key, "max_restart" | "max_relocate" | "failback") {
+        let value = if matches!(key, "max_restart" | "max_relocate" | "failback" | "auto-rebalance") {
             value.parse::<u32>().map_or_else(|_| json!(value), |n| json!(n))
         } else {
             json!(value)

@@ -5,6 +5,7 @@ pub mod events;
 pub mod ha;
 pub mod node;
 pub mod raw;
+pub mod sim;
 pub mod storage;
 pub mod tasks;
 pub mod token;
@@ -48,6 +49,7 @@ pub async fn run(args: Vec<OsString>) -> Result<(), Failure> {
         .map_err(|e| Failure::Told { text: e.render().to_string(), good: !e.use_stderr() })?;
     match cli.command {
         Command::Completion { shell } => return completion(shell),
+        Command::Sim(command) => return sim::run(command),
         Command::Demo => return demo(Play::Show).await,
         Command::DemoFailover => return demo(Play::Failover).await,
         _ => {}
@@ -76,7 +78,7 @@ pub async fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Api(a) => raw::api(&cx, a).await,
         Command::Events(a) => events::follow(&cx, a).await,
         Command::History(a) => raw::history(&cx, a).await,
-        Command::Completion { .. } | Command::Demo | Command::DemoFailover => Ok(()),
+        Command::Completion { .. } | Command::Sim(_) | Command::Demo | Command::DemoFailover => Ok(()),
     }
 }
 

@@ -8,9 +8,10 @@ use super::store::Txn;
 use super::tasks::{Ask, Reported, Told};
 use super::world::{Call, Event, World};
 use super::{Plant, tasks};
+use crate::scenario::Kind;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use stead_ha::Agent;
+use stead_ha::{Agent, Leave, ManagerState};
 use stead_membership::grantor::{DeclareFailure, Grantor, GrantorCommand, Member};
 use stead_membership::{Heartbeat, HeartbeatAnswer, Moment, Outcome, Refusal, wire};
 use stead_model::{BootId, FenceProfile, NodeName};
@@ -19,6 +20,9 @@ pub(super) const PROFILE: FenceProfile = FenceProfile::Default;
 const APPEND: Duration = Duration::from_millis(100);
 const ELECTION: Duration = Duration::from_millis(700);
 const ROUND: Duration = Duration::from_secs(3);
+
+/// For how long a node that goes down waits for a lease.
+const HELPLESS: Duration = Duration::from_secs(10);
 
 /// What daemons say to each other.
 #[derive(Debug, Clone)]
@@ -93,8 +97,12 @@ pub(super) struct Daemon {
     told: Option<usize>,
     pub next_id: u64,
     due: BTreeMap<&'static str, Duration>,
+    /// The index as of which something was done last.
+    done: BTreeMap<&'static str, usize>,
     pub reports: BTreeMap<usize, (Reported, Duration)>,
     pub waiting: BTreeMap<u64, (tasks::Then, Duration)>,
+    /// It is to go, and since when.
+    pub leave: Option<(Leave, Duration)>,
     /// Procedures of which there is one at a time.
     pub busy: BTreeSet<&'static str>,
 }
@@ -115,8 +123,10 @@ impl Daemon {
             told: None,
             next_id: 1,
             due: BTreeMap::new(),
+            done: BTreeMap::new(),
             reports: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            leave: None,
             busy: BTreeSet::new(),
         }
     }
@@ -128,6 +138,15 @@ impl Daemon {
             self.due.insert(what, now + every);
         }
         due
+    }
+
+    /// The same of what is done after every commit too.
+    fn is_due_or_new(&mut self, what: &'static str, now: Duration, every: Duration, applied: usize) -> bool {
+        let new = self.done.insert(what, applied) != Some(applied);
+        if new {
+            self.due.remove(what);
+        }
+        self.is_due(what, now, every)
     }
 }
 
@@ -150,6 +169,10 @@ impl World {
             let every = Duration::from_millis(ms);
             w.daemon(node).is_some_and(|d| d.is_due(what, now, every))
         };
+        let woken = |w: &mut Self, what, ms| {
+            let (every, applied) = (Duration::from_millis(ms), w.nodes[node].applied);
+            w.daemon(node).is_some_and(|d| d.is_due_or_new(what, now, every, applied))
+        };
         if due(self, "beat", 500) {
             self.beat(node);
         }
@@ -159,12 +182,56 @@ impl World {
         if due(self, "held", 500) {
             self.decide_held(node);
         }
-        if due(self, "agent", 200) {
+        if woken(self, "guard", 500) {
+            self.guard(node);
+        }
+        if woken(self, "agent", 500) {
             self.agent_step(node);
         }
-        if due(self, "manage", 500) {
+        if woken(self, "manage", 500) {
             self.manage(node);
         }
+        self.leave(node);
+    }
+
+    /// Goes, if it is to and may.
+    fn leave(&mut self, node: usize) {
+        let now = self.now;
+        let Some((leave, since)) = self.nodes[node].daemon.as_ref().and_then(|d| d.leave) else { return };
+        let view = self.agent_view(node);
+        // Without a lease nothing runs here, and nothing can be moved away or told to the manager.
+        let helpless = !view.ready && now - since > HELPLESS && now > self.nodes[node].lease_ends + HELPLESS;
+        let Some(d) = self.daemon(node) else { return };
+        if !helpless && !d.agent.may_leave(&view) {
+            return;
+        }
+        if leave == Leave::Restart {
+            self.restart_daemon(node);
+        } else {
+            self.go_down(node, leave);
+        }
+    }
+
+    fn restart_daemon(&mut self, node: usize) {
+        self.nodes[node].daemon = None;
+        let boots = self.nodes[node].boots;
+        self.after(Duration::from_secs(1), Event::StartDaemon { node, boots });
+    }
+
+    /// Gives the lead to whoever is elected next.
+    pub fn step_down(&mut self, node: usize) {
+        self.depose(node);
+        let now = self.now;
+        if let Some(d) = self.daemon(node) {
+            d.heard = now + ELECTION;
+        }
+    }
+
+    /// Whether enough nodes answer a leader.
+    pub fn has_majority(&self, node: usize) -> bool {
+        let now = self.now;
+        let fresh = |d: &Daemon| d.acked.values().filter(|at| now - **at < ROUND / 2).count() + 1;
+        self.nodes[node].daemon.as_ref().is_some_and(|d| fresh(d) >= self.majority())
     }
 
     pub fn leads(&self, node: usize) -> Option<u64> {
@@ -212,10 +279,16 @@ impl World {
     /// Stands for election, if no leader was heard for long enough.
     fn stand(&mut self, node: usize) {
         let now = self.now;
-        let patience = ELECTION + self.ms(0, 700);
+        // Where nothing is left to chance, the nodes' numbers part them.
+        let apart = if self.plan.calm {
+            Duration::from_millis(100) * u32::try_from(node).unwrap_or(7)
+        } else {
+            self.ms(0, 700)
+        };
+        let patience = ELECTION + apart;
         let n = &mut self.nodes[node];
         let Some(d) = n.daemon.as_mut() else { return };
-        if now - d.heard < d.patience {
+        if now.saturating_sub(d.heard) < d.patience {
             return;
         }
         d.patience = patience;
@@ -254,7 +327,7 @@ impl World {
         let n = &self.nodes[voter];
         let linked = !self.cut[voter][candidate] && !self.cut[candidate][voter];
         let awake = n.daemon.as_ref().filter(|d| n.executes(self.now) && d.paused_until <= self.now);
-        linked && awake.is_some_and(|d| d.leads.is_none() && self.now - d.heard >= ELECTION / 2)
+        linked && awake.is_some_and(|d| d.leads.is_none() && self.now.saturating_sub(d.heard) >= ELECTION / 2)
     }
 
     /// A message has arrived.
@@ -348,10 +421,11 @@ impl World {
             // Whatever a deposed leader has not committed is lost with it; nobody hears of it.
             Purpose::Ask { ask: Ask::Propose(_), .. } if !current => {}
             Purpose::Ask { from, id, life, ask: Ask::Propose(txn) } => {
+                let before = self.store.newest().manager.0.clone();
                 let index = self.store.commit(&txn);
                 if let Some(index) = index {
                     self.nodes[node].applied = index;
-                    self.committed(&txn);
+                    self.committed(&txn, &before);
                 }
                 let told = index.map_or(Told::Refused, Told::Done);
                 self.send(node, from, Msg::Told { id, life, told });
@@ -359,10 +433,25 @@ impl World {
         }
     }
 
-    fn committed(&mut self, txn: &Txn) {
+    fn committed(&mut self, txn: &Txn, before: &ManagerState) {
         self.note(|| format!("committed: {}", tasks::brief(txn)));
-        if matches!(txn, Txn::Recover { .. }) {
-            self.count_recovery();
+        match txn {
+            Txn::Recover { vmid, from, to, .. } => {
+                self.count_recovery();
+                self.tell_recovery(*vmid, from, to);
+            }
+            Txn::Lose(lost, _) => {
+                let lost = self.index(lost);
+                self.tell(Kind::FenceRequest, None, lost, None);
+            }
+            Txn::Release { vmid, from, to, live, .. } => {
+                self.tell_move(*vmid, from, to);
+                if *live {
+                    self.arrive(*vmid, to);
+                }
+            }
+            Txn::Manager(state, ..) => self.tell_manager(before, state),
+            _ => {}
         }
     }
 
@@ -457,6 +546,8 @@ impl World {
                     self.grant(node, out);
                 }
                 GrantorCommand::Confirm { round } => self.begin_round(node, Purpose::Confirm(round)),
+                // The profile never changes here.
+                GrantorCommand::SettleProfile(_) => {}
                 GrantorCommand::Answer { node: to, answer } => {
                     if let Some(to) = self.index(&to) {
                         self.send(node, to, Msg::Answer(answer));

@@ -76,7 +76,7 @@ impl World {
     fn crash(&mut self, node: usize) {
         if self.nodes[node].on {
             self.note(|| format!("n{}: power off", node + 1));
-            self.nodes[node].power_off();
+            self.lose_power(node);
             let time = self.ms(500, 25_000);
             self.after(time, Event::PowerOn { node });
         }

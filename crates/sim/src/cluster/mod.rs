@@ -14,10 +14,12 @@
 //! are checked after every event, and a phase of healing, after which every service must be in its requested state. Each
 //! invariant is one file in `invariants`. A [`Plant`] is a mistake in the wiring that the search must find.
 
+mod config;
 mod daemon;
 mod faults;
 mod invariants;
 mod node;
+mod scene;
 mod store;
 mod tasks;
 mod world;
@@ -25,6 +27,7 @@ mod world;
 #[cfg(test)]
 mod tests;
 
+pub use scene::{PlayError, play};
 pub use world::{Outcome, run};
 
 use std::time::Duration;
@@ -42,6 +45,8 @@ pub struct Plan {
     pub healing: Duration,
     /// A mistake, to show that it would be found.
     pub plant: Plant,
+    /// Nothing is left to chance: no faults, every delay as short as it can be, clocks that do not err.
+    pub calm: bool,
 }
 
 impl Default for Plan {
@@ -52,6 +57,7 @@ impl Default for Plan {
             faults: Duration::from_secs(60),
             healing: Duration::from_secs(90),
             plant: Plant::None,
+            calm: false,
         }
     }
 }

@@ -20,6 +20,10 @@ pub struct Copy {
     pub hung: bool,
     /// A `cont` that QEMU has been sent takes effect at this moment, whatever becomes of its sender.
     pub cont_at: Duration,
+    /// Its CPUs have executed.
+    pub ran: bool,
+    /// That it is lost has been told.
+    pub lost: bool,
 }
 
 /// The fence process.
@@ -40,6 +44,8 @@ pub struct Fenced {
 /// One machine.
 #[derive(Debug)]
 pub struct Node {
+    /// Counted from 1.
+    pub number: usize,
     /// Its name.
     pub name: NodeName,
     /// Its identity.
@@ -76,6 +82,8 @@ pub struct Node {
     pub term: u64,
     /// When, in true time, the last lease that its fence process accepted ends.
     pub lease_ends: Duration,
+    /// Its fence process has acted since it last had a lease.
+    pub fenced_itself: bool,
 }
 
 impl Node {
@@ -124,7 +132,7 @@ impl Node {
         self.on = true;
         self.boots += 1;
         self.paused_until = now;
-        self.boot = boot_id(&self.name, self.boots);
+        self.boot = boot_id(self.number, self.boots);
         self.applied = self.applied.min(store.last());
         self.start_fenced(now);
         self.start_daemon(now);
@@ -175,8 +183,7 @@ impl Node {
 }
 
 /// A boot id for each boot.
-pub fn boot_id(name: &NodeName, boots: u64) -> BootId {
-    let number: u64 = name.as_str().trim_start_matches('n').parse().unwrap_or(0);
+pub fn boot_id(number: usize, boots: u64) -> BootId {
     let text = format!("{number:08x}-0000-4000-8000-{boots:012x}");
     BootId::new(text).unwrap_or_else(|e| unreachable!("a boot id by construction: {e}"))
 }

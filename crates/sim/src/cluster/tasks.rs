@@ -5,17 +5,18 @@ use super::Plant;
 use super::daemon::Msg;
 use super::store::{Tree, Txn};
 use super::world::{Call, Event, World};
+use crate::scenario::Kind;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use stead_ha::{
-    AgentCommand, AgentView, Attempt, Command, ManagerState, NodeView, NodeWord, Process, Report, Service,
-    ServiceView, View,
+    AgentCommand, AgentReport, AgentService, AgentView, Attempt, Command, Ending, ManagerState, NodeView,
+    NodeWord, Process, Service, ServiceView, Stats, View,
 };
-use stead_membership::Hold;
 use stead_membership::grantor::DeclareFailure;
-use stead_model::ha_cfg::HaResource;
-use stead_model::{BootId, Epoch, GuestKind, NodeName, NodeState, ServiceId, Vmid};
+use stead_membership::{Hold, HolderCommand};
+use stead_model::{BootId, Epoch, GuestKind, NodeName, NodeState, Ownership, ServiceId, Vmid};
 
 /// Reports older than this say nothing.
 const FRESH: Duration = Duration::from_millis(1500);
@@ -61,6 +62,7 @@ pub(super) enum Then {
     Launch(Task),
     Stopped(AgentCommand),
     Released(AgentCommand),
+    Unguard(Vmid, Epoch),
 }
 
 /// What a node tells the leader.
@@ -69,12 +71,12 @@ pub(super) struct Reported {
     boot: BootId,
     lease: bool,
     copies: BTreeSet<Vmid>,
-    ha: BTreeMap<ServiceId, Report>,
+    ha: AgentReport,
 }
 
 pub(super) fn brief(txn: &Txn) -> String {
     match txn {
-        Txn::Manager(state, _) => {
+        Txn::Manager(state, ..) => {
             let service =
                 |(sid, s): (&ServiceId, &Service)| format!("{sid} {:?} {} ({})", s.state, s.node, s.reason);
             let services: Vec<String> = state.service_status.iter().map(service).collect();
@@ -85,8 +87,13 @@ pub(super) fn brief(txn: &Txn) -> String {
     }
 }
 
-fn sid(vmid: Vmid) -> ServiceId {
-    ServiceId { kind: GuestKind::Qemu, vmid }
+fn sid_of(vmid: Vmid, own: &Ownership) -> ServiceId {
+    ServiceId { kind: own.kind, vmid }
+}
+
+/// Why something could not be tried that is no service's fault.
+fn not_now() -> Ending {
+    Ending::NotNow("the cluster did not answer".to_owned())
 }
 
 impl World {
@@ -122,14 +129,23 @@ impl World {
             Then::Managed(commands) => {
                 self.idle(node, "manage");
                 if done {
-                    self.recover(node, commands);
+                    self.carry_out_manager(node, commands);
                 }
             }
             Then::Start(command) => self.start_now(node, command, done),
             Then::Launch(task) if done => self.launch(node, task),
-            Then::Launch(task) => self.ended(node, &task.command, false),
+            Then::Launch(task) => self.ended(node, &task.command, not_now()),
             Then::Stopped(command) => self.stopped(node, command, done),
-            Then::Released(command) => self.ended(node, &command, done),
+            Then::Released(command) => {
+                let ending = if done { Ending::Done } else { not_now() };
+                self.ended(node, &command, ending);
+            }
+            Then::Unguard(vmid, epoch) => {
+                self.idle(node, "guard");
+                if done {
+                    self.let_go(node, vmid, epoch);
+                }
+            }
         }
     }
 
@@ -164,7 +180,7 @@ impl World {
         if self.plan.plant != Plant::ThawUnasked {
             for (vmid, epoch, _) in self.nodes[node].holds() {
                 if !self.owns(&tree, node, vmid, epoch) {
-                    self.nodes[node].destroy(self.now, vmid);
+                    self.destroy(node, vmid, Some(Kind::Lost));
                 }
             }
         }
@@ -208,18 +224,19 @@ impl World {
                 self.note(|| {
                     format!("n{}: old copy of guest {vmid} of epoch {epoch} is destroyed", node + 1)
                 });
-                self.nodes[node].destroy(self.now, vmid);
+                self.destroy(node, vmid, Some(Kind::Lost));
             }
         }
     }
 
     /// Tells the leader how things stand.
     pub fn report(&mut self, node: usize) {
-        let lease = self.leased(node);
+        let view = self.agent_view(node);
         let n = &self.nodes[node];
         let Some(d) = &n.daemon else { return };
         let copies = n.copies.keys().copied().collect();
-        let report = Reported { boot: n.boot.clone(), lease, copies, ha: d.agent.reports() };
+        let ha = d.agent.report(&view);
+        let report = Reported { boot: n.boot.clone(), lease: view.ready, copies, ha };
         if let Some(leader) = d.leader {
             self.send(node, leader, Msg::Report(report));
         }
@@ -227,34 +244,101 @@ impl World {
 
     /// The agent's shell.
     pub fn agent_step(&mut self, node: usize) {
-        let view = AgentView { ready: self.leased(node), ..self.agent_view(node) };
+        let view = self.agent_view(node);
         let at = self.nodes[node].clock(self.now);
         let Some(d) = self.daemon(node) else { return };
         for command in d.agent.step(at, &view) {
             match command.attempt {
                 Attempt::Start => self.ask(node, Ask::Barrier, Then::Start(command)),
-                Attempt::Stop | Attempt::Migrate(_) | Attempt::Relocate(_) => self.stop(node, command),
+                Attempt::Stop { .. } | Attempt::Migrate(_) | Attempt::Relocate(_) => self.stop(node, command),
             }
         }
     }
 
-    fn agent_view(&self, node: usize) -> AgentView {
+    /// What the agent sees.
+    pub fn agent_view(&mut self, node: usize) -> AgentView {
+        let ready = self.leased(node);
         let tree = self.tree(node);
-        let me = self.nodes[node].name.clone();
-        let mine = tree.owners.iter().filter(|(_, o)| o.owner == me);
-        let owned: BTreeSet<ServiceId> = mine.map(|(v, _)| sid(*v)).collect();
-        let present = self.nodes[node].copies.keys().map(|v| sid(*v)).filter(|s| owned.contains(s)).collect();
-        let max_restart = owned.iter().map(|s| (*s, HaResource::new(*s).max_restart)).collect();
-        AgentView { me, manager: tree.manager.0.clone(), ready: false, owned, present, max_restart }
+        let n = &self.nodes[node];
+        let own = |sid: &ServiceId| tree.owners.get(&sid.vmid).filter(|o| o.owner == n.name);
+        let mine = tree.config.resources.iter().filter(|(sid, _)| own(sid).is_some());
+        let service = |present, max_restart, requested| AgentService { present, max_restart, requested };
+        let services: BTreeMap<ServiceId, AgentService> = mine
+            .map(|(sid, r)| (*sid, service(n.copies.contains_key(&sid.vmid), r.max_restart, r.state)))
+            .collect();
+        let view = AgentView {
+            me: n.name.clone(),
+            manager: tree.manager.0.clone(),
+            ready,
+            services,
+            policy: tree.config.options.shutdown_policy,
+            leave: n.daemon.as_ref().and_then(|d| d.leave).map(|(leave, _)| leave),
+            guarding: false,
+        };
+        // Disarming lets nobody go: see `Tree::is_guarded`.
+        AgentView { guarding: view.wants_guard(), ..view }
     }
 
-    /// What fails here fails for want of the cluster, never of the service.
-    fn ended(&mut self, node: usize, command: &AgentCommand, ok: bool) {
-        let view = self.agent_view(node);
+    fn ended(&mut self, node: usize, command: &AgentCommand, ending: Ending) {
+        if ending != Ending::Done {
+            self.end_transit(command.sid.vmid, Kind::Stop);
+        }
         let at = self.nodes[node].clock(self.now);
-        let result = if ok { Ok(()) } else { Err("it failed".to_owned()) };
         if let Some(d) = self.daemon(node) {
-            d.agent.ended(at, &view, command, result);
+            d.agent.ended(at, command, ending);
+        }
+    }
+
+    /// The fence process guards what HA runs here, and nothing else. It is told to let go after the record says so, and
+    /// the record says that it guards after it does.
+    pub fn guard(&mut self, node: usize) {
+        let tree = self.tree(node);
+        let name = self.nodes[node].name.clone();
+        for (vmid, own) in tree.owners.iter().filter(|(_, o)| o.owner == name && o.running) {
+            let wanted = tree.is_guarded(*vmid);
+            let copy = self.nodes[node].copies.get(vmid);
+            let runs = copy.is_some_and(|c| c.epoch == own.epoch && c.running && !c.frozen);
+            if wanted == own.armed || !runs || !self.begin(node, "guard") {
+                continue;
+            }
+            let guarded = !wanted || self.take_up(node, *vmid, own.epoch);
+            if guarded {
+                let then = Then::Unguard(*vmid, own.epoch);
+                let txn =
+                    Txn::Running { vmid: *vmid, node: name, epoch: own.epoch, running: true, armed: wanted };
+                self.ask(node, Ask::Propose(txn), then);
+            } else {
+                self.idle(node, "guard");
+            }
+            // One at a time.
+            return;
+        }
+    }
+
+    /// A running guest is registered, and continued under the lease: that changes nothing for it.
+    fn take_up(&mut self, node: usize, vmid: Vmid, epoch: Epoch) -> bool {
+        let now = self.now;
+        let at = self.nodes[node].clock(now);
+        let Some(fenced) = self.nodes[node].answering(now) else { return false };
+        let known = fenced.holder.guests().any(|(v, g)| v == vmid && g.epoch == epoch);
+        let registered = known || fenced.holder.register(vmid, epoch, true).is_ok();
+        let runs = registered && matches!(fenced.holder.run(at, vmid, epoch), Ok(HolderCommand::Cont { .. }));
+        if runs {
+            self.nodes[node].record.insert(vmid, (epoch, false));
+        }
+        runs
+    }
+
+    /// The record says that nobody guards the guest: the fence process forgets it.
+    fn let_go(&mut self, node: usize, vmid: Vmid, epoch: Epoch) {
+        let tree = self.tree(node);
+        if tree.owners.get(&vmid).is_none_or(|o| o.armed || o.epoch != epoch) {
+            return;
+        }
+        let now = self.now;
+        let forgotten = self.nodes[node].answering(now).map(|f| f.holder.forget(vmid, true));
+        if matches!(forgotten, Some(Ok(()))) {
+            self.nodes[node].record.remove(&vmid);
         }
     }
 
@@ -263,8 +347,17 @@ impl World {
         let (tree, vmid) = (self.tree(node), command.sid.vmid);
         let me = self.nodes[node].name.clone();
         let own = tree.owners.get(&vmid).filter(|o| read && o.owner == me);
-        let Some(epoch) = own.map(|o| o.epoch) else { return self.ended(node, &command, false) };
-        let txn = Txn::Running { vmid, node: me, epoch, running: true };
+        let Some(epoch) = own.map(|o| o.epoch) else { return self.ended(node, &command, not_now()) };
+        let why = match tree.config.locks.get(&vmid) {
+            Some(lock) => Some(format!("it is locked ({lock})")),
+            None if self.start_fails(node, vmid) => Some("it does not start".to_owned()),
+            None => None,
+        };
+        if let Some(why) = why {
+            self.tell_guest(Kind::StartFail, vmid, node);
+            return self.ended(node, &command, Ending::Failed(why));
+        }
+        let txn = Txn::Running { vmid, node: me, epoch, running: true, armed: true };
         self.ask(node, Ask::Propose(txn), Then::Launch(Task { command, vmid, epoch }));
     }
 
@@ -278,7 +371,7 @@ impl World {
             f.holder.register(task.vmid, task.epoch, gone)
         });
         if !gone || !matches!(registered, Some(Ok(()))) {
-            return self.ended(node, &task.command, false);
+            return self.ended(node, &task.command, not_now());
         }
         n.record.insert(task.vmid, (task.epoch, false));
         let slow = self.chance(100);
@@ -299,22 +392,85 @@ impl World {
     /// The fence process has continued it, or has not.
     pub fn ran(&mut self, node: usize, task: &Task, ok: bool) {
         if !ok && self.nodes[node].copies.get(&task.vmid).is_some_and(|c| c.epoch == task.epoch) {
-            self.nodes[node].destroy(self.now, task.vmid);
+            self.destroy(node, task.vmid, Some(Kind::Lost));
             self.not_running(node, task.vmid, task.epoch, Then::Nothing);
         }
-        self.ended(node, &task.command, ok);
+        self.ended(node, &task.command, if ok { Ending::Done } else { not_now() });
     }
 
     fn not_running(&mut self, node: usize, vmid: Vmid, epoch: Epoch, then: Then) {
         let me = self.nodes[node].name.clone();
-        self.ask(node, Ask::Propose(Txn::Running { vmid, node: me, epoch, running: false }), then);
+        self.ask(
+            node,
+            Ask::Propose(Txn::Running { vmid, node: me, epoch, running: false, armed: false }),
+            then,
+        );
     }
 
     fn stop(&mut self, node: usize, command: AgentCommand) {
         let vmid = command.sid.vmid;
         let epoch = self.tree(node).owners.get(&vmid).map_or(Epoch(0), |o| o.epoch);
-        self.nodes[node].destroy(self.now, vmid);
+        let moves = matches!(command.attempt, Attempt::Migrate(_) | Attempt::Relocate(_));
+        let present = self.nodes[node].copies.contains_key(&vmid);
+        let lock = self.tree(node).config.locks.get(&vmid).cloned();
+        if let Some(lock) = lock.filter(|_| moves) {
+            self.tell_guest(Kind::MoveFail, vmid, node);
+            return self.ended(node, &command, Ending::Failed(format!("it is locked ({lock})")));
+        }
+        if let Attempt::Migrate(to) | Attempt::Relocate(to) = &command.attempt
+            && !self.answers(node, to)
+        {
+            self.tell_guest(Kind::MoveFail, vmid, node);
+            let why = format!("'{to}' does not answer");
+            return self.ended(node, &command, Ending::Failed(why));
+        }
+        if moves && self.move_fails(vmid) {
+            self.tell_guest(Kind::MoveFail, vmid, node);
+            return self.ended(node, &command, Ending::Failed("its migration failed".to_owned()));
+        }
+        let qemu = command.sid.kind == GuestKind::Qemu;
+        if let Attempt::Migrate(to) = &command.attempt
+            && present
+            && qemu
+        {
+            // The source stands from here on; the target goes on with the commit.
+            self.begin_transit(node, vmid);
+            self.destroy(node, vmid, None);
+            let from = self.nodes[node].name.clone();
+            let txn = Txn::Release { vmid, from, to: to.clone(), epoch, live: true };
+            return self.ask(node, Ask::Propose(txn), Then::Released(command));
+        }
+        if present && self.stop_fails(vmid) {
+            self.tell_guest(Kind::StopFail, vmid, node);
+            return self.ended(node, &command, Ending::Failed("it does not stop".to_owned()));
+        }
+        self.destroy(node, vmid, Some(Kind::Stop));
         self.not_running(node, vmid, epoch, Then::Stopped(command));
+    }
+
+    /// A guest has moved while it ran: its copy on the target, which waited for the commit, goes on.
+    pub fn arrive(&mut self, vmid: Vmid, to: &NodeName) {
+        let Some(node) = self.index(to) else { return };
+        let Some(epoch) = self.store.newest().owners.get(&vmid).map(|o| o.epoch) else { return };
+        let now = self.now;
+        let n = &mut self.nodes[node];
+        if n.copies.contains_key(&vmid) {
+            return;
+        }
+        let registered = n.answering(now).map(|f| f.holder.register(vmid, epoch, true));
+        if matches!(registered, Some(Ok(()))) {
+            n.record.insert(vmid, (epoch, false));
+            self.add_copy(node, vmid, epoch);
+            self.ask_fenced(node, Call::Run { vmid, epoch, task: None });
+        }
+    }
+
+    /// Whether a node answers another one.
+    fn answers(&self, node: usize, other: &NodeName) -> bool {
+        let Some(to) = self.index(other) else { return false };
+        let linked = node == to || !(self.cut[node][to] || self.cut[to][node]);
+        let awake = |d: &super::daemon::Daemon| d.paused_until <= self.now;
+        linked && self.nodes[to].executes(self.now) && self.nodes[to].daemon.as_ref().is_some_and(awake)
     }
 
     fn stopped(&mut self, node: usize, command: AgentCommand, done: bool) {
@@ -323,10 +479,10 @@ impl World {
         match command.attempt.clone() {
             Attempt::Migrate(to) | Attempt::Relocate(to) if done => {
                 let from = self.nodes[node].name.clone();
-                let txn = Txn::Release { vmid, from, to, epoch };
+                let txn = Txn::Release { vmid, from, to, epoch, live: false };
                 self.ask(node, Ask::Propose(txn), Then::Released(command));
             }
-            _ => self.ended(node, &command, done),
+            _ => self.ended(node, &command, if done { Ending::Done } else { not_now() }),
         }
     }
 
@@ -338,23 +494,33 @@ impl World {
         let tree = self.tree(node);
         let view = self.view(node, &tree);
         let (before, revision) = &tree.manager;
-        let mut state: ManagerState = before.clone();
+        let mut state = ManagerState::clone(before);
         let commands = stead_ha::step(self.now.as_secs(), &view, &mut state);
-        if state == *before {
+        let dropped =
+            |c: &Command| if let Command::DropRequest { id, .. } = c { Some(id.clone()) } else { None };
+        let dropped: Vec<String> = commands.iter().filter_map(dropped).collect();
+        if state == **before && dropped.is_empty() {
             self.idle(node, "manage");
-            self.recover(node, commands);
+            self.carry_out_manager(node, commands);
         } else {
-            let txn = Txn::Manager(Box::new(state), *revision);
+            let txn = Txn::Manager(Arc::new(state), *revision, dropped);
             self.ask(node, Ask::Propose(txn), Then::Managed(commands));
         }
     }
 
-    fn recover(&mut self, node: usize, commands: Vec<Command>) {
+    fn carry_out_manager(&mut self, node: usize, commands: Vec<Command>) {
         for command in commands {
-            if let Command::Recover { sid, from, to, epoch, .. } = command {
-                let unchecked = self.plan.plant == Plant::SilenceIsLoss;
-                let txn = Txn::Recover { vmid: sid.vmid, from, to, epoch, unchecked };
-                self.ask(node, Ask::Propose(txn), Then::Nothing);
+            match command {
+                Command::Recover { sid, from, to, epoch, unlock, .. } => {
+                    let unchecked = self.plan.plant == Plant::SilenceIsLoss;
+                    let txn = Txn::Recover { vmid: sid.vmid, from, to, epoch, unlock, unchecked };
+                    self.ask(node, Ask::Propose(txn), Then::Nothing);
+                }
+                Command::Record { sid, change } => self.tell_change(sid, &change),
+                Command::DropRequest { taken: false, reason, .. } => {
+                    self.tell(Kind::Refused, None, None, Some(reason));
+                }
+                Command::DropRequest { .. } => {}
             }
         }
     }
@@ -363,28 +529,40 @@ impl World {
         let nodes: BTreeMap<NodeName, NodeView> = tree
             .nodes
             .iter()
-            .map(|(name, state)| (name.clone(), self.node_view(node, name, state)))
+            .map(|(name, state)| (name.clone(), self.node_view(node, tree, name, state)))
             .collect();
-        let services = tree.owners.iter().map(|(vmid, own)| {
-            let seen = self.fresh(node, &own.owner).map(|r| r.copies.contains(vmid));
+        let services = tree.config.resources.iter().filter_map(|(sid, resource)| {
+            let own = tree.owners.get(&sid.vmid)?;
+            let seen = self.fresh(node, &own.owner).map(|r| r.copies.contains(&sid.vmid));
             let process = match seen {
                 Some(true) => Process::Running,
                 Some(false) => Process::Absent,
                 None => Process::Unknown,
             };
             let view = ServiceView {
-                resource: HaResource::new(sid(*vmid)),
+                resource: resource.clone(),
                 owner: own.owner.clone(),
                 epoch: own.epoch,
                 running: own.running,
                 armed: own.armed,
                 process,
-                request: None,
+                stats: self.stats(sid.vmid),
+                lock: tree.config.locks.get(&sid.vmid).cloned(),
             };
-            (sid(*vmid), view)
+            Some((*sid, view))
         });
         let services = services.collect();
-        View { me: self.nodes[node].name.clone(), nodes, services, rules: Vec::new() }
+        let (rules, options) = (tree.config.rules.clone(), tree.config.options);
+        let requests = tree.config.requests.clone();
+        let round = self.round();
+        View { me: self.nodes[node].name.clone(), nodes, services, rules, options, requests, round }
+    }
+
+    fn stats(&self, vmid: Vmid) -> Stats {
+        let load = self.load_of(vmid);
+        let max = stead_ha::Load { cpu: load.maxcpu, mem: load.maxmem };
+        let used = stead_ha::Load { cpu: load.cpu, mem: load.mem };
+        Stats { max, used }
     }
 
     fn fresh(&self, node: usize, of: &NodeName) -> Option<&Reported> {
@@ -393,7 +571,7 @@ impl World {
         (self.now - *at < FRESH).then_some(report)
     }
 
-    fn node_view(&self, node: usize, name: &NodeName, state: &NodeState) -> NodeView {
+    fn node_view(&self, node: usize, tree: &Tree, name: &NodeName, state: &NodeState) -> NodeView {
         let report = self.fresh(node, name);
         let n = &self.nodes[node];
         let settled = n.daemon.as_ref().is_some_and(|d| d.grantor.settled(n.clock(self.now), name));
@@ -405,6 +583,20 @@ impl World {
             (_, None) if self.plan.plant == Plant::SilenceIsLoss => NodeWord::Lost,
             _ => NodeWord::Unknown,
         };
-        NodeView { word, reports: report.map(|r| r.ha.clone()).unwrap_or_default() }
+        let (cpu, mem) = self.index(name).map_or((0.0, 0), |n| self.capacity(n));
+        let mut others = Stats::default();
+        let foreign = |(vmid, o): &(&Vmid, &Ownership)| {
+            o.owner == *name && !tree.config.resources.contains_key(&sid_of(**vmid, o))
+        };
+        let runs = |vmid: &Vmid| report.is_some_and(|r| r.copies.contains(vmid));
+        for (vmid, _) in tree.owners.iter().filter(foreign).filter(|(v, _)| runs(v)) {
+            let stats = self.stats(*vmid);
+            others.max.cpu += stats.max.cpu;
+            others.max.mem += stats.max.mem;
+            others.used.cpu += stats.used.cpu;
+            others.used.mem += stats.used.mem;
+        }
+        let agent = report.map(|r| r.ha.clone());
+        NodeView { word, agent, capacity: stead_ha::Load { cpu, mem }, others }
     }
 }

@@ -45,8 +45,8 @@ fn every_planted_mistake_is_found() {
     // Where each search begins is near where it once found something, to save time; the range is wide.
     for (plant, first) in [
         (Plant::LossIsSettled, 150),
-        (Plant::LeaseFromAnswer, 1880),
-        (Plant::UnconfirmedGrant, 440),
+        (Plant::LeaseFromAnswer, 150),
+        (Plant::UnconfirmedGrant, 1480),
         (Plant::ThawUnasked, 0),
         (Plant::SilenceIsLoss, 0),
         (Plant::SlowWatchdog, 0),

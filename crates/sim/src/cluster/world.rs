@@ -1,18 +1,24 @@
 //! Virtual time, the network, and what happens on a machine.
 
+use super::config::Config;
 use super::daemon::{Daemon, Msg};
 use super::invariants;
 use super::node::{Copy, Node, boot_id};
+use super::scene::Scene;
 use super::store::{Store, Tree};
 use super::tasks::Task;
 use super::{Plan, Plant};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use stead_ha::ManagerState;
 use stead_membership::{HolderCommand, Outcome as Granted, Report};
-use stead_model::{Epoch, GuestKind, NodeState, Ownership, Vmid};
+use stead_model::{Epoch, GuestKind, NodeState, Ownership, ServiceId, Vmid};
+
+use crate::scenario::Kind;
 
 /// What came of a history.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,19 +63,69 @@ pub(super) enum Call {
 /// What happens.
 #[derive(Debug, Clone)]
 pub(super) enum Event {
-    Tick { node: usize, life: u64 },
-    Deliver { from: usize, to: usize, msg: Box<Msg> },
-    Fence { node: usize, life: u64, timer: u64 },
-    Call { node: usize, life: u64, call: Call },
-    Job { node: usize, life: u64, vmid: Vmid, job: u64 },
-    Cont { node: usize, boots: u64, vmid: Vmid, epoch: Epoch, thaw: bool },
-    Watchdog { node: usize, boots: u64 },
-    Launched { node: usize, life: u64, task: Task },
-    Resume { node: usize, life: u64, task: Task, ok: bool },
-    PowerOn { node: usize },
-    StartFenced { node: usize, boots: u64 },
-    StartDaemon { node: usize, boots: u64 },
+    Tick {
+        node: usize,
+        life: u64,
+    },
+    Deliver {
+        from: usize,
+        to: usize,
+        msg: Box<Msg>,
+    },
+    Fence {
+        node: usize,
+        life: u64,
+        timer: u64,
+    },
+    Call {
+        node: usize,
+        life: u64,
+        call: Call,
+    },
+    Job {
+        node: usize,
+        life: u64,
+        vmid: Vmid,
+        job: u64,
+    },
+    Cont {
+        node: usize,
+        boots: u64,
+        vmid: Vmid,
+        epoch: Epoch,
+        thaw: bool,
+    },
+    Watchdog {
+        node: usize,
+        boots: u64,
+    },
+    Launched {
+        node: usize,
+        life: u64,
+        task: Task,
+    },
+    Resume {
+        node: usize,
+        life: u64,
+        task: Task,
+        ok: bool,
+    },
+    PowerOn {
+        node: usize,
+    },
+    StartFenced {
+        node: usize,
+        boots: u64,
+    },
+    StartDaemon {
+        node: usize,
+        boots: u64,
+    },
     Fault,
+    /// The next step of a scenario.
+    Step(usize),
+    /// Users' changes that wait for a leader.
+    Edits,
 }
 
 pub(super) struct World {
@@ -93,13 +149,15 @@ pub(super) struct World {
     recoveries: u32,
     resets: u32,
     thaws: u32,
+    /// The scenario that is played, if it is one.
+    pub scene: Option<Scene>,
 }
 
 impl World {
     fn new(seed: u64, plan: Plan) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let nodes: Vec<Node> = (1..=plan.nodes).map(|n| new_node(n, &mut rng)).collect();
-        let member = |n: &Node| (n.name.clone(), NodeState::Member { boot: n.boot.clone() });
+        let name = |n: usize| format!("n{n}").parse().unwrap_or_else(|e| unreachable!("{e}"));
+        let nodes: Vec<Node> = (1..=plan.nodes).map(|n| new_node(n, name(n), &mut rng)).collect();
         let own = |i: u32| {
             let owner = nodes[i as usize % nodes.len()].name.clone();
             let vmid = Vmid::new(100 + i).unwrap_or_else(|e| unreachable!("{e}"));
@@ -115,9 +173,19 @@ impl World {
                 },
             )
         };
-        let owners = (0..plan.guests).map(own).collect();
-        let manager = (ManagerState::default(), 0);
-        let store = Store::new(Tree { nodes: nodes.iter().map(member).collect(), owners, manager });
+        let owners: BTreeMap<Vmid, Ownership> = (0..plan.guests).map(own).collect();
+        let sids = owners.iter().map(|(vmid, own)| ServiceId { kind: own.kind, vmid: *vmid });
+        let config = Rc::new(Config::with_defaults(sids));
+        let manager = (Arc::new(ManagerState::default()), 0);
+        let tree = Tree { nodes: BTreeMap::new(), owners, manager, config };
+        Self::with(rng, plan, nodes, tree)
+    }
+
+    /// A world of these nodes, all of them members.
+    pub fn with(rng: ChaCha8Rng, plan: Plan, nodes: Vec<Node>, mut tree: Tree) -> Self {
+        let member = |n: &Node| (n.name.clone(), NodeState::Member { boot: n.boot.clone() });
+        tree.nodes = nodes.iter().map(member).collect();
+        let store = Store::new(tree);
         Self {
             rng,
             now: Duration::ZERO,
@@ -135,6 +203,7 @@ impl World {
             recoveries: 0,
             resets: 0,
             thaws: 0,
+            scene: None,
             plan,
         }
     }
@@ -144,6 +213,24 @@ impl World {
             self.power_on(node);
         }
         self.after(Duration::from_secs(5), Event::Fault);
+    }
+
+    /// Runs on to that moment, and checks the invariants after every event.
+    pub fn run_until(&mut self, end: Duration) {
+        while let Some(((at, _), event)) = self.queue.pop_first().filter(|((at, _), _)| *at <= end) {
+            self.now = at;
+            self.events += 1;
+            self.handle(event);
+            if self.broken.is_none() {
+                self.check();
+            }
+        }
+        self.now = end;
+    }
+
+    /// The invariant that was broken first, if one was.
+    pub fn broken_by(&self) -> Option<String> {
+        self.broken.clone()
     }
 
     fn run(&mut self) {
@@ -209,14 +296,17 @@ impl World {
         self.at(self.now + time, event);
     }
 
-    /// Milliseconds between two bounds.
+    /// Milliseconds between two bounds; the lower one where nothing is left to chance.
     pub fn ms(&mut self, from: u64, to: u64) -> Duration {
+        if self.plan.calm {
+            return Duration::from_millis(from);
+        }
         Duration::from_micros(self.rng.random_range(from * 1000..=to * 1000))
     }
 
     /// Whether it happens, by that chance in a thousand.
     pub fn chance(&mut self, thousandth: u32) -> bool {
-        self.rng.random_range(0..1000) < thousandth
+        !self.plan.calm && self.rng.random_range(0..1000) < thousandth
     }
 
     /// Sends, unless the link is cut or the message lost.
@@ -260,6 +350,8 @@ impl World {
                 None => {}
             },
             Event::Fault => self.fault(),
+            Event::Step(index) => self.play_step(index),
+            Event::Edits => self.commit_edits(),
             Event::PowerOn { node } if !self.nodes[node].on => self.power_on(node),
             Event::PowerOn { .. } => {}
             Event::StartDaemon { node, boots } => {
@@ -278,6 +370,7 @@ impl World {
                 let fires = self.nodes[node].watchdog.is_some_and(|at| at <= self.now);
                 if self.is_boot(node, boots) && fires {
                     self.note(|| format!("n{}: the watchdog fires", node + 1));
+                    self.tell(Kind::SelfFence, None, Some(node), Some("watchdog".to_owned()));
                     self.reset(node);
                 }
             }
@@ -288,9 +381,17 @@ impl World {
                 }
                 let copies = &mut self.nodes[node].copies;
                 let Some(copy) = copies.get_mut(&vmid).filter(|c| c.epoch == epoch) else { return };
-                copy.running |= !copy.hung;
-                if copy.hung && thaw {
+                let hung = copy.hung;
+                let began = !hung && !copy.running && !copy.frozen;
+                let first = began && !copy.ran;
+                copy.ran |= began;
+                copy.running |= !hung;
+                if hung && thaw {
                     self.thaw_failed(node, vmid);
+                } else if first {
+                    self.tell_guest(Kind::Start, vmid, node);
+                } else if began {
+                    self.tell_guest(Kind::Thaw, vmid, node);
                 }
             }
             Event::StartFenced { node, boots } => {
@@ -344,7 +445,7 @@ impl World {
         (until > self.now).then_some(until)
     }
 
-    fn power_on(&mut self, node: usize) {
+    pub fn power_on(&mut self, node: usize) {
         self.note(|| format!("n{}: boots", node + 1));
         self.nodes[node].power_on(self.now, &self.store);
         self.fence(node);
@@ -359,9 +460,21 @@ impl World {
     /// The machine is reset, and boots some time later.
     pub fn reset(&mut self, node: usize) {
         self.resets += 1;
+        self.lose_power(node);
+        if self.scene.is_none() {
+            let time = self.ms(2000, 12_000);
+            self.after(time, Event::PowerOn { node });
+        }
+    }
+
+    /// Power goes, and with it whatever runs there.
+    pub fn lose_power(&mut self, node: usize) {
+        let lost: Vec<Vmid> =
+            self.nodes[node].copies.iter().filter(|(_, c)| c.ran && !c.lost).map(|(v, _)| *v).collect();
+        for vmid in lost {
+            self.tell_guest(Kind::Lost, vmid, node);
+        }
         self.nodes[node].power_off();
-        let time = self.ms(2000, 12_000);
-        self.after(time, Event::PowerOn { node });
     }
 
     /// A call to the fence process; none if there is no such process.
@@ -383,6 +496,7 @@ impl World {
                     if self.plan.plant == Plant::LeaseFromAnswer { fenced.holder.nonce(at) } else { nonce };
                 let renewed = fenced.holder.renew(at, nonce, ms(lease_ms), ms(drain_ms), ms(watchdog_ms));
                 if let (Ok(()), Some(left)) = (renewed, fenced.holder.lease_left(at)) {
+                    n.fenced_itself = false;
                     n.times = (ms(drain_ms), ms(watchdog_ms));
                     n.lease_ends = n.lease_ends.max(n.when(at + left));
                 }
@@ -477,6 +591,7 @@ impl World {
             HolderCommand::Reset { .. } if self.plan.plant == Plant::NoReset => {}
             HolderCommand::Reset { unverified } => {
                 self.note(|| format!("n{}: reset because of {unverified:?}", node + 1));
+                self.tell(Kind::SelfFence, None, Some(node), Some("reset".to_owned()));
                 self.reset(node);
             }
             HolderCommand::FeedWatchdog { .. } if self.plan.plant == Plant::NoReset => {}
@@ -519,13 +634,46 @@ impl World {
         };
         fenced.holder.report(at, vmid, report);
         self.note(|| format!("n{}: guest {vmid}: {report:?}", node + 1));
+        if report == Report::Safe {
+            self.paused(node, vmid);
+        }
         self.fence(node);
+    }
+
+    fn paused(&mut self, node: usize, vmid: Vmid) {
+        let first = !std::mem::replace(&mut self.nodes[node].fenced_itself, true);
+        if first {
+            self.tell(Kind::SelfFence, None, Some(node), Some("pause".to_owned()));
+        }
+        if self.nodes[node].copies.get(&vmid).is_some_and(|c| c.ran) {
+            self.tell_guest(Kind::Pause, vmid, node);
+        }
     }
 
     /// A guest's process was started, with stopped CPUs.
     pub fn add_copy(&mut self, node: usize, vmid: Vmid, epoch: Epoch) {
-        let copy = Copy { epoch, running: false, frozen: false, hung: false, cont_at: Duration::ZERO };
+        let copy = Copy {
+            epoch,
+            running: false,
+            frozen: false,
+            hung: false,
+            cont_at: Duration::ZERO,
+            ran: false,
+            lost: false,
+        };
         self.nodes[node].copies.insert(vmid, copy);
+    }
+
+    /// Ends a guest's process; `told` is what that is in the story.
+    pub fn destroy(&mut self, node: usize, vmid: Vmid, told: Option<Kind>) {
+        let Some((ran, lost)) = self.nodes[node].copies.get(&vmid).map(|c| (c.ran, c.lost)) else {
+            return self.nodes[node].destroy(self.now, vmid);
+        };
+        self.nodes[node].destroy(self.now, vmid);
+        let told = if lost { Some(Kind::Destroyed) } else { told };
+        if let Some(kind) = told.filter(|_| ran) {
+            self.tell_guest(kind, vmid, node);
+        }
     }
 
     pub fn count_recovery(&mut self) {
@@ -537,11 +685,11 @@ impl World {
     }
 }
 
-fn new_node(n: usize, rng: &mut ChaCha8Rng) -> Node {
-    let name: stead_model::NodeName = format!("n{n}").parse().unwrap_or_else(|e| unreachable!("{e}"));
+pub(super) fn new_node(n: usize, name: stead_model::NodeName, rng: &mut ChaCha8Rng) -> Node {
     let uuid = format!("{n:08x}-1111-4111-8111-111111111111").parse().unwrap_or_else(|e| unreachable!("{e}"));
     Node {
-        boot: boot_id(&name, 1),
+        number: n,
+        boot: boot_id(n, 1),
         name,
         uuid,
         rate: rng.random_range(990..=1010),
@@ -559,5 +707,6 @@ fn new_node(n: usize, rng: &mut ChaCha8Rng) -> Node {
         applied: 0,
         term: 0,
         lease_ends: Duration::ZERO,
+        fenced_itself: false,
     }
 }

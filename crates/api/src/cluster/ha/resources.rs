@@ -7,7 +7,7 @@ use serde_json::Value;
 use stead_api_derive::{Params, Schema};
 use stead_model::schema::Schema as _;
 use stead_model::{GuestKind, NodeName, ServiceId};
-use stead_ops::ha::CrmCommand;
+use stead_ops::ha::Request;
 
 choice! {
     /// What a resource is.
@@ -201,8 +201,8 @@ pub struct HaAsked {
 }
 
 async fn request(cx: &crate::backend::Cx, p: MoveResource, relocate: bool) -> Result<Json<HaAsked>, Error> {
-    let command = CrmCommand { sid: p.sid, target: p.node.clone(), relocate };
-    cx.ops().ha_request(&cx.actor().who, command).await?;
+    let asked = Request::Move { sid: p.sid, target: p.node.clone(), relocate };
+    cx.ops().ha_request(&cx.actor().who, &asked).await?;
     Ok(Json(HaAsked { sid: p.sid, requested_node: p.node }))
 }
 

@@ -1,0 +1,104 @@
+//! What users want: resources, rules, options, requests, and how they change it.
+
+use super::store::Tree;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use stead_ha::Request;
+use stead_model::ha_cfg::{HaResource, HaRule, RequestedState};
+use stead_model::{Epoch, HaOptions, NodeName, Ownership, ServiceId, Vmid};
+
+/// Users' part of the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// `ha/resources.cfg`.
+    pub resources: BTreeMap<ServiceId, HaResource>,
+    /// `ha/rules.cfg`.
+    pub rules: Vec<HaRule>,
+    /// HA's part of `datacenter.cfg`.
+    pub options: HaOptions,
+    /// Requests that the manager has not taken.
+    pub requests: BTreeMap<String, Request>,
+    /// How many there were.
+    pub asked: u64,
+    /// Locks of guests.
+    pub locks: BTreeMap<Vmid, String>,
+}
+
+/// A change that a user makes.
+#[derive(Debug, Clone)]
+pub enum Edit {
+    /// A service is to be in that state.
+    Want(ServiceId, RequestedState),
+    /// A request to the manager. One to stop a service asks for the state *stopped* as well.
+    Ask(Request),
+    /// A guest is there, on that node, and HA has it.
+    Add { resource: HaResource, node: NodeName, running: bool },
+    /// HA has it no more.
+    Remove(ServiceId),
+    /// A lock comes, or goes.
+    Lock(Vmid, Option<String>),
+    /// Its user has moved it.
+    Moved { vmid: Vmid, to: NodeName, running: bool },
+}
+
+impl Config {
+    /// Services that are to run, without rules.
+    pub fn with_defaults(sids: impl Iterator<Item = ServiceId>) -> Self {
+        Self { resources: sids.map(|s| (s, HaResource::new(s))).collect(), ..Self::default() }
+    }
+
+    fn ask(&mut self, request: Request) {
+        self.asked += 1;
+        if let Request::Stop { sid, .. } = &request
+            && let Some(resource) = self.resources.get_mut(sid)
+        {
+            resource.state = RequestedState::Stopped;
+        }
+        self.requests.insert(format!("{:08}", self.asked), request);
+    }
+}
+
+impl Edit {
+    /// Makes the change. False: there is nothing that it could be made to.
+    pub fn apply(&self, tree: &mut Tree) -> bool {
+        let config = Rc::make_mut(&mut tree.config);
+        match self {
+            Self::Want(sid, state) => {
+                config.resources.get_mut(sid).map(|resource| resource.state = *state).is_some()
+            }
+            Self::Ask(request) => {
+                config.ask(request.clone());
+                true
+            }
+            Self::Add { resource, node, running } => {
+                let sid = resource.sid;
+                config.resources.insert(sid, resource.clone());
+                tree.owners.entry(sid.vmid).or_insert_with(|| Ownership {
+                    kind: sid.kind,
+                    owner: node.clone(),
+                    epoch: Epoch(1),
+                    armed: false,
+                    running: *running,
+                    recovered: false,
+                });
+                true
+            }
+            Self::Remove(sid) => config.resources.remove(sid).is_some(),
+            Self::Lock(vmid, lock) => {
+                match lock {
+                    Some(lock) => config.locks.insert(*vmid, lock.clone()),
+                    None => config.locks.remove(vmid),
+                };
+                true
+            }
+            Self::Moved { vmid, to, running } => tree
+                .owners
+                .get_mut(vmid)
+                .map(|own| {
+                    (own.owner, own.epoch) = (to.clone(), own.epoch.next());
+                    (own.running, own.armed) = (*running, false);
+                })
+                .is_some(),
+        }
+    }
+}
