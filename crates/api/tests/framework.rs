@@ -225,7 +225,7 @@ struct TwoNodes {
 
 #[async_trait]
 impl Cluster for TwoNodes {
-    fn place(&self, target: &Target<'_>) -> Result<Place, Error> {
+    async fn place(&self, target: &Target<'_>) -> Result<Place, Error> {
         match target.node {
             Some("n1") | None => Ok(Place::Here),
             Some("n2") if self.other.lock().unwrap().is_none() => Ok(Place::Here),

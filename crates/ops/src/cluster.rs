@@ -521,3 +521,25 @@ impl Ops {
 
 /// The version that clients see: what they do depends on it.
 pub const PVE_VERSION: &str = "9.0.3";
+    /// The node that a guest is on, if it is the one named: who changes a guest says where it is. A number typed for
+    /// another node's guest changes nothing.
+    ///
+    /// # Errors
+    /// If the guest is on another node, or nowhere.
+    pub async fn guest_of(&self, node: &str, vmid: Vmid) -> Result<NodeName, OpsError> {
+        let owner = self.guest_at(vmid)?.own.value.owner;
+        if owner.as_str() == node {
+            return Ok(owner);
+        }
+        // It may have moved just now, and the news not be here yet.
+        self.conf.barrier().await?;
+        let owner = self.guest_at(vmid)?.own.value.owner;
+        if owner.as_str() == node {
+            return Ok(owner);
+        }
+        // Not said: where it is. Who asks need not be allowed to see it.
+        Err(OpsError::failed(format!(
+            "VM {vmid} does not exist on node '{node}'; 'stead vm list' shows where a VM is"
+        )))
+    }
+

@@ -56,6 +56,8 @@ pub struct Target<'a> {
     pub node: Option<&'a str>,
     /// `{vmid}` of the path.
     pub vmid: Option<Vmid>,
+    /// The request changes something: a guest must be on the node that the path names.
+    pub changes: bool,
 }
 
 /// Where a request is carried out.
@@ -71,7 +73,7 @@ pub enum Place {
 #[async_trait]
 pub trait Cluster: Send + Sync + 'static {
     /// Where a request must be carried out. A node or guest that does not exist is an error.
-    fn place(&self, target: &Target<'_>) -> Result<Place, Error>;
+    async fn place(&self, target: &Target<'_>) -> Result<Place, Error>;
     /// Sends a request to another node, as it is. The answer keeps its reason phrase, and after status 101 its
     /// connection can be taken over (`hyper::upgrade::on`): the dispatcher joins it with the client's. A node that
     /// can't be reached is a 595.
@@ -157,9 +159,10 @@ impl<S: Services> Api<S> {
             Ok(Some(id)) => Some(id),
         };
         let vmid = captures.first("vmid").and_then(|v| v.parse().ok());
-        let target = Target { runs: meta.runs, node: captures.first("node"), vmid };
+        let (node, changes) = (captures.first("node"), meta.route.changes());
+        let target = Target { runs: meta.runs, node, vmid, changes };
         if target.runs != Runs::Anywhere
-            && let Place::Node(node) = self.cluster.place(&target)?
+            && let Place::Node(node) = self.cluster.place(&target).await?
         {
             return self.forward(&node, id.as_ref(), parts, body, conn).await;
         }

@@ -121,7 +121,7 @@ impl Admin for Alone {
 
 #[async_trait]
 impl Cluster for Alone {
-    fn place(&self, _: &Target<'_>) -> Result<Place, Error> {
+    async fn place(&self, _: &Target<'_>) -> Result<Place, Error> {
         Ok(Place::Here)
     }
     async fn forward(&self, _: &NodeName, _: http::Request<Body>) -> Result<http::Response<Body>, Error> {

@@ -13,18 +13,20 @@ impl Ops {
 
     /// Connects to a serial terminal: the one named, or the first that the configuration has.
     pub async fn terminal(&self, vmid: Vmid, port: Option<&str>) -> Result<UnixStream, OpsError> {
-        let port = match port {
-            Some(p) => p.to_owned(),
-            None => self.first_serial(vmid)?,
-        };
+        let port = self.serial(vmid, port)?;
         Ok(self.guests.terminal(vmid, &port).await?)
     }
 
-    /// The first serial port in the configuration.
-    pub fn first_serial(&self, vmid: Vmid) -> Result<String, OpsError> {
+    /// The serial port that is named, or the first in the configuration.
+    pub fn serial(&self, vmid: Vmid, named: Option<&str>) -> Result<String, OpsError> {
         let config = super::config::parse(&self.vm_at(vmid)?.config.value)?;
         let serials = config.current.serials()?;
-        let (key, _) = serials.first().ok_or_else(|| {
+        if let Some(named) = named
+            && !serials.iter().any(|(key, _)| key == named)
+        {
+            return Err(OpsError::invalid("serial", format!("VM {vmid} has no {named}")));
+        }
+        let (key, _) = serials.iter().find(|(key, _)| named.is_none_or(|n| n == key)).ok_or_else(|| {
             OpsError::failed(format!(
                 "VM {vmid} has no serial port: set one with 'serial0: socket' and start it again"
             ))
