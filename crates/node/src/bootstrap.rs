@@ -110,9 +110,7 @@ fn found(home: &Home, args: &Args, boot: BootId, left: Option<&PendingLeave>) ->
         state: NodeState::Member { boot: boot.clone() },
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let local = home.at("local");
-    let storage = format!("dir: local\n\tpath {}\n\tcontent images,iso,snippets,import\n", local.display());
-    let mut txn = stead_ops::join::found(&cluster, &node, ca.cert_pem(), &storage)?;
+    let mut txn = stead_ops::join::found(&cluster, &node, ca.cert_pem(), stead_ops::storage_place::LOCAL)?;
     let password = if left.is_some() { None } else { password(args)? };
     let mut secrets = stead_ops::access::initial_secrets(password.as_deref())?;
     if let Some(left) = left {

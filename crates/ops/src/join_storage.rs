@@ -5,6 +5,7 @@
 //! volume would silently be looked for somewhere else.
 
 use crate::OpsError;
+use crate::storage_place::LOCAL;
 use std::collections::{BTreeMap, BTreeSet};
 use stead_model::storage_cfg::{Storage, StorageCfg};
 use stead_model::{NodeName, StorageId, Vmid};
@@ -67,7 +68,22 @@ pub fn merge(
 
 fn take(cfg: &mut StorageCfg, node: &NodeName, storage: &JoinStorage) -> Result<(), String> {
     let known = cfg.list().0.into_iter().find(|s| s.id == storage.id);
+    let built_in = storage.options.get("path").is_some_and(|p| !p.starts_with('/'));
     match known {
+        // The one that every node starts with, and the cluster has removed: its path, and no other, is no user's.
+        None if built_in => {
+            let mut with = StorageCfg::parse(&format!("{cfg}\n{LOCAL}")).map_err(|e| e.to_string())?;
+            let mut options = storage.options.clone();
+            options.remove("path");
+            options.insert("nodes".to_owned(), node.to_string());
+            let options = options.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+            let made = with.update(&storage.id, options, []).map_err(|e| e.to_string())?;
+            if place(&made.kind, &made.options) != place(&storage.kind, &storage.options) {
+                return Err("its path is not absolute".to_owned());
+            }
+            *cfg = with;
+            Ok(())
+        }
         None => {
             let nodes = node.to_string();
             let mut options = storage.options.clone();
@@ -148,6 +164,22 @@ mod tests {
             merge(&shared, &node, &brought()).is_err(),
             "taken for shared, it would be expected elsewhere"
         );
+    }
+
+    #[test]
+    fn the_built_in_storage_is_the_same_on_all_nodes_and_comes_back_where_it_was_removed() {
+        let node: NodeName = "n2".parse().unwrap();
+        let guests = [(vmid(100), "scsi0: local:100/vm-100-disk-0.raw\n".to_owned())];
+        let brought = used(&cfg(LOCAL).list().0, &guests).unwrap();
+        assert_eq!(merge(&cfg(LOCAL), &node, &brought).unwrap(), None);
+        let merged = merge(&cfg("dir: fast\n\tpath /mnt/fast\n"), &node, &brought).unwrap().unwrap();
+        let local = merged.get(&"local".parse().unwrap()).unwrap();
+        assert_eq!((local.options["path"].as_str(), local.options["nodes"].as_str()), ("local", "n2"));
+        let elsewhere = JoinStorage {
+            options: [("path".to_owned(), "../etc".to_owned())].into(),
+            ..brought.into_iter().next().unwrap()
+        };
+        assert!(merge(&StorageCfg::default(), &node, &[elsewhere]).is_err());
     }
 
     #[test]

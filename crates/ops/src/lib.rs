@@ -25,6 +25,7 @@ pub mod report;
 pub mod status;
 pub mod storage;
 pub mod storage_view;
+pub mod storage_place;
 pub mod store;
 pub mod task_view;
 

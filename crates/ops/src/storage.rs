@@ -1,7 +1,7 @@
 //! Storages and their volumes.
 
-use crate::store;
 use crate::{Actor, Ops, OpsError};
+use crate::{storage_place, store};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -66,7 +66,7 @@ impl Ops {
                 format!("storage type '{}' is not supported yet; there is: {}", info.kind, known.join(", ")),
             )
         })?;
-        Ok(kind.open(&info.id, &info.options)?)
+        Ok(kind.open(&info.id, &storage_place::options_on(&self.me.dir, info)?)?)
     }
 
     /// A driver, ready for use.
@@ -367,3 +367,11 @@ pub enum Resize {
     /// So much more.
     By(u64),
 }
+        let users = self.conf.view(|t| storage_place::users_of(t, id));
+        if !users.is_empty() {
+            let listed: Vec<String> = users.iter().map(ToString::to_string).collect();
+            return Err(OpsError::failed(format!(
+                "storage '{id}' is used by VM {}: move their disks or take them out first",
+                listed.join(", ")
+            )));
+        }

@@ -27,7 +27,7 @@ pub struct StorageFilter {
     pub content: Vec<String>,
     /// Those switched on.
     pub enabled: bool,
-    /// Those that this node has too.
+    /// Those that this node has too, and sees the same in: with another node the shared ones.
     pub target: Option<NodeName>,
     /// Say which formats there are.
     pub format: bool,
@@ -57,6 +57,11 @@ fn config(s: &Storage) -> Map<String, Value> {
 }
 
 /// Whether the actor may see a storage at all.
+/// Whether a guest that goes from one node to the other finds there what it has here.
+fn reaches(s: &Storage, here: &NodeName, there: &NodeName) -> bool {
+    s.is_enabled_on(there) && (s.shared || here == there)
+}
+
 fn visible(actor: &Actor, id: &StorageId) -> bool {
     let path = format!("/storage/{id}");
     ["Datastore.Audit", "Datastore.AllocateSpace", "Datastore.Allocate"].iter().any(|p| actor.may(&path, p))
@@ -121,7 +126,7 @@ impl Ops {
                 && filter.storage.as_ref().is_none_or(|id| *id == s.id)
                 && (filter.content.is_empty() || filter.content.iter().any(|c| s.holds(c)))
                 && (!filter.enabled || s.is_enabled_on(&self.me.name))
-                && filter.target.as_ref().is_none_or(|t| s.is_enabled_on(t))
+                && filter.target.as_ref().is_none_or(|t| reaches(s, &self.me.name, t))
         };
         let all: Vec<Storage> = self.storages()?.into_iter().filter(wanted).collect();
         let states = all.iter().map(|s| self.storage_state(s, filter.format));
@@ -235,5 +240,25 @@ fn sum_of(path: &Path, wanted: &Checksum) -> Result<(), OpsError> {
         Ok(())
     } else {
         Err(OpsError::failed(format!("checksum mismatch: got '{sum}' != expect '{}'", wanted.value)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stead_model::storage_cfg::StorageCfg;
+
+    #[test]
+    fn to_another_node_shared_storages_alone_reach() {
+        let text = "dir: local\n\tpath local\n\ndir: shared\n\tpath /s\n\tshared 1\n\tnodes n1,n2\n";
+        let all = StorageCfg::parse(text).unwrap().list().0;
+        let node = |name: &str| name.parse::<NodeName>().unwrap();
+        let seen = |to: &str| {
+            let found = all.iter().filter(|s| reaches(s, &node("n1"), &node(to)));
+            found.map(|s| s.id.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(seen("n1"), ["local", "shared"]);
+        assert_eq!(seen("n2"), ["shared"]);
+        assert!(seen("n3").is_empty());
     }
 }
