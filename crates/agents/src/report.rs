@@ -97,6 +97,7 @@ async fn collect(
         started: ops.me.started,
         lease: ops.lease.borrow().held,
         listens: ops.events.listens(std::time::Instant::now()),
+        fingerprint: Some(ops.host.fingerprint()),
         stats: host.read(&ops.me.dir),
         guests,
         storages,

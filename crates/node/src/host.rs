@@ -123,8 +123,13 @@ impl Admin for NodeAdmin {
         })
     }
 
-    async fn join_information(&self, actor: &Actor, with_token: bool) -> Result<Value, OpsError> {
-        self.0.join_information(actor, with_token).await
+    async fn join_information(
+        &self,
+        actor: &Actor,
+        node: Option<&NodeName>,
+        with_token: bool,
+    ) -> Result<Value, OpsError> {
+        self.0.join_information(actor, node, with_token).await
     }
 
     async fn join_cluster(&self, actor: &Actor, request: JoinRequest) -> Result<Upid, OpsError> {

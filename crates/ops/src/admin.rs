@@ -41,8 +41,14 @@ pub enum HostPower {
 pub trait Admin: Send + Sync {
     /// Gives the node's own cluster of one a name, so that others can join.
     async fn create_cluster(&self, actor: &Actor, name: &str) -> Result<Upid, OpsError>;
-    /// What others need to join by this node: its address and fingerprint, and, if asked for, a one-time token.
-    async fn join_information(&self, actor: &Actor, with_token: bool) -> Result<Value, OpsError>;
+    /// What others need to join by `node`, or by this one: its address and fingerprint, and, if asked for, a one-time
+    /// token.
+    async fn join_information(
+        &self,
+        actor: &Actor,
+        node: Option<&NodeName>,
+        with_token: bool,
+    ) -> Result<Value, OpsError>;
     /// Joins a cluster.
     async fn join_cluster(&self, actor: &Actor, request: JoinRequest) -> Result<Upid, OpsError>;
     /// Removes a member that is gone for good, or takes this node out of its cluster. Its guests must have been

@@ -31,8 +31,8 @@ use stead_model::{
 };
 use stead_tasks::{TaskContext, TaskError};
 use stead_transport::join::{
-    Admits, ClusterFacts, JOIN_PROTOCOL, JoinAnswer, JoinAuth, JoinClient, JoinRequest, JoinToken, Member,
-    TokenRecord, vet_join,
+    Admits, ClusterFacts, JOIN_PROTOCOL, JoinAnswer, JoinAuth, JoinClient, JoinError, JoinRequest, JoinToken,
+    Member, TokenRecord, vet_join,
 };
 use stead_transport::{ClusterCa, Fingerprint, JoinInfo, JoinRefusal, NodeKey, PeerIdentity};
 
@@ -120,16 +120,34 @@ impl Ops {
         Ok(())
     }
 
-    /// `GET /cluster/config/join`: what an administrator copies to a node that shall join.
-    pub async fn join_information(&self, actor: &Actor, with_token: bool) -> Result<Value, OpsError> {
+    /// The certificate's fingerprint of a node that reports.
+    fn fingerprint_of(&self, node: &NodeName) -> Option<Fingerprint> {
+        if *node == self.me.name {
+            return Some(self.host.fingerprint());
+        }
+        self.status.node(node).and_then(|report| report.fingerprint)
+    }
+
+    /// `GET /cluster/config/join`: what an administrator copies to a node that shall join by `node`, or by this one.
+    pub async fn join_information(
+        &self,
+        actor: &Actor,
+        node: Option<&NodeName>,
+        with_token: bool,
+    ) -> Result<Value, OpsError> {
+        let by = node.unwrap_or(&self.me.name);
+        let by = self.member(by).map_err(|e| OpsError::invalid("node", e.to_string()))?;
+        let fingerprint = self.fingerprint_of(&by.name).ok_or_else(|| {
+            OpsError::invalid("node", format!("node '{}' does not answer now: name another one", by.name))
+        })?;
         let cluster = self.cluster_record()?.value;
         let nodes = self.node_records();
         let token = if with_token { Some(self.make_join_token(actor, None).await?) } else { None };
         let info = JoinInfo {
             v: 1,
-            // The certificate pinned is this node's, so its address alone is named.
-            addrs: vec![self.me.addr],
-            fingerprint: self.host.fingerprint(),
+            // The certificate pinned is this one's, so its address alone is named.
+            addrs: vec![by.addr],
+            fingerprint,
             cluster: cluster.name.clone(),
             uuid: cluster.uuid.clone(),
             token: token.clone(),
@@ -137,13 +155,14 @@ impl Ops {
         let listed = |n: &NodeRecord| {
             json!({
                 "name": n.name, "nodeid": n.raft_id.0, "pve_addr": n.addr.ip().to_string(), "port": n.addr.port(),
-                "pve_fp": if n.name == self.me.name { self.host.fingerprint().to_string() } else { String::new() },
+                // Empty of a node that is off: nobody can join by it.
+                "pve_fp": self.fingerprint_of(&n.name).map(|f| f.to_string()).unwrap_or_default(),
                 "quorum_votes": 1, "ring0_addr": n.addr.ip().to_string(),
             })
         };
         let mut out = json!({
             "config_digest": stead_model::vmconfig::digest(&format!("{nodes:?}")),
-            "preferred_node": self.me.name,
+            "preferred_node": by.name,
             "nodelist": nodes.iter().map(listed).collect::<Vec<_>>(),
             "totem": {"cluster_name": cluster.name, "version": "2"},
             "information": info.to_string(),
@@ -322,7 +341,12 @@ impl Ops {
             storages: brought,
             wall_clock_ms: unix_ms(),
         };
-        let answer = client.join(&wish.auth, &request, &key).await.map_err(|e| failed(e.to_string()))?;
+        let answer = client.join(&wish.auth, &request, &key).await.map_err(|e| match e {
+            JoinError::WrongPassword { .. } => failed(format!(
+                "{e} (what was given was taken for a password: a join token is 16 hexadecimal digits, '.', and 64 more)"
+            )),
+            e => failed(e.to_string()),
+        })?;
         cx.log(format!(
             "the cluster '{}' has let this node in as number {}",
             answer.cluster_name, answer.raft_id

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 use stead_model::{BootId, NodeName, Vmid};
+use stead_transport::Fingerprint;
 
 /// After this long without a report, a node's guests count as unknown.
 pub const STALE_AFTER: Duration = Duration::from_secs(8);
@@ -75,6 +76,9 @@ pub struct NodeReport {
     /// Somebody reads events there: log lines of other nodes' tasks are of use to it.
     #[serde(default)]
     pub listens: bool,
+    /// Of the certificate that its TLS port shows.
+    #[serde(default)]
+    pub fingerprint: Option<Fingerprint>,
     /// Its load.
     pub stats: NodeStats,
     /// Its guests' processes.

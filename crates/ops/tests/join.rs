@@ -164,3 +164,26 @@ async fn nothing_changes_on_a_node_while_it_joins() {
     assert_ne!(node.ended(&joining).await.0, "OK");
     assert_eq!(make(101).await, "OK");
 }
+
+#[tokio::test]
+async fn any_member_tells_how_to_join_by_any_other_that_is_there() {
+    let node = Node::start().await;
+    node.record_node("n2", 2, uuid(2).as_str(), member()).await;
+    node.record_node("n3", 3, uuid(3).as_str(), member()).await;
+    node.report_of("n2");
+    let by = async |n: Option<&str>| {
+        let info = node.ops.join_information(&root(), n.map(name).as_ref(), false).await;
+        info.map_err(|e| e.to_string())
+    };
+    let own = by(None).await.unwrap();
+    assert_eq!(own["preferred_node"], "n1");
+    let prints: Vec<_> = own["nodelist"].as_array().unwrap().iter().map(|n| n["pve_fp"].clone()).collect();
+    let (first, second) = (Fingerprint([7; 32]), Fingerprint([9; 32]));
+    assert_eq!(prints, [first.to_string(), second.to_string(), String::new()]);
+    let other = by(Some("n2")).await.unwrap();
+    assert_eq!(other["preferred_node"], "n2");
+    let info: JoinInfo = other["information"].as_str().unwrap().parse().unwrap();
+    assert_eq!((info.addrs, info.fingerprint), (vec!["127.0.0.2:8006".parse().unwrap()], second));
+    assert_eq!(by(Some("n3")).await.unwrap_err(), "node: node 'n3' does not answer now: name another one");
+    assert_eq!(by(Some("n9")).await.unwrap_err(), "node: no such cluster node 'n9'");
+}

@@ -98,9 +98,15 @@ impl Admin for Alone {
     async fn create_cluster(&self, _: &Actor, _: &str) -> Result<Upid, OpsError> {
         refused()
     }
-    async fn join_information(&self, actor: &Actor, with_token: bool) -> Result<Value, OpsError> {
+    async fn join_information(
+        &self,
+        actor: &Actor,
+        node: Option<&NodeName>,
+        with_token: bool,
+    ) -> Result<Value, OpsError> {
+        let by = node.map_or("n1", NodeName::as_str);
         let mut answer = serde_json::json!({
-            "config_digest": "", "preferred_node": "n1", "nodelist": [],
+            "config_digest": "", "preferred_node": by, "nodelist": [],
             "totem": {"cluster_name": "test", "version": "2"}, "information": format!("for {}", actor.who),
         });
         if with_token {
@@ -186,6 +192,7 @@ async fn report(ops: &Ops, seq: u64) -> NodeReport {
         storages: vec![],
         tasks: vec![],
         ha: Value::Null,
+        fingerprint: None,
     }
 }
 

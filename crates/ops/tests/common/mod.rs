@@ -222,6 +222,7 @@ impl Node {
             started: 1,
             lease: true,
             listens: false,
+            fingerprint: Some(stead_transport::Fingerprint([9; 32])),
             stats: NodeStats::default(),
             guests: vec![],
             storages: vec![],
