@@ -4,6 +4,7 @@ use crate::status::NodeReport;
 use crate::task_view::TaskRow;
 use crate::{Actor, Ops, OpsError};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use stead_api_derive::Schema;
 use stead_model::{NodeName, NodeRecord, StorageId, Vmid};
 
@@ -158,9 +159,6 @@ pub struct Resource {
     /// Of a guest, since its start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diskwrite: Option<u64>,
-    /// Of a node.
-    #[serde(rename = "cgroup-mode", skip_serializing_if = "Option::is_none")]
-    pub cgroup_mode: Option<u8>,
     /// Of a storage: its name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageId>,
@@ -189,8 +187,8 @@ pub struct Kernel {
     pub sysname: &'static str,
     /// Its release.
     pub release: String,
-    /// Not told.
-    pub version: &'static str,
+    /// Its build.
+    pub version: String,
     /// The architecture.
     pub machine: &'static str,
 }
@@ -223,27 +221,47 @@ impl Filled {
 pub struct CpuInfo {
     /// Their name.
     pub model: String,
-    /// How many.
+    /// How many, each thread of a core counted.
     pub cpus: u32,
-    /// How many.
+    /// Cores, of all sockets.
     pub cores: u32,
     /// Sockets.
     pub sockets: u32,
-    /// Not told.
-    pub mhz: &'static str,
-    /// Not told.
-    pub hvm: &'static str,
-    /// Not told.
-    pub flags: &'static str,
-    /// Ticks of the kernel's clock in a second.
-    pub user_hz: u32,
+    /// How fast the first one runs now, if the kernel tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mhz: Option<String>,
+    /// `1` if they can run guests by themselves, else `0`; where the kernel tells what they can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hvm: Option<&'static str>,
+    /// What they can, as the kernel names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flags: Option<String>,
 }
 
-/// Memory that the kernel has merged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
-pub struct Merged {
-    /// Bytes.
-    pub shared: u64,
+impl CpuInfo {
+    /// From the text of `/proc/cpuinfo`.
+    fn read(cpuinfo: &str, model: String, cpus: u32, sockets: u32) -> Self {
+        let value = |block: &str, key: &str| {
+            let of = |l: &str| {
+                l.split_once(':').filter(|(k, _)| k.trim() == key).map(|(_, v)| v.trim().to_owned())
+            };
+            block.lines().find_map(of)
+        };
+        let core = |block: &str| Some((value(block, "physical id")?, value(block, "core id")?));
+        let cores: BTreeSet<_> = cpuinfo.split("\n\n").filter_map(core).collect();
+        let flags = value(cpuinfo, "flags");
+        let guests = |f: &String| if f.split(' ').any(|f| f == "vmx" || f == "svm") { "1" } else { "0" };
+        Self {
+            model,
+            cpus,
+            // Not every architecture tells its cores apart.
+            cores: u32::try_from(cores.len()).ok().filter(|n| *n > 0).unwrap_or(cpus),
+            sockets,
+            mhz: value(cpuinfo, "cpu MHz"),
+            hvm: flags.as_ref().map(guests),
+            flags,
+        }
+    }
 }
 
 /// How the host was started.
@@ -260,8 +278,6 @@ pub struct NodeStatus {
     pub uptime: u64,
     /// Share of all CPUs.
     pub cpu: f64,
-    /// Not told.
-    pub wait: u8,
     /// The rest of the CPUs.
     pub idle: f64,
     /// Load of the last 1, 5 and 15 minutes.
@@ -283,8 +299,6 @@ pub struct NodeStatus {
     pub rootfs: Filled,
     /// The CPUs.
     pub cpuinfo: CpuInfo,
-    /// Merged memory.
-    pub ksm: Merged,
     /// How the host was started.
     #[serde(rename = "boot-info")]
     pub boot_info: BootInfo,
@@ -407,7 +421,6 @@ impl Ops {
             disk: Some(stats.disk),
             maxdisk: Some(stats.maxdisk),
             uptime: Some(stats.uptime),
-            cgroup_mode: Some(2),
             ..Resource::default()
         }
     }
@@ -482,14 +495,14 @@ impl Ops {
         Ok(NodeStatus {
             uptime: s.uptime,
             cpu: s.cpu,
-            wait: 0,
             idle: 1.0 - s.cpu,
             loadavg: s.loadavg.map(|l| format!("{l:.2}")),
+        let told = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
             kversion: format!("Linux {}", s.kernel),
             current_kernel: Kernel {
                 sysname: "Linux",
                 release: s.kernel,
-                version: "",
+                version: told("/proc/sys/kernel/version").trim().to_owned(),
                 machine: std::env::consts::ARCH,
             },
             pveversion: format!("pve-manager/{PVE_VERSION}/stead"),
@@ -497,17 +510,7 @@ impl Ops {
             memory: Filled { available: Some(memory.free), ..memory },
             swap: Filled::new(s.swap.1, s.swap.0),
             rootfs: Filled { avail: Some(rootfs.free), ..rootfs },
-            cpuinfo: CpuInfo {
-                model: s.cpu_model,
-                cpus: s.maxcpu,
-                cores: s.maxcpu,
-                sockets: s.sockets,
-                mhz: "",
-                hvm: "0",
-                flags: "",
-                user_hz: 100,
-            },
-            ksm: Merged { shared: 0 },
+            cpuinfo: CpuInfo::read(&told("/proc/cpuinfo"), s.cpu_model, s.maxcpu, s.sockets),
             boot_info: BootInfo { mode: if efi { "efi" } else { "legacy-bios" } },
             lease: self.lease.borrow().held,
         })
@@ -542,4 +545,36 @@ pub const PVE_VERSION: &str = "9.0.3";
             "VM {vmid} does not exist on node '{node}'; 'stead vm list' shows where a VM is"
         )))
     }
+    /// A member by name, or the error that clients know.
+    pub fn member(&self, name: &NodeName) -> Result<NodeRecord, OpsError> {
+        Ok(self.node_record(name)?.value)
+    }
+}
+
+/// The version that clients see: what they do depends on it.
+pub const PVE_VERSION: &str = "9.0.3";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_cpus_is_told_what_the_kernel_tells() {
+        let cpu = |socket: u32, core: u32, flags: &str| {
+            format!(
+                "processor\t: 0\ncpu MHz\t\t: 2899.1\nphysical id\t: {socket}\ncore id\t\t: {core}\nflags\t\t: {flags}\n"
+            )
+        };
+        let four = [cpu(0, 0, "fpu vmx"), cpu(0, 0, "fpu vmx"), cpu(1, 0, "fpu vmx"), cpu(1, 1, "fpu vmx")];
+        let info = CpuInfo::read(&four.join("\n"), "A CPU".into(), 4, 2);
+        assert_eq!((info.cpus, info.cores, info.sockets), (4, 3, 2));
+        assert_eq!(
+            (info.mhz.as_deref(), info.hvm, info.flags.as_deref()),
+            (Some("2899.1"), Some("1"), Some("fpu vmx"))
+        );
+        assert_eq!(CpuInfo::read(&cpu(0, 0, "fpu vmxish"), String::new(), 1, 1).hvm, Some("0"));
+        let silent = CpuInfo::read("processor\t: 0\nFeatures\t: fp\n", String::new(), 8, 1);
+        assert_eq!((silent.cores, silent.mhz, silent.hvm, silent.flags), (8, None, None, None));
+    }
+}
 
