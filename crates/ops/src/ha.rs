@@ -184,13 +184,19 @@ impl Ops {
     }
 
     /// Takes a guest out of HA's care; it goes on as it is.
-    pub async fn ha_delete(&self, actor: &Actor, sid: ServiceId) -> Result<(), OpsError> {
+    ///
+    /// With `purge` it leaves every rule, too; a rule that would say nothing without it goes with it.
+    pub async fn ha_delete(&self, actor: &Actor, sid: ServiceId, purge: bool) -> Result<(), OpsError> {
         let (mut cfg, revision) = self.resources_cfg()?;
         cfg.remove(&sid.vmid.to_string()).map_err(refused)?;
         let commands = [format!("{COMMANDS}{}", sid.vmid), format!("{COMMANDS}stop-{}", sid.vmid)];
         let asked: Vec<String> =
             self.conf.view(|t| commands.into_iter().filter(|c| t.get(c).is_some()).collect());
+        let rules = if purge { self.rules_without(sid)? } else { None };
         self.commit_resources(&actor.who, format!("HA resource '{sid}' removed"), &cfg, revision, |txn| {
+            if let Some((text, revision)) = rules {
+                store::put_over(txn, paths::HA_RULES, revision, text);
+            }
             for command in asked {
                 txn.checks.push(Check::Exists(command.clone()));
                 txn.ops.push(Op::Delete(command));
@@ -205,7 +211,7 @@ impl Ops {
         if section(&cfg, vmid).is_none() {
             return Ok(());
         }
-        self.ha_delete(actor, crate::guest::service(vmid)).await
+        self.ha_delete(actor, crate::guest::service(vmid), true).await
     }
 
     /// Sets a resource's requested state, as a task that ends when it has been recorded.

@@ -15,6 +15,7 @@ pub mod error;
 pub mod events;
 pub mod guest;
 pub mod ha;
+pub mod ha_rules;
 pub mod join;
 mod join_storage;
 pub mod kept_open;

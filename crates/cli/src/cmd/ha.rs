@@ -24,6 +24,17 @@ const STATUS: [Column; 5] = [
     ("STATUS", "status", Kind::Text),
 ];
 
+const RULES_PATH: &str = "/cluster/ha/rules";
+const RULES: [Column; 8] = [
+    ("RULE", "rule", Kind::Text),
+    ("TYPE", "type", Kind::Text),
+    ("AFFINITY", "affinity", Kind::Text),
+    ("RESOURCES", "resources", Kind::Text),
+    ("NODES", "nodes", Kind::Text),
+    ("STRICT", "strict", Kind::Truth),
+    ("DISABLED", "disable", Kind::Truth),
+    ("COMMENT", "comment", Kind::Text),
+];
 const PROFILE_PATH: &str = "/cluster/ha/profile";
 const PROFILE: [Column; 7] = [
     ("PROFILE", "profile", Kind::Text),
@@ -34,6 +45,79 @@ const PROFILE: [Column; 7] = [
     ("WATCHDOG", "watchdog", Kind::Number),
     ("FENCE TIME (s)", "fence-time", Kind::Number),
 ];
+
+/// Rules about where guests may be.
+#[derive(Debug, Subcommand)]
+pub enum Rule {
+    /// List the rules
+    List,
+    /// Make a rule; refused, with the reason, if it can't be kept together with the others
+    #[command(
+        after_help = "Examples:\n  stead ha rule add node-affinity db-nodes --resources vm:100,vm:101 --nodes n1:2,n2 --strict\n  \
+                            stead ha rule add resource-affinity apart --resources vm:100,vm:101 --affinity negative"
+    )]
+    Add {
+        /// What it is about
+        #[arg(value_parser = ["node-affinity", "resource-affinity"])]
+        kind: String,
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        options: RuleOptions,
+    },
+    /// Change a rule
+    Set {
+        /// What it is about
+        #[arg(value_parser = ["node-affinity", "resource-affinity"])]
+        kind: String,
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        options: RuleOptions,
+    },
+    /// Take a rule out
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+/// What a rule says.
+#[derive(Debug, Args)]
+pub struct RuleOptions {
+    /// The guests: vm:100,vm:101
+    #[arg(long, value_name = "LIST")]
+    resources: Option<String>,
+    /// The nodes, with priorities: n1:2,n2
+    #[arg(long, value_name = "LIST")]
+    nodes: Option<String>,
+    /// On these nodes alone: stopped, rather than elsewhere
+    #[arg(long, num_args = 0..=1, default_missing_value = "1", value_parser = ["0", "1"])]
+    strict: Option<String>,
+    /// positive: together, or on these nodes; negative: apart, or on any but these
+    #[arg(long, value_parser = ["positive", "negative"])]
+    affinity: Option<String>,
+    /// Keep the rule, but let it not count
+    #[arg(long, num_args = 0..=1, default_missing_value = "1", value_parser = ["0", "1"])]
+    disable: Option<String>,
+    /// A comment
+    #[arg(long)]
+    comment: Option<String>,
+}
+
+impl RuleOptions {
+    fn params(self, kind: String) -> Params {
+        let mut p = Params::new();
+        put(&mut p, "type", Some(kind));
+        put(&mut p, "resources", self.resources);
+        put(&mut p, "nodes", self.nodes);
+        put(&mut p, "strict", self.strict);
+        put(&mut p, "affinity", self.affinity);
+        put(&mut p, "disable", self.disable);
+        put(&mut p, "comment", self.comment);
+        p
+    }
+}
 
 /// How a resource is kept.
 #[derive(Debug, Args)]
@@ -105,6 +189,9 @@ pub enum Command {
         /// The node
         target: String,
     },
+    /// Where guests may be: on which nodes, together or apart
+    #[command(subcommand)]
+    Rule(Rule),
     /// Show the fence profile (how soon a silent node is given up), or change it on the live cluster
     #[command(
         after_help = "fast: a quiet local network, 3 s. default: 7 s. wan: links of 50 ms and more, 30 s.\n\n\
@@ -130,6 +217,7 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
         Command::Set { resource, keeping } => set(cx, &resource, &keeping.params()?).await,
         Command::Migrate { resource, target } => shift(cx, "migrate", &resource, &target).await,
         Command::Relocate { resource, target } => shift(cx, "relocate", &resource, &target).await,
+        Command::Rule(rule) => rules(cx, rule).await,
         Command::Profile { name: None } => {
             cx.format().list(&serde_json::json!([cx.api.get(PROFILE_PATH).await?]), &PROFILE)
         }
@@ -172,6 +260,34 @@ pub fn status_lines(current: &Value) -> String {
         }
     };
     rows(current).iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+async fn rules(cx: &Cx, rule: Rule) -> Result<(), Failure> {
+    let path = |name: &str| format!("{RULES_PATH}/{}", escape(name));
+    match rule {
+        Rule::List => {
+            let rules = cx.api.get(RULES_PATH).await?;
+            cx.format().list(&rules, &RULES)?;
+            for conflict in rows(&rules).iter().filter_map(|r| r["errors"]["resources"].as_array()).flatten()
+            {
+                eprintln!("left out: {}", text(conflict));
+            }
+            Ok(())
+        }
+        Rule::Add { kind, name, options } => {
+            let mut p = options.params(kind);
+            put(&mut p, "rule", Some(&name));
+            cx.format().done(&cx.api.post(RULES_PATH, &p).await?, &format!("rule '{name}' made"))
+        }
+        Rule::Set { kind, name, options } => {
+            let answer = cx.api.put(&path(&name), &options.params(kind)).await?;
+            cx.format().done(&answer, &format!("rule '{name}' changed"))
+        }
+        Rule::Remove { name } => {
+            let answer = cx.api.delete(&path(&name), &Params::new()).await?;
+            cx.format().done(&answer, &format!("rule '{name}' removed"))
+        }
+    }
 }
 
 /// Changes the fence profile.

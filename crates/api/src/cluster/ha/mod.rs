@@ -2,4 +2,5 @@
 
 pub mod profile;
 pub mod resources;
+pub mod rules;
 pub mod status;

@@ -42,7 +42,7 @@ pub struct OneResource {
 pub struct RemoveResource {
     /// `vm:100`, `ct:101`, or a VMID.
     sid: ServiceId,
-    /// Take it out of rules too. There are none yet.
+    /// Take it out of rules too; a rule that would say nothing without it goes with it.
     #[param(default = "1")]
     purge: bool,
 }
@@ -183,9 +183,7 @@ endpoint! {
     /// Takes a guest out of HA's care; it goes on as it is.
     Remove = delete("/cluster/ha/resources/{sid}"), Anywhere, WRITE;
     fn call(cx, p: RemoveResource) -> Null {
-        // With or without `purge`: there are no rules to take it out of.
-        let _both_alike = p.purge;
-        cx.ops().ha_delete(&cx.actor(), p.sid).await?;
+        cx.ops().ha_delete(&cx.actor(), p.sid, p.purge).await?;
         Ok(Null)
     }
 }
