@@ -156,7 +156,7 @@ pub fn crs_options(text: &str) -> Result<CrsOptions, HaCfgError> {
         match key {
             Some("ha") => options.mode = mode(value)?,
             Some("ha-rebalance-on-start") => {
-                options.rebalance_on_start = flag("ha-rebalance-on-start", value)?
+                options.rebalance_on_start = flag("ha-rebalance-on-start", value)?;
             }
             Some("ha-auto-rebalance") => automatic = flag("ha-auto-rebalance", value)?,
             Some("ha-auto-rebalance-threshold") => auto.threshold = percent(100.0)? / 100.0,
