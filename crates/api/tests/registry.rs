@@ -193,10 +193,13 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 3] = [
+const BEYOND: [(&str, &str); 6] = [
     ("GET", "/cluster/events"),
     ("GET", "/cluster/history"),
     ("POST", "/cluster/config/nodes/{node}/confirm-off"),
+    ("GET", "/cluster/ha/resources/{sid}/history"),
+    ("POST", "/cluster/ha/resources/{sid}/stop"),
+    ("PUT", "/cluster/ha/status/maintenance/{node}"),
 ];
 
 /// Parameters that Stead has and Proxmox VE has not.
