@@ -314,6 +314,9 @@ impl<'v> Places<'v> {
     /// # Errors
     /// Why there is none, for those who wait for it.
     pub fn choose(&self, ask: &Ask<'_>) -> Choice {
+        if let Some(h) = ask.here.and_then(|h| self.at(h)).filter(|h| self.is_well(ask, *h)) {
+            return Ok((self.nodes[h].name.clone(), "it is there".into()));
+        }
         let tiers = self.tiers(ask.sid);
         let unit = self.rules.of(ask.sid).filter(|(_, u)| u.members.len() > 1);
         let here = ask.here.and_then(|h| self.at(h));
@@ -352,6 +355,23 @@ impl<'v> Places<'v> {
             return Ok(self.least(ask.sid, unit.map(|(_, u)| u), &fit));
         }
         Err(self.why_not(ask.sid, &tiers, &bars))
+    }
+
+    /// Whether a service is to stay, as most do, without a look at the other nodes: none could be better.
+    fn is_well(&self, ask: &Ask<'_>, here: usize) -> bool {
+        let best = |u: &Unit| {
+            u.node_rule.as_ref().is_none_or(|r| {
+                let rank = r.rank(self.nodes[here].name);
+                r.is_best(rank) || (ask.content && rank.is_some())
+            })
+        };
+        let gathered = |n: usize, u: &Unit| {
+            u.members.len() == 1
+                || self.units.get(&n).is_none_or(|on| on.iter().all(|(node, n)| *node == here || *n == 0))
+        };
+        ask.stay
+            && self.rules.of(ask.sid).is_none_or(|(n, u)| best(u) && gathered(n, u))
+            && self.bar(ask, here).is_none()
     }
 
     /// Where most of a unit are; of equals the first by name.
