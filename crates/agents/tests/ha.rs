@@ -36,7 +36,9 @@ async fn an_ending_is_told_also_when_the_manager_s_state_could_not_be_read_just_
         retry_at: None,
     };
     let state = ManagerState { service_status: [(sid, service)].into(), ..ManagerState::default() };
-    let good = Txn::new("test").put(paths::HA_STATUS, store::bytes(&state).unwrap());
+    let good = Txn::new("test")
+        .put(paths::HA_RESOURCES, "vm: 100\n\tstate stopped\n")
+        .put(paths::HA_STATUS, store::bytes(&state).unwrap());
     // The attempt waits for the guest's mutex, and ends while the state is damaged.
     let held = node.ops.guest_locks.lock(vmid(100)).await.unwrap();
     let (reports, mut reported) = watch::channel(stead_agents::ha::Reports::default());

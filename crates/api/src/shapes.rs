@@ -63,6 +63,8 @@ pub enum HaEntryKind {
     Lrm,
     /// A guest under HA's care.
     Service,
+    /// Whether HA is armed.
+    Fencing,
 }
 
 /// An entry of HA's status.
@@ -107,6 +109,12 @@ pub struct HaEntry {
     /// Of a guest: why it is in that state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Option<String>>,
+    /// Of fencing: `armed`, `standby`, `disarming`, `disarmed`.
+    #[serde(rename = "armed-state", skip_serializing_if = "Option::is_none")]
+    pub armed_state: Option<String>,
+    /// Of fencing: what becomes of resources while HA is disarmed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource_mode: Option<Option<String>>,
 }
 
 /// A guest under HA's care.

@@ -193,13 +193,16 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 6] = [
+const BEYOND: [(&str, &str); 9] = [
     ("POST", "/cluster/config/join-token"),
     ("GET", "/cluster/ha/profile"),
     ("PUT", "/cluster/ha/profile"),
     ("GET", "/cluster/events"),
     ("GET", "/cluster/history"),
     ("POST", "/cluster/config/nodes/{node}/confirm-off"),
+    ("GET", "/cluster/ha/resources/{sid}/history"),
+    ("POST", "/cluster/ha/resources/{sid}/stop"),
+    ("PUT", "/cluster/ha/status/maintenance/{node}"),
 ];
 
 /// Names that the endpoint takes or refuses with a reason.

@@ -22,6 +22,8 @@ pub use service::lock_ends_with_its_node;
 
 /// Before the part of a reason that says for what a service waits.
 const WAITS: &str = "; waits: ";
+/// Why a service is frozen while HA is disarmed.
+const DISARMED: &str = "HA is disarmed";
 
 /// Decides once. `now`: seconds since 1970; it is shown to people, and counts the time for which an imbalance lasts.
 /// Returns what to do; `state` is to be committed if it changed, with the removed requests and the recorded changes, *before*

@@ -38,7 +38,7 @@ enum Bar {
     Maintenance,
     Failed,
     Apart(String),
-    Memory(u64),
+    Memory,
 }
 
 /// A node with what is on it.
@@ -83,8 +83,8 @@ pub(crate) struct Places<'v> {
     failed: HashMap<usize, BTreeSet<NodeName>>,
 }
 
-/// Weights of highest and average use: of memory, which is truly bounded, and of CPU.
-const WEIGHTS: [f64; 4] = [10.0, 5.0, 2.0, 1.0];
+/// Weights of the highest and of the mean use: of memory, which is truly bounded, and of CPU.
+const WEIGHTS: [f64; 4] = [10.0, 2.0, 4.0, 2.0];
 
 impl<'v> Places<'v> {
     /// Counts everything. `closed`: nodes that are to be empty.
@@ -274,7 +274,7 @@ impl<'v> Places<'v> {
         }
         let (stats, _) = self.stats(ask.sid);
         if !here && place.capacity.mem > 0 && place.real + stats.max.mem > place.capacity.mem {
-            return Some(Bar::Memory(place.capacity.mem.saturating_sub(place.real)));
+            return Some(Bar::Memory);
         }
         None
     }
@@ -314,6 +314,9 @@ impl<'v> Places<'v> {
     /// # Errors
     /// Why there is none, for those who wait for it.
     pub fn choose(&self, ask: &Ask<'_>) -> Choice {
+        if let Some(h) = ask.here.and_then(|h| self.at(h)).filter(|h| self.is_well(ask, *h)) {
+            return Ok((self.nodes[h].name.clone(), "it is there".into()));
+        }
         let tiers = self.tiers(ask.sid);
         let unit = self.rules.of(ask.sid).filter(|(_, u)| u.members.len() > 1);
         let here = ask.here.and_then(|h| self.at(h));
@@ -354,6 +357,23 @@ impl<'v> Places<'v> {
         Err(self.why_not(ask.sid, &tiers, &bars))
     }
 
+    /// Whether a service is to stay, as most do, without a look at the other nodes: none could be better.
+    fn is_well(&self, ask: &Ask<'_>, here: usize) -> bool {
+        let best = |u: &Unit| {
+            u.node_rule.as_ref().is_none_or(|r| {
+                let rank = r.rank(self.nodes[here].name);
+                r.is_best(rank) || (ask.content && rank.is_some())
+            })
+        };
+        let gathered = |n: usize, u: &Unit| {
+            u.members.len() == 1
+                || self.units.get(&n).is_none_or(|on| on.iter().all(|(node, n)| *node == here || *n == 0))
+        };
+        ask.stay
+            && self.rules.of(ask.sid).is_none_or(|(n, u)| best(u) && gathered(n, u))
+            && self.bar(ask, here).is_none()
+    }
+
     /// Where most of a unit are; of equals the first by name.
     fn most(&self, unit: usize, fit: &[usize]) -> Option<(usize, usize)> {
         let on = self.units.get(&unit)?;
@@ -369,6 +389,7 @@ impl<'v> Places<'v> {
         };
         let comfortable: Vec<usize> = fit.iter().copied().filter(roomy).collect();
         let fit = if comfortable.is_empty() { fit } else { &comfortable };
+        let alone = fit.len() == 1;
         let by_count = || fit.iter().min_by_key(|n| self.nodes[**n].count).copied();
         let place = match self.mode {
             CrsMode::Basic => by_count(),
@@ -383,20 +404,28 @@ impl<'v> Places<'v> {
             }
         };
         let place = &self.nodes[place.or_else(by_count).unwrap_or_default()];
+        let rule = match self.node_rule(sid) {
+            Some(rule) if rule.rank(place.name).is_some() => format!(" of rule '{}'", rule.id),
+            Some(rule) => format!(" outside of rule '{}', none of whose nodes can take it,", rule.id),
+            None => String::new(),
+        };
         let why = match self.mode {
-            CrsMode::Basic => format!("the allowed node with the fewest services ({})", place.count),
-            CrsMode::Static => "the allowed node with the most room by what is configured".to_owned(),
-            CrsMode::Dynamic => "the allowed node with the most room by what is used".to_owned(),
+            _ if alone => format!("the only node{rule} that can take it"),
+            CrsMode::Basic => format!("the node{rule} with the fewest services ({})", place.count),
+            CrsMode::Static => format!("the node{rule} with the most room by what is configured"),
+            CrsMode::Dynamic => format!("the node{rule} with the most room by what is used"),
         };
         (place.name.clone(), why)
     }
 
-    /// What it would cost to place a load on each of these nodes: the highest and the average use, of memory and of CPU.
+    /// What it would cost to place a load on each of these nodes: the highest use of a node and the mean of the squares of all,
+    /// of memory and of CPU. Squares, so that a load rather goes where little is in use.
     fn costs(&self, more: Load, fit: &[usize]) -> Vec<[f64; 4]> {
         let uses: Vec<Option<(f64, f64)>> =
             self.nodes.iter().map(|p| p.open.then(|| p.uses(Load::default()))).collect();
         let n = uses.iter().flatten().count().max(1) as f64;
-        let (mem, cpu) = uses.iter().flatten().fold((0.0, 0.0), |(m, c), u| (m + u.0, c + u.1));
+        let squares = |(m, c): (f64, f64), u: &(f64, f64)| (m + u.0 * u.0, c + u.1 * u.1);
+        let (mem, cpu) = uses.iter().flatten().fold((0.0, 0.0), squares);
         // The two highest: whichever node is looked at, the highest of the others is among them.
         let highest = |of: fn(&(f64, f64)) -> f64| {
             let mut top = [(usize::MAX, 0.0); 2];
@@ -417,9 +446,9 @@ impl<'v> Places<'v> {
                 let (was, then) = (uses[*node].unwrap_or_default(), self.nodes[*node].uses(more));
                 [
                     others(top_mem, *node).max(then.0),
-                    (mem - was.0 + then.0) / n,
+                    ((mem - was.0 * was.0 + then.0 * then.0) / n).max(0.0).sqrt(),
                     others(top_cpu, *node).max(then.1),
-                    (cpu - was.1 + then.1) / n,
+                    ((cpu - was.1 * was.1 + then.1 * then.1) / n).max(0.0).sqrt(),
                 ]
             })
             .collect()
@@ -492,10 +521,10 @@ impl<'v> Places<'v> {
                 Bar::Maintenance => "to be empty".to_owned(),
                 Bar::Failed => format!("it failed there{of_unit}"),
                 Bar::Apart(rule) => format!("kept apart by rule '{rule}'"),
-                Bar::Memory(left) => {
+                // Without figures that change from moment to moment.
+                Bar::Memory => {
                     format!(
-                        "only {} MiB of memory left of the {} it may use",
-                        left >> 20,
+                        "too little memory left for the {} MiB that it may use",
                         self.stats(sid).0.max.mem >> 20
                     )
                 }

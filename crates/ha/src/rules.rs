@@ -37,7 +37,8 @@ fn sift<'r>(rules: &'r [HaRule], nodes: &BTreeSet<NodeName>) -> (Vec<&'r HaRule>
         too_few_nodes,
     ] {
         let bad = check(&left, nodes);
-        left.retain(|r| !bad.iter().any(|c| c.rules.contains(&r.id)));
+        let out: BTreeSet<&str> = bad.iter().flat_map(|c| c.rules.iter().map(String::as_str)).collect();
+        left.retain(|r| !out.contains(r.id.as_str()));
         found.extend(bad);
     }
     (left, found)
@@ -80,20 +81,16 @@ fn alone(rules: &[&HaRule], _: &BTreeSet<NodeName>) -> Vec<Conflict> {
 }
 
 fn one_node_rule(rules: &[&HaRule], _: &BTreeSet<NodeName>) -> Vec<Conflict> {
-    let mut of: BTreeMap<ServiceId, Vec<&HaRule>> = BTreeMap::new();
-    for rule in rules.iter().filter(|r| about_nodes(r).is_some()) {
-        for sid in &rule.resources {
-            of.entry(*sid).or_default().push(rule);
-        }
-    }
-    let several = of.into_iter().filter(|(_, rules)| rules.len() > 1);
-    several
-        .map(|(sid, rules)| {
-            let rules = names(rules.iter().copied());
-            let reason = format!("{sid} is named by more than one node-affinity rule: {}", quoted(&rules));
-            Conflict { rules, reason }
-        })
-        .collect()
+    let of: BTreeMap<ServiceId, Vec<&HaRule>> = by_service(rules, |r| about_nodes(r).is_some())
+        .into_iter()
+        .filter(|(_, all)| all.len() > 1)
+        .collect();
+    let conflict = |(sid, rules): (ServiceId, Vec<&HaRule>)| {
+        let rules = names(rules);
+        let reason = format!("{sid} is named by more than one node-affinity rule: {}", quoted(&rules));
+        Conflict { rules, reason }
+    };
+    of.into_iter().map(conflict).collect()
 }
 
 fn no_node_left(rules: &[&HaRule], nodes: &BTreeSet<NodeName>) -> Vec<Conflict> {
@@ -122,6 +119,20 @@ fn too_many_apart(rules: &[&HaRule], nodes: &BTreeSet<NodeName>) -> Vec<Conflict
     rules.iter().filter(many).map(conflict).collect()
 }
 
+/// By service: the rules that name it, of those that pass.
+fn by_service<'r>(
+    rules: &[&'r HaRule],
+    which: impl Fn(&HaRule) -> bool,
+) -> HashMap<ServiceId, Vec<&'r HaRule>> {
+    let mut of: HashMap<ServiceId, Vec<&HaRule>> = HashMap::new();
+    for rule in rules.iter().filter(|r| which(r)) {
+        for sid in &rule.resources {
+            of.entry(*sid).or_default().push(rule);
+        }
+    }
+    of
+}
+
 /// The units that positive rules make: each with its members and rules.
 fn together<'r>(rules: &[&'r HaRule]) -> Vec<(BTreeSet<ServiceId>, Vec<&'r HaRule>)> {
     let mut units: Vec<(BTreeSet<ServiceId>, Vec<&HaRule>)> = vec![];
@@ -142,56 +153,67 @@ fn together<'r>(rules: &[&'r HaRule]) -> Vec<(BTreeSet<ServiceId>, Vec<&'r HaRul
     units
 }
 
+/// By service: the number of its unit.
+fn numbers(units: &[(BTreeSet<ServiceId>, Vec<&HaRule>)]) -> HashMap<ServiceId, usize> {
+    units.iter().enumerate().flat_map(|(n, (members, _))| members.iter().map(move |s| (*s, n))).collect()
+}
+
 fn together_and_apart(rules: &[&HaRule], _: &BTreeSet<NodeName>) -> Vec<Conflict> {
     let units = together(rules);
+    let unit_of = numbers(&units);
     let mut found = vec![];
     for rule in rules.iter().filter(|r| negative(r)) {
-        for (members, by) in &units {
-            let both: Vec<ServiceId> = rule.resources.intersection(members).copied().collect();
-            if both.len() > 1 {
-                let rules = names(by.iter().copied().chain([*rule]));
-                let reason = format!(
-                    "{} cannot be kept together and apart at once: {}",
-                    listed(&both),
-                    quoted(&rules)
-                );
-                found.push(Conflict { rules, reason });
+        let mut by_unit: BTreeMap<usize, Vec<ServiceId>> = BTreeMap::new();
+        for sid in &rule.resources {
+            if let Some(unit) = unit_of.get(sid) {
+                by_unit.entry(*unit).or_default().push(*sid);
             }
+        }
+        for (unit, both) in by_unit.into_iter().filter(|(_, both)| both.len() > 1) {
+            let rules = names(units[unit].1.iter().copied().chain([*rule]));
+            let reason =
+                format!("{} cannot be kept together and apart at once: {}", listed(&both), quoted(&rules));
+            found.push(Conflict { rules, reason });
         }
     }
     found
 }
 
 fn priorities(rules: &[&HaRule], _: &BTreeSet<NodeName>) -> Vec<Conflict> {
+    let among = by_service(rules, |r| about_nodes(r).is_none());
     let mut found = vec![];
     for rule in rules {
         let Some((nodes, _, true)) = about_nodes(rule) else { continue };
         if nodes.values().collect::<BTreeSet<_>>().len() < 2 {
             continue;
         }
-        for other in rules.iter().filter(|r| about_nodes(r).is_none()) {
-            let both: Vec<ServiceId> = rule.resources.intersection(&other.resources).copied().collect();
-            if !both.is_empty() {
-                let rules = names([*rule, *other]);
-                let reason = format!(
-                    "{} is in a resource-affinity rule and in a node-affinity rule with several priorities: {}",
-                    listed(&both),
-                    quoted(&rules)
-                );
-                found.push(Conflict { rules, reason });
+        let mut with: BTreeMap<&str, (&HaRule, Vec<ServiceId>)> = BTreeMap::new();
+        for sid in &rule.resources {
+            for other in among.get(sid).into_iter().flatten() {
+                with.entry(&other.id).or_insert_with(|| (other, vec![])).1.push(*sid);
             }
+        }
+        for (other, both) in with.into_values() {
+            let rules = names([*rule, other]);
+            let reason = format!(
+                "{} is in a resource-affinity rule and in a node-affinity rule with several priorities: {}",
+                listed(&both),
+                quoted(&rules)
+            );
+            found.push(Conflict { rules, reason });
         }
     }
     found
 }
 
 fn two_node_rules(rules: &[&HaRule], _: &BTreeSet<NodeName>) -> Vec<Conflict> {
+    let about = by_service(rules, |r| about_nodes(r).is_some());
     let mut found = vec![];
     for (members, by) in together(rules) {
-        let about = |r: &&&HaRule| about_nodes(r).is_some() && !r.resources.is_disjoint(&members);
-        let about: Vec<&HaRule> = rules.iter().filter(about).copied().collect();
+        let of_members = members.iter().filter_map(|s| about.get(s)).flatten();
+        let about: BTreeMap<&str, &HaRule> = of_members.map(|r| (r.id.as_str(), *r)).collect();
         if about.len() > 1 {
-            let rules = names(by.into_iter().chain(about));
+            let rules = names(by.into_iter().chain(about.into_values()));
             let reason = format!(
                 "resources that are to be together are in different node-affinity rules: {}",
                 quoted(&rules)
@@ -214,16 +236,14 @@ fn leaves(rule: &HaRule, nodes: &BTreeSet<NodeName>) -> BTreeSet<NodeName> {
 
 fn too_few_nodes(rules: &[&HaRule], nodes: &BTreeSet<NodeName>) -> Vec<Conflict> {
     let units = together(rules);
+    let unit_of = numbers(&units);
+    let strict = by_service(rules, |r| about_nodes(r).is_some_and(|(_, strict, _)| strict));
     let mut found = vec![];
     for rule in rules.iter().filter(|r| negative(r)) {
         let (mut restricted, mut left, mut by) = (0, BTreeSet::new(), BTreeSet::from([rule.id.clone()]));
         for sid in &rule.resources {
-            let with = units.iter().find(|(members, _)| members.contains(sid)).map(|(members, _)| members);
-            let about = |r: &&&HaRule| {
-                about_nodes(r).is_some_and(|(_, strict, _)| strict)
-                    && (r.resources.contains(sid) || with.is_some_and(|m| !r.resources.is_disjoint(m)))
-            };
-            if let Some(about) = rules.iter().find(about) {
+            let inherited = || unit_of.get(sid).and_then(|n| units[*n].0.iter().find_map(|m| strict.get(m)));
+            if let Some(about) = strict.get(sid).or_else(inherited).and_then(|all| all.first()) {
                 restricted += 1;
                 left.extend(leaves(about, nodes));
                 by.insert(about.id.clone());
@@ -261,6 +281,12 @@ pub struct NodeRule {
 }
 
 impl NodeRule {
+    /// Whether no node is better by this rule than one of this rank.
+    pub fn is_best(&self, rank: Option<u32>) -> bool {
+        let best = if self.positive { self.nodes.values().max().map(|p| u32::MAX - p) } else { Some(0) };
+        rank.is_some() && rank == best
+    }
+
     /// How good a node is, 0 the best; none: not by this rule. Ranks may be left out.
     pub fn rank(&self, node: &NodeName) -> Option<u32> {
         match (self.nodes.get(node), self.positive) {

@@ -1,4 +1,5 @@
 //! Scenarios: our own, with their recorded stories, and those from elsewhere, where they are at hand.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -35,7 +36,7 @@ fn unsafe_starts(events: &[Happening]) -> Vec<String> {
                 }
             }
             Kind::Stop | Kind::Died | Kind::Lost | Kind::Migrate | Kind::Relocate => {
-                drop(running.remove(sid))
+                running.remove(sid);
             }
             Kind::InCommand if e.extra.as_deref().is_some_and(|x| x.starts_with("manual-migrate")) => {
                 running.remove(sid);

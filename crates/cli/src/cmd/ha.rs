@@ -119,6 +119,14 @@ impl RuleOptions {
     }
 }
 
+const HISTORY: [Column; 5] = [
+    ("TIME", "at", Kind::Time),
+    ("STATE", "state", Kind::Text),
+    ("NODE", "node", Kind::Text),
+    ("TARGET", "target", Kind::Text),
+    ("WHY", "reason", Kind::Text),
+];
+
 /// How a resource is kept.
 #[derive(Debug, Args)]
 pub struct Keeping {
@@ -202,6 +210,39 @@ pub enum Command {
         #[arg(value_parser = ["fast", "default", "wan"])]
         name: Option<String>,
     },
+    /// Stop a guest: its plug is pulled when it has not shut down in time
+    #[command(after_help = "Example:\n  stead ha stop 100 --timeout 120")]
+    Stop {
+        /// The guest: VMID or vm:VMID
+        resource: String,
+        /// Seconds; 0 pulls the plug at once
+        #[arg(long, default_value_t = 60)]
+        timeout: u32,
+    },
+    /// Show what became of a guest, and why
+    History {
+        /// The guest: VMID or vm:VMID
+        resource: String,
+    },
+    /// Empty a node for maintenance, or end that: its guests come back
+    #[command(
+        after_help = "Examples:\n  stead ha maintenance enable pve2\n  stead ha maintenance disable pve2"
+    )]
+    Maintenance {
+        /// enable or disable
+        #[arg(value_parser = ["enable", "disable"])]
+        how: String,
+        /// The node
+        node: String,
+    },
+    /// Stop HA from acting, on the whole cluster
+    Disarm {
+        /// freeze: guests stay as they are; ignore: they can be handled by hand
+        #[arg(value_parser = ["freeze", "ignore"])]
+        mode: String,
+    },
+    /// Let HA act again
+    Arm,
     /// Take a guest out of HA; it goes on running
     Remove {
         /// The guest: VMID or vm:VMID
@@ -222,6 +263,14 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             cx.format().list(&serde_json::json!([cx.api.get(PROFILE_PATH).await?]), &PROFILE)
         }
         Command::Profile { name: Some(name) } => change_profile(cx, name).await,
+        Command::Stop { resource, timeout } => stop(cx, &resource, &timeout.to_string()).await,
+        Command::History { resource } => {
+            let answer = cx.api.get(&format!("{}/history", path(&resource))).await?;
+            cx.format().list(&answer, &HISTORY)
+        }
+        Command::Maintenance { how, node } => maintenance(cx, &how, &node).await,
+        Command::Disarm { mode } => disarm(cx, &mode).await,
+        Command::Arm => arm(cx).await,
         Command::Remove { resource } => remove(cx, &resource, &vec![]).await,
     }
 }
@@ -316,6 +365,41 @@ pub async fn set(cx: &Cx, resource: &str, p: &Params) -> Result<(), Failure> {
 pub async fn remove(cx: &Cx, resource: &str, p: &Params) -> Result<(), Failure> {
     let answer = cx.api.delete(&path(resource), p).await?;
     cx.format().done(&answer, &format!("{} is no longer under HA", sid(resource)))
+}
+
+/// Asks HA to stop a guest within so many seconds.
+pub async fn stop(cx: &Cx, resource: &str, timeout: &str) -> Result<(), Failure> {
+    let mut p = Params::new();
+    put(&mut p, "timeout", Some(timeout));
+    let answer = cx.api.post(&format!("{}/stop", path(resource)), &p).await?;
+    cx.format().done(&answer, &format!("the stop of {} was asked for", sid(resource)))
+}
+
+/// Begins or ends the maintenance of a node: `enable`, `disable`.
+pub async fn maintenance(cx: &Cx, how: &str, node: &str) -> Result<(), Failure> {
+    let on = match how {
+        "enable" => "1",
+        "disable" => "0",
+        other => return Err(Failure::usage(format!("'{other}' is neither enable nor disable"))),
+    };
+    let mut p = Params::new();
+    put(&mut p, "enable", Some(on));
+    let answer = cx.api.put(&format!("/cluster/ha/status/maintenance/{}", escape(node)), &p).await?;
+    cx.format().done(&answer, &format!("to {how} maintenance of '{node}' was asked for"))
+}
+
+/// Disarms HA.
+pub async fn disarm(cx: &Cx, mode: &str) -> Result<(), Failure> {
+    let mut p = Params::new();
+    put(&mut p, "resource-mode", Some(mode));
+    let answer = cx.api.post("/cluster/ha/status/disarm-ha", &p).await?;
+    cx.format().done(&answer, "to disarm HA was asked for")
+}
+
+/// Arms HA again.
+pub async fn arm(cx: &Cx) -> Result<(), Failure> {
+    let answer = cx.api.post("/cluster/ha/status/arm-ha", &Params::new()).await?;
+    cx.format().done(&answer, "to arm HA was asked for")
 }
 
 /// Asks HA to move a guest: `migrate` while it runs, `relocate` by stop and start.

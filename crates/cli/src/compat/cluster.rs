@@ -28,6 +28,11 @@ ha-manager: high availability
   ha-manager remove SID
   ha-manager migrate SID NODE
   ha-manager relocate SID NODE
+  ha-manager crm-command migrate|relocate SID NODE
+  ha-manager crm-command stop SID TIMEOUT
+  ha-manager crm-command node-maintenance enable|disable NODE
+  ha-manager crm-command disarm-ha freeze|ignore
+  ha-manager crm-command arm-ha
 ";
 
 pub async fn pvecm(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
@@ -105,6 +110,9 @@ pub async fn ha_manager(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Fai
             _ => output::print(&ha::status_lines(&cx.api.get("/cluster/ha/status/current").await?)),
         };
     }
+    if verb == "crm-command" {
+        return crm_command(cx, words).await;
+    }
     if !["add", "set", "remove", "migrate", "relocate"].contains(&verb) {
         return Err(unknown(Tool::HaManager, verb));
     }
@@ -119,5 +127,37 @@ pub async fn ha_manager(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Fai
         "set" => ha::set(cx, &sid, &words.params).await,
         "remove" => ha::remove(cx, &sid, &words.params).await,
         how => ha::shift(cx, how, &sid, &node).await,
+    }
+}
+
+/// `ha-manager crm-command`.
+async fn crm_command(cx: &Cx, mut words: Words) -> Result<(), Failure> {
+    let verb = words.next("the command")?;
+    match verb.as_str() {
+        how @ ("migrate" | "relocate") => {
+            let (sid, node) = (words.next("the resource")?, words.next("the target node")?);
+            words.nothing()?;
+            ha::shift(cx, how, &sid, &node).await
+        }
+        "stop" => {
+            let (sid, timeout) = (words.next("the resource")?, words.next("the time-out in seconds")?);
+            words.nothing()?;
+            ha::stop(cx, &sid, &timeout).await
+        }
+        "node-maintenance" => {
+            let (how, node) = (words.next("enable or disable")?, words.next("the node")?);
+            words.nothing()?;
+            ha::maintenance(cx, &how, &node).await
+        }
+        "disarm-ha" => {
+            let mode = words.next("freeze or ignore")?;
+            words.nothing()?;
+            ha::disarm(cx, &mode).await
+        }
+        "arm-ha" => {
+            words.nothing()?;
+            ha::arm(cx).await
+        }
+        other => Err(unknown(Tool::HaManager, other)),
     }
 }

@@ -7,7 +7,7 @@
 //!    └───────────────────────────────── arm ─────────────────────────────────────┘
 //! ```
 
-use super::{Clerk, Round, in_order};
+use super::{Clerk, DISARMED, Round, in_order};
 use crate::agent::AgentMode;
 use crate::state::{Disarm, DisarmMode, NodeMemory, NodeStatus, NodeWord, Request, ServiceState, View};
 use std::collections::{BTreeMap, BTreeSet};
@@ -142,7 +142,7 @@ impl<'v> Round<'v, '_> {
                 // What was given up stays so.
                 (DisarmMode::Freeze, ServiceState::Error | ServiceState::Freeze) => {}
                 (DisarmMode::Freeze, _) => {
-                    self.enter(sid, ServiceState::Freeze, &node, None, "HA is disarmed".into());
+                    self.enter(sid, ServiceState::Freeze, &node, None, DISARMED.into());
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! A service's way through its states.
 
-use super::{Round, WAITS};
+use super::{DISARMED, Round, WAITS};
 use crate::agent::{AgentMode, Outcome};
+use crate::history::Change;
 use crate::placement::Ask;
 use crate::state::{Command, NodeWord, Process, Request, Service, ServiceState, ServiceView};
 use std::collections::BTreeSet;
@@ -70,7 +71,14 @@ impl<'v> Round<'v, '_> {
     /// What it waits for; the cause stays in front.
     pub(super) fn waits(&mut self, sid: ServiceId, s: &Service, why: &str) {
         let cause = s.reason.split(WAITS).next().unwrap_or_default();
-        self.set_reason(sid, format!("{cause}{WAITS}{why}"));
+        let reason = format!("{cause}{WAITS}{why}");
+        if reason == s.reason {
+            return;
+        }
+        let (at, node) = (self.now, s.node.clone());
+        let change = Change { at, state: Some(s.state), node, target: None, reason: reason.clone() };
+        self.out.push(Command::Record { sid, change });
+        self.set_reason(sid, reason);
     }
 
     /// It waits no more.
@@ -140,8 +148,8 @@ impl<'v> Round<'v, '_> {
         if self.word(&s.node) != NodeWord::Online || matches!(mode, AgentMode::Freeze | AgentMode::Restart) {
             return;
         }
-        let why = "its node takes part again".to_owned();
-        self.enter(sid, after(seen), &s.node, None, why);
+        let why = if s.reason == DISARMED { "HA is armed again" } else { "its node takes part again" };
+        self.enter(sid, after(seen), &s.node, None, why.into());
     }
 
     /// Requests about a service that cannot be met now, nor soon.

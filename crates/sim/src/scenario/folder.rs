@@ -39,7 +39,7 @@ pub enum FolderError {
     Command(#[from] CommandError),
 }
 
-fn wrong<T>(file: &'static str, why: impl ToString) -> Result<T, FolderError> {
+fn wrong<T>(file: &'static str, why: impl std::fmt::Display) -> Result<T, FolderError> {
     Err(FolderError::Content { file, why: why.to_string() })
 }
 

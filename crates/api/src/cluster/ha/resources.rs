@@ -7,7 +7,7 @@ use serde_json::Value;
 use stead_api_derive::{Params, Schema};
 use stead_model::schema::Schema as _;
 use stead_model::{GuestKind, NodeName, ServiceId};
-use stead_ops::ha::Request;
+use stead_ops::ha::{self, Request};
 
 choice! {
     /// What a resource is.
@@ -59,6 +59,9 @@ pub struct AddResource {
     comment: Option<String>,
     /// Move it back to a better node once that is there.
     failback: Option<bool>,
+    /// Whether it may be moved to even out the load.
+    #[param(name = "auto-rebalance")]
+    auto_rebalance: Option<bool>,
     /// A group of nodes.
     group: Option<String>,
     /// How often to try on another node.
@@ -86,6 +89,9 @@ pub struct ChangeResource {
     comment: Option<String>,
     /// Move it back to a better node once that is there.
     failback: Option<bool>,
+    /// Whether it may be moved to even out the load.
+    #[param(name = "auto-rebalance")]
+    auto_rebalance: Option<bool>,
     /// A group of nodes.
     group: Option<String>,
     /// How often to try on another node.
@@ -107,7 +113,7 @@ pub struct MoveResource {
 }
 
 /// The options that are given, as the file has them.
-fn options(given: [(&str, Option<String>); 6]) -> Vec<(String, String)> {
+fn options(given: [(&str, Option<String>); 7]) -> Vec<(String, String)> {
     given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
 }
 
@@ -115,7 +121,6 @@ fn flag(b: bool) -> String {
     u8::from(b).to_string()
 }
 
-const REBALANCE: &[&str] = &["auto-rebalance: rebalancing is not supported yet"];
 const READ: Access = Access::All("/", &["Sys.Audit"]);
 const WRITE: Access = Access::All("/", &["Sys.Console"]);
 
@@ -133,7 +138,6 @@ endpoint! {
 endpoint! {
     /// Puts a guest under HA's care.
     Add = post("/cluster/ha/resources"), Anywhere, WRITE;
-    missing: REBALANCE;
     fn call(cx, p: AddResource) -> Null {
         let kind = if p.sid.kind == GuestKind::Qemu { ResourceType::Vm } else { ResourceType::Ct };
         if p.kind.is_some_and(|k| k != kind) {
@@ -142,6 +146,7 @@ endpoint! {
         let options = options([
             ("comment", p.comment),
             ("failback", p.failback.map(flag)),
+            ("auto-rebalance", p.auto_rebalance.map(flag)),
             ("group", p.group),
             ("max_relocate", p.max_relocate.map(|n| n.to_string())),
             ("max_restart", p.max_restart.map(|n| n.to_string())),
@@ -164,11 +169,11 @@ endpoint! {
 endpoint! {
     /// Changes what HA is asked to do for a guest.
     Change = put("/cluster/ha/resources/{sid}"), Anywhere, WRITE;
-    missing: REBALANCE;
     fn call(cx, p: ChangeResource) -> Null {
         let set = options([
             ("comment", p.comment),
             ("failback", p.failback.map(flag)),
+            ("auto-rebalance", p.auto_rebalance.map(flag)),
             ("group", p.group),
             ("max_relocate", p.max_relocate.map(|n| n.to_string())),
             ("max_restart", p.max_restart.map(|n| n.to_string())),
@@ -217,5 +222,57 @@ endpoint! {
     Relocate = post("/cluster/ha/resources/{sid}/relocate"), Anywhere, WRITE;
     fn call(cx, p: MoveResource) -> Json<HaAsked> {
         request(cx, p, true).await
+    }
+}
+
+#[derive(Params)]
+pub struct StopResource {
+    /// `vm:100`, `ct:101`, or a VMID.
+    sid: ServiceId,
+    /// Seconds for its shutdown, after which its plug is pulled. 0: at once.
+    #[param(default = "60")]
+    timeout: u32,
+}
+
+endpoint! {
+    /// Sets a resource's state to `stopped`, and says how long its shutdown may take.
+    Stop = post("/cluster/ha/resources/{sid}/stop"), Anywhere, WRITE;
+    fn call(cx, p: StopResource) -> Null {
+        let request = Request::Stop { sid: p.sid, timeout: p.timeout };
+        cx.ops().ha_request(&cx.actor().who, &request).await?;
+        Ok(Null)
+    }
+}
+
+/// A change of a resource's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct HaChange {
+    /// When: seconds since 1970.
+    at: u64,
+    /// Its state from then on; none when HA let go of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<String>,
+    /// Where it was.
+    node: NodeName,
+    /// Where it was to go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<NodeName>,
+    /// Why.
+    reason: String,
+}
+
+endpoint! {
+    /// What became of a resource, and why: the oldest first.
+    History = get("/cluster/ha/resources/{sid}/history"), Anywhere, READ;
+    fn call(cx, p: OneResource) -> Json<Vec<HaChange>> {
+        let history = cx.ops().ha_history(p.sid)?;
+        let shown = |c: &ha::Change| HaChange {
+            at: c.at,
+            state: c.state.map(|s| s.as_str().to_owned()),
+            node: c.node.clone(),
+            target: c.target.clone(),
+            reason: c.reason.clone(),
+        };
+        Ok(Json(history.iter().map(shown).collect()))
     }
 }

@@ -1,3 +1,5 @@
+//! What becomes of services, feature by feature.
+
 use super::*;
 use crate::agent::{AgentMode, Leave};
 use crate::state::{DisarmMode, NodeStatus};
@@ -6,7 +8,6 @@ use lab::{Lab, ct, name, sid};
 mod lab;
 mod places;
 mod random;
-mod scale;
 
 use RequestedState::{Disabled, Ignored, Started, Stopped};
 
