@@ -1,6 +1,6 @@
 //! `/cluster/config`: who is in the cluster.
 
-use crate::framework::{Access, Caller, Error, Json, Null};
+use crate::framework::{Access, Error, Json, Null};
 use crate::shapes;
 use crate::version::Nothing;
 use serde::Serialize;
@@ -26,14 +26,6 @@ pub struct NewCluster {
 pub struct JoinInformation {
     /// The node to join by, whose certificate the answer pins; without it the one that is asked.
     node: Option<NodeName>,
-    /// Put a one-time token into the answer, good for an hour, so that no password is needed. Needs Sys.Modify.
-    #[param(name = "with-token", default = "0")]
-    with_token: bool,
-}
-
-/// A token lets a node in: to make one is a change, although this is a GET as clients know it.
-fn may_read_join(caller: &Caller, p: &JoinInformation) -> Result<(), Error> {
-    if p.with_token { caller.require("/", &["Sys.Modify"]) } else { Ok(()) }
 }
 
 #[derive(Params)]
@@ -112,10 +104,19 @@ endpoint! {
 endpoint! {
     /// What another node needs to join.
     ReadJoin = get("/cluster/config/join"), Anywhere, Access::All("/", &["Sys.Audit"]);
-    authorize: may_read_join;
     returns: shapes::JoinInformation::schema();
     fn call(cx, p: JoinInformation) -> Json<Value> {
-        Ok(Json(cx.services.admin.join_information(&cx.actor(), p.node.as_ref(), p.with_token).await?))
+        Ok(Json(cx.services.admin.join_information(&cx.actor(), p.node.as_ref(), false).await?))
+    }
+}
+
+endpoint! {
+    /// Makes a one-time token that lets a node in within an hour, and answers what that node needs to join, with it: no
+    /// password is needed. Beyond Proxmox VE.
+    MakeToken = post("/cluster/config/join-token"), Anywhere, ROOT;
+    returns: shapes::JoinInformation::schema();
+    fn call(cx, _p: Nothing) -> Json<Value> {
+        Ok(Json(cx.services.admin.join_information(&cx.actor(), None, true).await?))
     }
 }
 
