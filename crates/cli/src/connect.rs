@@ -81,6 +81,11 @@ impl Connection {
         }
     }
 
+    /// A password was given that nobody is signed in with.
+    pub fn has_idle_password(&self) -> bool {
+        self.server.is_none() && (self.password.is_some() || self.password_file.is_some())
+    }
+
     /// Connects and signs in.
     pub async fn open(&self) -> Result<Api, Failure> {
         let Some(server) = &self.server else {
@@ -141,7 +146,10 @@ impl Connection {
         let password = match (&self.password, &self.password_file) {
             (Some(password), _) => password.clone(),
             (None, Some(file)) => first_line(file)?,
-            (None, None) => ask_password(&format!("Password of {user} at {}: ", http.to()))?,
+            (None, None) => ask_password(
+                &format!("Password of {user} at {}: ", http.to()),
+                "set STEAD_PASSWORD, or give --password-file",
+            )?,
         };
         let body = form(&vec![("username".into(), user.clone()), ("password".into(), password)]);
         let request = Request::builder()
@@ -226,10 +234,10 @@ pub fn host_and_port(server: &str) -> Result<(String, u16), Failure> {
     }
 }
 
-/// Asks on the terminal, without showing what is typed.
-pub fn ask_password(prompt: &str) -> Result<String, Failure> {
+/// Asks on the terminal, without showing what is typed; `instead` is what can be done where there is none.
+pub fn ask_password(prompt: &str, instead: &str) -> Result<String, Failure> {
     let no_terminal =
-        |_| Failure::usage("a password is needed and there is no terminal to ask on: set STEAD_PASSWORD");
+        |_| Failure::usage(format!("a password is needed and there is no terminal to ask on: {instead}"));
     let mut terminal = File::options().read(true).write(true).open("/dev/tty").map_err(no_terminal)?;
     let before = tcgetattr(&terminal).map_err(|e| Failure::failed(e.to_string()))?;
     let mut quiet = before.clone();

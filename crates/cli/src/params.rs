@@ -6,14 +6,17 @@ use crate::failure::Failure;
 pub type Params = Vec<(String, String)>;
 
 /// Options that need no value: given without one they mean 1.
-const SWITCHES: [&str; 18] = [
+const SWITCHES: [&str; 21] = [
     "current",
     "destroy-unreferenced-disks",
     "disable",
     "force",
     "forceStop",
     "full",
+    "human-readable",
     "keepActive",
+    "noborder",
+    "noheader",
     "noproxy",
     "online",
     "overrule-shutdown",

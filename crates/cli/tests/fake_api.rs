@@ -224,7 +224,7 @@ async fn create_turns_short_options_into_the_configurations_own() {
 
 #[tokio::test]
 async fn qm_speaks_as_it_always_did() {
-    let list = json!([{"vmid": 100, "name": "web", "status": "running", "maxmem": 536870912, "pid": 4242}]);
+    let list = json!([{"vmid": 100, "name": "web", "status": "running", "maxmem": 536870912, "maxdisk": 1610612736u64, "pid": 4242}]);
     let fake = Fake::new(&[
         ("GET /nodes/pve1/qemu", list),
         ("GET /nodes/pve1/qemu/100/status/current", json!({"status": "running"})),
@@ -237,11 +237,15 @@ async fn qm_speaks_as_it_always_did() {
         ("POST /nodes/pve1/qemu/100/monitor", json!("VM status: running\r\n")),
         ("DELETE /nodes/pve2/qemu/101", Value::Null),
         ("PUT /nodes/pve1/qemu/100/resize", Value::Null),
+        ("PUT /nodes/pve1/qemu/100/unlink", Value::Null),
         ("POST /nodes/pve1/qemu", Value::Null),
     ])
     .await;
     let list = fake.run(&["qm", "list"]).await;
-    assert_eq!(list.out, "VMID  NAME  STATUS   MEM(MB)   PID\n 100  web   running      512  4242\n");
+    assert_eq!(
+        list.out,
+        "VMID  NAME  STATUS   MEM(MB)  BOOTDISK(GB)   PID\n 100  web   running      512          1.50  4242\n"
+    );
     assert_eq!(fake.run(&["qm", "status", "100"]).await.out, "status: running\n");
     assert_eq!(fake.run(&["qm", "config", "100"]).await.out, "cores: 2\ndescription: a%0Ab\nname: web\n");
     for words in [
@@ -249,6 +253,7 @@ async fn qm_speaks_as_it_always_did() {
         "qm migrate 100 pve2 --online",
         "qm destroy 101 --purge",
         "qm resize 100 scsi0 +8G",
+        "qm disk unlink 100 --idlist unused0",
         "qm create 200 --memory=512 --scsi0 local:8",
         "stead vm monitor 100 info status",
     ] {
@@ -262,6 +267,7 @@ async fn qm_speaks_as_it_always_did() {
             "POST /nodes/pve1/qemu/100/migrate online=1&target=pve2",
             "DELETE /nodes/pve2/qemu/101?purge=1",
             "PUT /nodes/pve1/qemu/100/resize disk=scsi0&size=%2B8G",
+            "PUT /nodes/pve1/qemu/100/unlink idlist=unused0",
             "POST /nodes/pve1/qemu memory=512&scsi0=local%3A8&vmid=200",
             "POST /nodes/pve1/qemu/100/monitor command=info%20status",
         ]
@@ -299,6 +305,9 @@ async fn pvecm_pvesm_and_ha_manager_speak_as_they_always_did() {
         ("POST /nodes/pve1/storage/local/content", json!("local:100/vm-100-disk-0.raw")),
         ("DELETE /nodes/pve1/storage/local/content/local%3A100%2Fvm-100-disk-0.raw", Value::Null),
         ("POST /storage", Value::Null),
+        ("POST /cluster/ha/resources/vm%3A100/migrate", json!({})),
+        ("GET /cluster/config/apiversion", json!(1)),
+        ("GET /nodes/pve1/storage/local/content/local%3Aiso%2Fa.iso", json!({"path": "/x/a.iso", "size": 1})),
     ])
     .await;
     assert_eq!(fake.run(&["ha-manager", "status"]).await.out, "quorum OK\nservice vm:100 (pve1, started)\n");
@@ -309,7 +318,10 @@ async fn pvecm_pvesm_and_ha_manager_speak_as_they_always_did() {
         status.out.ends_with("local  dir   active            4           1                3  25.0 %\n"),
         "{status:?}"
     );
+    assert_eq!(fake.run(&["pvecm", "apiver"]).await.out, "1\n");
+    assert_eq!(fake.run(&["pvesm", "path", "local:iso/a.iso"]).await.out, "/x/a.iso\n");
     for words in [
+        "ha-manager crm-command migrate vm:100 pve2",
         "ha-manager add vm:100 --state started --max_restart 2",
         "ha-manager remove vm:100",
         "pvecm delnode pve2",
@@ -323,6 +335,7 @@ async fn pvecm_pvesm_and_ha_manager_speak_as_they_always_did() {
     assert_eq!(
         fake.changes(),
         [
+            "POST /cluster/ha/resources/vm%3A100/migrate node=pve2",
             "POST /cluster/ha/resources state=started&max_restart=2&sid=vm%3A100",
             "DELETE /cluster/ha/resources/vm%3A100",
             "DELETE /cluster/config/nodes/pve2",
@@ -415,8 +428,9 @@ async fn a_file_is_uploaded_as_one_multipart_body() {
 #[tokio::test]
 async fn joining_reads_the_copied_string() {
     let fake = Fake::new(&[("POST /cluster/config/join", Value::Null)]).await;
+    let token = format!("0123456789abcdef.{}", "11".repeat(32));
     let info = stead_transport::JoinInfo {
-        token: Some("00.11".into()),
+        token: Some(token.clone()),
         ..stead_transport::JoinInfo::by_hand(
             "192.0.2.1:8006".parse().unwrap(),
             stead_transport::Fingerprint([0xab; 32]),
@@ -429,10 +443,48 @@ async fn joining_reads_the_copied_string() {
     assert_eq!(
         fake.changes(),
         [format!(
-            "POST /cluster/config/join hostname={}&fingerprint={print}&password=00.11",
+            "POST /cluster/config/join hostname={}&fingerprint={print}&password={token}",
             info.replace('=', "%3D")
         )]
     );
+}
+
+#[tokio::test]
+async fn what_joining_needs_is_named() {
+    let fake = Fake::new(&[("POST /cluster/config/join", Value::Null)]).await;
+    let member = "192.0.2.1:8006".parse().unwrap();
+    let info =
+        stead_transport::JoinInfo::by_hand(member, stead_transport::Fingerprint([0xab; 32])).to_string();
+    let join = async |more: &[&str]| {
+        let ended = fake.run(&[&["stead", "cluster", "join", &info], more].concat()).await;
+        assert_eq!(ended.code, 2, "{ended:?}");
+        ended.err
+    };
+    let cut = join(&["--join-token", "0123456789abcde.11"]).await;
+    assert!(cut.contains("this is not a join token"), "{cut}");
+    let idle = join(&["--password", "secret"]).await;
+    assert!(idle.contains("sign in at --server") && idle.contains("STEAD_CLUSTER_PASSWORD"), "{idle}");
+    assert!(fake.changes().is_empty(), "nothing was sent that could be taken for a password");
+}
+
+#[tokio::test]
+async fn what_the_tools_do_not_know_is_said_and_sent_nowhere() {
+    let fake = Fake::new(&[("GET /version", json!({"version": "9.0.3"}))]).await;
+    for words in ["pvesh get /version --noborder --human-readable 1", "pvesh get /version --noheader 0"] {
+        assert_eq!(fake.run(&words.split(' ').collect::<Vec<_>>()).await.code, 0, "{words}");
+    }
+    assert_eq!(fake.calls(), ["GET /version", "GET /version"]);
+    for (words, said) in [
+        ("pvesh get /version --noheader", "not supported yet"),
+        ("pvesh get /version --output-format yaml", "yaml is not supported yet"),
+        ("qm disk move 100 scsi0 x", "not supported yet"),
+        ("pct list", "pct: containers are not supported yet"),
+        ("stead vzdump 100", "vzdump: backups are not supported yet"),
+    ] {
+        let ended = fake.run(&words.split(' ').collect::<Vec<_>>()).await;
+        assert!(ended.code != 0 && ended.err.contains(said), "{words}: {ended:?}");
+    }
+    assert!(fake.changes().is_empty());
 }
 
 #[tokio::test]

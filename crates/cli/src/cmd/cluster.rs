@@ -6,12 +6,17 @@ use crate::api::{rows, text, truth};
 use crate::connect::ask_password;
 use crate::failure::Failure;
 use crate::output::{self, Column, Format, Kind};
-use crate::params::{Params, escape, put, settings, switch};
+use crate::params::{Params, escape, put, settings};
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::Value;
 use std::io::Read;
 use stead_transport::JoinInfo;
+use stead_transport::join::TokenRecord;
+
+/// How root@pam's password in the cluster to be joined is given.
+pub const CLUSTER_PASSWORD: &str =
+    "set STEAD_CLUSTER_PASSWORD to root@pam's password in the cluster, or give --join-token";
 
 const NODES: [Column; 8] = [
     ("NODE", "name", Kind::Text),
@@ -35,6 +40,9 @@ pub struct Join {
     /// root@pam's password in the cluster; asked for when it is missing and there is no token
     #[arg(long, env = "STEAD_CLUSTER_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
     pub cluster_password: Option<String>,
+    /// A password was given, but for signing in at a server.
+    #[arg(skip)]
+    pub idle_password: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -71,7 +79,7 @@ pub enum Command {
     Status,
     /// Show the options of the whole cluster, or change them
     #[command(
-        after_help = "Examples:\n  stead cluster options\n  stead cluster options keyboard=de\n  stead cluster options --delete keyboard"
+        after_help = "Examples:\n  stead cluster options\n  stead cluster options next-id=lower=200,upper=1000\n  stead cluster options --delete next-id"
     )]
     Options {
         /// Options to set
@@ -126,9 +134,12 @@ pub async fn create(cx: &Cx, name: &str) -> Result<(), Failure> {
 }
 
 async fn join_info(cx: &Cx, with_token: bool) -> Result<(), Failure> {
-    let mut p = Params::new();
-    switch(&mut p, "with-token", with_token);
-    let info = cx.api.call(Method::GET, "/cluster/config/join", &p).await?;
+    // To make a token is a change.
+    let (method, path) = match with_token {
+        true => (Method::POST, "/cluster/config/join-token"),
+        false => (Method::GET, "/cluster/config/join"),
+    };
+    let info = cx.api.call(method, path, &Params::new()).await?;
     if cx.format() == Format::Json {
         return output::json(&info);
     }
@@ -147,9 +158,23 @@ async fn join(cx: &Cx, join: Join) -> Result<(), Failure> {
     // Read here as well: a string that was cut off is told at once, and the question names the cluster.
     let info: JoinInfo = information.parse().map_err(|e| Failure::usage(format!("{e}")))?;
     let secret = match (join.join_token.or_else(|| info.token.clone()), join.cluster_password) {
+        // Told here: the daemon would take it for a password, and the cluster refuse that.
+        (Some(token), _) if TokenRecord::id_of(&token).is_none() => {
+            return Err(Failure::usage(
+                "this is not a join token: it is 16 hexadecimal digits, '.', and 64 more, as 'stead cluster join-info \
+                 --with-token' prints it on a member",
+            ));
+        }
         (Some(token), _) => token,
         (None, Some(password)) => password,
-        (None, None) => ask_password(&format!("Password of root@pam in cluster '{}': ", info.cluster))?,
+        (None, None) if join.idle_password => {
+            return Err(Failure::usage(format!(
+                "--password, --password-file and STEAD_PASSWORD sign in at --server: {CLUSTER_PASSWORD}"
+            )));
+        }
+        (None, None) => {
+            ask_password(&format!("Password of root@pam in cluster '{}': ", info.cluster), CLUSTER_PASSWORD)?
+        }
     };
     // The whole string says more than an address would: which cluster it must be.
     let information: String = information.split_whitespace().collect();

@@ -45,7 +45,7 @@ impl Cx {
 
 /// Parses and does it.
 pub async fn run(args: Vec<OsString>) -> Result<(), Failure> {
-    let cli = Cli::try_parse_from(args)
+    let mut cli = Cli::try_parse_from(args)
         .map_err(|e| Failure::Told { text: e.render().to_string(), good: !e.use_stderr() })?;
     match cli.command {
         Command::Completion { shell } => return completion(shell),
@@ -53,6 +53,9 @@ pub async fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Demo => return demo(Play::Show).await,
         Command::DemoFailover => return demo(Play::Failover).await,
         _ => {}
+    }
+    if let Command::Cluster(cluster::Command::Join(join)) = &mut cli.command {
+        join.idle_password = cli.options.connection.has_idle_password();
     }
     let follow = cli.options.follow();
     let api = match (cli.options.connection.open().await, &cli.command) {

@@ -16,6 +16,7 @@ pvecm: the cluster
   pvecm status
   pvecm nodes
   pvecm delnode NODE                          remove a node that is off
+  pvecm apiver                                the version of the API for joining
 ";
 
 pub const HA_MANAGER: &str = "\
@@ -71,6 +72,10 @@ pub async fn pvecm(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure>
             words.nothing()?;
             cluster::remove(cx, &node).await
         }
+        "apiver" => {
+            words.nothing()?;
+            cx.format().any(&cx.api.get("/cluster/config/apiversion").await?)
+        }
         other => Err(unknown(Tool::Pvecm, other)),
     }
 }
@@ -94,7 +99,9 @@ async fn add(cx: &Cx, member: &str, fingerprint: Option<String>) -> Result<(), F
     };
     let password = match std::env::var("STEAD_CLUSTER_PASSWORD") {
         Ok(password) => password,
-        Err(_) => ask_password(&format!("Password of root@pam at {member}: "))?,
+        Err(_) => {
+            ask_password(&format!("Password of root@pam at {member}: "), "set STEAD_CLUSTER_PASSWORD to it")?
+        }
     };
     let member = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     cluster::add(cx, &member, &fingerprint.to_string(), password).await

@@ -9,6 +9,7 @@ mod qm;
 mod storage;
 mod token;
 
+use crate::api::truth;
 use crate::cmd::{Cx, raw};
 use crate::connect::Connection;
 use crate::failure::Failure;
@@ -31,6 +32,8 @@ pub enum Tool {
     HaManager,
     /// Users, of which the tokens.
     Pveum,
+    /// One that is not there yet: its name, and what it is for.
+    Missing(&'static str, &'static str),
 }
 
 impl Tool {
@@ -43,6 +46,9 @@ impl Tool {
             "pvesm" => Self::Pvesm,
             "ha-manager" => Self::HaManager,
             "pveum" => Self::Pveum,
+            "pct" => Self::Missing("pct", "containers are"),
+            "vzdump" => Self::Missing("vzdump", "backups are"),
+            "qmrestore" => Self::Missing("qmrestore", "restoring backups is"),
             _ => return None,
         })
     }
@@ -55,6 +61,7 @@ impl Tool {
             Self::Pvesm => storage::HELP,
             Self::HaManager => cluster::HA_MANAGER,
             Self::Pveum => token::HELP,
+            Self::Missing(..) => "",
         }
     }
 }
@@ -109,6 +116,9 @@ impl Words {
 
 /// Parses and does it.
 pub async fn run(tool: Tool, words: Vec<String>) -> Result<(), Failure> {
+    if let Tool::Missing(name, what) = tool {
+        return Err(Failure::failed(format!("{name}: {what} not supported yet")));
+    }
     let mut words = words.into_iter();
     let verb = match words.next().as_deref() {
         None => return Err(Failure::Told { text: tool.help().into(), good: false }),
@@ -122,6 +132,11 @@ pub async fn run(tool: Tool, words: Vec<String>) -> Result<(), Failure> {
     let format = match take(&mut params, "output-format").as_deref() {
         None | Some("text") => Format::Table,
         Some("json" | "json-pretty") => Format::Json,
+        Some("yaml") => {
+            return Err(Failure::usage(
+                "--output-format: yaml is not supported yet; use json or json-pretty",
+            ));
+        }
         Some(other) => {
             return Err(Failure::usage(format!(
                 "--output-format: '{other}' is not text, json or json-pretty"
@@ -131,6 +146,7 @@ pub async fn run(tool: Tool, words: Vec<String>) -> Result<(), Failure> {
     // These belong to the originals' way of working on one node.
     take(&mut params, "noproxy");
     take(&mut params, "quiet");
+    looks(&mut params)?;
     let api = Connection::from_env().open().await?;
     let cx = Cx { api, follow: Follow { format, no_wait: false } };
     let words = Words { alone, params };
@@ -141,7 +157,24 @@ pub async fn run(tool: Tool, words: Vec<String>) -> Result<(), Failure> {
         Tool::Pvesm => storage::run(&cx, &verb, words).await,
         Tool::HaManager => cluster::ha_manager(&cx, &verb, words).await,
         Tool::Pveum => token::run(&cx, &verb, words).await,
+        Tool::Missing(..) => Err(unknown(tool, &verb)),
     }
+}
+
+/// Takes out what the originals' tables can be told to look like, since it is for no API to know.
+fn looks(params: &mut Params) -> Result<(), Failure> {
+    // Tables have no border.
+    take(params, "noborder");
+    for (name, without) in [("noheader", "0"), ("human-readable", "1")] {
+        if let Some(value) = take(params, name)
+            && truth(&value.as_str().into()) != (without == "1")
+        {
+            return Err(Failure::usage(format!(
+                "--{name} {value}: that is not supported yet; --output-format json has neither headings nor units"
+            )));
+        }
+    }
+    Ok(())
 }
 
 async fn pvesh(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {

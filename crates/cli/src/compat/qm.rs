@@ -23,8 +23,8 @@ qm: virtual machines
   qm reboot VMID [--timeout S]
   qm migrate VMID NODE [--online] [--with-local-disks]
   qm destroy VMID [--purge]
-  qm resize VMID DISK SIZE                 as +8G
-  qm unlink VMID --idlist DISKS [--force]
+  qm disk resize VMID DISK SIZE            as +8G; also qm resize
+  qm disk unlink VMID --idlist DISKS [--force]
   qm unlock VMID
   qm monitor VMID
   qm terminal VMID [--iface serialN]
@@ -36,11 +36,12 @@ const VERBS: [&str; 19] = [
     "suspend", "resume", "migrate", "destroy", "resize", "unlink", "monitor", "terminal",
 ];
 
-const COLUMNS: [Column; 5] = [
+const COLUMNS: [Column; 6] = [
     ("VMID", "vmid", Kind::Number),
     ("NAME", "name", Kind::Text),
     ("STATUS", "status", Kind::Text),
     ("MEM(MB)", "mem_mb", Kind::Number),
+    ("BOOTDISK(GB)", "disk_gb", Kind::Number),
     ("PID", "pid", Kind::Number),
 ];
 
@@ -49,6 +50,17 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
         words.end()?;
         return list(cx).await;
     }
+    let below;
+    let verb = match verb {
+        "disk" => {
+            below = words.next("what to do: resize or unlink")?;
+            match below.as_str() {
+                verb @ ("resize" | "unlink") => verb,
+                other => return Err(Failure::failed(format!("qm disk {other}: that is not supported yet"))),
+            }
+        }
+        verb => verb,
+    };
     if !VERBS.contains(&verb) {
         return Err(unknown(Tool::Qm, verb));
     }
@@ -124,6 +136,8 @@ async fn list(cx: &Cx) -> Result<(), Failure> {
         // The column is in MiB, as it always was.
         let mb = row["maxmem"].as_u64().map(|m| m >> 20);
         row["mem_mb"] = mb.into();
+        let disk = row["maxdisk"].as_u64().unwrap_or(0);
+        row["disk_gb"] = format!("{:.2}", disk as f64 / f64::from(1 << 30)).into();
     }
     cx.format().list(&Value::Array(list), &COLUMNS)
 }

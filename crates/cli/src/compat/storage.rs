@@ -5,7 +5,7 @@ use crate::api::rows;
 use crate::cmd::{Cx, storage};
 use crate::failure::Failure;
 use crate::output::{self, Column, Format, Kind};
-use crate::params::{put, take};
+use crate::params::{escape, put, take};
 use serde_json::json;
 
 pub const HELP: &str = "\
@@ -18,6 +18,7 @@ pvesm: storages
   pvesm remove STORAGE
   pvesm alloc STORAGE VMID FILENAME SIZE [--format FORMAT]
   pvesm free VOLUME
+  pvesm path VOLUME
 ";
 
 const STATUS: [Column; 7] = [
@@ -76,15 +77,30 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
             words.nothing()?;
             storage::free(cx, &volume, None).await
         }
+        "path" => {
+            let volume = words.next("the volume")?;
+            words.nothing()?;
+            path(cx, &volume).await
+        }
         other => Err(unknown(Tool::Pvesm, other)),
     }
+}
+
+/// Where a volume lies on the node that is spoken to.
+async fn path(cx: &Cx, volume: &str) -> Result<(), Failure> {
+    let Some((storage, _)) = volume.split_once(':') else {
+        return Err(Failure::usage(format!("'{volume}' is not a volume: it must be STORAGE:NAME")));
+    };
+    let (node, storage) = (escape(&cx.api.local_node().await?), escape(storage));
+    let details = cx.api.get(&format!("/nodes/{node}/storage/{storage}/content/{}", escape(volume))).await?;
+    cx.format().any(&details["path"])
 }
 
 async fn status(cx: &Cx, words: Words) -> Result<(), Failure> {
     if cx.format() == Format::Json {
         return storage::status(cx, None, &words.params).await;
     }
-    let path = format!("/nodes/{}/storage", crate::params::escape(&cx.api.local_node().await?));
+    let path = format!("/nodes/{}/storage", escape(&cx.api.local_node().await?));
     let list = cx.api.call(http::Method::GET, &path, &words.params).await?;
     let mut list = rows(&list).to_vec();
     for row in &mut list {
