@@ -275,7 +275,7 @@ async fn attempt(ops: Arc<Ops>, command: AgentCommand, ended: mpsc::Sender<Ended
 /// How a guest is stopped: in its time, or at once.
 fn stop_within(timeout: Option<u32>) -> PowerAction {
     match timeout {
-        Some(0) => PowerAction::Stop,
+        Some(0) => PowerAction::Stop { timeout: stead_ops::guest::power::STOP_TIMEOUT },
         Some(s) => PowerAction::Shutdown { timeout: Duration::from_secs(s.into()), force: true },
         None => PowerAction::Shutdown { timeout: SHUTDOWN_TIMEOUT, force: true },
     }

@@ -237,6 +237,15 @@ pub trait GuestDriver: Send + Sync {
     async fn prepare(&self, vmid: Vmid, epoch: Epoch) -> Result<Registration, GuestError>;
     /// Starts the process with stopped CPUs and waits until it answers. After an error nothing of it is left.
     async fn launch(&self, launch: Launch) -> Result<GuestProcess, GuestError>;
+    /// Refuses a configuration (its text) that the program of this node cannot take, as far as that shows without its
+    /// volumes. An answer of yes is no promise.
+    async fn check(&self, _config: &str) -> Result<(), GuestError> {
+        Ok(())
+    }
+    /// What a launch would do otherwise than its configuration says, for people.
+    async fn warnings(&self, _launch: &Launch) -> Vec<String> {
+        vec![]
+    }
     /// What the command line would be, for people.
     async fn describe(&self, launch: &Launch) -> Result<Vec<String>, GuestError>;
     /// Every guest with a process.
@@ -257,6 +266,10 @@ pub trait GuestDriver: Send + Sync {
     async fn reboot(&self, vmid: Vmid, timeout: Duration) -> Result<(), GuestError>;
     /// Ends the process in order: the program's own quit (disks flushed), SIGKILL of its cgroup after 10 s.
     async fn stop(&self, vmid: Vmid) -> Result<(), GuestError>;
+    /// As [`Self::stop`], with another limit; none at all with zero.
+    async fn stop_within(&self, vmid: Vmid, limit: Duration) -> Result<(), GuestError> {
+        if limit.is_zero() { self.kill(vmid).await } else { self.stop(vmid).await }
+    }
     /// SIGKILL of its cgroup without a thaw or a word before; waits until nothing of it is left.
     async fn kill(&self, vmid: Vmid) -> Result<(), GuestError>;
     /// Where an incoming guest takes its migration stream.

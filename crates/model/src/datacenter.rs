@@ -25,11 +25,11 @@ const KEYS: &[(&str, bool, &[&str])] = &[
     ("migration_unsecure", false, &["0"]),
     ("next-id", true, &[]),
     ("notify", false, &[]),
-    ("registered-tags", true, &[]),
+    ("registered-tags", false, &[]),
     ("replication", false, &["secure", "type=secure"]),
     ("tag-style", true, &[]),
     ("u2f", false, &[]),
-    ("user-tag-access", true, &[]),
+    ("user-tag-access", false, &["user-allow=free"]),
     ("webauthn", false, &[]),
 ];
 
@@ -193,10 +193,6 @@ pub fn accept(key: &str, value: &str) -> Result<String, KeyError> {
     if !works && !except.contains(&value) {
         return KeyError::unsupported(key, "not supported yet");
     }
-    let tags = |text: &str| match text.split(';').find(|t| !is_tag(t)) {
-        Some(tag) => KeyError::value(key, format_args!("'{tag}' is not a tag")),
-        None => Ok(()),
-    };
     match key {
         "crs" => drop(crate::ha_options::crs_options(value).or_else(|e| KeyError::value(key, e))?),
         "mac_prefix" if !is_mac_prefix(value) => {
@@ -207,7 +203,6 @@ pub fn accept(key: &str, value: &str) -> Result<String, KeyError> {
         }
         "mac_prefix" => return Ok(value.to_ascii_uppercase()),
         "next-id" => drop(next_id(value)?),
-        "registered-tags" => tags(value)?,
         "tag-style" => {
             let props = properties(key, value, &["case-sensitive", "color-map", "ordering", "shape"])?;
             one_of(key, &props, "ordering", &["config", "alphabetical"])?;
@@ -226,11 +221,6 @@ pub fn accept(key: &str, value: &str) -> Result<String, KeyError> {
                     );
                 }
             }
-        }
-        "user-tag-access" => {
-            let props = properties(key, value, &["user-allow", "user-allow-list"])?;
-            one_of(key, &props, "user-allow", &["none", "list", "existing", "free"])?;
-            props.get("user-allow-list").map_or(Ok(()), tags)?;
         }
         _ => {}
     }
@@ -291,11 +281,9 @@ registered-tags: prod;test
             "tag-style: color-map: 'a:red' is not of the form tag:RRGGBB"
         );
         assert_eq!(said("tag-style", "round"), "tag-style: 'round' has no name");
-        assert_eq!(
-            said("user-tag-access", "user-allow=all"),
-            "user-tag-access: user-allow: value 'all' is not one of none, list, existing, free"
-        );
-        assert_eq!(said("registered-tags", "a b"), "registered-tags: 'a b' is not a tag");
+        assert_eq!(said("user-tag-access", "user-allow=free"), "user-allow=free");
+        assert_eq!(said("user-tag-access", "user-allow=none"), "user-tag-access: not supported yet");
+        assert_eq!(said("registered-tags", "a;b"), "registered-tags: not supported yet");
         let mut cfg = Datacenter::parse(GOLDEN).unwrap();
         cfg.set("description", "").unwrap();
         for key in ["keyboard", "future", "next-id"] {

@@ -219,6 +219,12 @@ pub fn accept(key: &str, value: &str) -> Result<String, StorageCfgError> {
         "format" if !["raw", "qcow2", "subvol", "vmdk"].contains(&value) => {
             refuse(key, format!("value '{value}' is not one of raw, qcow2, subvol, vmdk"))
         }
+        // Read and kept where a file has them, refused when somebody sets them: nothing acts on them yet.
+        "bwlimit" | "max-protected-backups" => refuse(key, "not supported yet"),
+        "prune-backups" if value != "keep-all=1" => {
+            refuse(key, "not supported yet, except as keep-all=1: nothing is ever removed")
+        }
+        "snapshot-as-volume-chain" if parse_bool(value) != Some(false) => refuse(key, "not supported yet"),
         "preallocation" if !["off", "metadata", "falloc", "full"].contains(&value) => {
             refuse(key, format!("value '{value}' is not one of off, metadata, falloc, full"))
         }
@@ -404,6 +410,15 @@ nfs: far
         assert!(said("dir", "content", "music").starts_with("content: value 'music' is not one of images, "));
         assert!(said("dir", "nodes", "n1,-x").starts_with("nodes: '-x' is not a valid node name"));
         assert_eq!(said("dir", "nodes", ","), "nodes: the list must not be empty");
+        assert_eq!(said("dir", "bwlimit", "default=10"), "bwlimit: not supported yet");
+        assert_eq!(said("dir", "max-protected-backups", "5"), "max-protected-backups: not supported yet");
+        assert_eq!(
+            said("dir", "snapshot-as-volume-chain", "1"),
+            "snapshot-as-volume-chain: not supported yet"
+        );
+        assert!(said("dir", "prune-backups", "keep-last=3").starts_with("prune-backups: not supported yet"));
+        assert_eq!(accept("prune-backups", "keep-all=1").unwrap(), "keep-all=1");
+        assert_eq!(accept("snapshot-as-volume-chain", "0").unwrap(), "0");
         let twice = cfg.add(&id("new"), "nfs", []).unwrap_err();
         assert_eq!(twice.to_string(), "storage ID 'new' already exists");
         let gone = cfg.update(&id("gone"), [], []).unwrap_err();

@@ -36,12 +36,25 @@ pub struct Args {
     /// node's address, port BASE + VMID.
     #[arg(long, value_name = "GUESTPORT:BASE", value_parser = parse_forward)]
     pub user_net_forward: Option<(u16, u16)>,
+    /// How guests' network devices reach the bridges that they name: `bridge`, by a tap (a daemon that may make none uses
+    /// user-mode, with a warning), or `user`, always by a user-mode network of their own.
+    #[arg(long, value_enum, default_value = "bridge")]
+    pub network: Network,
     /// Never use hardware acceleration.
     #[arg(long)]
     pub no_kvm: bool,
     /// The fence process's program; default: beside this one.
     #[arg(long)]
     pub fenced: Option<PathBuf>,
+}
+
+/// How guests' network devices reach bridges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Network {
+    /// By taps.
+    Bridge,
+    /// Not at all: each has a user-mode network.
+    User,
 }
 
 fn parse_forward(text: &str) -> Result<(u16, u16), String> {

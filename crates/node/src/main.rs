@@ -159,6 +159,10 @@ fn guests(home: &Home, args: &Args, tag: &str) -> Arc<dyn stead_driver::guest::G
     let mut options = stead_qemu::QemuOptions::new(home.at("run"));
     options.cgroup_root = stead_qemu::find_cgroup_root(tag);
     options.accel = args.no_kvm.then_some(stead_qemu::Accel::Tcg);
+    options.bridges = match args.network {
+        args::Network::Bridge => stead_qemu::Bridges::Auto,
+        args::Network::User => stead_qemu::Bridges::Never,
+    };
     options.forward = args.user_net_forward.map(|(guest_port, host_port_base)| stead_qemu::Forward {
         guest_port,
         host_ip: args.listen.ip(),

@@ -456,7 +456,7 @@ impl Ops {
         Ok(out)
     }
 
-    /// The lowest free VMID, or the one asked about if it is free.
+    /// The lowest free VMID of the range that the cluster's option `next-id` gives, or the one asked about if it is free.
     pub fn next_id(&self, wanted: Option<Vmid>) -> Result<Vmid, OpsError> {
         let taken = |v: Vmid| self.conf.view(|t| t.get(&stead_model::paths::ownership(v)).is_some());
         if let Some(v) = wanted {
@@ -466,10 +466,17 @@ impl Ops {
                 Ok(v)
             };
         }
-        (Vmid::MIN..=Vmid::MAX)
+        let range = self.datacenter()?.0.next_id()?;
+        (range.lower.max(Vmid::MIN)..range.upper.min(Vmid::MAX + 1))
             .filter_map(|n| Vmid::new(n).ok())
             .find(|v| !taken(*v))
-            .ok_or_else(|| OpsError::failed("there is no free VMID left"))
+            .ok_or_else(|| {
+                OpsError::failed(format!(
+                    "there is no free VMID from {} to {} (the cluster's option next-id)",
+                    range.lower,
+                    range.upper - 1
+                ))
+            })
     }
 
     /// Tasks of all nodes, the latest first.
@@ -491,13 +498,13 @@ impl Ops {
         })?;
         let s = report.stats;
         let (memory, rootfs) = (Filled::new(s.maxmem, s.mem), Filled::new(s.maxdisk, s.disk));
+        let told = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let efi = std::path::Path::new("/sys/firmware/efi").exists();
         Ok(NodeStatus {
             uptime: s.uptime,
             cpu: s.cpu,
             idle: 1.0 - s.cpu,
             loadavg: s.loadavg.map(|l| format!("{l:.2}")),
-        let told = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
             kversion: format!("Linux {}", s.kernel),
             current_kernel: Kernel {
                 sysname: "Linux",
@@ -516,14 +523,6 @@ impl Ops {
         })
     }
 
-    /// A member by name, or the error that clients know.
-    pub fn member(&self, name: &NodeName) -> Result<NodeRecord, OpsError> {
-        Ok(self.node_record(name)?.value)
-    }
-}
-
-/// The version that clients see: what they do depends on it.
-pub const PVE_VERSION: &str = "9.0.3";
     /// The node that a guest is on, if it is the one named: who changes a guest says where it is. A number typed for
     /// another node's guest changes nothing.
     ///
@@ -545,6 +544,7 @@ pub const PVE_VERSION: &str = "9.0.3";
             "VM {vmid} does not exist on node '{node}'; 'stead vm list' shows where a VM is"
         )))
     }
+
     /// A member by name, or the error that clients know.
     pub fn member(&self, name: &NodeName) -> Result<NodeRecord, OpsError> {
         Ok(self.node_record(name)?.value)
@@ -577,4 +577,3 @@ mod tests {
         assert_eq!((silent.cores, silent.mhz, silent.hvm, silent.flags), (8, None, None, None));
     }
 }
-

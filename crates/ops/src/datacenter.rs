@@ -91,7 +91,12 @@ impl From<&Change> for HistoryEntry {
 }
 
 impl Ops {
-    fn datacenter(&self) -> Result<(Datacenter, Option<Revision>), OpsError> {
+    /// How generated hardware addresses begin.
+    pub(crate) fn mac_prefix(&self) -> Result<String, OpsError> {
+        Ok(self.datacenter()?.0.mac_prefix().to_owned())
+    }
+
+    pub(crate) fn datacenter(&self) -> Result<(Datacenter, Option<Revision>), OpsError> {
         let (text, revision) = self.file(paths::DATACENTER_CFG)?;
         let cfg = Datacenter::parse(&text)
             .map_err(|e| OpsError::failed(format!("datacenter.cfg cannot be read: {e}")))?;

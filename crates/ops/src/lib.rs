@@ -25,8 +25,8 @@ pub mod profile;
 pub mod report;
 pub mod status;
 pub mod storage;
-pub mod storage_view;
 pub mod storage_place;
+pub mod storage_view;
 pub mod store;
 pub mod task_view;
 
@@ -135,17 +135,29 @@ pub struct GuestLocks {
 }
 
 impl GuestLocks {
-    /// Waits at most ten seconds for the guest's mutex.
+    /// Waits at most ten seconds for the guest's mutex: for tasks.
     pub async fn lock(&self, vmid: Vmid) -> Result<OwnedMutexGuard<()>, OpsError> {
+        self.lock_within(vmid, Duration::from_secs(10)).await
+    }
+
+    /// Waits at most three seconds for the guest's mutex: clients give up a request after five.
+    pub async fn lock_for_request(&self, vmid: Vmid) -> Result<OwnedMutexGuard<()>, OpsError> {
+        self.lock_within(vmid, Duration::from_secs(3)).await
+    }
+
+    /// Waits at most so long for the guest's mutex.
+    pub async fn lock_within(&self, vmid: Vmid, limit: Duration) -> Result<OwnedMutexGuard<()>, OpsError> {
         let mutex = {
             let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
             all.retain(|id, m| *id == vmid || Arc::strong_count(m) > 1);
             all.entry(vmid).or_default().clone()
         };
         let locked =
-            tokio::time::timeout(Duration::from_secs(10), mutex.lock_owned()).await.map_err(|_| {
+            tokio::time::timeout(limit, mutex.lock_owned()).await.map_err(|_| {
                 OpsError::failed(format!(
-                    "can't lock VM {vmid}: another request has held it for more than 10 s"
+                    "can't lock VM {vmid}: another request or task has held it for more than {} s; try again when it \
+                     has ended",
+                    limit.as_secs()
                 ))
             })?;
         // Asked under the mutex: whoever closes finds it held, or has closed before this.

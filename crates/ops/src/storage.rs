@@ -9,8 +9,12 @@ use std::time::Duration;
 use stead_driver::guest::ResolvedVolume;
 use stead_driver::storage::{Content, NewVolume, Space, StorageDriver, StorageError, VolumeInfo};
 use stead_model::storage_cfg::{Storage, StorageCfg, StorageCfgError};
-use stead_model::vmconfig::{DiskSource, VmConfig};
+use stead_model::vmconfig::devices::{MAX_DISK, as_disk};
+use stead_model::vmconfig::{Bus, DiskSource, VmConfig};
 use stead_model::{StorageId, Upid, Vmid, VolumeId, paths};
+
+/// The largest disk, in bytes, that is made within a request where all of it is written.
+const QUICK: u64 = 256 << 20;
 
 fn refused(e: StorageCfgError) -> OpsError {
     match e {
@@ -97,6 +101,38 @@ impl Ops {
         size: u64,
     ) -> Result<VolumeInfo, OpsError> {
         self.alloc(storage, &NewVolume { vmid, name: None, format: format.map(str::to_owned), size }).await
+    }
+
+    /// Makes a disk within a request.
+    pub async fn alloc_in_request(
+        &self,
+        storage: &StorageId,
+        new: &NewVolume,
+    ) -> Result<VolumeInfo, OpsError> {
+        self.check_quick(storage, "size", new.size)?;
+        self.alloc(storage, new).await
+    }
+
+    /// Refuses, within a request, a disk whose blocks are written when it is made: clients wait five seconds.
+    pub(crate) fn check_quick(
+        &self,
+        storage: &StorageId,
+        parameter: &str,
+        size: u64,
+    ) -> Result<(), OpsError> {
+        let storage = self.storage(storage)?;
+        match storage.options.get("preallocation").map(String::as_str) {
+            Some(way @ ("full" | "falloc")) if size > QUICK => Err(OpsError::invalid(
+                parameter,
+                format!(
+                    "storage '{}' writes all of a new disk (preallocation={way}), which may take longer than a request \
+                     for more than {} MiB: give it to the VM by POST /nodes/{{node}}/qemu/{{vmid}}/config, which is a task",
+                    storage.id,
+                    QUICK >> 20
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Makes a disk.
@@ -252,6 +288,17 @@ impl Ops {
         disk: String,
         size: Resize,
     ) -> Result<Upid, OpsError> {
+        if as_disk(&disk).is_none_or(|(bus, _)| bus == Bus::Unused) {
+            let why = format!(
+                "value '{disk}' is not one of ide0 to ide3, sata0 to sata5, scsi0 to scsi30, virtio0 to virtio15"
+            );
+            return Err(OpsError::invalid("disk", why));
+        }
+        let config = crate::guest::config::parse(&self.vm_at(vmid)?.config.value)?;
+        let there = config.current.disks()?.into_iter().find(|d| d.key == disk && !d.cdrom);
+        let there =
+            there.ok_or_else(|| OpsError::invalid("disk", format!("disk '{disk}' does not exist")))?;
+        size.of(there.size.map_or(0, stead_model::Size::get))?;
         let (ops, by) = (self.clone(), actor.clone());
         self.task("resize", &vmid.to_string(), &actor.who, move |_| async move {
             ops.resize_now(&by, vmid, &disk, size).await
@@ -268,13 +315,7 @@ impl Ops {
             disk.volume().ok_or_else(|| OpsError::invalid("disk", format!("'{key}' has no volume")))?;
         let driver = self.active(&volume.storage).await?;
         let old = driver.info(&volume.name).await?.size;
-        let new = match size {
-            Resize::To(n) => n,
-            Resize::By(n) => old + n,
-        };
-        if new < old {
-            return Err(OpsError::invalid("size", "shrinking disks is not supported"));
-        }
+        let new = size.of(old)?;
         if new > old {
             if self.guests.state(vmid).await.is_some() {
                 self.guests.resize_disk(vmid, key, new).await?;
@@ -328,6 +369,14 @@ impl Ops {
     pub async fn remove_storage(&self, actor: &Actor, id: &StorageId) -> Result<(), OpsError> {
         let (mut cfg, revision) = self.storage_cfg()?;
         self.storage(id)?;
+        let users = self.conf.view(|t| storage_place::users_of(t, id));
+        if !users.is_empty() {
+            let listed: Vec<String> = users.iter().map(ToString::to_string).collect();
+            return Err(OpsError::failed(format!(
+                "storage '{id}' is used by VM {}: move their disks or take them out first",
+                listed.join(", ")
+            )));
+        }
         cfg.remove(id).map_err(refused)?;
         let mut txn = store::txn(&actor.who, format!("storage '{id}' removed"));
         store::put_over(&mut txn, paths::STORAGE_CFG, revision, cfg.to_string());
@@ -345,7 +394,7 @@ impl Ops {
     ) -> Result<(), OpsError> {
         let driver = self.open_storage(storage)?;
         if storage.is_enabled_on(&self.me.name) {
-            driver.activate().await?;
+            driver.activate().await.map_err(|e| storage_place::naming(e.into(), storage))?;
         }
         let mut txn = store::txn(&actor.who, format!("storage '{}'", storage.id));
         store::put_over(&mut txn, paths::STORAGE_CFG, revision, cfg.to_string());
@@ -367,11 +416,39 @@ pub enum Resize {
     /// So much more.
     By(u64),
 }
-        let users = self.conf.view(|t| storage_place::users_of(t, id));
-        if !users.is_empty() {
-            let listed: Vec<String> = users.iter().map(ToString::to_string).collect();
-            return Err(OpsError::failed(format!(
-                "storage '{id}' is used by VM {}: move their disks or take them out first",
-                listed.join(", ")
-            )));
+
+impl Resize {
+    /// The new size of a disk of `old` bytes.
+    fn of(self, old: u64) -> Result<u64, OpsError> {
+        let new = match self {
+            Self::To(n) => n,
+            Self::By(n) => old.saturating_add(n),
+        };
+        if new < old {
+            return Err(OpsError::invalid("size", "shrinking disks is not supported"));
         }
+        if new > MAX_DISK.get() {
+            let why = format!("the disk would be too large: at most {MAX_DISK} are possible");
+            return Err(OpsError::invalid("size", why));
+        }
+        Ok(new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_grow_within_limits() {
+        assert_eq!(Resize::By(5).of(6).unwrap(), 11);
+        assert_eq!(Resize::To(6).of(6).unwrap(), 6);
+        assert!(Resize::To(5).of(6).unwrap_err().to_string().starts_with("size: shrinking"));
+        for much in [Resize::By(u64::MAX), Resize::By(900 << 40), Resize::To(u64::MAX)] {
+            assert_eq!(
+                much.of(6).unwrap_err().to_string(),
+                "size: the disk would be too large: at most 128T are possible"
+            );
+        }
+    }
+}

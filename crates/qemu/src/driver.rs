@@ -18,6 +18,7 @@ use stead_driver::guest::{
     GuestDriver, GuestError, GuestEvent, GuestProcess, Launch, MigrationPhase, MigrationProgress,
     ResolvedVolume, RunState,
 };
+use stead_model::vmconfig::VmConfig;
 use stead_model::{Epoch, Vmid};
 use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, broadcast};
@@ -331,6 +332,28 @@ impl GuestDriver for QemuDriver {
         task.await.unwrap_or_else(|e| Err(GuestError::Launch { vmid, why: e.to_string() }))
     }
 
+    async fn check(&self, config: &str) -> Answer<()> {
+        let config = match VmConfig::parse(config) {
+            Ok(config) => config,
+            Err(e) => return crate::command::refuse("config", e.to_string()),
+        };
+        let cpu = config.current.cpu().map_err(crate::command::unusable)?;
+        let Some(model) = cpu.model else { return Ok(()) };
+        match self.0.machines().await {
+            Ok(machines) => crate::command::check_cpu(&model, &machines),
+            // That the program is missing is no fault of the configuration: a start will say so.
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn warnings(&self, launch: &Launch) -> Vec<String> {
+        let Ok(machines) = self.0.machines().await else { return vec![] };
+        match Job::new(&self.0.options, &machines, self.0.accel, launch) {
+            Ok(job) => job.warnings().await,
+            Err(_) => vec![],
+        }
+    }
+
     async fn describe(&self, launch: &Launch) -> Answer<Vec<String>> {
         let machines = self.0.machines().await?;
         Job::new(&self.0.options, &machines, self.0.accel, launch)?.describe().await
@@ -426,11 +449,18 @@ impl GuestDriver for QemuDriver {
     }
 
     async fn stop(&self, vmid: Vmid) -> Answer<()> {
+        self.stop_within(vmid, QUIT).await
+    }
+
+    async fn stop_within(&self, vmid: Vmid, limit: Duration) -> Answer<()> {
         let guest = self.guest(vmid).await?;
-        if !guest.is_frozen() {
-            // The answer may be lost with the connection: what counts is the end.
-            let _ = guest.ask("stop", "quit", json!({})).await;
-            if tokio::time::timeout(QUIT, guest.gone()).await.is_ok() {
+        if !guest.is_frozen() && !limit.is_zero() {
+            let quit = async {
+                // The answer may be lost with the connection: what counts is the end.
+                let _ = guest.ask("stop", "quit", json!({})).await;
+                guest.gone().await;
+            };
+            if tokio::time::timeout(limit, quit).await.is_ok() {
                 return Ok(());
             }
         }

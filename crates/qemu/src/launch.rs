@@ -54,6 +54,15 @@ impl<'a> Job<'a> {
         Ok(Self { options, machines, accel, launch, config, dir })
     }
 
+    /// What a launch would do otherwise than the configuration says.
+    pub async fn warnings(&self) -> Vec<String> {
+        match self.config.current.nets() {
+            Ok(nets) => net::warnings(&nets, self.options.bridges).await,
+            // The launch will say so.
+            Err(_) => vec![],
+        }
+    }
+
     async fn nets(&self) -> Result<Vec<NetPlan>, GuestError> {
         let nets = self.config.current.nets().map_err(unusable)?;
         let plan = net::plan(self.launch.vmid, &nets, self.options.bridges, self.options.forward.as_ref());

@@ -9,13 +9,12 @@ use stead_model::vmconfig::Net;
 /// What becomes of a network device that names a bridge.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Bridges {
-    /// A tap on the bridge where this process may make one and the bridge exists; else user-mode, with a
-    /// warning.
+    /// A tap on the bridge, which must be there; only where this process may make none, user-mode with a warning.
     #[default]
     Auto,
     /// A tap, or the guest does not start.
     Required,
-    /// Always user-mode.
+    /// Always user-mode, as the node's administrator wants it.
     Never,
 }
 
@@ -82,6 +81,46 @@ async fn ip(args: &[&str]) -> Result<String, String> {
     }
 }
 
+/// What becomes of a bridge.
+#[derive(Debug, PartialEq, Eq)]
+enum Way {
+    Tap,
+    User,
+    /// User-mode, though something else was asked for.
+    Instead(String),
+    Refused(String),
+}
+
+/// Decides on a bridge. `there` is asked only where it counts.
+async fn way(bridges: Bridges, privileged: bool, bridge: &str, there: impl Future<Output = bool>) -> Way {
+    const UNPRIVILEGED: &str = "this daemon may make no taps (CAP_NET_ADMIN and /dev/net/tun)";
+    match (bridges, privileged) {
+        (Bridges::Never, _) => Way::User,
+        (Bridges::Auto, false) => {
+            Way::Instead(format!("user-mode network instead of bridge '{bridge}': {UNPRIVILEGED}"))
+        }
+        (Bridges::Required, false) => Way::Refused(UNPRIVILEGED.to_owned()),
+        (Bridges::Auto | Bridges::Required, true) => {
+            if there.await {
+                Way::Tap
+            } else {
+                Way::Refused(format!("bridge '{bridge}' does not exist"))
+            }
+        }
+    }
+}
+
+/// What a launch would do otherwise than the devices say, for people.
+pub async fn warnings(nets: &[Net], bridges: Bridges) -> Vec<String> {
+    let mut found = vec![];
+    for (net, bridge) in nets.iter().filter_map(|n| Some((n, n.bridge.as_deref()?))) {
+        if let Way::Instead(why) = way(bridges, is_privileged(), bridge, is_bridge(bridge)).await {
+            found.push(format!("{}: {why}", net.key));
+        }
+    }
+    found
+}
+
 /// Decides for each device. The error names the device.
 pub async fn plan(
     vmid: Vmid,
@@ -92,21 +131,16 @@ pub async fn plan(
     let mut plans = Vec::new();
     let mut forward = forward;
     for net in nets {
-        let obstacle = match &net.bridge {
-            None => None,
-            Some(_) if bridges == Bridges::Never => Some("this node uses user-mode networks".to_owned()),
-            Some(bridge) if !is_bridge(bridge).await => Some(format!("there is no bridge '{bridge}'")),
-            Some(_) if !is_privileged() => Some("taps need CAP_NET_ADMIN and /dev/net/tun".to_owned()),
-            Some(bridge) => {
-                plans.push(tap(vmid, net, bridge)?);
-                continue;
+        if let Some(bridge) = &net.bridge {
+            match way(bridges, is_privileged(), bridge, is_bridge(bridge)).await {
+                Way::Tap => {
+                    plans.push(tap(vmid, net, bridge)?);
+                    continue;
+                }
+                Way::User => {}
+                Way::Instead(why) => tracing::warn!(%vmid, device = net.key, "{why}"),
+                Way::Refused(why) => return Err((net.key.clone(), why)),
             }
-        };
-        if let Some(why) = obstacle {
-            if bridges == Bridges::Required {
-                return Err((net.key.clone(), why));
-            }
-            tracing::warn!(%vmid, device = net.key, "user-mode network instead of the bridge: {why}");
         }
         // A port can be forwarded to one device only: the first.
         plans.push(NetPlan::User { forward: forward.take().and_then(|f| f.rule(vmid)) });
@@ -157,6 +191,20 @@ fn count(table: &str, taps: &[String]) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_bridge_is_replaced_only_where_no_tap_can_be_made() {
+        let ask = async |bridges, privileged, there: bool| {
+            way(bridges, privileged, "vmbr0", std::future::ready(there)).await
+        };
+        assert_eq!(ask(Bridges::Auto, true, true).await, Way::Tap);
+        let missing = Way::Refused("bridge 'vmbr0' does not exist".to_owned());
+        assert_eq!(ask(Bridges::Auto, true, false).await, missing);
+        assert_eq!(ask(Bridges::Required, true, false).await, missing);
+        assert!(matches!(ask(Bridges::Auto, false, false).await, Way::Instead(why) if why.contains("vmbr0")));
+        assert!(matches!(ask(Bridges::Required, false, true).await, Way::Refused(_)));
+        assert_eq!(ask(Bridges::Never, true, true).await, Way::User);
+    }
 
     #[test]
     fn the_guest_receives_what_the_host_sends() {

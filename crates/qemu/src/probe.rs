@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
 
-/// The machine types of a binary.
+/// The machine types and CPUs of a binary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machines {
     /// Every name.
@@ -15,6 +15,8 @@ pub struct Machines {
     pub pc: String,
     /// The newest of the `pc-q35` family.
     pub q35: String,
+    /// Its models of CPUs.
+    pub cpus: BTreeSet<String>,
     /// The binary's version.
     pub version: String,
 }
@@ -74,9 +76,15 @@ async fn ask(stream: tokio::net::UnixStream) -> Result<Machines, ProbeError> {
         let found = all.iter().find(|m| m["alias"] == alias).and_then(|m| m["name"].as_str());
         found.map(str::to_owned).ok_or(ProbeError::Missing(alias))
     };
+    let listed = qmp.ask("query-cpu-definitions").await?;
+    let cpus = listed.as_array().cloned().unwrap_or_default();
     let (major, minor, micro) = qmp.version();
+    let names = |list: &[serde_json::Value]| -> BTreeSet<String> {
+        list.iter().filter_map(|m| Some(m["name"].as_str()?.to_owned())).collect()
+    };
     Ok(Machines {
-        names: all.iter().filter_map(|m| Some(m["name"].as_str()?.to_owned())).collect(),
+        names: names(&all),
+        cpus: names(&cpus),
         pc: newest("pc")?,
         q35: newest("q35")?,
         version: format!("{major}.{minor}.{micro}"),

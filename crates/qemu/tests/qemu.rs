@@ -250,10 +250,11 @@ async fn a_launch_that_nobody_waits_for_comes_to_its_end() {
 #[tokio::test]
 async fn all_devices_are_accepted() {
     let h = Machines::new().await;
-    let driver = QemuDriver::new(h.options(0));
+    let driver = QemuDriver::new(QemuOptions { bridges: Bridges::Never, ..h.options(0) });
     let more = "agent: 1\nballoon: 32\ncores: 2\nname: all, of them\nnet0: virtio=BC:24:11:00:00:01,bridge=nosuchbr0,link_down=1\n\
         net1: e1000=BC:24:11:00:00:02\nnet7: rtl8139=BC:24:11:00:00:03\nrng0: source=/dev/urandom\nserial1: socket\nide2: none,media=cdrom\n\
-        smbios1: uuid=1d0f2f9e-31c6-4f5a-9a77-0e5b9a5f7a10\nostype: win10\n";
+        smbios1: uuid=1d0f2f9e-31c6-4f5a-9a77-0e5b9a5f7a10,serial=S 7,family=F\nostype: win10\n\
+        vmgenid: 2d0f2f9e-31c6-4f5a-9a77-0e5b9a5f7a10\n";
     let disks = "scsi0: shared:100/a.raw,ssd=1,serial=A%20B,discard=on\nscsi8: shared:100/b.qcow2,cache=writeback\n\
         sata0: shared:100/c.raw,cache=unsafe,aio=threads\nide1: shared:100/d.raw,cache=directsync,aio=io_uring\n\
         virtio8: shared:100/e.raw,iothread=1,ro=1,cache=writethrough\n";
@@ -275,6 +276,8 @@ async fn all_devices_are_accepted() {
         );
         launch.volumes =
             ["a.raw", "b.qcow2", "c.raw", "d.raw", "e.raw"].map(|name| volume(&h, name)).to_vec();
+        driver.check(&launch.config).await.unwrap();
+        assert_eq!(driver.warnings(&launch).await, Vec::<String>::new());
         driver.prepare(id, Epoch(1)).await.unwrap();
         let process =
             driver.launch(launch).await.unwrap_or_else(|e| panic!("{machine} {scsihw} {vga} {cpu}: {e}"));
@@ -282,6 +285,15 @@ async fn all_devices_are_accepted() {
         driver.resume(id).await.unwrap();
         driver.stop(id).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_cpu_that_the_program_does_not_know_is_refused_before_a_start() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let said = driver.check("cpu: nix\n").await.unwrap_err().to_string();
+    assert!(said.starts_with("cpu: QEMU of this node has no CPU model 'nix'"), "{said}");
+    driver.check("cpu: Haswell-noTSX\n").await.unwrap();
 }
 
 fn volume(h: &Machines, name: &str) -> ResolvedVolume {

@@ -109,7 +109,9 @@ impl Builder {
             .flat_map(|(k, v)| [k.to_owned(), v])
             .collect();
             if let Some(base) = forward {
-                arguments.extend(["--user-net-forward".to_owned(), format!("80:{base}")]);
+                // Run as root, too: these nodes have no bridges.
+                arguments.extend(["--network", "user", "--user-net-forward"].map(str::to_owned));
+                arguments.push(format!("80:{base}"));
             }
             arguments.extend(self.arguments.iter().cloned());
             let bed = bed.dir().to_owned();

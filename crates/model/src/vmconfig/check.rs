@@ -1,6 +1,6 @@
 //! Rules for values that somebody sets. Stricter than reading: a file may hold what does not work yet.
 
-use super::devices::{Disk, Net};
+use super::devices::{Disk, DiskSource, MAX_DISK, Net};
 use super::keys::{KeyError, KeySpec, Kind, MAX_MEMORY, split_index};
 use super::typed::{self, split_words};
 use crate::property::PropertyString;
@@ -177,7 +177,18 @@ pub(super) fn disk(key: &str, value: &str) -> Result<(), KeyError> {
             return KeyError::value(key, format_args!("a disk on '{bus}' has no property '{name}'"));
         }
     }
-    Disk::parse(key, value).map(drop)
+    match Disk::parse(key, value)?.source {
+        DiskSource::New { size, .. } if size > MAX_DISK => {
+            KeyError::value(key, format_args!("a disk can have at most {} GiB", MAX_DISK.get() >> 30))
+        }
+        DiskSource::Volume(v) if v.name.starts_with('-') => {
+            KeyError::value(key, format_args!("'{}' is neither a volume nor a size in GiB", v.name))
+        }
+        DiskSource::Volume(v) if v.name == "cloudinit" => {
+            KeyError::unsupported(key, "cloud-init drives are not supported yet")
+        }
+        _ => Ok(()),
+    }
 }
 
 const DISK_ALL: &[&str] = &{
@@ -216,7 +227,15 @@ pub(super) fn net(key: &str, value: &str) -> Result<(), KeyError> {
         }
         return KeyError::value(key, format_args!("there is no property '{name}'"));
     }
-    Ok(())
+    let later = [
+        ("firewall=1", net.firewall, "there is no firewall yet: nothing would be filtered"),
+        ("rate", net.rate.is_some(), "not supported yet: nothing would be limited"),
+        ("tag", net.tag.is_some(), "VLANs are not supported yet"),
+    ];
+    match later.into_iter().find(|(_, asked, _)| *asked) {
+        Some((name, _, why)) => KeyError::unsupported(key, format_args!("{name}: {why}")),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn agent(key: &str, value: &str) -> Result<(), KeyError> {
@@ -257,16 +276,40 @@ pub(super) fn cpu(key: &str, value: &str) -> Result<(), KeyError> {
     typed::Cpu::parse(key, value).map(drop)
 }
 
+/// What may change at once where it can; all else is pending, and shown so. The features of the default, which clients
+/// send as a matter of course, are taken: they permit, and order nothing.
 pub(super) fn hotplug(key: &str, value: &str) -> Result<(), KeyError> {
-    if value == "0" {
+    if matches!(value, "0" | "1") {
         return Ok(());
     }
-    if value != "1" {
-        for feature in split_list(value) {
-            choice(key, feature, &["network", "disk", "cpu", "memory", "usb", "cloudinit"])?;
+    for feature in split_list(value) {
+        choice(key, feature, &["network", "disk", "cpu", "memory", "usb", "cloudinit"])?;
+        if !matches!(feature, "network" | "disk" | "usb") {
+            return KeyError::unsupported(key, format_args!("hotplug of '{feature}' is not supported yet"));
         }
     }
-    KeyError::unsupported(key, "hotplug is not supported yet, only '0' (off) can be set")
+    Ok(())
+}
+
+/// `type=1` of the tables that firmware shows to a guest's system.
+pub(super) fn smbios1(key: &str, value: &str) -> Result<(), KeyError> {
+    let works = &["uuid", "manufacturer", "product", "version", "serial", "sku", "family"];
+    let props = Rules { default: "", works, later: &[("base64", &["0"])] }.check(key, value)?;
+    props.get("uuid").map_or(Ok(()), |text| uuid(key, text))
+}
+
+fn uuid(key: &str, text: &str) -> Result<(), KeyError> {
+    let parts: Vec<&str> = text.split('-').collect();
+    let shape = parts.iter().map(|p| p.len()).eq([8, 4, 4, 4, 12]);
+    if shape && parts.iter().all(|p| p.bytes().all(|b| b.is_ascii_hexdigit())) {
+        return Ok(());
+    }
+    KeyError::value(key, format_args!("'{text}' is not a UUID"))
+}
+
+/// `1` asks for a new one, `0` for none.
+pub(super) fn vmgenid(key: &str, value: &str) -> Result<(), KeyError> {
+    if matches!(value, "0" | "1") { Ok(()) } else { uuid(key, value) }
 }
 
 pub(super) fn machine(key: &str, value: &str) -> Result<(), KeyError> {
@@ -323,7 +366,8 @@ pub(super) fn serial(key: &str, value: &str) -> Result<(), KeyError> {
 }
 
 pub(super) fn startup(key: &str, value: &str) -> Result<(), KeyError> {
-    Rules { default: "order", works: &["up", "down"], later: &[] }.check(key, value)?;
+    // Nodes do not shut their guests down yet: a limit for it would not be kept.
+    Rules { default: "order", works: &["up"], later: &[("down", &["180"])] }.check(key, value)?;
     typed::Startup::parse(key, value).map(drop)
 }
 

@@ -159,6 +159,9 @@ impl FromStr for DiskSource {
     }
 }
 
+/// The largest disk that is made or grown to: no file system in use takes a larger file.
+pub const MAX_DISK: Size = Size::gib(128 << 10);
+
 /// A disk or CD drive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {

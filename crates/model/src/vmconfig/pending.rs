@@ -45,17 +45,21 @@ impl Change {
         Ok(Self::Delete { key: canonical_key(key)?.to_owned(), force })
     }
 
-    /// Why only the built-in administrator may make this change, if so: it reaches into the host itself.
+    /// If only the built-in administrator may make this change, since it reaches into the host itself: the end of the
+    /// sentence "only root can set 'serial0' ...".
     pub fn needs_root(&self) -> Option<&'static str> {
         let Self::Set { key, value } = self else { return None };
         if key == "args" {
-            return Some("only root@pam can set arguments of the program");
+            return Some("config");
         }
         if key.starts_with("serial") && value != "socket" {
-            return Some("only root@pam can attach devices of the host");
+            return Some("for real devices");
+        }
+        if key.starts_with("rng") && value.contains("/dev/hwrng") {
+            return Some("to the host's hardware generator");
         }
         match Disk::parse(key, value).map(|disk| disk.source) {
-            Ok(DiskSource::Path(_)) => Some("only root@pam can attach files and devices by their paths"),
+            Ok(DiskSource::Path(_) | DiskSource::HostDrive) => Some("to a path or drive of the host"),
             _ => None,
         }
     }

@@ -211,6 +211,8 @@ fn a_running_vm_changes_with_its_next_start() {
 fn what_reaches_into_the_host_is_for_root() {
     let root = |key: &str, value: &str| Change::set(key, value).unwrap().needs_root().is_some();
     assert!(root("args", "-S") && root("serial1", "/dev/ttyS0") && root("scsi0", "/dev/sdb,size=1G"));
+    assert!(root("rng0", "/dev/hwrng") && root("rng0", "max_bytes=1,source=/dev/hwrng"));
+    assert!(root("ide2", "cdrom") && root("cdrom", "/dev/sr0,media=cdrom") && !root("rng0", "/dev/urandom"));
     assert!(!root("serial1", "socket") && !root("scsi0", "local:8") && !root("ide2", "none,media=cdrom"));
     assert_eq!(Change::delete("args", false).unwrap().needs_root(), None);
 }

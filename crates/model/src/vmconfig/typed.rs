@@ -415,6 +415,28 @@ impl Settings {
         self.boolean("kvm", true)
     }
 
+    /// Whether its pointer is where the screen's viewer has it. Default: yes.
+    pub fn tablet(&self) -> bool {
+        self.boolean("tablet", true)
+    }
+
+    /// The id that changes when the guest becomes another (a clone, a rollback).
+    pub fn vmgenid(&self) -> Option<&str> {
+        // `1` is what a file of another system may hold: one is to be made.
+        self.get("vmgenid").filter(|id| !matches!(*id, "0" | "1"))
+    }
+
+    /// What the firmware tells of the machine, by name.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn smbios1(&self) -> Result<Vec<(String, String)>, KeyError> {
+        let Some(text) = self.get("smbios1") else { return Ok(Vec::new()) };
+        let props: PropertyString = text.parse().or_else(|e| KeyError::value("smbios1", e))?;
+        let known = props.iter().filter_map(|(k, v)| Some((k?.to_owned(), v.to_owned())));
+        Ok(known.filter(|(k, _)| k != "base64").collect())
+    }
+
     /// The task kind that holds the guest, e.g. `migrate`.
     pub fn lock(&self) -> Option<&str> {
         self.get("lock")

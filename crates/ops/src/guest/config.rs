@@ -8,9 +8,10 @@ use std::sync::Arc;
 use stead_driver::storage::Content;
 use stead_model::size::Size;
 use stead_model::vmconfig::devices::as_disk;
-use stead_model::vmconfig::keys::{live, split_index};
+use stead_model::vmconfig::keys::{canonical_key, live, split_index};
 use stead_model::vmconfig::{Change, Changed, Disk, DiskSource, KeyError, Live, Net, VmConfig};
 use stead_model::{Upid, Vmid, VolumeId};
+use tokio::sync::OwnedMutexGuard;
 
 impl From<KeyError> for OpsError {
     fn from(e: KeyError) -> Self {
@@ -36,6 +37,46 @@ pub struct ConfigChange {
     pub digest: Option<String>,
     /// Remove the volumes of disks that are taken out.
     pub force: bool,
+}
+
+impl ConfigChange {
+    /// Refuses what the actor may not ask for.
+    fn admit(&self, actor: &Actor, vmid: Vmid, asked: Asked) -> Result<(), OpsError> {
+        Ops::check_skiplock(actor, asked.skiplock)?;
+        let set = self.set.iter().map(|(k, v)| (k.as_str(), Some(v.as_str())));
+        let others = self.delete.iter().chain(&self.revert).map(|k| (k.as_str(), None));
+        Ops::may_configure(actor, vmid, set.chain(others))
+    }
+
+    /// The options to set and to take out, checked one by one.
+    fn changes(&self) -> Result<Vec<Change>, OpsError> {
+        let mut changes = vec![];
+        for key in &self.delete {
+            let named = |e: KeyError| OpsError::invalid("delete", e.to_string());
+            changes.push(Change::delete(key, self.force).map_err(named)?);
+        }
+        for (key, value) in &self.set {
+            changes.push(Change::set(key, value)?);
+        }
+        Ok(changes)
+    }
+
+    /// The options whose pending changes are taken back, as they are stored.
+    fn revert_keys(&self) -> Result<Vec<&str>, OpsError> {
+        let named = |e: KeyError| OpsError::invalid("revert", e.to_string());
+        self.revert.iter().map(|key| canonical_key(key).map_err(named)).collect()
+    }
+}
+
+/// An error of a disk under the name of its option: nobody has sent `volume` or `format`.
+fn of_option(key: &str, e: OpsError) -> OpsError {
+    match e {
+        OpsError::Invalid { parameter, why } if parameter == key || parameter == "volume" => {
+            OpsError::invalid(key, why)
+        }
+        OpsError::Invalid { parameter, why } => OpsError::invalid(key, format!("{parameter}: {why}")),
+        other => other,
+    }
 }
 
 /// Privileges that options need, beyond `VM.Config.Options`.
@@ -66,33 +107,90 @@ impl Ops {
         vmid: Vmid,
         keys: impl Iterator<Item = (&'a str, Option<&'a str>)>,
     ) -> Result<(), OpsError> {
+        let forbidden = |privilege: String| OpsError::Forbidden { path: format!("/vms/{vmid}"), privilege };
         for (key, value) in keys {
-            if matches!(key, "args" | "hookscript" | "lock") && !actor.root {
-                return Err(OpsError::Forbidden {
-                    path: format!("/vms/{vmid}"),
-                    privilege: format!("only root can set '{key}' config"),
-                });
+            // `cdrom` needs what `ide2` needs. What is unknown is refused later, by name.
+            let stored = canonical_key(key).unwrap_or(key);
+            if matches!(stored, "args" | "hookscript" | "lock") && !actor.root {
+                return Err(forbidden(format!("only root can set '{key}' config")));
             }
-            actor.require(&format!("/vms/{vmid}"), &[privilege_of(key, value)])?;
+            let change = value.and_then(|v| Change::set(key, v).ok());
+            if let Some(what) = change.as_ref().and_then(Change::needs_root).filter(|_| !actor.root) {
+                return Err(forbidden(format!("only root can set '{key}' {what}")));
+            }
+            actor.require(&format!("/vms/{vmid}"), &[privilege_of(stored, value)])?;
         }
         Ok(())
     }
 
-    /// Changes a VM's configuration as a task.
-    pub fn configure_task(
+    /// Refuses disks on storages where the actor may not have them.
+    pub(crate) fn may_use_storages(actor: &Actor, changes: &[Change]) -> Result<(), OpsError> {
+        for change in changes {
+            let Change::Set { key, value } = change else { continue };
+            if as_disk(key).is_none() {
+                continue;
+            }
+            let disk = Disk::parse(key, value)?;
+            let (storage, what) = match &disk.source {
+                DiskSource::New { storage, .. } => (storage, "Datastore.AllocateSpace"),
+                DiskSource::Volume(v) if disk.cdrom => (&v.storage, "Datastore.Audit"),
+                DiskSource::Volume(v) => (&v.storage, "Datastore.AllocateSpace"),
+                DiskSource::Path(_) | DiskSource::HostDrive | DiskSource::Empty => continue,
+            };
+            actor.require(&format!("/storage/{storage}"), &[what])?;
+        }
+        Ok(())
+    }
+
+    /// All that speaks against a change before anything of it is done.
+    async fn check_change(
+        &self,
+        actor: &Actor,
+        vmid: Vmid,
+        config: &VmConfig,
+        change: &ConfigChange,
+        asked: Asked,
+    ) -> Result<Vec<Change>, OpsError> {
+        check_digest(change.digest.as_deref(), config)?;
+        if let Some(lock) = config.current.lock()
+            && !asked.skiplock
+        {
+            return Err(OpsError::failed(format!("VM is locked ({lock})")));
+        }
+        let changes = change.changes()?;
+        Self::may_use_storages(actor, &changes)?;
+        if let Some(cpu) = change.set.get("cpu") {
+            self.check_options(&BTreeMap::from([("cpu".to_owned(), cpu.clone())])).await?;
+        }
+        let running = self.guests.state(vmid).await.is_some();
+        let mut new = config.clone();
+        for key in change.revert_keys()? {
+            new.revert(key);
+        }
+        new.change(vmid, &changes, |c| !running || live(c.key()) == Live::Now)?;
+        new.current.check()?;
+        Ok(changes)
+    }
+
+    /// Changes a VM's configuration as a task. What can be refused is refused before.
+    pub async fn configure_task(
         self: &Arc<Self>,
         actor: &Actor,
         vmid: Vmid,
         change: ConfigChange,
         asked: Asked,
     ) -> Result<Upid, OpsError> {
+        change.admit(actor, vmid, asked)?;
+        let config = parse(&self.vm_at(vmid)?.config.value)?;
+        self.check_change(actor, vmid, &config, &change, asked).await?;
         let (ops, by) = (self.clone(), actor.clone());
         self.task("qmconfig", &vmid.to_string(), &actor.who, move |_| async move {
-            ops.configure(&by, vmid, change, asked).await
+            let lock = ops.guest_locks.lock(vmid).await?;
+            ops.configure_under(&lock, &by, vmid, change, asked, Made::default()).await
         })
     }
 
-    /// Changes a VM's configuration: at once where it can be, else with the next start.
+    /// Changes a VM's configuration within a request: at once where it can be, else with the next start.
     pub async fn configure(
         &self,
         actor: &Actor,
@@ -100,30 +198,27 @@ impl Ops {
         change: ConfigChange,
         asked: Asked,
     ) -> Result<(), OpsError> {
-        Self::check_skiplock(actor, asked.skiplock)?;
-        let set = change.set.iter().map(|(k, v)| (k.as_str(), Some(v.as_str())));
-        let others = change.delete.iter().chain(&change.revert).map(|k| (k.as_str(), None));
-        Self::may_configure(actor, vmid, set.chain(others))?;
-        let _lock = self.guest_locks.lock(vmid).await?;
+        change.admit(actor, vmid, asked)?;
+        let lock = self.guest_locks.lock_for_request(vmid).await?;
+        let made = Made { in_request: true, ..Made::default() };
+        self.configure_under(&lock, actor, vmid, change, asked, made).await
+    }
+
+    async fn configure_under(
+        &self,
+        _lock: &OwnedMutexGuard<()>,
+        actor: &Actor,
+        vmid: Vmid,
+        change: ConfigChange,
+        asked: Asked,
+        mut made: Made,
+    ) -> Result<(), OpsError> {
         let guest = self.own_guest(vmid).await?;
         let mut config = parse(&guest.config.value)?;
-        check_digest(change.digest.as_deref(), &config)?;
-        if let Some(lock) = config.current.lock()
-            && !asked.skiplock
-        {
-            return Err(OpsError::failed(format!("VM is locked ({lock})")));
-        }
-        let mut changes = vec![];
-        for key in &change.delete {
-            changes.push(Change::delete(key, change.force)?);
-        }
-        for (key, value) in &change.set {
-            changes.push(Change::set(key, value)?);
-        }
-        for key in &change.revert {
+        let changes = self.check_change(actor, vmid, &config, &change, asked).await?;
+        for key in change.revert_keys()? {
             config.revert(key);
         }
-        let mut made = Made::default();
         let result = self.apply_changes(actor, &guest, &mut config, changes, &mut made).await;
         match result {
             Ok(changed) => {
@@ -172,7 +267,8 @@ impl Ops {
         guest: &GuestAt,
         config: &VmConfig,
     ) -> Result<(), OpsError> {
-        let mut txn = store::txn(&actor.who, format!("configuration of VM {}", guest.vmid));
+        let said = super::note::said(guest.vmid, &parse(&guest.config.value)?, config);
+        let mut txn = store::txn(&actor.who, said);
         store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
         // The owner must still be this node in the very moment.
         txn.checks
@@ -211,9 +307,12 @@ impl Ops {
                 continue;
             };
             let value = if as_disk(key).is_some() {
-                self.fulfil_disk(actor, vmid, key, value, made).await?
+                let made = self.fulfil_disk(actor, vmid, key, value, made).await;
+                made.map_err(|e| of_option(key, e))?
             } else if key.starts_with("net") && split_index(key).is_some() {
-                fulfil_net(config, key, value)?
+                fulfil_net(config, key, value, self.mac_prefix()?)?
+            } else if key == "vmgenid" && value == "1" {
+                uuid::Uuid::from_bytes(rand::random()).to_string()
             } else {
                 value.clone()
             };
@@ -234,6 +333,9 @@ impl Ops {
         match &disk.source {
             DiskSource::New { storage, size } => {
                 actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
+                if made.in_request {
+                    self.check_quick(storage, key, size.get())?;
+                }
                 let info = self.alloc_disk(storage, vmid, disk.format.as_deref(), size.get()).await?;
                 made.volumes.push(info.volid.clone());
                 Ok(disk.with_volume(&info.volid, Some(Size::bytes(info.size)))?)
@@ -256,9 +358,10 @@ impl Ops {
                 }
                 Ok(disk.with_volume(volume, Some(Size::bytes(info.size)))?)
             }
-            DiskSource::Path(_) | DiskSource::HostDrive if !actor.root => {
-                Err(OpsError::invalid(key, "only root can use a path or drive of the host"))
-            }
+            DiskSource::Path(_) | DiskSource::HostDrive if !actor.root => Err(OpsError::Forbidden {
+                path: format!("/vms/{vmid}"),
+                privilege: format!("only root can set '{key}' to a path or drive of the host"),
+            }),
             DiskSource::Path(_) | DiskSource::HostDrive | DiskSource::Empty => Ok(value.to_owned()),
         }
     }
@@ -280,6 +383,8 @@ impl Ops {
 #[derive(Debug, Default)]
 pub(crate) struct Made {
     pub volumes: Vec<VolumeId>,
+    /// Somebody waits for the answer: nothing may take long.
+    pub in_request: bool,
 }
 
 /// Refuses a change that is built on another version.
@@ -300,17 +405,36 @@ fn is_medium(config: &VmConfig, change: &Change) -> bool {
 }
 
 /// Keeps a device's address where the user gives none, and makes one for a new device.
-fn fulfil_net(config: &VmConfig, key: &str, value: &str) -> Result<String, OpsError> {
+fn fulfil_net(config: &VmConfig, key: &str, value: &str, prefix: String) -> Result<String, OpsError> {
     let net = Net::parse(key, value)?;
     if net.mac.is_some() {
         return Ok(value.to_owned());
     }
     let old = config.current.get(key).and_then(|v| Net::parse(key, v).ok()).and_then(|n| n.mac);
-    Ok(net.with_mac(&old.unwrap_or_else(random_mac))?)
+    Ok(net.with_mac(&old.unwrap_or_else(|| random_mac(prefix)))?)
 }
 
-/// A random locally administered address in the range that administrators know.
-fn random_mac() -> String {
-    let r: [u8; 3] = rand::random();
-    format!("BC:24:11:{:02X}:{:02X}:{:02X}", r[0], r[1], r[2])
+/// A random address that begins as the cluster's option `mac_prefix` says.
+fn random_mac(prefix: String) -> String {
+    let random: [u8; 6] = rand::random();
+    let mut mac = prefix;
+    for byte in &random[mac.split(':').count().min(6)..] {
+        mac.push_str(&format!(":{byte:02X}"));
+    }
+    mac
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_begin_as_the_cluster_wants_them() {
+        for prefix in ["BC:24:11", "02", "02:01:02:03:04"] {
+            let mac = random_mac(prefix.to_owned());
+            assert!(mac.starts_with(prefix) && mac.len() == 17, "{mac}");
+            let value = fulfil_net(&VmConfig::default(), "net0", "virtio", prefix.to_owned()).unwrap();
+            assert!(value.starts_with(&format!("virtio={prefix}:")), "{value}");
+        }
+    }
 }

@@ -22,6 +22,10 @@ impl Ops {
             .iter()
             .map(|(k, v)| Change::set(k, v).map_err(OpsError::from))
             .collect::<Result<Vec<_>, _>>()?;
+        Self::may_use_storages(actor, &changes)?;
+        let mut config = VmConfig::default();
+        config.change(vmid, &changes, |_| true)?;
+        config.current.check()?;
         self.check_free(vmid)?;
         let (ops, by) = (self.clone(), actor.clone());
         self.task("qmcreate", &vmid.to_string(), &actor.who, move |cx| async move {
@@ -32,6 +36,17 @@ impl Ops {
             }
             Ok(())
         })
+    }
+
+    /// Refuses options that the program of this node cannot take, such as a model of a CPU that it does not know.
+    pub async fn check_options(&self, options: &BTreeMap<String, String>) -> Result<(), OpsError> {
+        let mut config = VmConfig::default();
+        for (key, value) in options {
+            if let Change::Set { key, value } = Change::set(key, value)? {
+                config.current.set(&key, &value)?;
+            }
+        }
+        Ok(self.guests.check(&config.to_string()).await?)
     }
 
     fn check_free(&self, vmid: Vmid) -> Result<(), OpsError> {

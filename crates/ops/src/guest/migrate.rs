@@ -12,6 +12,7 @@ use stead_conf::TxnError;
 use stead_driver::guest::{GuestError, Incoming, MigrationPhase, MigrationProgress, RunState};
 use stead_guest::migration::{Command, Event, Migration};
 use stead_guest::request::{Process, Request, Verdict};
+use stead_model::vmconfig::{Bus, Disk, DiskSource, Serial, VmConfig};
 use stead_model::{Epoch, NodeName, NodeRecord, Ownership, Upid, Vmid, paths};
 use stead_tasks::TaskContext;
 use tokio::net::UnixListener;
@@ -42,7 +43,22 @@ pub struct Preconditions {
     /// Nodes that could not, and why.
     pub not_allowed: Vec<(NodeName, Vec<String>)>,
     /// Volumes on storages that the target does not share.
-    pub local_volumes: Vec<String>,
+    pub local_volumes: Vec<LocalVolume>,
+    /// Options that give it devices of this host.
+    pub local_resources: Vec<String>,
+}
+
+/// A volume, path or drive that other nodes do not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalVolume {
+    /// The volume or path.
+    pub volid: String,
+    /// It is in a CD drive.
+    pub cdrom: bool,
+    /// The VM owns it and does not use it.
+    pub is_unused: bool,
+    /// Bytes, if it is known.
+    pub size: Option<u64>,
 }
 
 /// A hand-over that was not seen to commit.
@@ -96,10 +112,13 @@ impl Ops {
     /// What speaks for and against migrating a VM of this node.
     pub async fn migrate_preconditions(&self, vmid: Vmid) -> Result<Preconditions, OpsError> {
         let guest = self.vm_at(vmid)?;
-        let local = self.local_volumes(&super::config::parse(&guest.config.value)?)?;
+        let config = super::config::parse(&guest.config.value)?;
+        let local = self.local_volumes(&config)?;
+        let of_host = |(key, port)| matches!(port, Serial::Device(_)).then_some(key);
         let mut found = Preconditions {
             running: self.guests.state(vmid).await.is_some(),
-            local_volumes: local.clone(),
+            local_volumes: self.describe_local(&config, &local).await?,
+            local_resources: config.current.serials()?.into_iter().filter_map(of_host).collect(),
             ..Preconditions::default()
         };
         for node in self.node_records().into_iter().filter(|n| n.name != self.me.name) {
@@ -115,6 +134,38 @@ impl Ops {
             }
         }
         Ok(found)
+    }
+
+    /// What is known of volumes that other nodes do not have.
+    async fn describe_local(
+        &self,
+        config: &VmConfig,
+        local: &[String],
+    ) -> Result<Vec<LocalVolume>, OpsError> {
+        let mut disks = config.current.disks()?;
+        disks.extend(config.current.unused()?);
+        let mut out = vec![];
+        for volid in local {
+            let of = |d: &&Disk| match &d.source {
+                DiskSource::Volume(v) => v.to_string() == *volid,
+                DiskSource::Path(path) => path == volid,
+                DiskSource::HostDrive => volid == "cdrom",
+                DiskSource::Empty | DiskSource::New { .. } => false,
+            };
+            let disk = disks.iter().find(of);
+            let volume = disk.and_then(Disk::volume);
+            let measured = match volume {
+                Some(volume) => self.volume_info(volume).await.ok().map(|info| info.size),
+                None => None,
+            };
+            out.push(LocalVolume {
+                volid: volid.clone(),
+                cdrom: disk.is_some_and(|d| d.cdrom),
+                is_unused: disk.is_some_and(|d| d.bus == Bus::Unused),
+                size: measured.or_else(|| Some(disk?.size?.get())),
+            });
+        }
+        Ok(out)
     }
 
     /// The target's record, if it is a member that reports.

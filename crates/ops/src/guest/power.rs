@@ -19,12 +19,17 @@ use stead_tasks::TaskContext;
 const LEASE_WAIT: Duration = Duration::from_secs(10);
 /// A graceful shutdown's time limit unless the user gives one.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(180);
+/// How long a process may take to flush its disks and end, unless the user says otherwise.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What to do with a running guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PowerAction {
-    /// Pull the plug.
-    Stop,
+    /// Pull the plug: the process ends by itself, its disks flushed, or is killed.
+    Stop {
+        /// How long it may take to end by itself.
+        timeout: Duration,
+    },
     /// Ask its system to shut down; after `timeout` give up, or pull the plug with `force`.
     Shutdown {
         /// The limit.
@@ -45,10 +50,37 @@ pub enum PowerAction {
     Resume,
 }
 
+/// By when a start must have led to something.
+#[derive(Debug, Clone, Copy)]
+struct Limit(Option<(Instant, Duration)>);
+
+impl Limit {
+    /// From now on. None and zero: no other limits than each step has.
+    fn of(limit: Option<Duration>) -> Self {
+        Self(limit.filter(|l| !l.is_zero()).and_then(|l| Some((Instant::now().checked_add(l)?, l))))
+    }
+
+    /// What is left of it for a step whose own limit is `own`.
+    fn left(self, own: Duration) -> Duration {
+        self.0.map_or(own, |(until, _)| until.saturating_duration_since(Instant::now()).min(own))
+    }
+
+    /// Refuses to go on after it.
+    fn check(self) -> Result<(), OpsError> {
+        match self.0 {
+            Some((until, limit)) if Instant::now() >= until => Err(OpsError::failed(format!(
+                "start failed: got timeout (it did not run within {} s)",
+                limit.as_secs()
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl PowerAction {
     fn request(self) -> Request {
         match self {
-            Self::Stop => Request::Stop,
+            Self::Stop { .. } => Request::Stop,
             Self::Shutdown { .. } => Request::Shutdown,
             Self::Reboot { .. } => Request::Reboot,
             Self::Reset => Request::Reset,
@@ -59,7 +91,7 @@ impl PowerAction {
 
     fn worker(self) -> &'static str {
         match self {
-            Self::Stop => "qmstop",
+            Self::Stop { .. } => "qmstop",
             Self::Shutdown { .. } => "qmshutdown",
             Self::Reboot { .. } => "qmreboot",
             Self::Reset => "qmreset",
@@ -72,6 +104,18 @@ impl PowerAction {
 impl Ops {
     /// Starts a VM of this node; of one under HA, asks HA to.
     pub async fn start(self: &Arc<Self>, actor: &Actor, vmid: Vmid, asked: Asked) -> Result<Upid, OpsError> {
+        self.start_within(actor, vmid, asked, None).await
+    }
+
+    /// As [`Self::start`]; a VM that does not run within `limit` is ended again. HA, where it is asked, has limits of its
+    /// own.
+    pub async fn start_within(
+        self: &Arc<Self>,
+        actor: &Actor,
+        vmid: Vmid,
+        asked: Asked,
+        limit: Option<Duration>,
+    ) -> Result<Upid, OpsError> {
         Self::check_skiplock(actor, asked.skiplock)?;
         let guest = self.vm_at(vmid)?;
         match self.admit(&guest, Request::Start, asked).await? {
@@ -81,7 +125,7 @@ impl Ops {
         }
         let ops = self.clone();
         self.task("qmstart", &vmid.to_string(), &actor.who, move |cx| async move {
-            ops.start_now(&cx, vmid, asked).await
+            ops.start_now(&cx, vmid, asked, Limit::of(limit)).await
         })
     }
 
@@ -97,11 +141,13 @@ impl Ops {
         let guest = self.vm_at(vmid)?;
         match self.admit(&guest, action.request(), asked).await? {
             Verdict::Refuse(why) => return Err(OpsError::Failed(why)),
-            Verdict::ByHa if action == PowerAction::Stop => return self.stop_under_ha(actor, vmid, asked),
+            Verdict::ByHa if matches!(action, PowerAction::Stop { .. }) => {
+                return self.stop_under_ha(actor, vmid, action, asked);
+            }
             Verdict::ByHa => return self.ha_set_state(actor, vmid, "hastop", "stopped").await,
             Verdict::Accept | Verdict::Already => {}
         }
-        if action == PowerAction::Stop {
+        if matches!(action, PowerAction::Stop { .. }) {
             // Who pulls the plug does not wait for a shutdown that takes its time.
             self.abort_shutdowns(vmid);
         }
@@ -113,19 +159,31 @@ impl Ops {
 
     /// Who pulls the plug of a guest under HA means now: HA is told that it shall stay stopped, and it is stopped here
     /// without the time that HA gives a shutdown.
-    fn stop_under_ha(self: &Arc<Self>, actor: &Actor, vmid: Vmid, asked: Asked) -> Result<Upid, OpsError> {
+    fn stop_under_ha(
+        self: &Arc<Self>,
+        actor: &Actor,
+        vmid: Vmid,
+        stop: PowerAction,
+        asked: Asked,
+    ) -> Result<Upid, OpsError> {
         let (ops, who) = (self.clone(), actor.who.clone());
         self.task("qmstop", &vmid.to_string(), &actor.who, move |cx| async move {
             let wanted = [("state".to_owned(), "stopped".to_owned())];
             ops.ha_change(&who, super::service(vmid), &wanted, &[], None).await?;
             cx.log("HA will keep it stopped");
             ops.abort_shutdowns(vmid);
-            ops.power_now(&cx, vmid, PowerAction::Stop, asked).await
+            ops.power_now(&cx, vmid, stop, asked).await
         })
     }
 
-    async fn start_now(&self, cx: &TaskContext, vmid: Vmid, asked: Asked) -> Result<(), OpsError> {
-        let _lock = self.guest_locks.lock(vmid).await?;
+    async fn start_now(
+        &self,
+        cx: &TaskContext,
+        vmid: Vmid,
+        asked: Asked,
+        limit: Limit,
+    ) -> Result<(), OpsError> {
+        let _lock = self.guest_locks.lock_within(vmid, limit.left(Duration::from_secs(10))).await?;
         let guest = self.own_guest(vmid).await?;
         if let Verdict::Refuse(why) =
             self.admit(&guest, Request::Start, Asked { by_ha: true, ..asked }).await?
@@ -135,6 +193,9 @@ impl Ops {
         let guest = self.apply_pending(guest).await?;
         let ha = self.ha_maintains(vmid)?;
         let launch = self.launch_spec(&guest, None).await?;
+        for warning in self.guests.warnings(&launch).await {
+            cx.warn(warning);
+        }
         let epoch = guest.own.value.epoch;
         let registration = self.guests.prepare(vmid, epoch).await?;
         if ha {
@@ -142,7 +203,7 @@ impl Ops {
         }
         self.mark(&guest, true, ha).await?;
         cx.log(format!("starting VM {vmid} on node '{}', epoch {epoch}", self.me.name));
-        match self.launch_and_run(launch, ha).await {
+        match self.launch_and_run(launch, ha, limit).await {
             Ok(()) => Ok(()),
             Err(e) => {
                 self.undo_start(vmid).await;
@@ -151,10 +212,16 @@ impl Ops {
         }
     }
 
-    async fn launch_and_run(&self, launch: Launch, ha: bool) -> Result<(), OpsError> {
+    async fn launch_and_run(&self, launch: Launch, ha: bool, limit: Limit) -> Result<(), OpsError> {
         let (vmid, epoch) = (launch.vmid, launch.epoch);
+        // Has limits of its own. It is not cut short: what it leaves could not be ended.
         self.guests.launch(launch).await?;
-        if ha { self.run_under_lease(vmid, epoch).await } else { Ok(self.guests.resume(vmid).await?) }
+        limit.check()?;
+        if ha {
+            self.run_within(vmid, epoch, limit.left(LEASE_WAIT)).await
+        } else {
+            Ok(self.guests.resume(vmid).await?)
+        }
     }
 
     /// Ends what a failed start has left, and says so in the record once nothing is left.
@@ -170,7 +237,11 @@ impl Ops {
 
     /// Lets the fence process give the push, waiting a little for a lease that is on its way.
     pub(crate) async fn run_under_lease(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
-        let until = Instant::now() + LEASE_WAIT;
+        self.run_within(vmid, epoch, LEASE_WAIT).await
+    }
+
+    async fn run_within(&self, vmid: Vmid, epoch: Epoch, wait: Duration) -> Result<(), OpsError> {
+        let until = Instant::now() + wait;
         let mut lease = self.lease.clone();
         loop {
             lease.borrow_and_update();
@@ -241,7 +312,7 @@ impl Ops {
             Verdict::Accept | Verdict::ByHa => {}
         }
         match action {
-            PowerAction::Stop => self.stop_now(vmid).await,
+            PowerAction::Stop { timeout } => self.stop_now(vmid, timeout).await,
             PowerAction::Shutdown { timeout, force } => self.shutdown_now(cx, vmid, timeout, force).await,
             PowerAction::Reboot { timeout } => Ok(self.guests.reboot(vmid, timeout).await?),
             PowerAction::Reset => Ok(self.guests.reset(vmid).await?),
@@ -250,8 +321,8 @@ impl Ops {
         }
     }
 
-    async fn stop_now(&self, vmid: Vmid) -> Result<(), OpsError> {
-        match self.guests.stop(vmid).await {
+    async fn stop_now(&self, vmid: Vmid, timeout: Duration) -> Result<(), OpsError> {
+        match self.guests.stop_within(vmid, timeout).await {
             Ok(()) | Err(GuestError::NotRunning(_)) => {}
             Err(e) => return Err(e.into()),
         }
@@ -283,7 +354,7 @@ impl Ops {
             Err(GuestError::NotRunning(_)) => {}
             Ok(()) | Err(_) if force => {
                 cx.log(format!("VM {vmid} did not shut down - stopping it now"));
-                return self.stop_now(vmid).await;
+                return self.stop_now(vmid, STOP_TIMEOUT).await;
             }
             Err(GuestError::TimedOut { .. }) => {
                 return Err(OpsError::failed("VM quit/powerdown failed - got timeout"));
@@ -315,5 +386,23 @@ impl Ops {
                 work(cx).await.map_err(|e| stead_tasks::TaskError::failed(e.to_string()))
             })
             .map_err(|e| OpsError::failed(format!("could not start task {worker}: {e}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_has_the_limit_that_its_user_gives() {
+        let own = Duration::from_secs(10);
+        for none in [None, Some(Duration::ZERO)] {
+            assert_eq!(Limit::of(none).left(own), own);
+            assert!(Limit::of(none).check().is_ok());
+        }
+        assert!(Limit::of(Some(Duration::from_secs(3))).left(own) <= Duration::from_secs(3));
+        let over = Limit(Some((Instant::now(), Duration::from_secs(3))));
+        assert_eq!(over.left(own), Duration::ZERO);
+        assert!(over.check().unwrap_err().to_string().contains("within 3 s"));
     }
 }

@@ -6,6 +6,7 @@
 
 use super::refuse;
 use crate::accel::Accel;
+use std::collections::BTreeSet;
 use stead_driver::guest::GuestError;
 use stead_model::vmconfig::{Cpu, OsType};
 
@@ -15,6 +16,24 @@ const DEFAULT: &str = "x86-64-v2-AES";
 const V2: [&str; 7] = ["cx16", "lahf-lm", "popcnt", "pni", "sse4.1", "sse4.2", "ssse3"];
 const V3: [&str; 9] = ["abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"];
 const V4: [&str; 5] = ["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
+
+/// Levels of features that are no models of QEMU's, and what is whatever there is.
+const BEYOND: [&str; 6] = ["x86-64-v2", "x86-64-v2-AES", "x86-64-v3", "x86-64-v4", "max", "host"];
+
+/// Refuses a model that QEMU does not know.
+pub fn check(name: &str, known: &BTreeSet<String>) -> Result<(), GuestError> {
+    if BEYOND.contains(&name) || known.contains(name) {
+        return Ok(());
+    }
+    let alike = |k: &&String| k.to_ascii_lowercase().contains(&name.to_ascii_lowercase());
+    let alike: Vec<&str> = known.iter().filter(alike).take(5).map(String::as_str).collect();
+    let hint = if alike.is_empty() {
+        format!("there are {}, kvm64, qemu64 and others", BEYOND.join(", "))
+    } else {
+        format!("did you mean {}?", alike.join(", "))
+    };
+    refuse("cpu", format!("QEMU of this node has no CPU model '{name}'; {hint}"))
+}
 
 /// QEMU's `-cpu`.
 pub fn model(cpu: &Cpu, accel: Accel, ostype: OsType) -> Result<String, GuestError> {

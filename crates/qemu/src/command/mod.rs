@@ -10,6 +10,11 @@ mod pci;
 use crate::accel::Accel;
 use crate::probe::Machines;
 use crate::rundir::RunDir;
+/// Refuses a model of a CPU that the program does not know.
+pub(crate) fn check_cpu(model: &str, machines: &Machines) -> Result<(), GuestError> {
+    cpu::check(model, &machines.cpus)
+}
+
 pub(crate) use disks::{medium, node_name};
 use pci::{Chipset, Pci};
 use std::path::{Path, PathBuf};
@@ -219,15 +224,12 @@ fn basics(argv: &mut Argv, cx: &Context<'_>) -> Result<(), GuestError> {
         argv.option("-chardev", format!("socket,id={id},{address},server=on,wait=off"));
         argv.option("-mon", format!("chardev={id},mode=control"));
     }
-    if let Some(uuid) = smbios_uuid(cx.settings) {
-        argv.option("-smbios", format!("type=1,uuid={uuid}"));
+    let fields = cx.settings.smbios1().map_err(unusable)?;
+    if !fields.is_empty() {
+        let fields: Vec<String> = fields.iter().map(|(k, v)| format!("{k}={}", quoted(v))).collect();
+        argv.option("-smbios", format!("type=1,{}", fields.join(",")));
     }
     Ok(())
-}
-
-fn smbios_uuid(settings: &Settings) -> Option<uuid::Uuid> {
-    let fields = settings.get("smbios1")?;
-    fields.split(',').find_map(|f| f.strip_prefix("uuid=")?.parse().ok())
 }
 
 fn machine_options(argv: &mut Argv, cx: &Context<'_>, machine: &str, accel: Accel) -> Result<(), GuestError> {
@@ -287,7 +289,9 @@ fn graphics(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(), Gues
     argv.device(format!("{card},id=vga,{}", pci.main(pci::VGA)));
     // A pointer that is where the screen's viewer has it.
     argv.device(format!("piix3-usb-uhci,id=uhci,{}", pci.usb()));
-    argv.device("usb-tablet,id=tablet,bus=uhci.0,port=1");
+    if cx.settings.tablet() {
+        argv.device("usb-tablet,id=tablet,bus=uhci.0,port=1");
+    }
     Ok(())
 }
 
@@ -298,6 +302,9 @@ fn small_devices(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(),
             "virtio-balloon-pci,id=balloon0,free-page-reporting=on,{}",
             pci.main(pci::BALLOON)
         ));
+    }
+    if let Some(id) = s.vmgenid() {
+        argv.device(format!("vmgenid,id=vmgenid0,guid={id}"));
     }
     let agent = s.agent().map_err(unusable)?;
     if agent.enabled {

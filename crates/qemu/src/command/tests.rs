@@ -7,6 +7,7 @@ fn machines() -> Machines {
         names: names.into_iter().map(str::to_owned).collect(),
         pc: "pc-i440fx-10.0".into(),
         q35: "pc-q35-10.0".into(),
+        cpus: ["EPYC", "EPYC-v1", "qemu64"].into_iter().map(str::to_owned).collect(),
         version: "10.0.2".into(),
     }
 }
@@ -126,6 +127,29 @@ fn devices_stay_where_they_are_when_others_come_and_go() {
     let one = of("boot: order=scsi3\nmemory: 64\nscsi3: l0:100/b.raw\nscsihw: virtio-scsi-pci\n");
     let device = |argv: &[String]| argv.iter().find(|w| w.starts_with("scsi-hd,id=scsi3")).cloned().unwrap();
     assert_eq!(device(&all), device(&one));
+}
+
+#[test]
+fn a_cpu_that_qemu_does_not_know_is_refused() {
+    let check = |name| check_cpu(name, &machines()).map_err(|e| e.to_string());
+    for good in ["EPYC", "host", "max", "x86-64-v3"] {
+        assert_eq!(check(good), Ok(()));
+    }
+    let said = check("nix").unwrap_err();
+    assert!(said.starts_with("cpu: QEMU of this node has no CPU model 'nix'; there are x86-64-v2"), "{said}");
+    assert!(check("epyc").unwrap_err().ends_with("did you mean EPYC, EPYC-v1?"));
+}
+
+#[test]
+fn what_tells_a_guest_who_it_is_and_where_the_pointer_is() {
+    let text = "memory: 64\nsmbios1: uuid=1d0f2f9e-31c6-4f5a-9a77-0e5b9a5f7a10,serial=S 7,base64=0\n\
+                vmgenid: 2d0f2f9e-31c6-4f5a-9a77-0e5b9a5f7a10\ntablet: 0\n";
+    let argv = line(&case(text)).unwrap().argv;
+    let has = |word: &str| argv.iter().any(|w| w == word);
+    assert!(has("type=1,uuid=1d0f2f9e-31c6-4f5a-9a77-0e5b9a5f7a10,serial=S 7"), "{argv:?}");
+    assert!(has("vmgenid,id=vmgenid0,guid=2d0f2f9e-31c6-4f5a-9a77-0e5b9a5f7a10"), "{argv:?}");
+    assert!(!argv.iter().any(|w| w.contains("usb-tablet")), "{argv:?}");
+    assert!(!line(&case("memory: 64\nvmgenid: 0\n")).unwrap().argv.iter().any(|w| w.contains("vmgenid")));
 }
 
 #[test]

@@ -93,7 +93,7 @@ endpoint! {
     fn call(cx, p: ChangeConfig) -> Upid {
         cx.ops().member(&p.node)?;
         let (vmid, change, asked) = p.change();
-        Ok(cx.ops().configure_task(&cx.actor(), vmid, change, asked)?)
+        Ok(cx.ops().configure_task(&cx.actor(), vmid, change, asked).await?)
     }
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use stead_api_derive::{Params, Schema};
 use stead_model::{NodeName, Upid, Vmid};
-use stead_ops::guest::migrate::{MigrateOptions, Preconditions};
+use stead_ops::guest::migrate::{LocalVolume, MigrateOptions, Preconditions};
 
 const MIGRATE: Access = Access::All("/vms/{vmid}", &["VM.Migrate"]);
 
@@ -59,8 +59,9 @@ pub struct LocalDisk {
     cdrom: bool,
     /// The VM does not use it.
     is_unused: bool,
-    /// Not told: 0.
-    size: u64,
+    /// Its size in bytes, if it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size: Option<u64>,
 }
 
 /// What speaks against a migration.
@@ -74,7 +75,7 @@ pub struct MigrationCheck {
     not_allowed_nodes: BTreeMap<String, NotAllowed>,
     /// Volumes that other nodes do not have.
     local_disks: Vec<LocalDisk>,
-    /// Devices of the host: there are none.
+    /// Options that give it devices of the host.
     local_resources: Vec<String>,
     /// Mapped devices of the host: there are none.
     #[serde(rename = "mapped-resources")]
@@ -90,13 +91,18 @@ pub struct MigrationCheck {
 fn shown(p: Preconditions, target: Option<&NodeName>) -> MigrationCheck {
     let wanted = |n: &NodeName| target.is_none_or(|t| t == n);
     let refused = p.not_allowed.into_iter().filter(|(n, _)| wanted(n));
-    let disk = |volid: String| LocalDisk { volid, cdrom: false, is_unused: false, size: 0 };
+    let disk = |v: LocalVolume| LocalDisk {
+        volid: v.volid,
+        cdrom: v.cdrom,
+        is_unused: v.is_unused,
+        size: v.size,
+    };
     MigrationCheck {
         running: p.running,
         allowed_nodes: p.allowed_nodes.into_iter().filter(wanted).collect(),
         not_allowed_nodes: refused.map(|(n, reasons)| (n.to_string(), NotAllowed { reasons })).collect(),
         local_disks: p.local_volumes.into_iter().map(disk).collect(),
-        local_resources: vec![],
+        local_resources: p.local_resources,
         mapped_resources: vec![],
         mapped_resource_info: BTreeMap::new(),
         has_dbus_vmstate: false,

@@ -104,6 +104,7 @@ endpoint! {
     authorize: may_create;
     fn call(cx, p: CreateVm) -> Upid {
         cx.ops().member(&p.node)?;
+        cx.ops().check_options(&p.options).await?;
         Ok(cx.ops().create_vm(&cx.actor(), p.vmid, &p.options, p.start)?)
     }
 }

@@ -5,7 +5,7 @@ use crate::framework::{Access, Json};
 use std::time::Duration;
 use stead_api_derive::Params;
 use stead_model::{NodeName, Upid, Vmid};
-use stead_ops::guest::power::{PowerAction, SHUTDOWN_TIMEOUT};
+use stead_ops::guest::power::{PowerAction, SHUTDOWN_TIMEOUT, STOP_TIMEOUT};
 use stead_ops::guest::view::VmCurrent;
 
 const POWER: Access = Access::All("/vms/{vmid}", &["VM.PowerMgmt"]);
@@ -19,7 +19,8 @@ pub struct Start {
     /// Over a lock; root@pam alone.
     #[param(default = "0")]
     skiplock: bool,
-    /// How long a client would wait. A start has shorter limits of its own, so a longer one changes nothing.
+    /// Seconds within which it must run, or it is ended again; without it, or with 0, each step has its own limit. HA, which
+    /// starts what it maintains, has limits of its own.
     #[param(min = 0)]
     timeout: Option<u64>,
 }
@@ -33,7 +34,7 @@ pub struct Stop {
     /// Over a lock; root@pam alone.
     #[param(default = "0")]
     skiplock: bool,
-    /// How long a client would wait. A stop has shorter limits of its own, so a longer one changes nothing.
+    /// Seconds that its process may take to flush its disks and end by itself, before it is killed; 10 without it.
     #[param(min = 0)]
     timeout: Option<u64>,
     /// Volumes are never switched off, so they stay as they are in any case.
@@ -115,9 +116,8 @@ endpoint! {
     ];
     fn call(cx, p: Start) -> Upid {
         cx.ops().member(&p.node)?;
-        // Taken since clients send it.
-        let _their_own = p.timeout;
-        Ok(cx.ops().start(&cx.actor(), p.vmid, asked(p.skiplock)).await?)
+        let limit = p.timeout.map(Duration::from_secs);
+        Ok(cx.ops().start_within(&cx.actor(), p.vmid, asked(p.skiplock), limit).await?)
     }
 }
 
@@ -127,12 +127,13 @@ endpoint! {
     missing: &["migratedfrom: it is internal"];
     fn call(cx, p: Stop) -> Upid {
         cx.ops().member(&p.node)?;
-        // Taken since clients send them.
-        let _no_effect = (p.timeout, p.keep_active);
+        // Taken since clients send it.
+        let _no_effect = p.keep_active;
+        let timeout = p.timeout.map_or(STOP_TIMEOUT, Duration::from_secs);
         if p.overrule {
             cx.ops().abort_shutdowns(p.vmid);
         }
-        Ok(cx.ops().power(&cx.actor(), p.vmid, PowerAction::Stop, asked(p.skiplock)).await?)
+        Ok(cx.ops().power(&cx.actor(), p.vmid, PowerAction::Stop { timeout }, asked(p.skiplock)).await?)
     }
 }
 

@@ -193,7 +193,7 @@ endpoint! {
             other => other.map(|f| f.word().to_owned()),
         };
         let new = NewVolume { vmid: p.vmid, name: Some(p.filename), format, size: size(&p.size)? };
-        Ok(Json(cx.ops().alloc(&p.storage, &new).await?.volid))
+        Ok(Json(cx.ops().alloc_in_request(&p.storage, &new).await?.volid))
     }
 }
 

@@ -1,0 +1,159 @@
+//! What of a VM's options is refused, to whom, before what, and under which name.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use common::{Answer, Node, Who};
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+const USERS: &str = "user:keeper@pve:1:0:::::\nacl:1:/vms:keeper@pve:PVEVMAdmin:\n\
+    acl:1:/storage:keeper@pve:PVEDatastoreUser:\nacl:1:/vms:keeper@pve:Monitor:\nrole:Monitor:Sys.Modify:\n";
+const ALL: [&str; 2] = ["root@pam", "keeper@pve"];
+const CONFIG: &str = "/nodes/n1/qemu/100/config";
+
+/// A node with VM 100, root and one who may do everything with VMs.
+async fn start() -> (Node, Who, Who) {
+    let node = Node::start(USERS, &ALL).await;
+    let (root, keeper) = (node.sign_in("root@pam").await, node.sign_in("keeper@pve").await);
+    let form = "vmid=100&memory=64&scsi0=local:1&net0=virtio";
+    let upid = node.ask(&root, "POST", "/nodes/n1/qemu", form).await.data();
+    assert_eq!(node.done(&upid).await, "OK");
+    (node, root, keeper)
+}
+
+fn error(answer: &Answer, parameter: &str) -> String {
+    assert_eq!(answer.line, "400 Parameter verification failed.", "{}", answer.body);
+    answer.body["errors"][parameter].as_str().unwrap_or_else(|| panic!("{}", answer.body)).to_owned()
+}
+
+#[tokio::test]
+async fn devices_of_the_host_are_roots_alone() {
+    let (node, root, keeper) = start().await;
+    for (form, words) in [
+        ("serial0=/dev/ttyS0", "only root can set 'serial0' for real devices"),
+        ("rng0=source%3D/dev/hwrng", "only root can set 'rng0' to the host's hardware generator"),
+        ("scsi3=/dev/sdb", "only root can set 'scsi3' to a path or drive of the host"),
+        ("cdrom=/dev/sr0,media%3Dcdrom", "only root can set 'cdrom' to a path or drive of the host"),
+        ("ide2=cdrom", "only root can set 'ide2' to a path or drive of the host"),
+        ("args=-S", "only root can set 'args' config"),
+    ] {
+        for (method, path, form) in [
+            ("PUT", CONFIG, form.to_owned()),
+            ("POST", CONFIG, form.to_owned()),
+            ("POST", "/nodes/n1/qemu", format!("vmid=101&{form}")),
+        ] {
+            let refused = node.ask(&keeper, method, path, &form).await;
+            assert!(refused.line.starts_with("403 ") && refused.line.contains(words), "{form}: {}", refused.line);
+        }
+    }
+    assert_eq!(node.ask(&keeper, "PUT", CONFIG, "serial0=socket&rng0=/dev/urandom").await.data(), Value::Null);
+    assert_eq!(node.ask(&root, "PUT", CONFIG, "serial1=/dev/ttyS0").await.data(), Value::Null);
+}
+
+#[tokio::test]
+async fn what_is_refused_is_refused_before_a_task_begins() {
+    let (node, root, keeper) = start().await;
+    let post = async |form: &str| node.ask(&root, "POST", CONFIG, form).await;
+    let stale = post("cores=2&digest=0000").await;
+    assert!(stale.line.starts_with("500 detected modified configuration"), "{}", stale.line);
+    assert_eq!(error(&post("boot=order%3Dscsi9").await, "boot"), "device 'scsi9' does not exist");
+    assert!(error(&post("net0=virtio,bridge%3Dvmbr0,firewall%3D1").await, "net0").contains("no firewall"));
+    let created = node.ask(&root, "POST", "/nodes/n1/qemu", "vmid=101&boot=order%3Dscsi9").await;
+    assert_eq!(error(&created, "boot"), "device 'scsi9' does not exist");
+    assert_eq!(post("lock=backup").await.line, "400 Parameter verification failed.");
+    let missing = node.ask(&root, "POST", "/nodes/n1/qemu/102/config", "cores=2").await;
+    assert!(missing.line.starts_with("500 ") && missing.line.contains("does not exist"), "{}", missing.line);
+    let skip = node.ask(&keeper, "POST", CONFIG, "cores=2&skiplock=1").await;
+    assert_eq!(error(&skip, "skiplock"), "Only root may use this option.");
+    let done = post("cores=2").await.data();
+    assert_eq!(node.done(&done).await, "OK");
+}
+
+#[tokio::test]
+async fn errors_name_what_was_sent() {
+    let (node, root, _) = start().await;
+    let put = async |form: &str| node.ask(&root, "PUT", CONFIG, form).await;
+    assert_eq!(error(&put("delete=nope").await, "delete"), "nope: there is no such option of a VM");
+    assert_eq!(error(&put("revert=nope").await, "revert"), "nope: there is no such option of a VM");
+    assert!(error(&put("ide2=local:cloudinit").await, "ide2").contains("not supported yet"));
+    for form in ["scsi2=local:-1", "scsi2=local:1,format%3Dvmdk", "scsi2=local:99999999"] {
+        error(&put(form).await, "scsi2");
+    }
+    let resize = async |form: &str| node.ask(&root, "PUT", "/nodes/n1/qemu/100/resize", form).await;
+    assert!(error(&resize("disk=net0&size=2G").await, "disk").contains("'net0' is not one of ide0 to ide3"));
+    assert_eq!(error(&resize("disk=scsi7&size=2G").await, "disk"), "disk 'scsi7' does not exist");
+    assert!(error(&resize("disk=scsi0&size=%2B900T").await, "size").contains("too large"));
+    assert!(error(&resize("disk=scsi0&size=1M").await, "size").contains("shrinking"));
+    let monitor = "command=pmemsave+0+4096+/etc/x";
+    for who in ["root@pam", "keeper@pve"] {
+        let who = node.sign_in(who).await;
+        let refused = node.ask(&who, "POST", "/nodes/n1/qemu/100/monitor", monitor).await;
+        assert!(error(&refused, "command").contains("'pmemsave' is refused"));
+    }
+}
+
+#[tokio::test]
+async fn a_request_gets_its_answer_within_the_patience_of_clients() {
+    let (node, root, _) = start().await;
+    let held = node.ops.guest_locks.lock("100".parse().unwrap()).await.unwrap();
+    let begun = Instant::now();
+    let busy = node.ask(&root, "PUT", CONFIG, "cores=2").await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(busy.line.starts_with("500 can't lock VM 100: "), "{}", busy.line);
+    drop(held);
+
+    let form = "storage=full&type=dir&path=/x&content=images&preallocation=full";
+    node.ask(&root, "POST", "/storage", form).await.data();
+    let big = node.ask(&root, "PUT", CONFIG, "scsi1=full:1").await;
+    assert!(error(&big, "scsi1").contains("preallocation=full"));
+    let disk = "filename=vm-100-disk-7.raw&size=1G&vmid=100";
+    let big = node.ask(&root, "POST", "/nodes/n1/storage/full/content", disk).await;
+    assert!(error(&big, "size").contains("preallocation=full"));
+    let upid = node.ask(&root, "POST", CONFIG, "scsi1=full:1").await.data();
+    assert_eq!(node.done(&upid).await, "OK", "a task has its time");
+}
+
+#[tokio::test]
+async fn options_of_the_cluster_have_their_effect() {
+    let (node, root, _) = start().await;
+    let form = "mac_prefix=02:AA&next-id=lower%3D500,upper%3D502";
+    assert_eq!(node.ask(&root, "PUT", "/cluster/options", form).await.data(), Value::Null);
+    let next = async || node.ask(&root, "GET", "/cluster/nextid", "").await;
+    for vmid in [500, 501] {
+        assert_eq!(next().await.data(), vmid);
+        let made = node.ask(&root, "POST", "/nodes/n1/qemu", &format!("vmid={vmid}&net0=virtio")).await;
+        assert_eq!(node.done(&made.data()).await, "OK");
+    }
+    assert!(next().await.line.contains("no free VMID from 500 to 501"), "{}", next().await.line);
+    let config = node.ask(&root, "GET", "/nodes/n1/qemu/500/config", "").await.data();
+    assert!(config["net0"].as_str().unwrap().starts_with("virtio=02:AA:"), "{config}");
+    let refused = node.ask(&root, "PUT", "/cluster/options", "registered-tags=a").await;
+    assert_eq!(error(&refused, "registered-tags"), "not supported yet");
+}
+
+#[tokio::test]
+async fn values_that_clients_send_as_a_matter_of_course_are_taken() {
+    let (node, root, _) = start().await;
+    let form = "tablet=1&hotplug=network,disk,usb&autostart=1&vmgenid=1&\
+                smbios1=uuid%3D1d0f2f9e-31c6-4f5a-9a77-0e5b9a5f7a10";
+    assert_eq!(node.ask(&root, "PUT", CONFIG, form).await.data(), Value::Null);
+    let config = node.ask(&root, "GET", CONFIG, "").await.data();
+    assert_eq!(config["vmgenid"].as_str().unwrap().len(), 36, "one was made: {config}");
+    let later = node.ask(&root, "PUT", CONFIG, "hotplug=memory").await;
+    assert!(error(&later, "hotplug").contains("not supported yet"));
+}
+
+#[tokio::test]
+async fn what_keeps_a_vm_from_moving_is_told_as_it_is() {
+    let (node, root, _) = start().await;
+    node.ask(&root, "POST", "/storage", "storage=own&type=dir&path=/x&content=images").await.data();
+    for form in ["scsi1=own:2&serial1=/dev/ttyS0", "delete=scsi1"] {
+        assert_eq!(node.ask(&root, "PUT", CONFIG, form).await.data(), Value::Null);
+    }
+    let told = node.ask(&root, "GET", "/nodes/n1/qemu/100/migrate", "").await.data();
+    let [disk] = told["local_disks"].as_array().unwrap().as_slice() else { panic!("{told}") };
+    assert_eq!((&disk["is_unused"], &disk["cdrom"]), (&1.into(), &0.into()), "{told}");
+    assert_eq!(disk["size"], 2_u64 << 30, "{told}");
+    assert_eq!(told["local_resources"], serde_json::json!(["serial1"]));
+}
