@@ -79,7 +79,7 @@ async fn manage_once(ops: &Ops, grant: &GrantHandle, known: &mut view::Known) ->
     };
     let mut state = before.clone();
     let commands = step(unix_ms() / 1000, &view, &mut state);
-    let mut txn = store::txn("root@pam", "HA manager");
+    let mut txn = store::txn("root@pam", what_changed(&before, &state));
     if state != before {
         store::put_over(&mut txn, paths::HA_STATUS, revision, store::bytes(&state)?);
     }
@@ -96,6 +96,30 @@ async fn manage_once(ops: &Ops, grant: &GrantHandle, known: &mut view::Known) ->
         }
     }
     Ok(())
+}
+
+/// What the history calls a change of the manager's state.
+fn what_changed(before: &ManagerState, now: &ManagerState) -> String {
+    const AT_MOST: usize = 5;
+    let mut what = vec![];
+    if let Some(master) = now.master_node.as_ref().filter(|m| before.master_node.as_ref() != Some(*m)) {
+        what.push(format!("'{master}' decides"));
+    }
+    let changed = |sid: &ServiceId, uid| before.service_status.get(sid).is_none_or(|b| b.uid != uid);
+    for (sid, s) in now.service_status.iter().filter(|(sid, s)| changed(sid, s.uid)) {
+        what.push(format!("{sid} {} on '{}'", format!("{:?}", s.state).to_lowercase(), s.node));
+    }
+    let gone = before.service_status.keys().filter(|sid| !now.service_status.contains_key(sid));
+    what.extend(gone.map(|sid| format!("{sid} is no longer cared for")));
+    if what.len() > AT_MOST {
+        let more = what.len() - AT_MOST;
+        what.truncate(AT_MOST);
+        what.push(format!("and {more} more"));
+    }
+    match what.is_empty() {
+        true => "HA: what is known of the nodes and requests".to_owned(),
+        false => format!("HA: {}", what.join(", ")),
+    }
 }
 
 /// What belongs into the commit of the state: requests that were taken, and what became of services.
@@ -323,6 +347,25 @@ async fn outcome(ops: &Ops, upid: &stead_model::Upid) -> Result<(), OpsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_history_says_what_the_manager_has_changed() {
+        let state = |uids: &[(u32, u64)]| {
+            let one = |(vmid, uid): &(u32, u64)| {
+                let service = serde_json::json!({"state": "started", "node": "n1", "uid": uid, "reason": "", "x": 0});
+                (format!("vm:{vmid}"), service)
+            };
+            let all: serde_json::Map<_, _> = uids.iter().map(one).collect();
+            let text = serde_json::json!({"master_node": "n1", "service_status": all}).to_string();
+            serde_json::from_str::<ManagerState>(&text).unwrap()
+        };
+        let (none, first, next) = (ManagerState::default(), state(&[(100, 1)]), state(&[(101, 2)]));
+        assert_eq!(what_changed(&none, &first), "HA: 'n1' decides, vm:100 started on 'n1'");
+        assert_eq!(what_changed(&first, &next), "HA: vm:101 started on 'n1', vm:100 is no longer cared for");
+        let many: Vec<_> = (100..120).map(|n| (n, 9)).collect();
+        assert!(what_changed(&first, &state(&many)).ends_with("vm:104 started on 'n1', and 15 more"));
+        assert_eq!(what_changed(&first, &first), "HA: what is known of the nodes and requests");
+    }
 
     #[test]
     fn what_was_said_is_said_again_only_when_it_has_changed() {

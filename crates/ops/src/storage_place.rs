@@ -38,6 +38,16 @@ pub(crate) fn users_of(tree: &Tree, id: &StorageId) -> Vec<Vmid> {
     store::guests(tree).into_iter().map(|(v, _)| v).filter(|v| names(*v)).collect()
 }
 
+/// An error with the path of the storage that it is about.
+pub(crate) fn naming(e: OpsError, storage: &Storage) -> OpsError {
+    match (e, storage.options.get("path")) {
+        (OpsError::Failed(why), Some(path)) if !why.contains(path) => {
+            OpsError::Failed(format!("{why} (path {path})"))
+        }
+        (e, _) => e,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +68,13 @@ mod tests {
         let shared = storage(&format!("{LOCAL}\tshared 1\n"));
         let e = options_on(Path::new("/n1"), &shared).unwrap_err().to_string();
         assert!(e.starts_with("shared: storage 'local' lies in each node's own directory"), "{e}");
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named_with_its_path() {
+        let proc = storage("dir: srv\n\tpath /proc/nope\n");
+        let said = |why: &str| naming(OpsError::failed(why), &proc).to_string();
+        assert_eq!(said("No such file"), "No such file (path /proc/nope)");
+        assert_eq!(said("/proc/nope: no such file"), "/proc/nope: no such file");
     }
 }

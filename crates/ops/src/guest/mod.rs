@@ -7,6 +7,7 @@ pub mod destroy;
 pub mod incoming;
 pub(crate) mod lock;
 pub mod migrate;
+mod note;
 pub mod power;
 pub mod reconcile;
 pub mod view;
