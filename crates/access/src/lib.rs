@@ -23,4 +23,4 @@ pub use brake::{Brake, Verdict};
 pub use directory::{Directory, Privileges};
 pub use privilege::{Privilege, PrivilegeSet};
 pub use secret::{AuthError, Builtin, Realm, ShadowStore, TokenStore};
-pub use ticket::{Keyring, TicketError};
+pub use ticket::{Keyring, TicketError, UsedTickets};

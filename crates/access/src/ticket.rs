@@ -4,13 +4,15 @@
 //! |---|---|---|
 //! | `PVE:user@realm:HEXTIME::SIG` | who it is | two hours; as password too, to renew |
 //! | `HEXTIME:SIG` | that a changing request was meant (CSRF) | as long as the ticket |
-//! | `PVEVNC:HEXTIME::SIG` | that its holder may open one console | 40 seconds |
+//! | `PVEVNC:HEXTIME:NONCE::SIG` | that its holder may open one console, once | 40 seconds |
 //!
 //! SIG is HMAC-SHA-256 in base64, over the kind and all that the text says or is bound to.
 
+use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use std::collections::HashMap;
 use stead_model::UserId;
 
 /// How long a ticket is good, in seconds.
@@ -108,11 +110,12 @@ impl Keyring {
         Self::fresh(time, now, LIFETIME).map(|_| ())
     }
 
-    /// A ticket for one console: of `who`, on `path`, by `port`.
-    pub fn console_ticket(&self, who: &str, path: &str, port: u16, now: u64) -> String {
-        let time = format!("{now:08X}");
-        let sig = self.sign(&["console", who, path, &port.to_string(), &time]);
-        format!("PVEVNC:{time}::{sig}")
+    /// A ticket for one console: of `who`, on `path`, by `port`. `nonce`, a random number, makes it a different one from
+    /// all others: see [`UsedTickets`].
+    pub fn console_ticket(&self, who: &str, path: &str, port: u16, now: u64, nonce: u64) -> String {
+        let head = format!("{now:08X}:{nonce:016X}");
+        let sig = self.sign(&["console", who, path, &port.to_string(), &head]);
+        format!("PVEVNC:{head}::{sig}")
     }
 
     /// Whether a console may be opened.
@@ -125,8 +128,26 @@ impl Keyring {
         now: u64,
     ) -> Result<(), TicketError> {
         let rest = ticket.strip_prefix("PVEVNC:").ok_or(TicketError::Invalid)?;
-        let (time, sig) = rest.split_once("::").ok_or(TicketError::Invalid)?;
-        self.verify(&["console", who, path, &port.to_string(), time], sig)?;
+        let (head, sig) = rest.split_once("::").ok_or(TicketError::Invalid)?;
+        let (time, _) = head.split_once(':').ok_or(TicketError::Invalid)?;
+        self.verify(&["console", who, path, &port.to_string(), head], sig)?;
         Self::fresh(time, now, CONSOLE_LIFETIME).map(|_| ())
+    }
+}
+
+/// The console tickets that one node has seen used and that are fresh still: whoever sees one pass by, in a log or a
+/// browser's history, can't use it again.
+#[derive(Debug, Default)]
+pub struct UsedTickets(HashMap<[u8; 32], u64>);
+
+impl UsedTickets {
+    /// Whether a ticket, which has been found good, is used for the first time. From now on it is used.
+    pub fn first_use(&mut self, ticket: &str, now: u64) -> bool {
+        // By then it is not fresh any more, even if the clock it was made by is ahead.
+        const KEPT: u64 = CONSOLE_LIFETIME + SKEW;
+        self.0.retain(|_, until| now < *until);
+        let mut key = [0; 32];
+        key.copy_from_slice(digest(&SHA256, ticket.as_bytes()).as_ref());
+        self.0.insert(key, now + KEPT).is_none()
     }
 }

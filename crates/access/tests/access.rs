@@ -4,9 +4,10 @@
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use stead_access::directory::{Acl, Pool, Token, User, Who};
-use stead_access::ticket::{CONSOLE_LIFETIME, LIFETIME};
+use stead_access::ticket::{CONSOLE_LIFETIME, LIFETIME, SKEW};
 use stead_access::{
     AuthError, AuthId, Builtin, Directory, Keyring, Privilege, Realm, ShadowStore, TicketError, TokenStore,
+    UsedTickets,
 };
 
 const NOW: u64 = 1_700_000_000;
@@ -42,13 +43,28 @@ fn one_kind_of_ticket_is_not_another() {
     assert_eq!(keyring().check_csrf(&csrf, &"v@pve".parse().unwrap(), NOW), Err(TicketError::Invalid));
     let (time, sig) = csrf.split_once(':').unwrap();
     assert_eq!(keyring().check_ticket(&format!("PVE:u@pve:{time}::{sig}"), NOW), Err(TicketError::Invalid));
-    let vnc = keyring().console_ticket("u@pve", "/vms/100", 5901, NOW);
+    let vnc = keyring().console_ticket("u@pve", "/vms/100", 5901, NOW, 1);
     let check = |who, path, port, now| keyring().check_console(&vnc, who, path, port, now);
     assert_eq!(check("u@pve", "/vms/100", 5901, NOW), Ok(()));
     assert_eq!(check("u@pve", "/vms/101", 5901, NOW), Err(TicketError::Invalid));
     assert_eq!(check("v@pve", "/vms/100", 5901, NOW), Err(TicketError::Invalid));
     assert_eq!(check("u@pve", "/vms/100", 5902, NOW), Err(TicketError::Invalid));
     assert_eq!(check("u@pve", "/vms/100", 5901, NOW + CONSOLE_LIFETIME), Err(TicketError::Expired));
+}
+
+#[test]
+fn a_consoles_ticket_is_good_once() {
+    let ticket = |nonce| keyring().console_ticket("u@pve", "/vms/100", 5901, NOW, nonce);
+    let mut used = UsedTickets::default();
+    assert!(used.first_use(&ticket(1), NOW));
+    assert!(!used.first_use(&ticket(1), NOW + 1));
+    assert!(used.first_use(&ticket(2), NOW + 1), "made in the same second for the same console");
+    // One from a clock that is ahead is fresh for longer.
+    let ahead = keyring().console_ticket("u@pve", "/vms/100", 5901, NOW + SKEW, 3);
+    let good = |now| keyring().check_console(&ahead, "u@pve", "/vms/100", 5901, now).is_ok();
+    assert!(used.first_use(&ahead, NOW));
+    let last = NOW + SKEW + CONSOLE_LIFETIME - 1;
+    assert!(good(last) && !used.first_use(&ahead, last));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use crate::framework::{Authority, Call, Error, Services};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
+use stead_access::UsedTickets;
 use stead_ops::access::IdentityVersions;
 use stead_ops::admin::Admin;
 use stead_ops::{Actor, Ops, OpsError};
@@ -15,6 +16,7 @@ pub struct Backend {
     pub admin: Arc<dyn Admin>,
     /// Read again only when one of its files has changed.
     cache: Mutex<Option<(IdentityVersions, Authority)>>,
+    used_tickets: Mutex<UsedTickets>,
 }
 
 /// A call of a handler.
@@ -23,7 +25,13 @@ pub type Cx = Call<Backend>;
 impl Backend {
     /// The services over `ops`.
     pub fn new(ops: Arc<Ops>, admin: Arc<dyn Admin>) -> Self {
-        Self { ops, admin, cache: Mutex::new(None) }
+        Self { ops, admin, cache: Mutex::new(None), used_tickets: Mutex::default() }
+    }
+
+    /// Whether a console's ticket, which has been found good, is used for the first time at this node, where its guest
+    /// is. From now on it is used.
+    pub fn first_use(&self, ticket: &str) -> bool {
+        self.used_tickets.lock().unwrap_or_else(PoisonError::into_inner).first_use(ticket, self.now())
     }
 }
 

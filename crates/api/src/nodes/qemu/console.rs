@@ -116,7 +116,7 @@ pub struct ConsoleTicket {
 
 fn begin(cx: &Cx, vmid: Vmid, port: u16) -> Result<ConsoleTicket, Error> {
     let user = cx.caller.id.to_string();
-    let ticket = keyring(cx)?.console_ticket(&user, &path(vmid), port, cx.caller.now);
+    let ticket = keyring(cx)?.console_ticket(&user, &path(vmid), port, cx.caller.now, rand::random());
     Ok(ConsoleTicket { user, ticket, port: port.to_string(), password: None, cert: None })
 }
 
@@ -156,6 +156,9 @@ endpoint! {
         let (user, keyring) = (cx.caller.id.to_string(), keyring(cx)?);
         let good = keyring.check_console(&p.vncticket, &user, &path(p.vmid), p.port, cx.caller.now);
         good.map_err(|e| Error::unauthorized(format!("permission denied - invalid PVEVNC ticket: {e}")))?;
+        if !cx.services.first_use(&p.vncticket) {
+            return Err(Error::unauthorized("permission denied - this PVEVNC ticket was used before: ask for a new one"));
+        }
         if TERMINAL.contains(&p.port) {
             let line = format!("serial{}", (p.port - TERMINAL.start) / PER_LINE);
             let stream = cx.ops().terminal(p.vmid, Some(&line)).await?;
