@@ -4,7 +4,7 @@ use bytes::{Buf, BytesMut};
 use rustix::net::sockopt;
 use std::collections::HashMap;
 use std::io;
-use std::net::Shutdown;
+use std::net::{IpAddr, Ipv6Addr, Shutdown};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -97,6 +97,56 @@ impl Drop for Registered {
     }
 }
 
+/// How many connections there are from each address; of IPv6 from each network, since one host has as many addresses
+/// there as it likes.
+#[derive(Debug, Clone)]
+pub(crate) struct PerAddress(Arc<Mutex<HashMap<IpAddr, usize>>>, usize);
+
+impl PerAddress {
+    /// Counts up to `most` from each.
+    pub(crate) fn new(most: usize) -> Self {
+        Self(Arc::default(), most)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a connection for as long as the result lives; none if there are too many.
+    pub(crate) fn count(&self, from: IpAddr) -> Option<Counted> {
+        let from = match from.to_canonical() {
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+            v4 @ IpAddr::V4(_) => v4,
+        };
+        let mut all = self.lock();
+        let n = all.entry(from).or_default();
+        if *n >= self.1 {
+            return None;
+        }
+        *n += 1;
+        Some(Counted { of: self.clone(), from })
+    }
+}
+
+/// A connection counted in [`PerAddress`].
+#[derive(Debug)]
+pub(crate) struct Counted {
+    of: PerAddress,
+    from: IpAddr,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut all = self.of.lock();
+        if let Some(n) = all.get_mut(&self.from) {
+            *n -= 1;
+            if *n == 0 {
+                all.remove(&self.from);
+            }
+        }
+    }
+}
+
 /// What is read at once. TLS asks for 4 KiB at a time: where much arrives, each of them would be a call of the kernel's.
 const READ_AHEAD: usize = 64 << 10;
 
@@ -108,11 +158,12 @@ pub(crate) struct Tracked {
     ahead: BytesMut,
     pub(crate) registered: Option<Registered>,
     pub(crate) permit: Option<OwnedSemaphorePermit>,
+    pub(crate) counted: Option<Counted>,
 }
 
 impl Tracked {
     pub(crate) fn new(io: TcpStream) -> Self {
-        Self { io, ahead: BytesMut::new(), registered: None, permit: None }
+        Self { io, ahead: BytesMut::new(), registered: None, permit: None, counted: None }
     }
 }
 
@@ -161,5 +212,22 @@ impl AsyncWrite for Tracked {
 
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_counted_by_address_and_of_ipv6_by_network() {
+        let most = PerAddress::new(1);
+        let from = |ip: &str| most.count(ip.parse().unwrap());
+        let (v4, v6) = (from("192.0.2.1").unwrap(), from("2001:db8::1").unwrap());
+        assert!(from("192.0.2.1").is_none() && from("::ffff:192.0.2.1").is_none());
+        assert!(from("2001:db8::2").is_none() && from("2001:db8:0:1::1").is_some());
+        drop((v4, v6));
+        assert!(most.lock().is_empty(), "nothing is kept of who has gone");
+        assert!(from("192.0.2.1").is_some());
     }
 }

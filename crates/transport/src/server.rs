@@ -8,11 +8,11 @@
 //!     └ until the handshake is done: counted, 10 s       refused
 //! ```
 //!
-//! Public connections are limited in number and peers are not, so that no crowd of clients can keep a heartbeat
-//! out. Graceful stop: no new connections, requests under way are answered, then what is left is cut.
+//! Public connections are limited in number, in all and from each address, and peers are not, so that no crowd of
+//! clients can keep a heartbeat out, nor one client all others. Graceful stop: no new connections, requests under way are answered, then what is left is cut.
 
 use crate::ca::PeerIdentity;
-use crate::io::{Cuts, Tracked, prepare};
+use crate::io::{Counted, Cuts, PerAddress, Tracked, prepare};
 use crate::redirect::{TLS_RECORD, answer_plain};
 use crate::tls::Tls;
 use crate::{Body, CaError};
@@ -74,8 +74,12 @@ pub struct Limits {
     pub head: Duration,
     /// Connections in the handshake at once; further ones are refused.
     pub handshakes: usize,
+    /// The same from one address.
+    pub handshakes_each: usize,
     /// Public connections at once, upgraded ones included; further ones are refused.
     pub public: usize,
+    /// The same from one address.
+    pub public_each: usize,
     /// Local connections at once; further ones wait.
     pub local: usize,
 }
@@ -86,7 +90,9 @@ impl Default for Limits {
             handshake: Duration::from_secs(10),
             head: Duration::from_secs(60),
             handshakes: 1024,
+            handshakes_each: 256,
             public: 4096,
+            public_each: 512,
             local: 1024,
         }
     }
@@ -101,7 +107,9 @@ struct Inner {
     handler: Handler,
     limits: Limits,
     handshakes: Arc<Semaphore>,
+    handshakes_each: PerAddress,
     public: Arc<Semaphore>,
+    public_each: PerAddress,
     local: Arc<Semaphore>,
     cuts: Cuts,
     tasks: TaskTracker,
@@ -130,6 +138,8 @@ enum Refused {
     NotAMember(PeerIdentity),
     #[error("there are too many public connections")]
     TooMany,
+    #[error("there are too many public connections from this address")]
+    TooManyOfOne,
 }
 
 impl Server {
@@ -140,7 +150,9 @@ impl Server {
             handler,
             limits,
             handshakes: Arc::new(Semaphore::new(limits.handshakes)),
+            handshakes_each: PerAddress::new(limits.handshakes_each),
             public: Arc::new(Semaphore::new(limits.public)),
+            public_each: PerAddress::new(limits.public_each),
             local: Arc::new(Semaphore::new(limits.local)),
             cuts: Cuts::default(),
             tasks: TaskTracker::new(),
@@ -154,11 +166,12 @@ impl Server {
         let server = self.clone();
         self.0.tasks.spawn(async move {
             while let Some((stream, remote)) = server.accept(|| listener.accept()).await {
-                let Ok(permit) = server.0.handshakes.clone().try_acquire_owned() else {
+                let counted = server.0.handshakes_each.count(remote.ip());
+                let Some(turn) = counted.zip(server.0.handshakes.clone().try_acquire_owned().ok()) else {
                     tracing::warn!("connection of {remote} refused: too many in the handshake");
                     continue;
                 };
-                server.0.tasks.spawn(server.clone().serve_tcp(stream, remote, permit));
+                server.0.tasks.spawn(server.clone().serve_tcp(stream, remote, turn));
             }
         });
     }
@@ -227,7 +240,12 @@ impl Server {
         }
     }
 
-    async fn serve_tcp(self, stream: TcpStream, remote: SocketAddr, handshake: OwnedSemaphorePermit) {
+    async fn serve_tcp(
+        self,
+        stream: TcpStream,
+        remote: SocketAddr,
+        handshake: (Counted, OwnedSemaphorePermit),
+    ) {
         let ready = async {
             let mut first = [0];
             if stream.peek(&mut first).await? == 1 && first[0] != TLS_RECORD {
@@ -260,13 +278,17 @@ impl Server {
         let start =
             LazyConfigAcceptor::new(rustls::server::Acceptor::default(), Tracked::new(stream)).await?;
         let (config, is_peer) = self.0.tls.for_hello(start.client_hello().alpn());
-        let permit = match is_peer {
-            true => None,
-            false => Some(self.0.public.clone().try_acquire_owned().map_err(|_| Refused::TooMany)?),
+        let (counted, permit) = if is_peer {
+            (None, None)
+        } else {
+            let counted = self.0.public_each.count(remote.ip()).ok_or(Refused::TooManyOfOne)?;
+            let permit = self.0.public.clone().try_acquire_owned().map_err(|_| Refused::TooMany)?;
+            (Some(counted), Some(permit))
         };
         let mut stream = start.into_stream(config).await?;
         let kind = if is_peer { ConnKind::Peer(self.admit_peer(&mut stream)?) } else { ConnKind::Public };
-        stream.get_mut().0.permit = permit;
+        let tracked = stream.get_mut().0;
+        (tracked.permit, tracked.counted) = (permit, counted);
         Ok((stream, ConnInfo { remote: Some(remote), local, kind }))
     }
 

@@ -257,6 +257,27 @@ async fn a_crowd_of_clients_keeps_no_peer_out() {
     soon("room", async { while client.raw().await.is_err() {} }).await;
 }
 
+#[tokio::test]
+async fn one_address_does_not_take_every_place() {
+    let limits = Limits { public_each: 2, ..Limits::default() };
+    let (ca, all) = (ca(), members(&[1, 2]));
+    let one = node_with(tls(&ca, 1, &all), tell_who(), limits).await;
+    let client = public(one.peer.addr, Trust::Insecure);
+    let (first, _second) = (client.raw().await.unwrap(), client.raw().await.unwrap());
+    assert!(client.raw().await.is_err());
+    who(&PeerClient::new(tls(&ca, 2, &all)), &one.peer).await.unwrap();
+    drop(first);
+    soon("room", async { while client.raw().await.is_err() {} }).await;
+
+    let limits = Limits { handshakes_each: 1, ..Limits::default() };
+    let one = node_with(tls(&ca, 1, &all), tell_who(), limits).await;
+    let silent = TcpStream::connect(one.peer.addr).await.unwrap();
+    assert!(public(one.peer.addr, Trust::Insecure).raw().await.is_err());
+    drop(silent);
+    let client = public(one.peer.addr, Trust::Insecure);
+    soon("room", async { while client.raw().await.is_err() {} }).await;
+}
+
 /// A node whose handler says when it has begun, and answers when it is told to.
 async fn slow_node() -> (Node, UnboundedReceiver<()>, Arc<Notify>) {
     let (started, has_started) = unbounded_channel();
