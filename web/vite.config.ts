@@ -40,7 +40,8 @@ export default defineConfig({
     chunkSizeWarningLimit: 900,
   },
   server: {
-    proxy: { '/api2': { target: api, changeOrigin: true, secure: false, ws: true } },
+    // The host's name stays as the page has it: the API refuses a console to a page of another site.
+    proxy: { '/api2': { target: api, changeOrigin: false, secure: false, ws: true } },
   },
   test: { include: ['src/**/*.test.ts'] },
 })

@@ -73,6 +73,10 @@ pub fn answer<B>(request: &Request<B>) -> Response<Body> {
         return bare(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are possible here");
     }
     let path = request.uri().path().trim_start_matches('/');
+    if ["peer", "api2"].contains(&path.split('/').next().unwrap_or_default()) {
+        // For nodes and programs: a page would be no answer for them.
+        return bare(StatusCode::NOT_FOUND, "there is nothing here for you");
+    }
     let named = Files::get(path).filter(|_| !path.is_empty() && !path.ends_with(COMPRESSED));
     if named.is_none() && path.starts_with(HASHED) {
         // Of another version of the console: its page would be no answer for a script.
@@ -151,7 +155,10 @@ mod tests {
             let answer = get(path, &[]);
             assert_eq!(answer.headers()[header::CONTENT_TYPE], "text/html; charset=utf-8", "{path}");
         }
-        assert_eq!(get("/assets/of-yesterday.js", &[]).status(), StatusCode::NOT_FOUND);
+        for path in ["/assets/of-yesterday.js", "/peer/v1/raft", "/peer", "/api2"] {
+            assert_eq!(get(path, &[]).status(), StatusCode::NOT_FOUND, "{path}");
+        }
+        assert_eq!(get("/peers", &[]).headers()[header::CONTENT_TYPE], "text/html; charset=utf-8");
         assert_eq!(answer(&Request::post("/").body(()).unwrap()).status(), StatusCode::METHOD_NOT_ALLOWED);
     }
 
