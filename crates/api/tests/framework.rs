@@ -182,7 +182,11 @@ impl Endpoint<Fake> for Upload {
     const UPLOAD: bool = true;
     type Params = UploadParams;
     type Answer = Json<Value>;
-    async fn spool(cx: &Call<Fake>, _: &Raw) -> Result<PathBuf, Error> {
+    async fn spool(cx: &Call<Fake>, before: &Raw, name: &str) -> Result<PathBuf, Error> {
+        if before.first("content") == Some("refused") {
+            return Err(Error::parameter("filename", format!("not '{name}'")));
+        }
+        std::fs::write(cx.services.dir.join("spooled"), "").unwrap();
         Ok(cx.services.dir.join("spooled"))
     }
     async fn call(cx: &Call<Fake>, p: UploadParams) -> Result<Self::Answer, Error> {
@@ -190,6 +194,26 @@ impl Endpoint<Fake> for Upload {
         let text = std::fs::read_to_string(file.path().unwrap()).unwrap();
         Ok(Json(json!([p.content, p.filename, file.size, text])))
     }
+}
+
+/// Takes a text of anybody.
+struct Open;
+impl Endpoint<Fake> for Open {
+    const ROUTE: Route = post("/open");
+    const RUNS: Runs = Runs::Anywhere;
+    const ACCESS: Access = Access::Everyone;
+    const ABOUT: &'static str = "Takes a text of anybody.";
+    type Params = OpenParams;
+    type Answer = Json<usize>;
+    async fn call(_: &Call<Fake>, p: OpenParams) -> Result<Self::Answer, Error> {
+        Ok(Json(p.text.len()))
+    }
+}
+
+#[derive(Params)]
+struct OpenParams {
+    /// A text.
+    text: String,
 }
 
 #[derive(Params)]
@@ -220,11 +244,16 @@ impl Endpoint<Fake> for Echo {
 
 /// Forwards to another server of this test, which sees the connection as a peer's.
 struct TwoNodes {
+    me: NodeName,
     other: Mutex<Option<SocketAddr>>,
 }
 
 #[async_trait]
 impl Cluster for TwoNodes {
+    fn me(&self) -> &NodeName {
+        &self.me
+    }
+
     async fn place(&self, target: &Target<'_>) -> Result<Place, Error> {
         match target.node {
             Some("n1") | None => Ok(Place::Here),
@@ -284,6 +313,7 @@ fn registry() -> Registry<Fake> {
         .with(Of::<Long>::new())
         .with(Of::<Change>::new())
         .with(Of::<Upload>::new())
+        .with(Of::<Open>::new())
         .with(Of::<Echo>::new());
     let children = r.children("/nodes/{node}");
     r.with(Index::new("/nodes/{node}", "name", Access::Authenticated, children))
@@ -293,7 +323,11 @@ async fn serve(from: From, other: Option<SocketAddr>) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let (authority, secret) = authority();
     let fake = Arc::new(Fake { authority, dir: dir.path().to_owned(), log: Mutex::default() });
-    let api = Arc::new(Api::new(registry(), fake.clone(), Arc::new(TwoNodes { other: Mutex::new(other) })));
+    let api = Arc::new(Api::new(
+        registry(),
+        fake.clone(),
+        Arc::new(TwoNodes { me: "n1".parse().unwrap(), other: Mutex::new(other) }),
+    ));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -542,6 +576,76 @@ async fn an_uploaded_file_is_spooled_and_removed_unless_kept() {
 }
 
 #[tokio::test]
+async fn a_refused_upload_leaves_nothing_and_is_refused_before_its_file_is_read() {
+    let s = serve(From::Local { trusted: true }, None).await;
+    let headers = "Content-Type: multipart/form-data; boundary=B";
+    let left = || s.fake.dir.join("spooled").exists();
+    let not_parts = s.ask("POST", "/api2/json/upload", "Content-Type: text/plain", "x").await;
+    assert!(not_parts.line.starts_with("HTTP/1.1 400"), "{}", not_parts.line);
+    assert!(!left());
+    // Of a file of a gigabyte the beginning alone is sent; the answer does not wait for the rest for long.
+    let begin = "--B\r\nContent-Disposition: form-data; name=\"content\"\r\n\r\nrefused\r\n\
+        --B\r\nContent-Disposition: form-data; name=\"filename\"; filename=\"a.iso\"\r\n\r\nhello";
+    let rq = format!(
+        "POST /api2/json/upload HTTP/1.1\r\nHost: x\r\n{headers}\r\nContent-Length: 1073741824\r\n\r\n{begin}"
+    );
+    let refused = raw(s.addr, &rq).await;
+    assert_eq!(refused.json()["errors"]["filename"], "not 'a.iso'");
+    assert!(!left());
+    let stranger = serve(From::Public, None).await;
+    let rq = rq.replace("refused", "iso");
+    assert_eq!(raw(stranger.addr, &rq).await.line, "HTTP/1.1 401 No ticket");
+    assert!(!stranger.fake.dir.join("spooled").exists());
+}
+
+#[tokio::test]
+async fn parameters_have_one_budget_however_they_are_sent() {
+    let s = serve(From::Public, None).await;
+    let parts = "Content-Type: multipart/form-data; boundary=B";
+    let part = |size: usize| {
+        format!("--B\r\nContent-Disposition: form-data; name=\"text\"\r\n\r\n{}\r\n", "x".repeat(size))
+    };
+    let parts_of = |n: usize, size: usize| part(size).repeat(n) + "--B--\r\n";
+    let known = format!("{}\r\n{parts}", s.token());
+    let ask = async |headers: &str, body: &str| s.ask("POST", "/api2/json/open", headers, body).await;
+    assert_eq!(ask(&known, &parts_of(1, 1 << 20)).await.data(), 1 << 20);
+    assert_eq!(ask(parts, &parts_of(1, 60 << 10)).await.data(), 60 << 10);
+    let form = |n: usize| vec!["text=x"; n].join("&");
+    assert_eq!(ask(&s.token(), &form(1024)).await.data(), 1);
+    for (who, body) in [
+        (known.as_str(), parts_of(3, 1 << 20)),
+        (known.as_str(), parts_of(1025, 1)),
+        (known.as_str(), "x".repeat(3 << 20)),
+        (parts, parts_of(2, 40 << 10)),
+        ("", format!("text={}", "x".repeat(70 << 10))),
+        ("", form(1025)),
+    ] {
+        let refused = ask(who, &body).await;
+        assert!(refused.line.starts_with("HTTP/1.1 413 "), "{} bytes: {}", body.len(), refused.line);
+    }
+}
+
+#[tokio::test]
+async fn localhost_is_the_node_that_is_asked() {
+    let n2 = serve(From::Peer { node: "n1".parse().unwrap() }, None).await;
+    let s = serve(From::Public, Some(n2.addr)).await;
+    let a = s.ask("PUT", "/api2/json/nodes/localhost/qemu/100/config?cores=3", &s.token(), "").await;
+    assert_eq!((&a.data()[0], &a.data()[2]), (&json!("n1"), &json!(3)));
+    let index = s.ask("GET", "/api2/extjs/nodes/localhost", &s.token(), "").await;
+    assert_eq!(index.json()["success"], 1, "{}", index.text);
+    let other = s.ask("GET", "/api2/json/nodes/localhosts/long", &s.token(), "").await;
+    assert_eq!(other.line, "HTTP/1.1 500 no such cluster node 'localhosts'");
+}
+
+#[tokio::test]
+async fn an_index_refuses_a_path_that_names_nothing() {
+    let s = serve(From::Local { trusted: true }, None).await;
+    let wrong = s.ask("GET", "/api2/json/nodes/n%20%20", "", "").await;
+    assert_eq!(wrong.line, "HTTP/1.1 400 Parameter verification failed.");
+    assert!(wrong.json()["errors"]["node"].is_string(), "{}", wrong.text);
+}
+
+#[tokio::test]
 async fn a_request_for_another_node_is_forwarded_with_its_caller() {
     let n2 = serve(From::Peer { node: "n1".parse().unwrap() }, None).await;
     let n1 = serve(From::Public, Some(n2.addr)).await;
@@ -574,6 +678,29 @@ async fn a_websocket_carries_bytes_both_ways() {
     assert_eq!(plain.line, "HTTP/1.1 400 a WebSocket handshake was expected");
 }
 
+#[tokio::test]
+async fn a_page_of_another_site_opens_no_websocket() {
+    let n2 = serve(From::Peer { node: "n1".parse().unwrap() }, None).await;
+    let s = serve(From::Public, Some(n2.addr)).await;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: eA==";
+    for node in ["n1", "n2"] {
+        let ask = async |origin: &str| {
+            let headers = format!("{}\r\n{upgrade}\r\nOrigin: {origin}", s.token());
+            let rq =
+                format!("GET /api2/json/nodes/{node}/echo HTTP/1.1\r\nHost: Node:8006\r\n{headers}\r\n\r\n");
+            let mut stream = TcpStream::connect(s.addr).await.unwrap();
+            stream.write_all(rq.as_bytes()).await.unwrap();
+            let mut line = [0; 12];
+            stream.read_exact(&mut line).await.unwrap();
+            String::from_utf8(line.to_vec()).unwrap()
+        };
+        for foreign in ["https://evil.example", "null", "https://node", "https://node:8007", "Node:8006"] {
+            assert_eq!(ask(foreign).await, "HTTP/1.1 403", "{node} {foreign}");
+        }
+        assert_eq!(ask("https://node:8006").await, "HTTP/1.1 101", "{node}");
+    }
+}
+
 async fn echo_over(s: &Server, node: &str) {
     use futures_util::{SinkExt, StreamExt};
     use tokio_tungstenite::tungstenite::Message;
@@ -603,5 +730,5 @@ async fn the_document_describes_every_endpoint() {
         json!({"type": "integer", "minimum": 1, "maximum": 64, "description": "How many."})
     );
     assert!(schema["properties"]["net[n]"].is_object());
-    assert_eq!(doc["paths"].as_object().unwrap().len(), 9);
+    assert_eq!(doc["paths"].as_object().unwrap().len(), 10);
 }

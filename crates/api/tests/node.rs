@@ -199,6 +199,161 @@ async fn users_see_and_do_what_is_theirs() {
 }
 
 #[tokio::test]
+async fn a_token_sees_its_own_tasks_and_its_user_all_of_them() {
+    let tokens = "token:owner@pve!aa:0:0::\ntoken:owner@pve!bb:0:1::\n";
+    let node = Node::start(&format!("{USERS}{tokens}"), &ALL).await;
+    let root = node.sign_in("root@pam").await;
+    with_a_vm(&node, &root).await;
+    let owner = node.sign_in("owner@pve").await;
+    let token = async |name: &str| {
+        let path = format!("/access/users/owner@pve/token/{name}");
+        let secret = node.ask(&owner, "PUT", &path, "regenerate=1").await.data()["value"].clone();
+        Who::Token(format!("owner@pve!{name}={}", secret.as_str().unwrap()))
+    };
+    let (a, b) = (token("aa").await, token("bb").await);
+    let by_owner = node.ask(&owner, "POST", "/nodes/n1/qemu/100/status/start", "").await.data();
+    let by_a = node.ask(&a, "POST", "/nodes/n1/qemu/100/status/stop", "").await.data();
+    for upid in [&by_owner, &by_a] {
+        node.done(upid).await;
+    }
+    let seen = async |who: &Who| {
+        let list = node.ask(who, "GET", "/nodes/n1/tasks", "").await.data();
+        list.as_array().unwrap().len()
+    };
+    assert_eq!(seen(&owner).await, 2);
+    assert_eq!(seen(&a).await, 1);
+    assert_eq!(seen(&b).await, 0);
+    for (who, upid, may) in
+        [(&owner, &by_a, true), (&a, &by_owner, false), (&b, &by_a, false), (&a, &by_a, true)]
+    {
+        let path = format!("/nodes/n1/tasks/{}", upid.as_str().unwrap());
+        for (method, path) in
+            [("GET", format!("{path}/status")), ("GET", format!("{path}/log")), ("DELETE", path)]
+        {
+            let line = node.ask(who, method, &path, "").await.line;
+            assert_eq!(line == "200 OK", may, "{method} {path}: {line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_event_stream_ends_with_its_readers_rights() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let node = Node::start(USERS, &ALL).await;
+    let owner = node.sign_in("owner@pve").await;
+    let made = node.ask(&owner, "POST", "/access/users/owner@pve/token/ci", "privsep=0").await.data();
+    let secret = made["value"].as_str().unwrap();
+    let Who::Ticket(ticket, _) = node.sign_in("auditor@pve").await else { panic!("a ticket") };
+    let follow = async |shown: String| {
+        let mut stream = tokio::net::TcpStream::connect(node.addr).await.unwrap();
+        let rq = format!(
+            "GET /api2/json/cluster/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{shown}\r\n\r\n"
+        );
+        stream.write_all(rq.as_bytes()).await.unwrap();
+        let mut begin = String::new();
+        while !begin.contains("following") && !begin.contains("reset") {
+            let mut some = [0; 4096];
+            let n = stream.read(&mut some).await.unwrap();
+            assert!(n > 0, "{begin}");
+            begin += std::str::from_utf8(&some[..n]).unwrap();
+        }
+        stream
+    };
+    let mut by_token = follow(format!("Authorization: PVEAPIToken=owner@pve!ci={secret}")).await;
+    let mut by_ticket = follow(format!("Cookie: PVEAuthCookie={ticket}")).await;
+    let mut rest = String::new();
+    node.ask(&owner, "PUT", "/access/users/owner@pve/token/ci", "regenerate=1").await.data();
+    node.ops.events.emit("node", "node/after-the-secret", json!({}));
+    by_token.read_to_string(&mut rest).await.unwrap();
+    assert!(!rest.contains("after-the-secret"), "{rest}");
+
+    let txn = stead_conf::Txn::new("root@pam")
+        .put(stead_model::paths::USER_CFG, USERS.replace("auditor@pve:1", "auditor@pve:0").into_bytes());
+    node.ops.conf.transact(txn).await.unwrap();
+    node.ops.events.emit("node", "node/after-the-user", json!({}));
+    rest.clear();
+    by_ticket.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.contains("after-the-secret") && !rest.contains("after-the-user"), "{rest}");
+}
+
+#[tokio::test]
+async fn what_is_no_task_has_nothing_below_and_comments_have_an_end() {
+    let node = Node::start(USERS, &ALL).await;
+    let root = node.sign_in("root@pam").await;
+    let wrong = node.ask(&root, "GET", "/nodes/n1/tasks/UPID:xx", "").await;
+    assert!(wrong.body["errors"]["upid"].is_string(), "{} {}", wrong.line, wrong.body);
+    let comment = format!("comment={}", "x".repeat(256));
+    let long = node.ask(&root, "POST", "/access/users/root@pam/token/ci", &comment).await;
+    assert!(long.body["errors"]["comment"].is_string(), "{} {}", long.line, long.body);
+    node.ask(&root, "POST", "/access/users/root@pam/token/ci", &comment[..263]).await.data();
+    let change = node.ask(&root, "PUT", "/access/users/root@pam/token/ci", &comment).await;
+    assert!(change.body["errors"]["comment"].is_string(), "{} {}", change.line, change.body);
+}
+
+#[tokio::test]
+async fn a_console_is_opened_once_by_its_ticket() {
+    let node = Node::start(USERS, &ALL).await;
+    let root = node.sign_in("root@pam").await;
+    with_a_vm(&node, &root).await;
+    let upid = node.ask(&root, "POST", "/nodes/n1/qemu/100/status/start", "").await.data();
+    assert_eq!(node.done(&upid).await, "OK");
+    let open = async || {
+        let proxy = node.ask(&root, "POST", "/nodes/n1/qemu/100/vncproxy", "").await.data();
+        let ticket = proxy["ticket"].as_str().unwrap().replace('+', "%2B");
+        format!("/nodes/n1/qemu/100/vncwebsocket?port={}&vncticket={ticket}", proxy["port"].as_str().unwrap())
+    };
+    // Without a handshake the ticket is used all the same: it has been seen.
+    let (one, other) = (open().await, open().await);
+    for path in [&one, &other] {
+        let first = node.ask(&root, "GET", path, "").await.line;
+        assert!(!first.starts_with("401"), "{first}");
+        let again = node.ask(&root, "GET", path, "").await.line;
+        assert_eq!(again, "401 permission denied - this PVEVNC ticket was used before: ask for a new one");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_cannot_fit_is_refused_by_its_head() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let node = Node::start(USERS, &ALL).await;
+    let Who::Ticket(ticket, csrf) = node.sign_in("root@pam").await else { panic!("a ticket") };
+    let send = async |content: &str, name: &str, end: &str| {
+        let body = format!(
+            "{content}--B\r\nContent-Disposition: form-data; name=\"filename\"; filename=\"{name}\"\r\n\r\nhello{end}"
+        );
+        let length = if end.is_empty() { 1 << 30 } else { body.len() };
+        let rq = format!(
+            "POST /api2/json/nodes/n1/storage/local/upload HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Cookie: PVEAuthCookie={ticket}\r\nCSRFPreventionToken: {csrf}\r\nContent-Length: {length}\r\n\
+             Content-Type: multipart/form-data; boundary=B\r\n\r\n{body}"
+        );
+        let mut s = tokio::net::TcpStream::connect(node.addr).await.unwrap();
+        s.write_all(rq.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        s.read_to_string(&mut text).await.unwrap();
+        serde_json::from_str::<Value>(text.split_once("\r\n\r\n").unwrap().1).unwrap()
+    };
+    let is = |content: &str| {
+        format!("--B\r\nContent-Disposition: form-data; name=\"content\"\r\n\r\n{content}\r\n")
+    };
+    for (content, name, parameter) in [
+        (is("iso"), "x.txt", "filename"),
+        (is("iso"), "a:b.iso", "filename"),
+        (is("images"), "a.raw", "content"),
+        (String::new(), "x.txt", "filename"),
+    ] {
+        let answer = send(&content, name, "").await;
+        assert!(answer["errors"][parameter].is_string(), "{content} {name}: {answer}");
+    }
+    let kept = std::fs::read_dir(&node.ops.me.dir).unwrap();
+    let left: Vec<_> =
+        kept.map(|e| e.unwrap().file_name()).filter(|n| n.to_string_lossy().starts_with("spool")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let taken = send(&is("iso"), "A.ISO", "\r\n--B--\r\n").await;
+    assert_eq!(node.done(&taken["data"]).await, "OK");
+}
+
+#[tokio::test]
 async fn a_token_works_until_it_is_changed_or_removed() {
     let node = Node::start(USERS, &ALL).await;
     let owner = node.sign_in("owner@pve").await;
@@ -310,9 +465,13 @@ async fn who_may_let_nodes_in_gets_a_token() {
     let plain = node.ask(&auditor, "GET", &format!("{join}?node=n1"), "").await.data();
     assert_eq!((&plain["information"], &plain["token"]), (&json!("for auditor@pve"), &Value::Null));
     let refused = node.ask(&auditor, "GET", &format!("{join}?with-token=1"), "").await;
-    assert!(refused.line.starts_with("403 "), "{}", refused.line);
-    let with = node.ask(&root, "GET", &format!("{join}?with-token=1"), "").await.data();
-    assert_eq!(with["token"], "secret");
+    assert!(refused.line.starts_with("400 "), "to look changes nothing: {}", refused.line);
+    let make = "/cluster/config/join-token";
+    assert!(node.ask(&auditor, "POST", make, "").await.line.starts_with("403 "));
+    let Who::Ticket(ticket, _) = &root else { panic!("a ticket") };
+    let unsure = node.ask(&Who::Ticket(ticket.clone(), "none".into()), "POST", make, "").await;
+    assert!(unsure.line.contains("invalid csrf token"), "{}", unsure.line);
+    assert_eq!(node.ask(&root, "POST", make, "").await.data()["token"], "secret");
     let other = node.ask(&root, "GET", &format!("{join}?node=n2"), "").await;
     assert_eq!(other.data()["preferred_node"], "n2");
 }

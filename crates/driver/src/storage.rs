@@ -27,6 +27,38 @@ pub enum Content {
     Import,
 }
 
+impl Content {
+    /// How the names of files of this content end that a user may bring, in small letters; no others are taken. Empty:
+    /// files of this content are not brought.
+    pub fn brought(self) -> &'static [&'static str] {
+        match self {
+            Self::Iso => &["iso", "img"],
+            Self::Vztmpl => &["tar.gz", "tar.xz", "tar.zst", "tar.bz2", "tar"],
+            Self::Import => &["qcow2", "raw", "vmdk", "ova", "ovf"],
+            Self::Images | Self::Rootdir | Self::Backup | Self::Snippets => &[],
+        }
+    }
+
+    /// The one of [`Self::brought`] that a file's name ends in, in letters of any size; none if it does not fit.
+    pub fn suffix_of(self, file: &str) -> Option<&'static str> {
+        let name = file.to_ascii_lowercase();
+        let ends = |s: &&&str| {
+            name.strip_suffix(**s)
+                .and_then(|stem| stem.strip_suffix('.'))
+                .is_some_and(|stem| !stem.is_empty())
+        };
+        self.brought().iter().find(ends).copied()
+    }
+}
+
+/// Whether a file's name is one path component, visible, of characters that clients and logs survive.
+pub fn is_plain_name(file: &str) -> bool {
+    (1..=255).contains(&file.len())
+        && !file.starts_with('.')
+        && !file.contains(['/', '\\', ':'])
+        && !file.chars().any(char::is_control)
+}
+
 /// A volume as `content` lists it. Sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeInfo {

@@ -45,12 +45,17 @@ pub struct Others {
 
 #[async_trait]
 impl Cluster for Others {
+    fn me(&self) -> &NodeName {
+        &self.ops.me.name
+    }
+
     async fn place(&self, target: &Target<'_>) -> Result<Place, Error> {
         let me = &self.ops.me.name;
         let node = match (target.runs, target.node, target.vmid) {
-            (Runs::AtGuest, Some(node), Some(vmid)) if target.changes => self.ops.guest_of(node, vmid).await?,
+            (Runs::AtGuest, Some(node), Some(vmid)) if target.changes => {
+                self.ops.guest_of(node, vmid).await?
+            }
             (Runs::AtGuest, _, Some(vmid)) => self.ops.guest_at(vmid)?.own.value.owner,
-            (Runs::AtGuest | Runs::AtNode, Some("localhost"), _) => return Ok(Place::Here),
             (Runs::AtGuest | Runs::AtNode, Some(name), _) => {
                 let name: NodeName =
                     name.parse().map_err(|_| Error::failed(format!("hostname lookup '{name}' failed")))?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use stead_driver::storage::Space;
+use stead_driver::storage::is_plain_name;
 pub use stead_driver::storage::{Content, NewVolume, VolumeInfo};
 use stead_model::storage_cfg::Storage;
 use stead_model::{NodeName, StorageId, Upid, VolumeId};
@@ -56,12 +57,12 @@ fn config(s: &Storage) -> Map<String, Value> {
     o
 }
 
-/// Whether the actor may see a storage at all.
 /// Whether a guest that goes from one node to the other finds there what it has here.
 fn reaches(s: &Storage, here: &NodeName, there: &NodeName) -> bool {
     s.is_enabled_on(there) && (s.shared || here == there)
 }
 
+/// Whether the actor may see a storage at all.
 fn visible(actor: &Actor, id: &StorageId) -> bool {
     let path = format!("/storage/{id}");
     ["Datastore.Audit", "Datastore.AllocateSpace", "Datastore.Allocate"].iter().any(|p| actor.may(&path, p))
@@ -182,6 +183,39 @@ impl Ops {
             cx.log(format!("new volume '{}'", done?.volid));
             Ok(())
         })
+    }
+
+    /// Refuses a file that a user brings, by what is known before it has arrived; `content` may not be known yet.
+    pub fn check_upload(
+        &self,
+        storage: &StorageId,
+        content: Option<Content>,
+        name: &str,
+    ) -> Result<(), OpsError> {
+        const ALL: [Content; 3] = [Content::Iso, Content::Vztmpl, Content::Import];
+        if !is_plain_name(name) {
+            return Err(OpsError::invalid(
+                "filename",
+                "the name must be a plain file name: without '/', '\\' and ':', and no dot at its beginning",
+            ));
+        }
+        let (asked, one);
+        match content {
+            Some(c) if ALL.contains(&c) => {
+                self.check_content(storage, c)?;
+                one = [c];
+                asked = one.as_slice();
+            }
+            Some(_) => {
+                return Err(OpsError::invalid("content", "only iso, vztmpl and import can be uploaded"));
+            }
+            None => asked = &ALL,
+        }
+        if asked.iter().any(|c| c.suffix_of(name).is_some()) {
+            return Ok(());
+        }
+        let fit: Vec<_> = asked.iter().flat_map(|c| c.brought()).map(|s| format!(".{s}")).collect();
+        Err(OpsError::invalid("filename", format!("the name must end in one of {}", fit.join(", "))))
     }
 
     fn check_content(&self, storage: &StorageId, content: Content) -> Result<(), OpsError> {

@@ -1,4 +1,5 @@
-//! Tasks of this node, as far as the actor may see them: one's own, and others' with `Sys.Audit` on the node.
+//! Tasks of this node, as far as the actor may see them: one's own (see [`is_own`]), and others' with `Sys.Audit` on the
+//! node.
 
 use crate::{Actor, Ops, OpsError};
 use serde::{Deserialize, Serialize};
@@ -89,11 +90,14 @@ pub struct TaskStatus {
     pub exitstatus: Option<String>,
 }
 
+/// Whether a task is `who`'s own: a user's are those of their tokens too, a token's are its own alone.
+pub fn is_own(who: &str, upid: &Upid) -> bool {
+    upid.user == who || upid.user.split_once('!').is_some_and(|(user, _)| user == who)
+}
+
 impl Ops {
     fn is_own(actor: &Actor, upid: &Upid) -> bool {
-        // A token sees its user's tasks and those of the user's other tokens, as the user does.
-        let owner = |who: &str| who.split('!').next().unwrap_or_default().to_owned();
-        owner(&actor.who) == owner(&upid.user)
+        is_own(&actor.who, upid)
     }
 
     fn node_path(upid: &Upid) -> String {

@@ -50,6 +50,7 @@ pub struct NewToken {
     /// The token's name.
     tokenid: TokenName,
     /// For people.
+    #[param(max_length = 255)]
     comment: Option<String>,
     /// When it ends, in seconds since 1970; 0: never.
     #[param(min = 0)]
@@ -66,6 +67,7 @@ pub struct ChangeToken {
     /// The token's name.
     tokenid: TokenName,
     /// For people.
+    #[param(max_length = 255)]
     comment: Option<String>,
     /// Settings to take back.
     delete: Vec<String>,

@@ -2,6 +2,9 @@
 //!
 //! Each event carries a cursor as its id; a reader that comes back with it (as `Last-Event-ID`, or `since`) misses
 //! nothing. A `reset` says that too much was missed: read all objects afresh and go on from there.
+//!
+//! Who reads is found out again before each event: a stream ends with its reader's ticket, token or user, and shows what
+//! its reader may see now.
 
 use crate::framework::{Access, BoxError, Bytes, Caller};
 use futures_util::stream::{self, Stream, StreamExt};
@@ -13,6 +16,7 @@ use std::time::Duration;
 use stead_api_derive::Params;
 use stead_model::{Upid, paths};
 use stead_ops::events::{Event, Reader};
+use stead_ops::task_view::is_own;
 use tokio::sync::broadcast::error::RecvError;
 
 /// A comment is sent when nothing happens for so long, so that proxies keep the connection.
@@ -32,7 +36,8 @@ endpoint! {
     fn call(cx, p: Follow) -> Bytes {
         let cursor = p.since.or_else(|| cx.last_event.clone());
         let reader = cx.ops().read_events(cursor.as_deref()).await;
-        let frames = follow(reader, cx.caller.clone()).map(|text| Ok::<_, BoxError>(Frame::data(bytes::Bytes::from(text))));
+        let standing = cx.standing.clone();
+        let frames = follow(reader, move || standing.caller()).map(|text| Ok::<_, BoxError>(Frame::data(bytes::Bytes::from(text))));
         Ok(Bytes {
             content_type: "text/event-stream",
             body: StreamBody::new(frames).boxed_unsync(),
@@ -42,15 +47,19 @@ endpoint! {
 }
 
 /// A caller's place in the stream.
-struct Place {
+struct Place<C> {
     reader: Reader,
     missed: VecDeque<Arc<Event>>,
-    caller: Caller,
+    /// Who it is now; none once it would not be let in any more.
+    caller: C,
     /// To be sent before anything else.
     first: Option<String>,
 }
 
-fn follow(mut reader: Reader, caller: Caller) -> impl Stream<Item = String> + Send + 'static {
+fn follow<C>(mut reader: Reader, caller: C) -> impl Stream<Item = String> + Send + 'static
+where
+    C: Fn() -> Option<Caller> + Send + 'static,
+{
     let missed = reader.missed.take();
     let first = if missed.is_some() { ": following\n\n" } else { RESET };
     let place =
@@ -60,7 +69,7 @@ fn follow(mut reader: Reader, caller: Caller) -> impl Stream<Item = String> + Se
 
 const RESET: &str = "event: reset\ndata: {}\n\n";
 
-impl Place {
+impl<C: Fn() -> Option<Caller>> Place<C> {
     async fn next(&mut self) -> Option<String> {
         if let Some(text) = self.first.take() {
             return Some(text);
@@ -69,13 +78,14 @@ impl Place {
             let event = match self.missed.pop_front() {
                 Some(event) => event,
                 None => match tokio::time::timeout(QUIET, self.reader.live.recv()).await {
-                    Err(_) => return Some(":\n\n".to_owned()),
+                    Err(_) => return (self.caller)().map(|_| ":\n\n".to_owned()),
                     Ok(Ok(event)) => event,
-                    Ok(Err(RecvError::Lagged(_))) => return Some(RESET.to_owned()),
+                    Ok(Err(RecvError::Lagged(_))) => return (self.caller)().map(|_| RESET.to_owned()),
                     Ok(Err(RecvError::Closed)) => return None,
                 },
             };
-            if visible(&self.caller, &event) {
+            let caller = (self.caller)()?;
+            if visible(&caller, &event) {
                 return Some(text(&event));
             }
         }
@@ -93,8 +103,7 @@ fn visible(caller: &Caller, event: &Event) -> bool {
     match event.kind {
         "guest" => event.id.split('/').nth(1).is_some_and(guest),
         "task-start" | "task-end" | "task-log" => event.id.parse::<Upid>().is_ok_and(|upid| {
-            upid.user.split('!').next() == Some(caller.id.user().as_str())
-                || caller.may(&format!("/nodes/{}", upid.node), "Sys.Audit")
+            is_own(&caller.id.to_string(), &upid) || caller.may(&format!("/nodes/{}", upid.node), "Sys.Audit")
         }),
         "object" => match paths::as_guest(&event.id) {
             Some((_, _, vmid)) => guest(&vmid.to_string()),
@@ -108,6 +117,7 @@ fn visible(caller: &Caller, event: &Event) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Instant;
     use stead_access::Directory;
     use stead_ops::events::Events;
@@ -119,7 +129,10 @@ mod tests {
     #[tokio::test]
     async fn a_reader_sees_what_it_missed_then_what_comes() {
         let (bus, now) = (Events::new(9), Instant::now());
-        let follow = |cursor, who| follow(bus.read(Some(cursor), now), caller(who));
+        let follow = |cursor, who| {
+            let who = caller(who);
+            follow(bus.read(Some(cursor), now), move || Some(who.clone()))
+        };
         let _here = bus.read(None, now);
         bus.emit("guest", "qemu/100", json!({"state": "running"}));
         bus.emit("node", "node/n1", json!({}));
@@ -138,5 +151,34 @@ mod tests {
         assert!(other.next().await.unwrap().contains("node/n2"), "guests that it may not see are left out");
         let mut old = std::pin::pin!(follow("8-1", "root@pam"));
         assert_eq!(old.next().await.unwrap(), RESET);
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_when_its_reader_would_not_be_let_in_any_more() {
+        let (bus, now) = (Events::new(9), Instant::now());
+        let in_still = Arc::new(AtomicBool::new(true));
+        let asked = in_still.clone();
+        let who = move || asked.load(Ordering::Relaxed).then(|| caller("root@pam"));
+        let mut all = std::pin::pin!(follow(bus.read(None, now), who));
+        all.next().await.unwrap();
+        bus.emit("node", "node/n1", json!({}));
+        assert!(all.next().await.unwrap().contains("node/n1"));
+        in_still.store(false, Ordering::Relaxed);
+        bus.emit("node", "node/n2", json!({}));
+        assert_eq!(all.next().await, None);
+    }
+
+    #[test]
+    fn a_tasks_events_are_its_starters_and_a_token_sees_its_own_alone() {
+        let event = |user: &str| Event {
+            cursor: String::new(),
+            kind: "task-log",
+            id: format!("UPID:n1:00000001:00000001:6553F100:qmstart:100:{user}:"),
+            data: json!({}),
+        };
+        let sees = |who: &str, user: &str| visible(&caller(who), &event(user));
+        assert!(sees("u@pve", "u@pve") && sees("u@pve", "u@pve!a"));
+        assert!(!sees("u@pve!a", "u@pve") && !sees("u@pve!a", "u@pve!b") && !sees("v@pve", "u@pve"));
+        assert!(sees("u@pve!a", "u@pve!a"));
     }
 }

@@ -1,6 +1,10 @@
 //! The context of one request.
 
+use super::Services;
+use super::auth::identify;
 use super::endpoint::Error;
+use super::serve::ConnInfo;
+use http::HeaderMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,6 +78,39 @@ impl Drop for Spooled {
     }
 }
 
+/// What a request has shown of who makes it, for answers that go on long after: rights end while they do.
+pub struct Standing<S> {
+    services: Arc<S>,
+    conn: ConnInfo,
+    headers: HeaderMap,
+    id: AuthId,
+}
+
+impl<S: Services> Standing<S> {
+    /// Remembers what a request has shown; `id` is who it was found to be of.
+    pub fn new(services: Arc<S>, conn: ConnInfo, headers: &HeaderMap, id: AuthId) -> Self {
+        let shows = [http::header::AUTHORIZATION, http::header::COOKIE]
+            .into_iter()
+            .chain([http::HeaderName::from_static(super::auth::FORWARDED_AUTH)]);
+        let mut kept = HeaderMap::new();
+        for name in shows {
+            for value in headers.get_all(&name) {
+                kept.append(name.clone(), value.clone());
+            }
+        }
+        Self { services, conn, headers: kept, id }
+    }
+
+    /// Who it is, with the rights of now; none once it would not be let in any more: its ticket has expired, its token
+    /// was changed or removed, its user was disabled.
+    pub fn caller(&self) -> Option<Caller> {
+        let authority = self.services.authority().ok()?;
+        let shown = identify(&*self.services, &authority, &self.conn, &self.headers, false).ok()??;
+        let caller = Caller { id: shown, directory: authority.directory, now: self.services.now() };
+        (caller.id == self.id && caller.directory.active(&caller.id, caller.now)).then_some(caller)
+    }
+}
+
 /// One request being carried out.
 pub struct Call<S> {
     /// Who calls.
@@ -86,6 +123,8 @@ pub struct Call<S> {
     pub upload: tokio::sync::Mutex<Option<Spooled>>,
     /// Where a follower of events was interrupted (`Last-Event-ID`).
     pub last_event: Option<String>,
+    /// To be asked again while the answer goes on.
+    pub standing: Arc<Standing<S>>,
 }
 
 impl<S> Call<S> {

@@ -344,8 +344,13 @@ pub trait Endpoint<S: Services>: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Where an uploaded file goes while it arrives: on the file system that it will stay on.
-    fn spool(_cx: &Call<S>, _captures: &Raw) -> impl Future<Output = Result<PathBuf, Error>> + Send {
+    /// Where an uploaded file goes while it arrives: on the file system that it will stay on. `before` has the
+    /// parameters that came before it. Refuses here what can be refused before a long file has been sent.
+    fn spool(
+        _cx: &Call<S>,
+        _before: &Raw,
+        _name: &str,
+    ) -> impl Future<Output = Result<PathBuf, Error>> + Send {
         async { Err(Error::failed("this endpoint takes no file")) }
     }
 
@@ -388,7 +393,12 @@ pub trait Handler<S: Services>: Send + Sync {
     /// Checks and carries out.
     fn call(&self, cx: Call<S>, raw: Raw) -> BoxFuture<'_, Result<Answered, Error>>;
     /// See [`Endpoint::spool`]; checks permission first.
-    fn spool<'a>(&'a self, cx: &'a Call<S>, captures: &'a Raw) -> BoxFuture<'a, Result<PathBuf, Error>>;
+    fn spool<'a>(
+        &'a self,
+        cx: &'a Call<S>,
+        before: &'a Raw,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<PathBuf, Error>>;
 }
 
 /// An [`Endpoint`] as a [`Handler`].
@@ -461,10 +471,15 @@ impl<S: Services, E: Endpoint<S>> Handler<S> for Of<E> {
         })
     }
 
-    fn spool<'a>(&'a self, cx: &'a Call<S>, captures: &'a Raw) -> BoxFuture<'a, Result<PathBuf, Error>> {
+    fn spool<'a>(
+        &'a self,
+        cx: &'a Call<S>,
+        before: &'a Raw,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<PathBuf, Error>> {
         Box::pin(async move {
-            self.meta.access.check(&cx.caller, captures)?;
-            E::spool(cx, captures).await
+            self.meta.access.check(&cx.caller, before)?;
+            E::spool(cx, before, name).await
         })
     }
 }

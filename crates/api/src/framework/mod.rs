@@ -24,7 +24,7 @@ pub mod socket;
 #[macro_use]
 pub mod types;
 
-pub use call::{Call, Caller, Spooled};
+pub use call::{Call, Caller, Spooled, Standing};
 pub use endpoint::{
     Access, Answer, Answered, Bytes, Either, Endpoint, Error, Handler, Json, Meta, Null, Of, Page, Route,
     Runs, delete, get, post, put,

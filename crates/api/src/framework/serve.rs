@@ -1,7 +1,7 @@
 //! One request from its arrival to its answer.
 
 use super::auth::{self, FORWARDED_AUTH, FORWARDED_HOPS, FORWARDED_REMOTE, INTERNAL};
-use super::call::{Call, Caller};
+use super::call::{Call, Caller, Standing};
 use super::compress::{accepts, gzip};
 use super::endpoint::{Access, Answered, Error, Handler, Runs};
 use super::params::Raw;
@@ -10,7 +10,7 @@ use super::router::{Registry, read_form};
 use super::{Authority, Body, BoxError, Services, request};
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONNECTION, EXPECT, TE, TRAILER, UPGRADE};
+use http::header::{CONNECTION, EXPECT, HOST, ORIGIN, TE, TRAILER, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -72,6 +72,8 @@ pub enum Place {
 /// The other nodes, as the dispatcher needs them.
 #[async_trait]
 pub trait Cluster: Send + Sync + 'static {
+    /// This node, which clients may call `localhost`.
+    fn me(&self) -> &NodeName;
     /// Where a request must be carried out. A node or guest that does not exist is an error.
     async fn place(&self, target: &Target<'_>) -> Result<Place, Error>;
     /// Sends a request to another node, as it is. The answer keeps its reason phrase, and after status 101 its
@@ -119,6 +121,9 @@ impl<S: Services> Api<S> {
                 parts.headers.remove(name);
             }
         }
+        if let Err(e) = self.name_this_node(&mut parts) {
+            return respond::error(Format::Json, &e);
+        }
         let path = parts.uri.path().to_owned();
         if path == "/api2/openapi.json" && parts.method == http::Method::GET {
             let small = self.document_small.clone().filter(|_| accepts(&parts.headers, "gzip"));
@@ -139,6 +144,19 @@ impl<S: Services> Api<S> {
         answer.unwrap_or_else(|e| respond::error(format, &e))
     }
 
+    /// Puts this node's name in the place of `localhost`: whoever carries the request out, and whoever checks permission
+    /// on the node, needs to know which one is meant.
+    fn name_this_node(&self, parts: &mut Parts) -> Result<(), Error> {
+        let Some((prefix, rest)) = parts.uri.path().split_once("/nodes/localhost") else { return Ok(()) };
+        if !matches!(prefix, "/api2/json" | "/api2/extjs") || !(rest.is_empty() || rest.starts_with('/')) {
+            return Ok(());
+        }
+        let query = parts.uri.query().map(|q| format!("?{q}")).unwrap_or_default();
+        let text = format!("{prefix}/nodes/{}{rest}{query}", self.cluster.me());
+        parts.uri = text.parse().map_err(|e| Error::failed(format!("'{text}': {e}")))?;
+        Ok(())
+    }
+
     async fn dispatch(
         &self,
         handler: &Arc<dyn Handler<S>>,
@@ -149,6 +167,9 @@ impl<S: Services> Api<S> {
         format: Format,
     ) -> Result<Response<Body>, Error> {
         let meta = handler.meta();
+        if !matches!(conn.from, From::Peer { .. }) {
+            same_site(&parts.headers)?;
+        }
         let authority = self.services.authority()?;
         let id = match auth::identify(&*self.services, &authority, conn, &parts.headers, meta.route.changes())
         {
@@ -168,6 +189,7 @@ impl<S: Services> Api<S> {
         }
         let zipped = !meta.route.changes() && accepts(&parts.headers, "gzip");
         let upgrade = parts.extensions.remove::<OnUpgrade>();
+        let limit = if id.is_some() { request::LIMIT } else { request::STRANGER };
         let cx = self.call_of(id, &authority, &parts.headers, conn)?;
         let mut raw = captures;
         if let Some(query) = parts.uri.query() {
@@ -176,7 +198,7 @@ impl<S: Services> Api<S> {
         if meta.upload {
             request::read_upload(handler.as_ref(), &cx, &parts.headers, body, &mut raw).await?;
         } else {
-            request::read_params(&parts.headers, body, &mut raw).await?;
+            request::read_params(&parts.headers, body, &mut raw, limit).await?;
         }
         match handler.call(cx, raw).await? {
             Answered::Socket(socket) => socket.answer(&parts.headers, upgrade),
@@ -198,7 +220,9 @@ impl<S: Services> Api<S> {
             None => AuthId::User(UserId::new("anonymous@none").map_err(|e| Error::failed(e.to_string()))?),
         };
         let remote = text(FORWARDED_REMOTE).and_then(|r| r.parse().ok()).or(conn.remote);
+        let standing = Standing::new(self.services.clone(), conn.clone(), headers, id.clone());
         Ok(Call {
+            standing: Arc::new(standing),
             caller: Caller { id, directory: authority.directory.clone(), now: self.services.now() },
             services: self.services.clone(),
             remote,
@@ -247,6 +271,22 @@ impl<S: Services> Api<S> {
         }
         Ok(answer)
     }
+}
+
+/// Refuses a WebSocket that a page of another site opens: browsers send cookies with it, and let any page read from it.
+fn same_site(headers: &HeaderMap) -> Result<(), Error> {
+    let text = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or_default();
+    if !headers.contains_key(UPGRADE) || !headers.contains_key(ORIGIN) {
+        return Ok(());
+    }
+    let (origin, host) = (text(ORIGIN).to_ascii_lowercase(), text(HOST).to_ascii_lowercase());
+    let (scheme, site) = origin.split_once("://").unwrap_or_default();
+    let port = if scheme == "http" { ":80" } else { ":443" };
+    let plain = |name: &str| name.strip_suffix(port).unwrap_or(name).to_owned();
+    if site.is_empty() || plain(site) != plain(&host) {
+        return Err(Error::forbidden(format!("a page of '{origin}' may not connect to '{host}'")));
+    }
+    Ok(())
 }
 
 /// Removes what belongs to the client's connection and not to the request. An upgrade goes on.

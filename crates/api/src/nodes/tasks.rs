@@ -4,7 +4,7 @@ use crate::framework::{Access, Bytes, Either, Error, Json, Null, Page, full};
 use serde::Serialize;
 use stead_api_derive::{Params, Schema};
 use stead_model::{NodeName, Upid, Vmid};
-use stead_ops::task_view::{Filter, Outcome, Source, TaskRow, TaskStatus};
+use stead_ops::task_view::{Filter, Outcome, Source, TaskRow, TaskStatus, is_own};
 
 choice! {
     /// Which tasks.
@@ -159,8 +159,7 @@ endpoint! {
     /// Asks a task to stop: one's own, or any with Sys.Modify on the node.
     Stop = delete("/nodes/{node}/tasks/{upid}"), AtNode, Access::Inside("one's own task, or Sys.Modify on /nodes/{node}");
     authorize: |caller, p| {
-        let owner = p.upid.user.split('!').next().unwrap_or_default();
-        if owner == caller.id.user().as_str() {
+        if is_own(&caller.id.to_string(), &p.upid) {
             Ok(())
         } else {
             caller.require(&format!("/nodes/{}", p.upid.node), &["Sys.Modify"])

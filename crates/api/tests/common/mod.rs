@@ -55,6 +55,8 @@ impl StorageType for Fakes {
 /// Nobody else is there.
 struct Alone;
 
+static NAME: std::sync::LazyLock<NodeName> = std::sync::LazyLock::new(|| "n1".parse().unwrap());
+
 fn away(to: &NodeRecord) -> PeerError {
     PeerError::Unreachable { node: to.name.clone(), why: "this test has one node".into() }
 }
@@ -127,6 +129,9 @@ impl Admin for Alone {
 
 #[async_trait]
 impl Cluster for Alone {
+    fn me(&self) -> &NodeName {
+        &NAME
+    }
     async fn place(&self, _: &Target<'_>) -> Result<Place, Error> {
         Ok(Place::Here)
     }
@@ -187,12 +192,12 @@ async fn report(ops: &Ops, seq: u64) -> NodeReport {
         started: ops.me.started,
         lease: true,
         listens: ops.events.listens(std::time::Instant::now()),
+        fingerprint: None,
         stats: NodeStats::default(),
         guests,
         storages: vec![],
         tasks: vec![],
         ha: Value::Null,
-        fingerprint: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! A storage in memory.
 
 use crate::guest::ResolvedVolume;
-use crate::storage::{Content, NewVolume, Space, StorageDriver, StorageError, VolumeInfo};
+use crate::storage::{Content, NewVolume, Space, StorageDriver, StorageError, VolumeInfo, is_plain_name};
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -86,19 +86,15 @@ fn invalid<T>(parameter: &'static str, why: impl Into<String>) -> Result<T, Stor
     Err(StorageError::Invalid { parameter, why: why.into() })
 }
 
-fn plain(file: &str) -> bool {
-    !file.is_empty() && !file.starts_with('.') && !file.contains('/') && !file.chars().any(char::is_control)
-}
-
-/// The folder and the suffixes of an upload's content.
+/// The folder of an upload's content, and the suffixes besides those of [`Content::brought`].
 fn upload(content: Content) -> (&'static str, &'static [&'static str]) {
     match content {
         Content::Images | Content::Rootdir => ("images", &[".raw", ".qcow2"]),
-        Content::Iso => ("iso", &[".iso", ".img"]),
-        Content::Vztmpl => ("vztmpl", &[".tar.gz", ".tar.xz", ".tar.zst"]),
+        Content::Iso => ("iso", &[]),
+        Content::Vztmpl => ("vztmpl", &[]),
         Content::Backup => ("backup", &[".vma", ".vma.zst"]),
         Content::Snippets => ("snippets", &[""]),
-        Content::Import => ("import", &[".qcow2", ".raw", ".vmdk", ".ova", ".ovf"]),
+        Content::Import => ("import", &[]),
     }
 }
 
@@ -148,7 +144,7 @@ impl StorageDriver for FakeStorage {
         let name = match &new.name {
             Some(file) => {
                 let fits = file.strip_prefix(&format!("vm-{id}-")).is_some_and(|rest| !rest.is_empty());
-                if !plain(file) || !fits {
+                if !is_plain_name(file) || !fits {
                     return invalid("filename", format!("illegal name - should be 'vm-{id}-*'"));
                 }
                 format!("{id}/{file}")
@@ -221,7 +217,8 @@ impl StorageDriver for FakeStorage {
         }
         let (folder, suffixes) = upload(content);
         let file = name.strip_prefix(&format!("{folder}/")).unwrap_or(name);
-        if !plain(file) || !suffixes.iter().any(|s| file.ends_with(s)) {
+        let fits = content.suffix_of(file).is_some() || suffixes.iter().any(|s| file.ends_with(s));
+        if !is_plain_name(file) || !fits {
             return invalid("volume", format!("unable to parse volume name '{}'", name.escape_debug()));
         }
         let full = format!("{folder}/{file}");

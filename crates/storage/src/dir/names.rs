@@ -5,7 +5,7 @@
 
 use super::options::{CONTENTS, content_word};
 use std::collections::BTreeMap;
-use stead_driver::storage::{Content, StorageError};
+use stead_driver::storage::{Content, StorageError, is_plain_name};
 use stead_model::Vmid;
 
 /// Which sub-directory holds which content, relative to the storage's directory.
@@ -37,7 +37,7 @@ impl Layout {
             let (word, dir) = pair.split_once('=').ok_or_else(bad)?;
             let content = CONTENTS.into_iter().find(|c| content_word(*c) == word).ok_or_else(bad)?;
             let dir = dir.trim_matches('/');
-            if dir.split('/').any(|part| !is_plain(part)) {
+            if dir.split('/').any(|part| !is_plain_name(part)) {
                 return Err(bad());
             }
             dirs.insert(content, dir.to_owned());
@@ -59,7 +59,7 @@ impl Layout {
         let Some((first, file)) = name.split_once('/') else {
             return Err(bad("it has no '/'"));
         };
-        if !is_plain(file) {
+        if !is_plain_name(file) {
             return Err(bad("the file must be one plain name that does not begin with a dot"));
         }
         if first.bytes().all(|b| b.is_ascii_digit()) {
@@ -76,11 +76,11 @@ impl Layout {
             });
         }
         let (content, format) = match first {
-            "iso" => (Content::Iso, suffix(file, &["iso", "img"]).map(|_| "iso")),
-            "vztmpl" => (Content::Vztmpl, suffix(file, &["tar.gz", "tar.xz", "tar.zst", "tar.bz2", "tar"])),
+            "iso" => (Content::Iso, Content::Iso.suffix_of(file).map(|_| "iso")),
+            "vztmpl" => (Content::Vztmpl, Content::Vztmpl.suffix_of(file)),
             "backup" => (Content::Backup, backup_format(file)),
             "snippets" => (Content::Snippets, Some("snippet")),
-            "import" => (Content::Import, suffix(file, &["qcow2", "raw", "vmdk", "ova", "ovf"])),
+            "import" => (Content::Import, Content::Import.suffix_of(file)),
             _ => return Err(bad("it names no known content")),
         };
         let format = format.ok_or_else(|| bad("the file's suffix does not fit its content"))?;
@@ -111,14 +111,6 @@ pub struct Volume {
     pub path: String,
     /// `raw`, `qcow2`, `iso`, ...
     pub format: String,
-}
-
-/// One visible path component, of characters that clients and logs survive.
-fn is_plain(part: &str) -> bool {
-    (1..=255).contains(&part.len())
-        && !part.starts_with('.')
-        && !part.contains(['/', '\\', ':'])
-        && !part.chars().any(char::is_control)
 }
 
 fn suffix<'a>(file: &str, suffixes: &[&'a str]) -> Option<&'a str> {
@@ -155,6 +147,7 @@ mod tests {
         for (name, path, content) in [
             ("100/vm-100-disk-0.qcow2", "images/100/vm-100-disk-0.qcow2", Content::Images),
             ("iso/a b.iso", "my/isos/a b.iso", Content::Iso),
+            ("iso/A.ISO", "my/isos/A.ISO", Content::Iso),
             ("snippets/hook.pl", "snippets/hook.pl", Content::Snippets),
             ("import/x.qcow2", "import/x.qcow2", Content::Import),
             ("vztmpl/d.tar.zst", "template/cache/d.tar.zst", Content::Vztmpl),

@@ -2,7 +2,7 @@
 
 use super::content::ContentType;
 use crate::backend::{Backend, Cx};
-use crate::framework::{Access, Endpoint, Error, Raw, Route, Runs, post};
+use crate::framework::{Access, Endpoint, Error, Param, Raw, Route, Runs, post};
 use std::path::PathBuf;
 use stead_api_derive::Params;
 use stead_model::{NodeName, StorageId, Upid};
@@ -52,20 +52,18 @@ impl Endpoint<Backend> for Upload {
     type Params = UploadFile;
     type Answer = Upid;
 
-    async fn spool(cx: &Cx, captures: &Raw) -> Result<PathBuf, Error> {
+    async fn spool(cx: &Cx, before: &Raw, name: &str) -> Result<PathBuf, Error> {
         let wrong = |e: stead_model::IdError| Error::parameter("storage", e.to_string());
-        let storage: StorageId = captures.first("storage").unwrap_or_default().parse().map_err(wrong)?;
+        let storage: StorageId = before.first("storage").unwrap_or_default().parse().map_err(wrong)?;
+        // What is not valid here is refused with all other parameters.
+        let content = before.first("content").and_then(|c| ContentType::read(c).ok());
+        cx.ops().check_upload(&storage, content.map(Into::into), name)?;
         Ok(cx.ops().spool(&storage).await?)
     }
 
     async fn call(cx: &Cx, p: UploadFile) -> Result<Upid, Error> {
         cx.ops().member(&p.node)?;
-        if !matches!(p.content, ContentType::Iso | ContentType::Vztmpl | ContentType::Import) {
-            return Err(Error::parameter("content", "only iso, vztmpl and import can be uploaded"));
-        }
-        if p.filename.contains(['/', '\\']) || p.filename.starts_with('.') {
-            return Err(Error::parameter("filename", "the name must be a plain file name"));
-        }
+        cx.ops().check_upload(&p.storage, Some(p.content.into()), &p.filename)?;
         let checksum = match (p.checksum, p.algorithm) {
             (Some(value), Some(a)) => Some(Checksum { algorithm: a.word().to_owned(), value }),
             _ => None,
