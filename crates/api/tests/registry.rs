@@ -165,6 +165,9 @@ fn the_table_for_users_is_what_the_registry_says() {
     let mut text = "# The API's endpoints\n\n\
         Made from the registry. Paths are below `/api2/json` (or `/api2/extjs`); all else answers 501. A parameter that\n\
         is not taken may be given as 0 or empty: then it asks for nothing.\n\n\
+        Any node answers for all: a request is handed on to the node that its path names. What looks at a guest is handed\n\
+        on to the guest's node, whichever the path names; what changes a guest must name the node that it is on, and else\n\
+        fails: \"VM … does not exist on node …\".\n\n\
         | endpoint | what | allowed for | parameters not taken |\n|---|---|---|---|\n"
         .to_owned();
     for m in metas {

@@ -2,7 +2,7 @@
  * What the endpoints that the console calls take. Made by `npm run api` from crates/api/openapi.json; not to be
  * edited. It stays whole, as it is made.
  *
- * Document: f95e3e425b1102197c2838719a6b1c022f70ad60b116d6ef707fc438d1002d8b
+ * Document: 5bf8e0b97d10f400137c98c93e0437bb40473682471d11e75eba2afe3be79269
  */
 
 export interface paths {
@@ -294,7 +294,7 @@ export interface paths {
                                  * @description What it is about.
                                  * @enum {string}
                                  */
-                                type: "quorum" | "master" | "lrm" | "service";
+                                type: "quorum" | "master" | "lrm" | "service" | "fencing";
                                 /** @description Where; empty where that is not known. */
                                 node: string;
                                 /** @description For people. */
@@ -325,6 +325,10 @@ export interface paths {
                                 guarded?: 0 | 1;
                                 /** @description Of a guest: why it is in that state. */
                                 reason?: string | null;
+                                /** @description Of fencing: `armed`, `standby`, `disarming`, `disarmed`. */
+                                "armed-state"?: string;
+                                /** @description Of fencing: what becomes of resources while HA is disarmed. */
+                                resource_mode?: string | null;
                             }[];
                         };
                     };
@@ -422,8 +426,6 @@ export interface paths {
                                 diskread?: number;
                                 /** @description Of a guest, since its start. */
                                 diskwrite?: number;
-                                /** @description Of a node. */
-                                "cgroup-mode"?: number;
                                 /**
                                  * Format: pve-storage-id
                                  * @description Of a storage: its name.
@@ -548,8 +550,6 @@ export interface paths {
                                 uptime: number;
                                 /** @description Share of all CPUs. */
                                 cpu: number;
-                                /** @description Not told. */
-                                wait: number;
                                 /** @description The rest of the CPUs. */
                                 idle: number;
                                 /** @description Load of the last 1, 5 and 15 minutes. */
@@ -562,7 +562,7 @@ export interface paths {
                                     sysname: string;
                                     /** @description Its release. */
                                     release: string;
-                                    /** @description Not told. */
+                                    /** @description Its build. */
                                     version: string;
                                     /** @description The architecture. */
                                     machine: string;
@@ -614,25 +614,18 @@ export interface paths {
                                 cpuinfo: {
                                     /** @description Their name. */
                                     model: string;
-                                    /** @description How many. */
+                                    /** @description How many, each thread of a core counted. */
                                     cpus: number;
-                                    /** @description How many. */
+                                    /** @description Cores, of all sockets. */
                                     cores: number;
                                     /** @description Sockets. */
                                     sockets: number;
-                                    /** @description Not told. */
-                                    mhz: string;
-                                    /** @description Not told. */
-                                    hvm: string;
-                                    /** @description Not told. */
-                                    flags: string;
-                                    /** @description Ticks of the kernel's clock in a second. */
-                                    user_hz: number;
-                                };
-                                /** @description Merged memory. */
-                                ksm: {
-                                    /** @description Bytes. */
-                                    shared: number;
+                                    /** @description How fast the first one runs now, if the kernel tells. */
+                                    mhz?: string;
+                                    /** @description `1` if they can run guests by themselves, else `0`; where the kernel tells what they can. */
+                                    hvm?: string;
+                                    /** @description What they can, as the kernel names it. */
+                                    flags?: string;
                                 };
                                 /** @description How the host was started. */
                                 "boot-info": {
@@ -1140,10 +1133,10 @@ export interface paths {
                                      * @enum {integer}
                                      */
                                     is_unused: 0 | 1;
-                                    /** @description Not told: 0. */
-                                    size: number;
+                                    /** @description Its size in bytes, if it is known. */
+                                    size?: number;
                                 }[];
-                                /** @description Devices of the host: there are none. */
+                                /** @description Options that give it devices of the host. */
                                 local_resources: string[];
                                 /** @description Mapped devices of the host: there are none. */
                                 "mapped-resources": string[];
@@ -1251,7 +1244,7 @@ export interface paths {
                          * @default 0
                          */
                         skiplock?: boolean;
-                        /** @description How long a client would wait. A start has shorter limits of its own, so a longer one changes nothing. */
+                        /** @description Seconds within which it must run, or it is ended again; without it, or with 0, each step has its own limit. HA, which starts what it maintains, has limits of its own. */
                         timeout?: number;
                     };
                 };
@@ -1377,7 +1370,7 @@ export interface paths {
                          * @default 0
                          */
                         skiplock?: boolean;
-                        /** @description How long a client would wait. A stop has shorter limits of its own, so a longer one changes nothing. */
+                        /** @description Seconds that its process may take to flush its disks and end by itself, before it is killed; 10 without it. */
                         timeout?: number;
                         /**
                          * @description Volumes are never switched off, so they stay as they are in any case.
