@@ -114,7 +114,7 @@ fn note(ops: &Ops, commands: &[Command], txn: &mut Txn) -> Result<(), OpsError> 
             }
             Command::Record { sid, change } => match histories.entry(*sid) {
                 std::collections::btree_map::Entry::Occupied(mut known) => {
-                    known.get_mut().push(change.clone())
+                    known.get_mut().push(change.clone());
                 }
                 std::collections::btree_map::Entry::Vacant(new) => {
                     new.insert(ops.ha_history(*sid)?).push(change.clone());
