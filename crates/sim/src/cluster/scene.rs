@@ -602,6 +602,7 @@ impl World {
             services: scene.known.iter().map(service).collect(),
             nodes: self.nodes.iter().enumerate().map(node).collect(),
             events: scene.told,
+            rules: tree.manager.0.rule_errors.clone(),
             broken,
         }
     }
