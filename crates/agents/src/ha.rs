@@ -8,7 +8,7 @@ use std::time::Duration;
 use stead_conf::{Check, Op, Txn};
 use stead_ha::{
     Agent, AgentCommand, AgentReport, AgentService, AgentView, Attempt, Command, Ending, History,
-    ManagerState, step,
+    ManagerState, View, step,
 };
 use stead_model::ha_cfg::{HaResource, HaResources};
 use stead_model::{GuestKind, NodeName, Ownership, ServiceId, paths};
@@ -83,7 +83,7 @@ async fn manage_once(ops: &Ops, grant: &GrantHandle, known: &mut view::Known) ->
     if state != before {
         store::put_over(&mut txn, paths::HA_STATUS, revision, store::bytes(&state)?);
     }
-    note(ops, &commands, &mut txn)?;
+    note(ops, &view, &commands, &mut txn)?;
     if !txn.ops.is_empty() {
         ops.conf.transact(txn).await?;
         say_changes(ops, &before, &state);
@@ -123,7 +123,7 @@ fn what_changed(before: &ManagerState, now: &ManagerState) -> String {
 }
 
 /// What belongs into the commit of the state: requests that were taken, and what became of services.
-fn note(ops: &Ops, commands: &[Command], txn: &mut Txn) -> Result<(), OpsError> {
+fn note(ops: &Ops, view: &View, commands: &[Command], txn: &mut Txn) -> Result<(), OpsError> {
     let mut histories: BTreeMap<ServiceId, History> = BTreeMap::new();
     for command in commands {
         match command {
@@ -133,12 +133,15 @@ fn note(ops: &Ops, commands: &[Command], txn: &mut Txn) -> Result<(), OpsError> 
                     ops.events.emit("ha", id.clone(), serde_json::json!({"refused": reason}));
                 }
                 let path = format!("{COMMANDS}{id}");
-                txn.checks.push(Check::Exists(path.clone()));
-                txn.ops.push(Op::Delete(path));
+                // Not one that has taken its place meanwhile.
+                if let Some(request) = view.requests.get(id) {
+                    txn.checks.push(Check::Equals(path.clone(), store::bytes(request)?.into()));
+                    txn.ops.push(Op::Delete(path));
+                }
             }
             Command::Record { sid, change } => match histories.entry(*sid) {
                 std::collections::btree_map::Entry::Occupied(mut known) => {
-                    known.get_mut().push(change.clone())
+                    known.get_mut().push(change.clone());
                 }
                 std::collections::btree_map::Entry::Vacant(new) => {
                     new.insert(ops.ha_history(*sid)?).push(change.clone());

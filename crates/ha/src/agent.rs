@@ -498,7 +498,7 @@ mod tests {
         let mut v = view(ServiceState::Freeze, 7, true);
         assert!(v.wants_guard() && !agent.report(&v).disarmed);
         v = with_manager(v, |m| {
-            m.disarm = Some(Disarm { mode: DisarmMode::Freeze, ready: true, done: false })
+            m.disarm = Some(Disarm { mode: DisarmMode::Freeze, ready: true, done: false });
         });
         assert!(!v.wants_guard() && !agent.report(&v).disarmed);
         v.guarding = false;

@@ -36,7 +36,7 @@ pub use agent::{
 };
 pub use history::{Change, History};
 pub use manager::{lock_ends_with_its_node, step};
-pub use rules::{Conflict, conflicts};
+pub use rules::{Cause, Conflict, MovePreview, conflicts, preview};
 pub use state::{
     Command, Disarm, DisarmMode, Load, ManagerState, NodeMemory, NodeStatus, NodeView, NodeWord, Process,
     Request, Service, ServiceState, ServiceView, Stats, View,

@@ -4,6 +4,7 @@
 //! a unit of its own. A unit inherits its members' node-affinity rule and negative rules. Rules that cannot all be kept are
 //! left out at run time, each with its reason; whoever makes a rule is told before.
 
+use crate::state::{ManagerState, ServiceState};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use stead_model::ha_cfg::{HaRule, HaRuleKind};
 use stead_model::{NodeName, ServiceId};
@@ -367,6 +368,61 @@ impl Rules {
     pub fn is_empty(&self) -> bool {
         self.units.is_empty()
     }
+}
+
+/// By what kind of rule a move is blocked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// A strict node-affinity rule does not allow the node.
+    NodeAffinity,
+    /// A negative resource-affinity rule keeps it from a resource there.
+    ResourceAffinity,
+}
+
+/// What a user's move of a resource would mean.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MovePreview {
+    /// Resources that go with it.
+    pub with: Vec<ServiceId>,
+    /// Resources for whose sake it is refused, the moved one itself if the node is not allowed to it.
+    pub blocked_by: Vec<(ServiceId, Cause)>,
+}
+
+/// What a move of a resource to a node would mean by the rules, as things stand.
+pub fn preview(
+    rules: &[HaRule],
+    nodes: &BTreeSet<NodeName>,
+    state: &ManagerState,
+    sid: ServiceId,
+    target: &NodeName,
+) -> MovePreview {
+    let rules = Rules::compile(rules, nodes);
+    let Some((number, unit)) = rules.of(sid) else { return MovePreview::default() };
+    let of = |s: &ServiceId| state.service_status.get(s);
+    let runs = |s: &&ServiceId| {
+        of(s).is_some_and(|s| !matches!(s.state, ServiceState::Stopped | ServiceState::Error))
+    };
+    let alone = of(&sid).is_none_or(|s| s.state == ServiceState::Stopped);
+    let mut preview = MovePreview::default();
+    if unit.node_rule.as_ref().is_some_and(|r| r.strict && r.rank(target).is_none()) {
+        preview.blocked_by.push((sid, Cause::NodeAffinity));
+    }
+    if alone {
+        return preview;
+    }
+    preview.with = unit.members.iter().filter(|m| **m != sid).filter(runs).copied().collect();
+    let there = |s: &&ServiceId| {
+        of(s).is_some_and(|s| s.node == *target || s.target.as_ref() == Some(target)) && runs(s)
+    };
+    let others = rules
+        .units
+        .iter()
+        .enumerate()
+        .filter(|(n, u)| *n != number && u.apart.iter().any(|rule| unit.apart.contains(rule)));
+    let blocking: BTreeSet<ServiceId> =
+        others.flat_map(|(_, u)| u.members.iter().filter(there).copied()).collect();
+    preview.blocked_by.extend(blocking.into_iter().map(|s| (s, Cause::ResourceAffinity)));
+    preview
 }
 
 #[cfg(test)]

@@ -10,10 +10,11 @@ use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 use stead_conf::{Check, Op, Revision, Txn};
+use stead_model::ha_cfg::HaRules;
 use stead_model::sectionconfig::{Section, SectionConfig, SectionError};
 use stead_model::{GuestKind, NodeName, ServiceId, Upid, Vmid, paths};
 
-pub use stead_ha::{Change, DisarmMode, History, Request};
+pub use stead_ha::{Cause, Change, DisarmMode, History, MovePreview, Request};
 
 /// Below it: requests that the manager has not taken yet.
 pub const COMMANDS: &str = "ha/crm_commands/";
@@ -305,6 +306,17 @@ impl Ops {
             txn.ops.push(Op::Put(command_path(&request), data.into()));
         })
         .await
+    }
+
+    /// What a move of a resource would mean by the rules: who goes with it, and what speaks against it.
+    pub fn ha_preview(&self, sid: ServiceId, target: &NodeName) -> Result<MovePreview, OpsError> {
+        let (text, _) = self.file(paths::HA_RULES)?;
+        let rules = HaRules::parse(&text)
+            .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_RULES)))?;
+        let nodes = self.node_records().into_iter().map(|n| n.name).collect();
+        let state = serde_json::from_value(self.ha_manager_status()?)
+            .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_STATUS)))?;
+        Ok(stead_ha::preview(&rules.list().0, &nodes, &state, sid, target))
     }
 
     /// What became of a resource, and why: the oldest first.

@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use stead_sim::cluster::play;
-use stead_sim::scenario::{Happening, Kind, Scenario, Story, folder, text};
+use stead_sim::scenario::{Scenario, Story, folder, text};
 
 /// Fewer than this are not all that there were.
 const OURS: usize = 60;
@@ -21,36 +21,10 @@ fn name(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Starts of a service while an old copy of it may still run.
-fn unsafe_starts(events: &[Happening]) -> Vec<String> {
-    let mut running: BTreeMap<&str, &str> = BTreeMap::new();
-    let mut found = vec![];
-    for e in events {
-        let (Some(sid), node) = (e.service.as_deref(), e.node.as_deref().unwrap_or_default()) else {
-            continue;
-        };
-        match e.kind {
-            Kind::Start => {
-                if let Some(other) = running.insert(sid, node).filter(|n| *n != node) {
-                    found.push(format!("at {:?} {sid} starts on {node} and may run on {other}", e.at));
-                }
-            }
-            Kind::Stop | Kind::Died | Kind::Lost | Kind::Migrate | Kind::Relocate => {
-                running.remove(sid);
-            }
-            Kind::InCommand if e.extra.as_deref().is_some_and(|x| x.starts_with("manual-migrate")) => {
-                running.remove(sid);
-            }
-            _ => {}
-        }
-    }
-    found
-}
-
 fn played(name: &str, scenario: &Scenario) -> Story {
     let story = play(scenario).unwrap_or_else(|e| panic!("{name}: {e}"));
     assert_eq!(story.broken, None, "{name}");
-    assert_eq!(unsafe_starts(&story.events), Vec::<String>::new(), "{name}");
+    assert_eq!(story.unsafe_starts(), Vec::<String>::new(), "{name}");
     story
 }
 

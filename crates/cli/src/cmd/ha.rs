@@ -407,7 +407,17 @@ pub async fn shift(cx: &Cx, how: &str, resource: &str, node: &str) -> Result<(),
     let mut p = Params::new();
     put(&mut p, "node", Some(node));
     let answer = cx.api.post(&format!("{}/{how}", path(resource)), &p).await?;
-    cx.format().done(&answer, &format!("{how} of {} to '{node}' was asked for", sid(resource)))
+    let blocking: Vec<String> = rows(&answer["blocking-resources"])
+        .iter()
+        .map(|b| format!("{} ({})", text(&b["sid"]), text(&b["cause"])))
+        .collect();
+    if !blocking.is_empty() {
+        let why = format!("{} cannot go to '{node}' by the rules: {}", sid(resource), blocking.join(", "));
+        return Err(Failure::failed(why));
+    }
+    let with: Vec<String> = rows(&answer["comigrated-resources"]).iter().map(text).collect();
+    let with = if with.is_empty() { String::new() } else { format!(", together with {}", with.join(", ")) };
+    cx.format().done(&answer, &format!("{how} of {} to '{node}'{with} was asked for", sid(resource)))
 }
 
 #[cfg(test)]

@@ -132,3 +132,27 @@ fn nodes_are_ranked_by_priority() {
     let but = rule("node-affinity: a\n    resources vm:101\n    nodes n1\n    affinity negative\n");
     assert_eq!((but.rank(&name("n1")), but.rank(&name("n2"))), (None, Some(0)));
 }
+
+#[test]
+fn a_move_is_previewed_with_those_that_go_along_and_those_in_its_way() {
+    let text = "resource-affinity: with\n    resources vm:101,vm:102\n    affinity positive\n\n\
+                resource-affinity: apart\n    resources vm:102,vm:103\n    affinity negative\n\n\
+                node-affinity: disks\n    resources vm:101\n    nodes n1,n2\n    strict 1\n";
+    let service = |state: &str, node: &str| {
+        let json = serde_json::json!({"state": state, "node": node, "uid": 1, "reason": "test"});
+        serde_json::from_value::<crate::state::Service>(json).unwrap()
+    };
+    let mut state = ManagerState::default();
+    for (n, node) in [(101, "n1"), (102, "n1"), (103, "n2"), (104, "n1")] {
+        state.service_status.insert(sid(n), service("started", node));
+    }
+    let look = |state: &ManagerState, n: u32, node: &str| {
+        preview(&read(text), &cluster(3), state, sid(n), &node.parse().unwrap())
+    };
+    let to_n2 = look(&state, 101, "n2");
+    assert_eq!((to_n2.with, to_n2.blocked_by), (vec![sid(102)], vec![(sid(103), Cause::ResourceAffinity)]));
+    assert_eq!(look(&state, 102, "n3").blocked_by, [(sid(102), Cause::NodeAffinity)]);
+    assert_eq!(look(&state, 104, "n3"), MovePreview::default());
+    state.service_status.insert(sid(101), service("stopped", "n1"));
+    assert_eq!(look(&state, 101, "n2"), MovePreview::default(), "what is stopped goes alone");
+}

@@ -136,13 +136,13 @@ fn build(scenario: &Scenario) -> Result<World, PlayError> {
     Ok(world)
 }
 
+/// The node that a step cannot be carried out without. A request to move to a node that is none is the manager's to refuse.
 fn of_node(step: &Step) -> Option<&NodeName> {
     match &step.command {
         Command::Power(n, _) | Command::Network(n, _) | Command::Maintenance(n, _) => Some(n),
         Command::Shutdown(n) | Command::Reboot(n) | Command::RestartAgent(n) | Command::StopManager(n) => {
             Some(n)
         }
-        Command::Service(_, ServiceCommand::Migrate(n) | ServiceCommand::Relocate(n)) => Some(n),
         Command::Service(_, ServiceCommand::MoveByHand(n) | ServiceCommand::Add { node: n, .. }) => Some(n),
         Command::Service(..)
         | Command::Delay(_)
@@ -602,6 +602,7 @@ impl World {
             services: scene.known.iter().map(service).collect(),
             nodes: self.nodes.iter().enumerate().map(node).collect(),
             events: scene.told,
+            rules: tree.manager.0.rule_errors.clone(),
             broken,
         }
     }

@@ -173,7 +173,10 @@ fn property(option: Option<&Value>) -> String {
 }
 
 /// Rules, with the services' names in them as the cluster has them.
-pub(super) fn rules(text: &str) -> Result<Vec<HaRule>, FolderError> {
+///
+/// # Errors
+/// If the text is no section config, or a rule is wrong.
+pub fn rules(text: &str) -> Result<Vec<HaRule>, FolderError> {
     let mut sections: SectionConfig = text.parse().or_else(|e: FormatError| wrong("rules_config", e))?;
     let ids: Vec<String> = sections.iter().map(|s| s.id().to_owned()).collect();
     for id in ids {

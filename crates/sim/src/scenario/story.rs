@@ -139,8 +139,38 @@ pub struct Story {
     pub services: BTreeMap<String, ServiceEnd>,
     /// Nodes at the end.
     pub nodes: BTreeMap<String, NodeEnd>,
+    /// Rules that the manager has left out, and why.
+    pub rules: BTreeMap<String, String>,
     /// The first safety invariant that was broken, when, and how. There must be none.
     pub broken: Option<String>,
+}
+
+impl Story {
+    /// Starts of a service while an old copy of it may still run, by what the machines have told. There must be none.
+    pub fn unsafe_starts(&self) -> Vec<String> {
+        let mut running: BTreeMap<&str, &str> = BTreeMap::new();
+        let mut found = vec![];
+        for e in &self.events {
+            let (Some(sid), node) = (e.service.as_deref(), e.node.as_deref().unwrap_or_default()) else {
+                continue;
+            };
+            match e.kind {
+                Kind::Start => {
+                    if let Some(other) = running.insert(sid, node).filter(|n| *n != node) {
+                        found.push(format!("at {:?} {sid} starts on {node} and may run on {other}", e.at));
+                    }
+                }
+                Kind::Stop | Kind::Died | Kind::Lost | Kind::Migrate | Kind::Relocate => {
+                    running.remove(sid);
+                }
+                Kind::InCommand if e.extra.as_deref().is_some_and(|x| x.starts_with("manual-migrate")) => {
+                    running.remove(sid);
+                }
+                _ => {}
+            }
+        }
+        found
+    }
 }
 
 fn on_off(on: bool) -> &'static str {
@@ -195,6 +225,9 @@ impl Story {
                 on_off(n.power),
                 on_off(n.network)
             ));
+        }
+        for (id, why) in &self.rules {
+            out.push_str(&format!("rule {id} left out: {why}\n"));
         }
         if let Some(why) = &self.broken {
             out.push_str(&format!("BROKEN {why}\n"));

@@ -201,12 +201,42 @@ pub struct HaAsked {
     /// Where to.
     #[serde(rename = "requested-node")]
     requested_node: NodeName,
+    /// Guests that go with it, by rules.
+    #[serde(rename = "comigrated-resources", skip_serializing_if = "Vec::is_empty")]
+    comigrated: Vec<ServiceId>,
+    /// What speaks against it: then it was not asked for.
+    #[serde(rename = "blocking-resources", skip_serializing_if = "Vec::is_empty")]
+    blocking: Vec<HaBlocking>,
+}
+
+/// What speaks against a move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct HaBlocking {
+    /// The guest in the way; the moved one itself if the node is not allowed to it.
+    sid: ServiceId,
+    /// By what kind of rule: `node-affinity` or `resource-affinity`.
+    cause: String,
 }
 
 async fn request(cx: &crate::backend::Cx, p: MoveResource, relocate: bool) -> Result<Json<HaAsked>, Error> {
     let asked = Request::Move { sid: p.sid, target: p.node.clone(), relocate };
-    cx.ops().ha_request(&cx.actor().who, &asked).await?;
-    Ok(Json(HaAsked { sid: p.sid, requested_node: p.node }))
+    let preview = cx.ops().ha_preview(p.sid, &p.node)?;
+    if preview.blocked_by.is_empty() {
+        cx.ops().ha_request(&cx.actor().who, &asked).await?;
+    }
+    let blocking = |(sid, cause): (ServiceId, ha::Cause)| {
+        let cause = match cause {
+            ha::Cause::NodeAffinity => "node-affinity",
+            ha::Cause::ResourceAffinity => "resource-affinity",
+        };
+        HaBlocking { sid, cause: cause.to_owned() }
+    };
+    Ok(Json(HaAsked {
+        sid: p.sid,
+        requested_node: p.node,
+        comigrated: preview.with,
+        blocking: preview.blocked_by.into_iter().map(blocking).collect(),
+    }))
 }
 
 endpoint! {
