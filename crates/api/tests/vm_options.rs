@@ -80,6 +80,8 @@ async fn errors_name_what_was_sent() {
     for form in ["scsi2=local:-1", "scsi2=local:1,format%3Dvmdk", "scsi2=local:99999999"] {
         error(&put(form).await, "scsi2");
     }
+    let token = node.ask(&root, "POST", "/access/users/root@pam/token/a", "").await;
+    assert!(error(&token, "tokenid").starts_with("invalid format - 'a' is no token's name: "));
     let resize = async |form: &str| node.ask(&root, "PUT", "/nodes/n1/qemu/100/resize", form).await;
     assert!(error(&resize("disk=net0&size=2G").await, "disk").contains("'net0' is not one of ide0 to ide3"));
     assert_eq!(error(&resize("disk=scsi7&size=2G").await, "disk"), "disk 'scsi7' does not exist");

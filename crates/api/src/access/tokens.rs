@@ -21,7 +21,7 @@ impl Param for TokenName {
         // The rule is the whole token's; any user does to check it.
         match format!("root@pam!{text}").parse::<TokenId>() {
             Ok(id) => Ok(Self(id.name)),
-            Err(e) => Err(format!("invalid format - {e}")),
+            Err(e) => Err(format!("invalid format - '{text}' is no token's name: {}", e.why)),
         }
     }
 }
