@@ -19,7 +19,7 @@ rust_fix() {
 }
 
 # Asks without letting rustup download anything by itself.
-if have rustup && ! rustup toolchain list 2>/dev/null | grep -q -e "^$want_rust" ; then
+if have rustup && [ -z "${RUSTUP_TOOLCHAIN:-}" ] && ! rustup toolchain list 2>/dev/null | grep -q -e "^$want_rust" ; then
     rust_fix "Rust $want_rust is needed and rustup does not have it."
 elif ! have cargo || ! have rustc; then
     rust_fix "Rust $want_rust is needed and no cargo was found."
