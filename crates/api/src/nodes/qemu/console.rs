@@ -141,7 +141,7 @@ endpoint! {
     fn call(cx, p: OpenTerminal) -> Json<ConsoleTicket> {
         cx.ops().member(&p.node)?;
         cx.ops().running(p.vmid).await?;
-        let line = cx.ops().serial(p.vmid, p.serial.map(|s| s.word()))?;
+        let line = cx.ops().serial(p.vmid, p.serial.map(Serial::word))?;
         let n: u16 = line.trim_start_matches("serial").parse().map_err(|_| Error::failed(format!("no line '{line}'")))?;
         let first = TERMINAL.start + n * PER_LINE;
         Ok(Json(begin(cx, p.vmid, port(first..first + PER_LINE))?))
