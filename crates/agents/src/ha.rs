@@ -355,7 +355,8 @@ mod tests {
     fn the_history_says_what_the_manager_has_changed() {
         let state = |uids: &[(u32, u64)]| {
             let one = |(vmid, uid): &(u32, u64)| {
-                let service = serde_json::json!({"state": "started", "node": "n1", "uid": uid, "reason": "", "x": 0});
+                let service =
+                    serde_json::json!({"state": "started", "node": "n1", "uid": uid, "reason": "", "x": 0});
                 (format!("vm:{vmid}"), service)
             };
             let all: serde_json::Map<_, _> = uids.iter().map(one).collect();

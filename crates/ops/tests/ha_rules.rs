@@ -9,7 +9,7 @@ use stead_ops::ha_rules::RuleOptions;
 async fn three_nodes() -> Node {
     let node = Node::start().await;
     for (name, id) in [("n2", 2), ("n3", 3)] {
-        node.record_node(name, id, &common::uuid(u32::try_from(id).unwrap()).to_string(), member()).await;
+        node.record_node(name, id, common::uuid(u32::try_from(id).unwrap()).as_str(), member()).await;
     }
     for vmid in [100, 101, 102] {
         node.record_guest(vmid, "n1", |_| {}, "memory: 32\n").await;

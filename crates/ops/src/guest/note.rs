@@ -15,8 +15,7 @@ pub fn said(vmid: Vmid, before: &VmConfig, after: &VmConfig) -> String {
     let mut what = changed(&before.current, &after.current);
     let waits = changed(&before.pending.set, &after.pending.set);
     what.extend(waits.into_iter().map(|k| format!("{k} (at the next start)")));
-    let marked = after.pending.delete.iter().map(|(k, _)| k);
-    let news = marked.filter(|k| before.pending.delete.iter().all(|(old, _)| old != *k));
+    let news = after.pending.delete.keys().filter(|k| !before.pending.delete.contains_key(*k));
     what.extend(news.map(|k| format!("{k} removed (at the next start)")));
     match what.is_empty() {
         true => format!("VM {vmid}: configuration written anew"),
