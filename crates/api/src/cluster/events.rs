@@ -177,8 +177,8 @@ mod tests {
             data: json!({}),
         };
         let sees = |who: &str, user: &str| visible(&caller(who), &event(user));
-        assert!(sees("u@pve", "u@pve") && sees("u@pve", "u@pve!a"));
-        assert!(!sees("u@pve!a", "u@pve") && !sees("u@pve!a", "u@pve!b") && !sees("v@pve", "u@pve"));
-        assert!(sees("u@pve!a", "u@pve!a"));
+        assert!(sees("u@pve", "u@pve") && sees("u@pve", "u@pve!aa"));
+        assert!(!sees("u@pve!aa", "u@pve") && !sees("u@pve!aa", "u@pve!bb") && !sees("v@pve", "u@pve"));
+        assert!(sees("u@pve!aa", "u@pve!aa"));
     }
 }
