@@ -60,7 +60,7 @@ pub async fn run(ops: Arc<Ops>) {
 
 async fn reconcile(ops: &Arc<Ops>) -> bool {
     match ops.reconcile().await {
-        Ok(()) => true,
+        Ok(done) => done,
         Err(e) => {
             tracing::debug!("guests are not reconciled now: {e}");
             false
@@ -78,8 +78,28 @@ async fn record_exit(ops: Arc<Ops>, vmid: Vmid) {
     ops.flush.now().await;
 }
 
+/// Whether the node has started its guests in this boot already; from now on it has. A daemon that is only started anew
+/// starts nothing: what does not run was stopped by someone.
+fn started_before(ops: &Ops) -> bool {
+    let file = ops.me.dir.join("autostarted");
+    let boot = ops.me.boot.to_string();
+    if std::fs::read_to_string(&file).is_ok_and(|text| text == boot) {
+        return true;
+    }
+    if let Err(e) = std::fs::write(&file, boot) {
+        tracing::warn!(
+            "could not write {}: guests may be started again with the daemon: {e}",
+            file.display()
+        );
+    }
+    false
+}
+
 /// Starts the guests that shall start with their node, in their order; those under HA are HA's.
 async fn autostart(ops: Arc<Ops>) {
+    if started_before(&ops) {
+        return;
+    }
     let mut waiting = BTreeSet::new();
     for (vmid, own) in ops.conf.view(store::guests) {
         if own.owner != ops.me.name || own.kind != GuestKind::Qemu || own.running {

@@ -62,12 +62,13 @@ pub fn decide(
 }
 
 impl Ops {
-    /// Reconciles every guest of this node once. Guests in the middle of a request are passed over.
-    pub async fn reconcile(self: &Arc<Self>) -> Result<(), OpsError> {
+    /// Reconciles every guest of this node once. Guests in the middle of a request are passed over. Says whether it did: a
+    /// node that has not entered the cluster in this boot decides nothing.
+    pub async fn reconcile(self: &Arc<Self>) -> Result<bool, OpsError> {
         self.conf.barrier().await?;
         let member = self.node_record(&self.me.name)?.value;
         if member.state.is_lost() || *member.state.boot() != self.me.boot {
-            return Ok(());
+            return Ok(false);
         }
         let processes = self.guests.list().await;
         let mut vmids: Vec<Vmid> = processes.iter().map(|p| p.vmid).collect();
@@ -88,7 +89,7 @@ impl Ops {
                 tracing::warn!("guest {vmid}: could not be reconciled: {e}");
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Under the guest's mutex: everything is read afresh.

@@ -1,6 +1,7 @@
 //! Real clusters, real guests, real faults.
 
 mod admit;
+mod boot;
 mod demo;
 mod disk;
 mod events;
