@@ -44,10 +44,17 @@ async fn devices_of_the_host_are_roots_alone() {
             ("POST", "/nodes/n1/qemu", format!("vmid=101&{form}")),
         ] {
             let refused = node.ask(&keeper, method, path, &form).await;
-            assert!(refused.line.starts_with("403 ") && refused.line.contains(words), "{form}: {}", refused.line);
+            assert!(
+                refused.line.starts_with("403 ") && refused.line.contains(words),
+                "{form}: {}",
+                refused.line
+            );
         }
     }
-    assert_eq!(node.ask(&keeper, "PUT", CONFIG, "serial0=socket&rng0=/dev/urandom").await.data(), Value::Null);
+    assert_eq!(
+        node.ask(&keeper, "PUT", CONFIG, "serial0=socket&rng0=/dev/urandom").await.data(),
+        Value::Null
+    );
     assert_eq!(node.ask(&root, "PUT", CONFIG, "serial1=/dev/ttyS0").await.data(), Value::Null);
 }
 

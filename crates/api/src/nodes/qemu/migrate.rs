@@ -91,12 +91,8 @@ pub struct MigrationCheck {
 fn shown(p: Preconditions, target: Option<&NodeName>) -> MigrationCheck {
     let wanted = |n: &NodeName| target.is_none_or(|t| t == n);
     let refused = p.not_allowed.into_iter().filter(|(n, _)| wanted(n));
-    let disk = |v: LocalVolume| LocalDisk {
-        volid: v.volid,
-        cdrom: v.cdrom,
-        is_unused: v.is_unused,
-        size: v.size,
-    };
+    let disk =
+        |v: LocalVolume| LocalDisk { volid: v.volid, cdrom: v.cdrom, is_unused: v.is_unused, size: v.size };
     MigrationCheck {
         running: p.running,
         allowed_nodes: p.allowed_nodes.into_iter().filter(wanted).collect(),
