@@ -1,8 +1,7 @@
-//! A fence process, QEMU processes and a power switch for the tests beside this folder.
-#![allow(dead_code, reason = "not every test file uses all of it")]
+//! A fence process, QEMU processes and a power switch for the tests beside this file.
 
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -192,6 +191,7 @@ fn power_switch(path: &Path) -> Receiver<Instant> {
 pub struct Qemu {
     child: Child,
     monitor: BufReader<UnixStream>,
+    events: VecDeque<Value>,
     pub vmid: Vmid,
 }
 
@@ -218,7 +218,8 @@ impl Qemu {
             }
         };
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let mut qemu = Self { child, monitor: BufReader::new(stream), vmid: registration.vmid };
+        let mut qemu =
+            Self { child, monitor: BufReader::new(stream), events: VecDeque::new(), vmid: registration.vmid };
         qemu.qmp("qmp_capabilities", &json!({}));
         qemu
     }
@@ -228,14 +229,29 @@ impl Qemu {
         let line = json!({ "execute": command, "arguments": arguments, "id": 1 });
         writeln!(self.monitor.get_mut(), "{line}").unwrap();
         loop {
-            let mut line = String::new();
-            assert!(self.monitor.read_line(&mut line).unwrap() > 0, "QEMU ended");
-            let answer: Value = serde_json::from_str(&line).unwrap();
+            let answer = self.message();
             if answer.get("id").is_some() {
                 assert!(answer.get("error").is_none(), "{command}: {answer}");
                 return answer["return"].clone();
             }
+            self.events.push_back(answer);
         }
+    }
+
+    /// Waits for an event, of those since the last one that was waited for.
+    pub fn event(&mut self, name: &str, is: impl Fn(&Value) -> bool) {
+        loop {
+            let event = self.events.pop_front().unwrap_or_else(|| self.message());
+            if event["event"] == name && is(&event["data"]) {
+                return;
+            }
+        }
+    }
+
+    fn message(&mut self) -> Value {
+        let mut line = String::new();
+        assert!(self.monitor.read_line(&mut line).unwrap() > 0, "QEMU ended");
+        serde_json::from_str(&line).unwrap()
     }
 
     pub fn status(&mut self) -> String {

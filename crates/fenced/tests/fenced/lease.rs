@@ -1,10 +1,6 @@
 //! The fence process with real QEMU processes: first `cont`, the lease's end, and what follows.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod bench;
-
-use bench::{Bench, D, L, Qemu, W, allowance, cgroups};
+use super::bench::{Bench, D, L, Qemu, W, allowance, cgroups};
 use serde_json::json;
 use std::path::Path;
 use std::time::Instant;

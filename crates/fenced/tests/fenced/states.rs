@@ -1,11 +1,7 @@
 //! Every state that a guest can be in when its lease ends. Each is judged by what reaches the disks: nothing does once the
 //! guest is held, and nothing when it is only thawed (a thaw is no permission to run).
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod bench;
-
-use bench::{Bench, D, L, Qemu, W, allowance};
+use super::bench::{Bench, D, L, Qemu, W, allowance};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -65,18 +61,30 @@ impl Drop for Case {
 }
 
 impl Case {
-    /// The tick guest runs under a lease that ends within `lease`, and has written. `file` is its disk's protocol layer.
-    fn start(power: &str, lease: Duration, file: Option<&str>) -> Option<Self> {
-        let mut bench = Bench::start(power)?;
+    /// The tick guest runs under a lease, and has written to a disk of its own.
+    fn start(power: &str) -> Option<Self> {
+        Self::start_by(power, |disk| format!("driver=file,filename={}", disk.display()))
+    }
+
+    /// As [`Case::start`]; `file` gives the protocol layer of the disk at a path.
+    fn start_by(power: &str, file: impl FnOnce(&Path) -> String) -> Option<Self> {
+        let bench = Bench::start(power)?;
         let disk = bench.dir.path().join("guest.disk");
         tick::write_disk(&disk).unwrap();
-        let file = file.map_or(format!("driver=file,filename={}", disk.display()), ToOwned::to_owned);
-        let file = file.replace("DIR", bench.dir.path().to_str().unwrap());
+        Some(Self::run(bench, &file(&disk), &disk))
+    }
+
+    /// As [`Case::start`], with the disk behind a server.
+    fn start_on(server: &Server, file: &str) -> Option<Self> {
+        Some(Self::run(Bench::start("socket")?, file, &server.dir.path().join("guest.disk")))
+    }
+
+    fn run(mut bench: Bench, file: &str, disk: &Path) -> Self {
         let qemu = bench.guest_with(100, None, &on_disk(&format!("{file},node-name=file")));
-        bench.lease(lease);
+        bench.lease(LEASE);
         bench.run(100, 3).unwrap();
-        until("the guest writes", || tick::read_cell(&disk).unwrap().is_some_and(|c| c.count > 1));
-        Some(Self { bench, qemu, helpers: vec![] })
+        until("the guest writes", || tick::read_cell(disk).unwrap().is_some_and(|c| c.count > 1));
+        Self { bench, qemu, helpers: vec![] }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -142,14 +150,14 @@ const LEASE: Duration = Duration::from_millis(2200);
 
 #[test]
 fn running() {
-    let Some(case) = Case::start("none", LEASE, None) else { return };
+    let Some(case) = Case::start("none") else { return };
     assert!(!changed(case.bench.dir.path()).is_empty(), "the check would see a writer");
     case.ends_held();
 }
 
 #[test]
 fn paused_by_its_user() {
-    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    let Some(mut case) = Case::start("none") else { return };
     case.qemu.qmp("stop", &json!({}));
     case.ends_held();
 }
@@ -157,19 +165,21 @@ fn paused_by_its_user() {
 #[test]
 fn stopped_by_a_write_error() {
     // The fourth write fails, and the guest stops as it does when a thin disk's storage is full.
-    let rules = "driver=blkdebug,image.driver=file,image.filename=DIR/guest.disk,\
-        set-state.0.event=write_aio,set-state.0.state=1,set-state.0.new_state=2,\
+    let rules = "set-state.0.event=write_aio,set-state.0.state=1,set-state.0.new_state=2,\
         set-state.1.event=write_aio,set-state.1.state=2,set-state.1.new_state=3,\
         set-state.2.event=write_aio,set-state.2.state=3,set-state.2.new_state=4,\
         inject-error.0.event=write_aio,inject-error.0.state=4,inject-error.0.errno=28,inject-error.0.once=off";
-    let Some(mut case) = Case::start("none", LEASE, Some(rules)) else { return };
-    until("the guest has stopped", || case.qemu.status() == "io-error");
+    let file =
+        |disk: &Path| format!("driver=blkdebug,image.driver=file,image.filename={},{rules}", disk.display());
+    let Some(mut case) = Case::start_by("none", file) else { return };
+    case.qemu.event("STOP", |_| true);
+    assert_eq!(case.qemu.status(), "io-error");
     case.ends_held();
 }
 
 #[test]
 fn sending_its_state() {
-    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    let Some(mut case) = Case::start("none") else { return };
     let path = case.text("mig");
     let sink = std::os::unix::net::UnixListener::bind(&path).unwrap();
     case.qemu.qmp("migrate-set-parameters", &json!({ "max-bandwidth": 1024 }));
@@ -184,7 +194,8 @@ fn migrate(case: &mut Case, capabilities: &[&str], bandwidth: u64) -> Qemu {
     let disk = format!("driver=file,filename={},node-name=file", case.text("guest.disk"));
     let mut target =
         case.bench.guest_with(101, None, &[&["-incoming", "defer"], &on_disk(&disk)[..]].concat());
-    let on: Vec<Value> = capabilities.iter().map(|c| json!({ "capability": c, "state": true })).collect();
+    let on: Vec<Value> =
+        capabilities.iter().chain(&["events"]).map(|c| json!({ "capability": c, "state": true })).collect();
     for qemu in [&mut case.qemu, &mut target] {
         qemu.qmp("migrate-set-capabilities", &json!({ "capabilities": on }));
     }
@@ -194,23 +205,23 @@ fn migrate(case: &mut Case, capabilities: &[&str], bandwidth: u64) -> Qemu {
     target
 }
 
-fn phase(qemu: &mut Qemu) -> String {
-    qemu.qmp("query-migrate", &json!({}))["status"].as_str().unwrap_or_default().to_owned()
+fn comes_to(qemu: &mut Qemu, phase: &str) {
+    qemu.event("MIGRATION", |data| data["status"] == phase);
 }
 
 #[test]
 fn just_before_it_is_handed_over() {
-    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    let Some(mut case) = Case::start("none") else { return };
     let _target = migrate(&mut case, &["pause-before-switchover"], 1 << 30);
-    until("the source waits", || phase(&mut case.qemu) == "pre-switchover");
+    comes_to(&mut case.qemu, "pre-switchover");
     case.ends_held();
 }
 
 #[test]
 fn receiving_its_state() {
-    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    let Some(mut case) = Case::start("none") else { return };
     let mut target = migrate(&mut case, &[], 4096);
-    until("it flows", || phase(&mut case.qemu) == "active");
+    comes_to(&mut case.qemu, "active");
     case.bench.wait_for(100, Hold::Held, LEASE + D);
     // A target whose stream breaks ends by itself.
     until("the target is safe", || matches!(case.bench.hold(101), Hold::Held | Hold::Registered));
@@ -227,11 +238,11 @@ fn in_post_copy() {
     if !allowance(root || userfault.is_ok_and(|v| v.trim() == "1"), "userfaultfd for ordinary users") {
         return;
     }
-    let Some(mut case) = Case::start("socket", LEASE, None) else { return };
+    let Some(mut case) = Case::start("socket") else { return };
     let target = migrate(&mut case, &["postcopy-ram"], 64 << 10);
-    until("it flows", || phase(&mut case.qemu) == "active");
+    comes_to(&mut case.qemu, "active");
     case.qemu.qmp("migrate-start-postcopy", &json!({}));
-    until("the source has handed over", || phase(&mut case.qemu) == "postcopy-active");
+    comes_to(&mut case.qemu, "postcopy-active");
     // The target's CPUs may stand in a page that never comes, so that it can't be verified.
     case.ends_safe_or_reset(&[100, 101]);
     drop(target);
@@ -239,7 +250,7 @@ fn in_post_copy() {
 
 #[test]
 fn mirroring_its_disk() {
-    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    let Some(mut case) = Case::start("none") else { return };
     case.add_disk("target", 1);
     let mirror =
         json!({ "job-id": "m", "device": "disk", "target": "target", "sync": "full", "speed": 65536 });
@@ -249,21 +260,18 @@ fn mirroring_its_disk() {
 
 #[test]
 fn with_a_mirror_that_is_ready() {
-    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    let Some(mut case) = Case::start("none") else { return };
     case.add_disk("target", 1);
     let mirror = json!({ "job-id": "m", "device": "disk", "target": "target", "sync": "full",
         "copy-mode": "write-blocking" });
     case.qemu.qmp("blockdev-mirror", &mirror);
-    until("the mirror is ready", || {
-        let jobs = case.qemu.qmp("query-jobs", &json!({}));
-        jobs[0]["status"] == "ready"
-    });
+    case.qemu.event("BLOCK_JOB_READY", |data| data["device"] == "m");
     case.ends_held();
 }
 
 #[test]
 fn being_backed_up() {
-    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    let Some(mut case) = Case::start("none") else { return };
     case.add_disk("target", 1);
     let backup =
         json!({ "job-id": "b", "device": "disk", "target": "target", "sync": "full", "speed": 65536 });
@@ -273,7 +281,7 @@ fn being_backed_up() {
 
 #[test]
 fn exporting_a_disk_that_is_written() {
-    let Some(mut case) = Case::start("none", LEASE, None) else { return };
+    let Some(mut case) = Case::start("none") else { return };
     case.add_disk("exported", 4);
     let socket = case.text("nbd");
     let nbd = json!({ "addr": { "type": "unix", "data": { "path": socket } } });
@@ -293,7 +301,7 @@ fn exporting_a_disk_that_is_written() {
 
 #[test]
 fn saving_a_snapshot() {
-    let Some(mut case) = Case::start("socket", LEASE, None) else { return };
+    let Some(mut case) = Case::start("socket") else { return };
     let file = case.text("snap.disk");
     assert!(
         Command::new("qemu-img")
@@ -319,7 +327,7 @@ fn saving_a_snapshot() {
 fn with_network_storage_that_hangs() {
     let Some(server) = Server::nbd() else { return };
     let file = format!("driver=nbd,server.type=unix,server.path={},export=x", server.socket.display());
-    let Some(case) = Case::start_on(&server, "socket", &file) else { return };
+    let Some(case) = Case::start_on(&server, &file) else { return };
     server.hang();
     let mut case = case;
     case.bench.wait_for(100, Hold::Held, LEASE + D + W);
@@ -336,7 +344,7 @@ fn with_a_file_system_that_hangs() {
     let Some(server) = Server::fuse() else { return };
     let file = format!("driver=file,locking=off,filename={}", server.socket.display());
     let begun = Instant::now();
-    let Some(case) = Case::start_on(&server, "socket", &file) else { return };
+    let Some(case) = Case::start_on(&server, &file) else { return };
     server.hang();
     let asked = case.bench.switch_asked(begun + Duration::from_secs(20) + LEASE + D + W);
     println!("the machine was reset {:?} after the lease began", asked.duration_since(begun));
@@ -410,18 +418,5 @@ impl Drop for Server {
         self.signal("TERM");
         self.signal("CONT");
         self.process.get_mut().wait().ok();
-    }
-}
-
-impl Case {
-    /// As [`Case::start`], with the disk behind a server.
-    fn start_on(server: &Server, power: &str, file: &str) -> Option<Self> {
-        let mut bench = Bench::start(power)?;
-        let qemu = bench.guest_with(100, None, &on_disk(&format!("{file},node-name=file")));
-        bench.lease(LEASE);
-        bench.run(100, 3).unwrap();
-        let disk = server.dir.path().join("guest.disk");
-        until("the guest writes", || tick::read_cell(&disk).unwrap().is_some_and(|c| c.count > 1));
-        Some(Self { bench, qemu, helpers: vec![] })
     }
 }
