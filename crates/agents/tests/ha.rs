@@ -1,10 +1,6 @@
 //! The HA agent's shell over one node's use cases.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-#[path = "../../ops/tests/common/mod.rs"]
-mod common;
-
-use common::{Node, name, root, vmid};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use stead_conf::Txn;
@@ -12,6 +8,7 @@ use stead_ha::{ManagerState, Outcome, Service, ServiceState};
 use stead_model::{GuestKind, ServiceId, paths};
 use stead_ops::guest::Asked;
 use stead_ops::store;
+use stead_ops_testing::{Node, name, root, vmid};
 use tokio::sync::watch;
 
 #[tokio::test]
@@ -58,8 +55,11 @@ async fn an_ending_is_told_also_when_the_manager_s_state_could_not_be_read_just_
     node.commit(Txn::new("test").put(paths::HA_STATUS, "{")).await;
     drop(held);
     assert_eq!(node.ended(&upid).await.0, "OK");
-    // The ending is on its way to the agent; were it late, this test would see less, never fail.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // All runs in this one thread, so whatever is ready runs before this goes on: the ending comes to the agent, which
+    // cannot read the manager's state.
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
     node.commit(good).await;
     let done = reported.wait_for(|r| r.services.get(&sid).is_some_and(|r| r.outcome == Outcome::Done));
     tokio::time::timeout(Duration::from_secs(10), done).await.expect("the agent was never told").unwrap();

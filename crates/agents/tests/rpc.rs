@@ -1,13 +1,10 @@
 //! Who may say what to a node.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-#[path = "../../ops/tests/common/mod.rs"]
-mod common;
-
-use common::{Node, lost, member, name, uuid, vmid};
 use serde_json::{Value, json};
 use stead_agents::rpc::Rpc;
 use stead_model::Epoch;
+use stead_ops_testing::{Node, lost, member, name, uuid, vmid};
 
 /// n1 (here) leads; n2 and n3 are members.
 async fn cluster() -> (Node, Rpc) {

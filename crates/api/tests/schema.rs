@@ -1,7 +1,7 @@
 //! `derive(Schema)` against what serde writes, and the checker of answers against answers that are wrong.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-#[path = "common/schema.rs"]
+#[path = "node/schema.rs"]
 mod checker;
 
 use checker::faults;

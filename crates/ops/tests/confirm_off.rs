@@ -1,11 +1,9 @@
 //! An operator's word that a lost node is off.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
-
-use common::{Node, UUID, lost, member, name, root, uuid, vmid};
 use stead_conf::Txn;
 use stead_model::{Epoch, NodeName, paths};
+use stead_ops_testing::{Node, UUID, lost, member, name, root, uuid, vmid};
 
 const SHARED: &str = "name: web\nlock: migrate\nscsi0: shared:100/vm-100-disk-0.raw\n";
 

@@ -1,12 +1,10 @@
 //! Removing VMs whose volumes are gone, or out of reach.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
-
-use common::{Node, root, vmid};
 use stead_driver::storage::StorageDriver;
 use stead_ops::guest::Asked;
 use stead_ops::guest::destroy::DestroyOptions;
+use stead_ops_testing::{Node, root, vmid};
 
 async fn destroy(node: &Node) -> (String, String) {
     let upid =

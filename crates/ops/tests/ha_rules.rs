@@ -1,15 +1,14 @@
 //! HA rules: made, changed, and refused where they can't be kept together.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
-
-use common::{Node, member, root};
 use stead_ops::ha_rules::RuleOptions;
+use stead_ops_testing::{Node, member, root};
 
 async fn three_nodes() -> Node {
     let node = Node::start().await;
     for (name, id) in [("n2", 2), ("n3", 3)] {
-        node.record_node(name, id, common::uuid(u32::try_from(id).unwrap()).as_str(), member()).await;
+        node.record_node(name, id, stead_ops_testing::uuid(u32::try_from(id).unwrap()).as_str(), member())
+            .await;
     }
     for vmid in [100, 101, 102] {
         node.record_guest(vmid, "n1", |_| {}, "memory: 32\n").await;

@@ -1,14 +1,12 @@
 //! Letting nodes in that bring guests.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
-
-use common::{BOOT, Node, STORAGES, member, name, root, uuid, vmid};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 use stead_model::{NodeName, NodeState, paths};
 use stead_ops::guest::Asked;
 use stead_ops::join::JoinWish;
+use stead_ops_testing::{BOOT, Node, STORAGES, member, name, root, uuid, vmid};
 use stead_transport::join::{JOIN_PROTOCOL, JoinAuth, JoinRefusal, JoinRequest, JoinStorage};
 use stead_transport::{Fingerprint, JoinInfo, NodeKey};
 

@@ -1,14 +1,12 @@
 //! Locks whose task is dead.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
-
-use common::{Node, name, root, vmid};
 use std::collections::BTreeMap;
 use stead_conf::Txn;
 use stead_driver::guest::RunState;
 use stead_model::{GuestKind, paths};
 use stead_ops::guest::Asked;
+use stead_ops_testing::{Node, name, root, vmid};
 
 const DEAD: &str = "UPID:n1:00000001:00000001:00000001:qmigrate:100:root@pam:";
 

@@ -1,9 +1,7 @@
 //! Where things are: a guest on its node, a storage that is used.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
-
-use common::{Node, member, name, root, uuid, vmid};
+use stead_ops_testing::{Node, member, name, root, uuid, vmid};
 
 #[tokio::test]
 async fn who_changes_a_guest_names_the_node_that_it_is_on() {

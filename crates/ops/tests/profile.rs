@@ -1,10 +1,8 @@
 //! The fence profile, changed.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
-
-use common::{Node, root};
 use stead_model::FenceProfile;
+use stead_ops_testing::{Node, root};
 
 #[tokio::test]
 async fn a_change_is_settled_before_the_next() {

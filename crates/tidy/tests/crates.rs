@@ -56,6 +56,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "transport",
         ],
     ),
+    // One node's use cases over fakes, for tests.
+    ("ops-testing", &["conf", "driver", "model", "ops", "tasks", "transport"]),
     ("api-derive", &[]),
     ("api", &["access", "api-derive", "model", "ops"]),
     // Wiring: everything that runs in the daemon.

@@ -1,9 +1,6 @@
 //! What of a VM's options is refused, to whom, before what, and under which name.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
-
-use common::{Answer, Node, Who};
+use crate::bed::{Answer, Node, Who};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 

@@ -1,95 +1,29 @@
 //! One node's use cases over fakes, behind the API on a loopback socket.
-#![allow(dead_code, reason = "not every test file uses all of it")]
-
-pub mod schema;
 
 use async_trait::async_trait;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 use stead_access::{ShadowStore, TokenStore};
 use stead_api::framework::{Body, Error, From};
 use stead_api::{Api, Backend, Cluster, ConnInfo, Place, Target};
-use stead_conf::{ClusterKey, Conf, Options};
-use stead_driver::fake::{FakeGuests, FakeMachines, FakeStorage};
-use stead_driver::fake_fence::FakeFence;
-use stead_driver::storage::{StorageDriver, StorageError, StorageType};
-use stead_model::{
-    ClusterRecord, Epoch, FenceProfile, NodeName, NodeRecord, NodeState, RaftId, StorageId, Upid, Vmid, paths,
-};
+use stead_conf::{ClusterKey, Txn};
+use stead_model::{NodeName, Upid, paths};
 use stead_ops::admin::{Admin, HostPower, JoinRequest};
-use stead_ops::peers::{Duplex, PeerError, PeerLink};
 use stead_ops::status::{NodeReport, NodeStats};
-use stead_ops::{Actor, Flush, Lease, Me, Ops, OpsError};
-use stead_tasks::Tasks;
+use stead_ops::{Actor, Ops, OpsError};
+use stead_ops_testing::Flushes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot, watch};
 
 pub const PASSWORD: &str = "correct horse";
-const BOOT: &str = "11111111-1111-4111-8111-111111111111";
-const UUID: &str = "22222222-2222-4222-8222-222222222222";
 
-/// A storage in memory, the same one for the same name.
-struct Fakes(Mutex<BTreeMap<StorageId, Arc<FakeStorage>>>, PathBuf);
-
-impl StorageType for Fakes {
-    fn name(&self) -> &'static str {
-        "dir"
-    }
-    fn open(
-        &self,
-        id: &StorageId,
-        _: &BTreeMap<String, String>,
-    ) -> Result<Arc<dyn StorageDriver>, StorageError> {
-        let make = || Arc::new(FakeStorage::new(id.clone(), 64 << 30, self.1.clone()));
-        Ok(self.0.lock().unwrap().entry(id.clone()).or_insert_with(make).clone())
-    }
-}
-
-/// Nobody else is there.
+/// The daemon and the cluster around the API.
 struct Alone;
 
 static NAME: std::sync::LazyLock<NodeName> = std::sync::LazyLock::new(|| "n1".parse().unwrap());
-
-fn away(to: &NodeRecord) -> PeerError {
-    PeerError::Unreachable { node: to.name.clone(), why: "this test has one node".into() }
-}
-
-#[async_trait]
-impl PeerLink for Alone {
-    async fn call(&self, to: &NodeRecord, _: &str, _: Value, _: Duration) -> Result<Value, PeerError> {
-        Err(away(to))
-    }
-    async fn open(&self, to: &NodeRecord, _: &str) -> Result<Box<dyn Duplex>, PeerError> {
-        Err(away(to))
-    }
-}
-
-impl stead_ops::join::Host for Alone {
-    fn keep_join(&self, _: &stead_ops::join::JoinMaterial) -> Result<(), String> {
-        Err("this test joins nothing".into())
-    }
-    fn keep_leave(&self, _: &str) -> Result<(), String> {
-        Err("this test leaves nothing".into())
-    }
-    fn restart(&self) {}
-    fn bringing(&self) -> Vec<(Vmid, String)> {
-        vec![]
-    }
-    fn brought(&self) {}
-    fn fingerprint(&self) -> stead_transport::Fingerprint {
-        stead_transport::Fingerprint([7; 32])
-    }
-    fn seal_key(&self) -> [u8; 32] {
-        [5; 32]
-    }
-}
 
 fn refused<T>() -> Result<T, OpsError> {
     Err(OpsError::failed("not in this test"))
@@ -143,29 +77,14 @@ impl Cluster for Alone {
 pub struct Node {
     pub addr: SocketAddr,
     pub ops: Arc<Ops>,
-    _lease: watch::Sender<Lease>,
-    _dir: tempfile::TempDir,
+    /// What it stands on.
+    _below: stead_ops_testing::Node,
 }
 
-fn found(dir: &std::path::Path, user_cfg: &str, users: &[&str], addr: SocketAddr) -> Conf {
-    let key = ClusterKey::generate().unwrap();
-    let cluster = ClusterRecord {
-        name: "test".into(),
-        uuid: UUID.into(),
-        epoch: Epoch(1),
-        profile: FenceProfile::default(),
-        previous_profile: None,
-    };
-    let node = NodeRecord {
-        name: "n1".parse().unwrap(),
-        uuid: UUID.parse().unwrap(),
-        raft_id: RaftId(1),
-        addr,
-        state: NodeState::Member { boot: BOOT.parse().unwrap() },
-        version: String::new(),
-    };
-    let storage = "dir: local\n\tpath /fake\n\tcontent images,iso\n\tshared 1\n";
-    let mut txn = stead_ops::join::found(&cluster, &node, "a certificate", storage).unwrap();
+const STORAGES: &str = "dir: local\n\tpath /fake\n\tcontent images,iso\n\tshared 1\n";
+
+/// Users with [`PASSWORD`], and a `user.cfg`.
+fn with_users(txn: Txn, key: &ClusterKey, user_cfg: &str, users: &[&str]) -> Txn {
     let mut shadow = ShadowStore::default();
     for user in users {
         shadow.set(&user.parse().unwrap(), PASSWORD, &[1; 16]).unwrap();
@@ -175,11 +94,11 @@ fn found(dir: &std::path::Path, user_cfg: &str, users: &[&str], addr: SocketAddr
         (paths::SHADOW_CFG, shadow.to_text().into_bytes()),
         (paths::TOKEN_CFG, TokenStore::default().to_text().into_bytes()),
     ];
-    for (path, secret) in secrets {
-        txn = txn.put(path, key.seal(path, &secret).unwrap());
-    }
-    txn = txn.put(paths::USER_CFG, user_cfg.to_owned());
-    Conf::create(Options::new(dir.join("conf"), key, RaftId(1)), &txn).unwrap()
+    let sealed = secrets.into_iter().fold(txn, |txn, (path, secret)| {
+        let sealed = key.seal(path, &secret).unwrap();
+        txn.put(path, sealed)
+    });
+    sealed.put(paths::USER_CFG, user_cfg.to_owned())
 }
 
 /// What this node reports of itself.
@@ -204,39 +123,11 @@ async fn report(ops: &Ops, seq: u64) -> NodeReport {
 impl Node {
     /// A node whose `user.cfg` is given; each of `users` has [`PASSWORD`].
     pub async fn start(user_cfg: &str, users: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let conf = found(dir.path(), user_cfg, users, addr);
-        let mut status = conf.status();
-        status.wait_for(|s| s.quorate && s.is_leader).await.unwrap();
-        let name: NodeName = "n1".parse().unwrap();
-        let (lease, leased) = watch::channel(Lease { held: true });
-        let (flush, flushes) = mpsc::channel(16);
-        let ops = Arc::new(Ops {
-            me: Me {
-                name: name.clone(),
-                uuid: UUID.parse().unwrap(),
-                boot: BOOT.parse().unwrap(),
-                addr,
-                dir: dir.path().to_owned(),
-                started: 1,
-                version: "0.0.0",
-            },
-            conf,
-            tasks: Tasks::open(dir.path().join("tasks"), name).unwrap(),
-            guests: Arc::new(FakeGuests::new(&FakeMachines::default(), "n1", dir.path())),
-            fence: Arc::new(FakeFence::leased()),
-            storage_types: vec![Arc::new(Fakes(Mutex::default(), dir.path().to_owned()))],
-            peers: Arc::new(Alone),
-            status: stead_ops::status::ClusterStatus::default(),
-            events: stead_ops::events::Events::new(1),
-            lease: leased,
-            flush: Flush(flush),
-            host: Arc::new(Alone),
-            guest_locks: stead_ops::GuestLocks::default(),
-            sign_ins: stead_ops::access::SignIns::default(),
-        });
+        let users = |txn, key: &_| with_users(txn, key, user_cfg, users);
+        let (below, flushes) = stead_ops_testing::Node::begin(addr, STORAGES, users).await;
+        let ops = below.ops.clone();
         tokio::spawn(reporter(ops.clone(), flushes));
         ops.flush.now().await;
         let after = ops.flush.clone();
@@ -247,7 +138,7 @@ impl Node {
         let backend = Arc::new(Backend::new(ops.clone(), Arc::new(Alone)));
         let api = Arc::new(Api::new(stead_api::registry(), backend, Arc::new(Alone)));
         tokio::spawn(listen(listener, api));
-        Self { addr, ops, _lease: lease, _dir: dir }
+        Self { addr, ops, _below: below }
     }
 
     /// Sends a request and reads the whole answer.
@@ -292,7 +183,7 @@ impl Node {
     }
 }
 
-async fn reporter(ops: Arc<Ops>, mut flushes: mpsc::Receiver<oneshot::Sender<()>>) {
+async fn reporter(ops: Arc<Ops>, mut flushes: Flushes) {
     let mut seq = 0;
     while let Some(done) = flushes.recv().await {
         seq += 1;
@@ -333,7 +224,7 @@ impl Answer {
         let registry = stead_api::registry();
         let found = registry.find(method, path.split('?').next().unwrap());
         let Some((endpoint, _)) = found.filter(|_| self.line == "200 OK") else { return };
-        let faults = schema::faults(&endpoint.meta().returns, &self.body["data"]);
+        let faults = crate::schema::faults(&endpoint.meta().returns, &self.body["data"]);
         assert!(faults.is_empty(), "{method} {path}: {}\nin {}", faults.join("\n"), self.body);
     }
 

@@ -1,10 +1,11 @@
-//! One node's use cases over fakes. Other nodes are records alone.
-#![allow(dead_code, reason = "not every test file uses all of it")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+//! One node's use cases over fakes, for the tests of `ops` and of what stands on it: the configuration, the tasks and
+//! the use cases are real; guests, storages and the fence process are the drivers' fakes. Other nodes are records alone.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use async_trait::async_trait;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -24,8 +25,11 @@ use stead_tasks::Tasks;
 use stead_transport::{ClusterCa, Fingerprint};
 use tokio::sync::{mpsc, oneshot, watch};
 
+/// This node's boot, and that of other members.
 pub const BOOT: &str = "11111111-1111-4111-8111-111111111111";
+/// This node's identity, and the cluster's.
 pub const UUID: &str = "22222222-2222-4222-8222-222222222222";
+/// `storage.cfg` of [`Node::start`].
 pub const STORAGES: &str = "dir: local\n\tpath /fake/local\n\tcontent images,iso\n\n\
     dir: shared\n\tpath /fake/shared\n\tcontent images\n\tshared 1\n";
 
@@ -67,6 +71,7 @@ impl PeerLink for Alone {
 /// What a join has left for the daemon to carry.
 #[derive(Default)]
 pub struct Kept {
+    /// Guests that wait for their place in the cluster.
     pub carried: Mutex<Vec<(Vmid, String)>>,
 }
 
@@ -95,35 +100,51 @@ impl Host for Kept {
 
 /// A node with what lies below it.
 pub struct Node {
+    /// Its use cases.
     pub ops: Arc<Ops>,
+    /// Its guests' processes.
     pub machines: FakeMachines,
+    /// Its fence process.
     pub fence: Arc<FakeFence>,
+    /// The daemon around it.
     pub host: Arc<Kept>,
+    /// Its lease: held, until a test says otherwise.
     pub lease: watch::Sender<Lease>,
     storages: Fakes,
+    /// Its folder.
     pub dir: tempfile::TempDir,
 }
 
+/// What a node asks of whoever reports its status: to answer when it has been.
+pub type Flushes = mpsc::Receiver<oneshot::Sender<()>>;
+
+/// A node's name.
 pub fn name(text: &str) -> NodeName {
     text.parse().unwrap()
 }
 
+/// A guest's number.
 pub fn vmid(n: u32) -> Vmid {
     Vmid::new(n).unwrap()
 }
 
-fn record(node: &str, raft_id: u64, uuid: &str, state: NodeState) -> NodeRecord {
+fn record(node: &str, raft_id: u64, uuid: &str, addr: SocketAddr, state: NodeState) -> NodeRecord {
     NodeRecord {
         name: name(node),
         uuid: uuid.parse().unwrap(),
         raft_id: RaftId(raft_id),
-        addr: format!("127.0.0.{raft_id}:8006").parse().unwrap(),
+        addr,
         state,
         version: "0.1.0".into(),
     }
 }
 
-fn found(dir: &std::path::Path) -> Conf {
+fn found(
+    dir: &std::path::Path,
+    addr: SocketAddr,
+    storages: &str,
+    more: impl FnOnce(Txn, &ClusterKey) -> Txn,
+) -> Conf {
     let key = ClusterKey::generate().unwrap();
     let cluster = ClusterRecord {
         name: "test".into(),
@@ -132,18 +153,32 @@ fn found(dir: &std::path::Path) -> Conf {
         profile: FenceProfile::default(),
         previous_profile: None,
     };
-    let node = record("n1", 1, UUID, NodeState::Member { boot: BOOT.parse().unwrap() });
+    let node = record("n1", 1, UUID, addr, member());
     let ca = ClusterCa::create("test", UUID, SystemTime::now()).unwrap();
-    let mut txn = stead_ops::join::found(&cluster, &node, ca.cert_pem(), STORAGES).unwrap();
+    let mut txn = stead_ops::join::found(&cluster, &node, ca.cert_pem(), storages).unwrap();
     txn = txn.put(paths::CA_KEY, key.seal(paths::CA_KEY, ca.key_pem().as_bytes()).unwrap());
+    let txn = more(txn, &key);
     Conf::create(Options::new(dir.join("conf"), key, RaftId(1)), &txn).unwrap()
 }
 
 impl Node {
-    /// `n1`, which leads a cluster of its own.
+    /// `n1`, which leads a cluster of its own. Nobody reports its status.
     pub async fn start() -> Self {
+        let addr = "127.0.0.1:8006".parse().unwrap();
+        let (node, flushes) = Self::begin(addr, STORAGES, |txn, _| txn).await;
+        tokio::spawn(flushed(flushes));
+        node
+    }
+
+    /// `n1`, at that address, with that `storage.cfg`; `more` adds to the transaction that founds its cluster. Whoever
+    /// starts it answers its flushes.
+    pub async fn begin(
+        addr: SocketAddr,
+        storages: &str,
+        more: impl FnOnce(Txn, &ClusterKey) -> Txn,
+    ) -> (Self, Flushes) {
         let dir = tempfile::tempdir().unwrap();
-        let conf = found(dir.path());
+        let conf = found(dir.path(), addr, storages, more);
         conf.status().wait_for(|s| s.quorate && s.is_leader).await.unwrap();
         let (lease, leased) = watch::channel(Lease { held: true });
         let (flush, flushes) = mpsc::channel(16);
@@ -155,7 +190,7 @@ impl Node {
                 name: name("n1"),
                 uuid: UUID.parse().unwrap(),
                 boot: BOOT.parse().unwrap(),
-                addr: "127.0.0.1:8006".parse().unwrap(),
+                addr,
                 dir: dir.path().to_owned(),
                 started: 1,
                 version: "0.1.0",
@@ -174,8 +209,7 @@ impl Node {
             guest_locks: stead_ops::GuestLocks::default(),
             sign_ins: stead_ops::access::SignIns::default(),
         });
-        tokio::spawn(flushed(flushes));
-        Self { ops, machines, fence, host, lease, storages, dir }
+        (Self { ops, machines, fence, host, lease, storages, dir }, flushes)
     }
 
     /// A storage, as it stands behind its driver.
@@ -192,7 +226,8 @@ impl Node {
 
     /// Records another node, over what is there.
     pub async fn record_node(&self, node: &str, raft_id: u64, uuid: &str, state: NodeState) {
-        let bytes = store::bytes(&record(node, raft_id, uuid, state)).unwrap();
+        let addr = format!("127.0.0.{raft_id}:8006").parse().unwrap();
+        let bytes = store::bytes(&record(node, raft_id, uuid, addr, state)).unwrap();
         self.commit(Txn::new("test").put(paths::node(&name(node)), bytes)).await;
     }
 
@@ -239,6 +274,7 @@ impl Node {
         (status, lines.join("\n"))
     }
 
+    /// Who may run a guest.
     pub fn own(&self, n: u32) -> Ownership {
         self.ops.guest_at(vmid(n)).unwrap().own.value
     }
@@ -249,20 +285,24 @@ pub fn uuid(n: u32) -> NodeUuid {
     format!("33333333-3333-4333-8333-{n:012}").parse().unwrap()
 }
 
+/// A member's state.
 pub fn member() -> NodeState {
     NodeState::Member { boot: BOOT.parse().unwrap() }
 }
 
+/// A lost node's state.
 pub fn lost() -> NodeState {
     NodeState::Lost { boot: BOOT.parse().unwrap() }
 }
 
+/// Who may do all.
 pub fn root() -> Actor {
     Actor::system()
 }
 
 async fn flushed(mut flushes: mpsc::Receiver<oneshot::Sender<()>>) {
     while let Some(done) = flushes.recv().await {
+        // Whoever asked may have gone on.
         let _ = done.send(());
     }
 }

@@ -1,9 +1,6 @@
 //! Clients' first steps against one node's use cases: signing in, tokens, a VM's life, and who may what.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod common;
-
-use common::{Node, Who};
+use crate::bed::{self, Node, Who};
 use serde_json::{Value, json};
 
 /// Two users: one with a VM of their own, one who may look at everything.
@@ -71,7 +68,7 @@ async fn wrong_passwords_are_answered_later_and_later() {
     guesses.abort_all();
     let elsewhere = std::net::IpAddr::from([192, 0, 2, 1]);
     let owner = "owner@pve".parse().unwrap();
-    let other = node.ops.check_password(&owner, common::PASSWORD.into(), elsewhere, 1).await;
+    let other = node.ops.check_password(&owner, bed::PASSWORD.into(), elsewhere, 1).await;
     assert_eq!(other, Ok(()), "another user from another address is not braked");
 }
 
@@ -82,11 +79,11 @@ async fn a_password_is_changed_by_its_user_who_confirms_it_and_by_root() {
     let change = async |who: &Who, form: &str| node.ask(who, "PUT", "/access/password", form).await;
     let new = "userid=owner@pve&password=battery+staple";
     let unconfirmed = change(&owner, new).await;
-    let why = |a: &common::Answer| a.body["errors"]["confirmation-password"].as_str().unwrap().to_owned();
+    let why = |a: &bed::Answer| a.body["errors"]["confirmation-password"].as_str().unwrap().to_owned();
     assert_eq!(why(&unconfirmed), "your own password is needed to confirm this");
     let wrong = change(&owner, &format!("{new}&confirmation-password=guess")).await;
     assert_eq!(why(&wrong), "this is not your password");
-    let confirmed = format!("{new}&confirmation-password={}", common::PASSWORD.replace(' ', "+"));
+    let confirmed = format!("{new}&confirmation-password={}", bed::PASSWORD.replace(' ', "+"));
     assert_eq!(change(&owner, &confirmed).await.data(), Value::Null);
     let sign_in = async |password: &str| {
         let form = format!("username=owner@pve&password={password}");
