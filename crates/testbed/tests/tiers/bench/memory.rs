@@ -1,7 +1,7 @@
 //! A daemon's memory, without guests and with many.
 
 use super::super::support::{BOOT, cluster, loopback};
-use super::{Report, verdict};
+use super::{Report, pid_of, verdict};
 use anyhow::{Context, Result};
 use stead_testbed::node::Node;
 
@@ -23,11 +23,7 @@ struct Memory {
 impl Memory {
     /// That of a program which a node runs once.
     fn of(node: &Node, program: &str) -> Result<Self> {
-        let all = node.processes();
-        let is_it =
-            |command: &str| command.split(' ').next().is_some_and(|c| c.ends_with(&format!("/{program}")));
-        let found = all.iter().find(|p| is_it(&p.command)).with_context(|| format!("no {program} runs"))?;
-        let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", found.pid))?;
+        let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pid_of(node, program)?))?;
         let mib = |key: &str| {
             let line = text.lines().find(|l| l.starts_with(key)).with_context(|| format!("no {key}"))?;
             let kib: f64 = line.split_whitespace().nth(1).context("no figure")?.parse()?;

@@ -8,7 +8,7 @@
 use super::super::support::{BOOT, cluster, loopback, one_writer, start};
 use super::hand::{Hand, Line, run_dir};
 use super::trace::Traces;
-use super::{Figures, Report, now, runs, set, verdict};
+use super::{Figures, Report, now, pid_of, runs, set, verdict};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::fs::{self, File};
@@ -35,6 +35,8 @@ struct Move {
     /// No copy's CPUs ran.
     pause: f64,
     mib: f64,
+    /// CPU time of all nodes' daemons meanwhile; NaN where none takes part.
+    daemons: f64,
 }
 
 /// A figure of a migration.
@@ -98,7 +100,23 @@ fn report(ours: &[Move], plain: &[Move], encrypted: &[Move]) -> Result<()> {
         let ratio = stead.p50() / encrypted.p50();
         report.row(&format!("{name}: by hand, QEMU's TLS | {} | {ratio:.2}", encrypted.cells(0)));
     }
+    report.row(&format!("CPU time of the daemons: Stead | {} |", of(ours, |m| m.daemons).cells(0)));
     report.publish()
+}
+
+/// CPU time that the nodes' daemons have used, in ms.
+fn daemons(cluster: &Cluster) -> Result<f64> {
+    let tick_ms = 1e3 / rustix::param::clock_ticks_per_second() as f64;
+    let mut all = 0.0;
+    for node in cluster.nodes() {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid_of(node, "steadd")?))?;
+        // After the name, which may hold anything: state, then numbers, of which the 11th and 12th are utime and stime.
+        let (_, rest) = stat.rsplit_once(')').context("no name in a process's stat")?;
+        for ticks in rest.split_whitespace().skip(11).take(2) {
+            all += ticks.parse::<f64>()? * tick_ms;
+        }
+    }
+    Ok(all)
 }
 
 /// Waits until a guest has been up for a while.
@@ -133,9 +151,11 @@ async fn through_api(
     };
     let source = guest(from).await?;
     let path = format!("/nodes/{}/qemu/{VM}/migrate", cluster.node(from).name());
+    let cpu_before = daemons(cluster)?;
     let begin = now();
     let task = api.post(&path, &[("target", cluster.node(to).name()), ("online", "1")]).await?;
     api.wait_task(&task, BOOT).await?;
+    let cpu = daemons(cluster)? - cpu_before;
     let target = guest(to).await?;
     let log =
         format!("/nodes/{}/tasks/{}/log", cluster.node(from).name(), escape(task.as_str().unwrap_or("")));
@@ -144,7 +164,8 @@ async fn through_api(
     // "state sent: 152.7 MiB in 700 ms, paused for 12 ms"
     let sent =
         lines.filter_map(|l| l.strip_prefix("state sent: ")?.split_once(" MiB")?.0.parse().ok()).next();
-    measured(traces, source, target, begin, sent.context("the log does not say how much was sent")?)
+    let sent = sent.context("the log does not say how much was sent")?;
+    Ok(Move { daemons: cpu, ..measured(traces, source, target, begin, sent)? })
 }
 
 fn measured(traces: &Traces, source: i32, target: i32, begin: f64, mib: f64) -> Result<Move> {
@@ -152,7 +173,8 @@ fn measured(traces: &Traces, source: i32, target: i32, begin: f64, mib: f64) -> 
     let running = target.running().context("the target does not run")?;
     let stopped = source.stopped().context("the source has not stopped")?;
     let sending = source.sending().context("the source does not say that it has completed")?;
-    Ok(Move { sending: sending * 1e3, whole: (running - begin) * 1e3, pause: (running - stopped) * 1e3, mib })
+    let (sending, whole, pause) = (sending * 1e3, (running - begin) * 1e3, (running - stopped) * 1e3);
+    Ok(Move { sending, whole, pause, mib, daemons: f64::NAN })
 }
 
 /// The guest by hand: one QEMU, and the place for the next.

@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
+use stead_testbed::node::Node;
 use stead_testbed::{ApiClient, Cluster};
 
 /// How often a measurement is repeated, unless the user says otherwise.
@@ -70,6 +71,15 @@ impl FromIterator<f64> for Figures {
     fn from_iter<T: IntoIterator<Item = f64>>(all: T) -> Self {
         Self(all.into_iter().collect())
     }
+}
+
+/// The process of a program which a node runs once.
+fn pid_of(node: &Node, program: &str) -> Result<i32> {
+    let is_it =
+        |command: &str| command.split(' ').next().is_some_and(|c| c.ends_with(&format!("/{program}")));
+    let all = node.processes();
+    let found = all.iter().find(|p| is_it(&p.command)).with_context(|| format!("no {program} runs"))?;
+    Ok(found.pid)
 }
 
 /// Whether an aim is met, as a cell says it.
