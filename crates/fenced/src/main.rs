@@ -3,10 +3,13 @@
 use rustix::mm::{MlockAllFlags, mlockall};
 use std::error::Error;
 use std::path::PathBuf;
+use stead_fenced::Server;
+use stead_fenced::client::Client;
 use stead_fenced::power::Power;
-use stead_fenced::{Server, ServerError};
+use stead_fenced::protocol::Op;
 
 const USAGE: &str = "usage: stead-fenced --socket PATH [--power none|socket:PATH|host]
+       stead-fenced --socket PATH --stand-down
 
 The fence process of a Stead node: guards the guests that are registered with it, and makes them safe when the
 node's lease ends. Started by steadd.
@@ -15,21 +18,25 @@ node's lease ends. Started by steadd.
   --power none          no power switch (the default): a guest that cannot be made safe is killed
   --power socket:PATH   a testbed's power switch
   --power host          this machine's own; refused unless the stead package has armed it
+  --stand-down          tells the one that serves PATH to stop the watchdog and to end; refused while it guards a
+                        guest that lives. Without this a fence process that ends has its machine reset
 ";
 
 struct Options {
     socket: PathBuf,
     power: String,
+    stand_down: bool,
 }
 
 fn options() -> Result<Option<Options>, String> {
-    let (mut socket, mut power) = (None, "none".to_owned());
+    let (mut socket, mut power, mut stand_down) = (None, "none".to_owned(), false);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} needs a value\n\n{USAGE}"));
         match &*arg {
             "--socket" => socket = Some(PathBuf::from(value()?)),
             "--power" => power = value()?,
+            "--stand-down" => stand_down = true,
             "--help" | "-h" => print!("{USAGE}"),
             "--version" | "-V" => println!("stead-fenced {}", env!("CARGO_PKG_VERSION")),
             _ => return Err(format!("unknown option {arg}\n\n{USAGE}")),
@@ -39,7 +46,7 @@ fn options() -> Result<Option<Options>, String> {
         }
     }
     let socket = socket.ok_or(format!("--socket is missing\n\n{USAGE}"))?;
-    Ok(Some(Options { socket, power }))
+    Ok(Some(Options { socket, power, stand_down }))
 }
 
 /// Keeps this process in memory and out of the kernel's reach when memory runs out. Neither is vital.
@@ -55,6 +62,10 @@ fn hold_on() {
 
 fn run() -> Result<(), Box<dyn Error>> {
     let Some(options) = options()? else { return Ok(()) };
+    if options.stand_down {
+        Client::connect(&options.socket)?.call(Op::StandDown)?;
+        return Ok(());
+    }
     let power = Power::parse(&options.power)?;
     if matches!(power, Power::None) {
         eprintln!(
@@ -65,10 +76,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let server = Server::open(&options.socket, power)?;
     hold_on();
     eprintln!("stead-fenced: serving {}", options.socket.display());
-    match server.serve() {
-        Ok(never) => match never {},
-        Err(e @ (ServerError::Io { .. } | ServerError::Taken(_))) => Err(e.into()),
-    }
+    Ok(server.serve()?)
 }
 
 fn main() -> std::process::ExitCode {

@@ -36,12 +36,12 @@ pub enum PowerError {
     },
     /// The watchdog's shortest time-out is longer than the profile allows.
     #[error(
-        "the watchdog cannot fire within {wanted} s, its time-out is {got} s: choose a slower fence profile"
+        "the watchdog cannot fire within {wanted:?}, its shortest time-out is {got} s: choose a slower fence profile"
     )]
     Watchdog {
-        /// D + W in whole seconds.
-        wanted: i32,
-        /// What it was set to.
+        /// D + W, less drift.
+        wanted: Duration,
+        /// What it would be set to, in seconds.
         got: i32,
     },
 }
@@ -107,10 +107,19 @@ impl Power {
     }
 
     /// Whether a machine without lease can be reset within `timeout` (D + W) by the watchdog, if there is one.
+    /// The first call starts it.
     pub fn admit(&mut self, timeout: Duration) -> Result<(), PowerError> {
         match self {
             Self::None | Self::Socket(_) => Ok(()),
             Self::Host(host) => host.set_timeout(timeout),
+        }
+    }
+
+    /// Stops the watchdog, where there is one: nothing is left to guard.
+    pub fn stand_down(&mut self) -> Result<(), PowerError> {
+        match self {
+            Self::None | Self::Socket(_) => Ok(()),
+            Self::Host(host) => host.stand_down(),
         }
     }
 }
@@ -120,8 +129,19 @@ impl Power {
 pub struct HostPower {
     /// Opened at the start: when it is needed, no disk may answer any more.
     sysrq: std::fs::File,
-    watchdog: Option<std::fs::File>,
-    seconds: i32,
+    watchdog: Watchdog,
+}
+
+/// The kernel's watchdog. Opening it starts it, so it is opened when the first lease comes: a node that waits for its
+/// cluster, maybe for hours, has nothing to be reset for.
+#[derive(Debug)]
+enum Watchdog {
+    /// Not needed yet.
+    Closed,
+    /// Resets the machine unless it is fed within so many seconds.
+    Armed { file: std::fs::File, seconds: i32 },
+    /// There is none that could be used.
+    Absent,
 }
 
 const SYSRQ: &str = "/proc/sysrq-trigger";
@@ -133,19 +153,11 @@ impl HostPower {
         if !armed.exists() {
             return Err(PowerError::NotArmed(armed.to_owned()));
         }
-        let write = |path: &str| std::fs::OpenOptions::new().write(true).open(path);
-        let sysrq = write(SYSRQ).map_err(io("open", Path::new(SYSRQ)))?;
-        let watchdog = match write(WATCHDOG) {
-            Ok(file) => Some(file),
-            Err(e) => {
-                crate::log(&format!(
-                    "no watchdog ({WATCHDOG}: {e}): if this process hangs, nothing resets the machine. \
-                     Load a driver, or softdog"
-                ));
-                None
-            }
-        };
-        Ok(Self { sysrq, watchdog, seconds: 0 })
+        let sysrq = open_to_write(SYSRQ).map_err(io("open", Path::new(SYSRQ)))?;
+        if !Path::new(WATCHDOG).exists() {
+            without_watchdog("it does not exist");
+        }
+        Ok(Self { sysrq, watchdog: Watchdog::Closed })
     }
 
     /// `b`: reset at once, without sync or unmount: whatever is not on the disks now must not get there.
@@ -156,25 +168,71 @@ impl HostPower {
     fn feed(&mut self, timeout: Duration) -> Result<(), PowerError> {
         self.set_timeout(timeout)?;
         match &mut self.watchdog {
-            Some(file) => file.write_all(b"\0").map_err(io("feed", Path::new(WATCHDOG))),
-            None => Ok(()),
+            Watchdog::Armed { file, .. } => file.write_all(b"\0").map_err(io("feed", Path::new(WATCHDOG))),
+            Watchdog::Closed | Watchdog::Absent => Ok(()),
         }
     }
 
+    /// Arms the watchdog if it is not. One that was armed for this and cannot keep the time is stopped again: nothing
+    /// would feed it.
     fn set_timeout(&mut self, timeout: Duration) -> Result<(), PowerError> {
-        let Some(file) = &self.watchdog else { return Ok(()) };
-        let wanted = i32::try_from(timeout.as_secs()).unwrap_or(i32::MAX).max(1);
-        if wanted == self.seconds {
-            return Ok(());
+        let first = matches!(self.watchdog, Watchdog::Closed);
+        if first {
+            self.watchdog = match open_to_write(WATCHDOG) {
+                Ok(file) => Watchdog::Armed { file, seconds: 0 },
+                Err(e) => {
+                    without_watchdog(&e.to_string());
+                    Watchdog::Absent
+                }
+            };
         }
-        // SAFETY: WDIOC_SETTIMEOUT reads and writes one int, and SetTimeout gives it one that outlives the call.
-        let got = unsafe { rustix::ioctl::ioctl(file, SetTimeout(wanted)) };
-        let got = got.map_err(|e| io("set the time-out of", Path::new(WATCHDOG))(e.into()))?;
-        if got > wanted {
-            return Err(PowerError::Watchdog { wanted, got });
+        let Watchdog::Armed { file, seconds } = &mut self.watchdog else { return Ok(()) };
+        let set = set_seconds(file, seconds, timeout);
+        if set.is_err() && first {
+            self.stand_down()?;
         }
-        self.seconds = wanted;
+        set
+    }
+
+    fn stand_down(&mut self) -> Result<(), PowerError> {
+        if let Watchdog::Armed { file, .. } = &mut self.watchdog {
+            // The letter says that the close that follows is meant; without it the watchdog goes on.
+            file.write_all(b"V").map_err(io("stop", Path::new(WATCHDOG)))?;
+        }
+        self.watchdog = Watchdog::Closed;
         Ok(())
+    }
+}
+
+fn open_to_write(path: &str) -> std::io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().write(true).open(path)
+}
+
+fn without_watchdog(why: &str) {
+    crate::log(&format!(
+        "no watchdog ({WATCHDOG}: {why}): if this process hangs, nothing resets the machine. Load a driver, or softdog"
+    ));
+}
+
+fn set_seconds(file: &std::fs::File, seconds: &mut i32, timeout: Duration) -> Result<(), PowerError> {
+    let wanted = whole_seconds(timeout)?;
+    if wanted == *seconds {
+        return Ok(());
+    }
+    // SAFETY: WDIOC_SETTIMEOUT reads and writes one int, and SetTimeout gives it one that outlives the call.
+    let got = unsafe { rustix::ioctl::ioctl(file, SetTimeout(wanted)) };
+    let got = got.map_err(|e| io("set the time-out of", Path::new(WATCHDOG))(e.into()))?;
+    // What it counts now, wanted or not: the next feed asks again where it is too long.
+    *seconds = got;
+    if got > wanted { Err(PowerError::Watchdog { wanted: timeout, got }) } else { Ok(()) }
+}
+
+/// The longest time-out that a watchdog, which counts in seconds, can have.
+fn whole_seconds(timeout: Duration) -> Result<i32, PowerError> {
+    match i32::try_from(timeout.as_secs()) {
+        Ok(0) => Err(PowerError::Watchdog { wanted: timeout, got: 1 }),
+        Ok(seconds) => Ok(seconds),
+        Err(_) => Ok(i32::MAX),
     }
 }
 
@@ -214,6 +272,15 @@ mod tests {
         let refused = HostPower::open(&dir.path().join("host-armed")).unwrap_err();
         assert!(matches!(refused, PowerError::NotArmed(_)), "{refused}");
         assert!(refused.to_string().contains("does not exist"));
+    }
+
+    #[test]
+    fn a_time_below_a_second_is_beyond_every_watchdog() {
+        assert!(matches!(
+            whole_seconds(Duration::from_millis(990)),
+            Err(PowerError::Watchdog { got: 1, .. })
+        ));
+        assert_eq!(whole_seconds(Duration::from_millis(2970)).unwrap(), 2, "never later than asked");
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub enum Op {
     },
     /// What is held.
     Status,
+    /// Stops the watchdog and ends the process. Refused while a guest that is guarded lives.
+    StandDown,
 }
 
 /// A guest to be guarded.
@@ -188,6 +190,7 @@ mod tests {
                 r#"{"id":1,"op":"run","vmid":100,"epoch":3}"#,
             ),
             (Op::Status, r#"{"id":1,"op":"status"}"#),
+            (Op::StandDown, r#"{"id":1,"op":"stand_down"}"#),
         ] {
             let request = Request { id: 1, op };
             assert_eq!(serde_json::to_string(&request).unwrap(), text);

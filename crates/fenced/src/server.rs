@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use stead_membership::{Hold, Holder, HolderCommand, Report, RunError};
+use stead_membership::{Hold, Holder, HolderCommand, Report, RunError, less_drift};
 use stead_model::{Epoch, Vmid};
 
 /// Connections at a time. The daemon needs two.
@@ -75,6 +75,8 @@ pub struct Server {
     jobs: BTreeMap<Vmid, Job>,
     next_connection: u64,
     connections: BTreeMap<u64, Connection>,
+    /// It was told to stand down.
+    ending: bool,
 }
 
 impl Server {
@@ -106,6 +108,7 @@ impl Server {
             jobs: BTreeMap::new(),
             next_connection: 0,
             connections: BTreeMap::new(),
+            ending: false,
         };
         if let Some(old) = old {
             server.adopt(old);
@@ -113,12 +116,14 @@ impl Server {
         Ok(server)
     }
 
-    /// Serves for ever.
-    pub fn serve(mut self) -> Result<std::convert::Infallible, ServerError> {
-        loop {
+    /// Serves until it is told to stand down.
+    pub fn serve(mut self) -> Result<(), ServerError> {
+        while !self.ending {
             self.work();
             self.wait()?;
         }
+        log("told to stand down, no guest is guarded: ending");
+        Ok(())
     }
 
     fn adopt(&mut self, old: Record) {
@@ -335,6 +340,7 @@ impl Server {
                 }
                 Err(refusal) => Err(refusal),
             },
+            Op::StandDown => self.stand_down(),
             Op::Status => Ok(Answer::Status {
                 lease_left_ms: self
                     .holder
@@ -354,15 +360,29 @@ impl Server {
         watchdog_ms: u64,
     ) -> Result<Answer, Refusal> {
         let ms = Duration::from_millis;
+        let (lease, drain, watchdog) = (ms(lease_ms), ms(drain_ms), ms(watchdog_ms));
         let grant = |why: String| Refusal::Grant { why };
-        let reset_by = ms(drain_ms).saturating_add(ms(watchdog_ms));
-        self.power.admit(reset_by).map_err(|e: PowerError| grant(e.to_string()))?;
+        // Another time-out feeds the watchdog too: not for a grant that does not count, nor before it is known to fit.
+        self.holder.may_renew(nonce, lease, drain, watchdog).map_err(|e| grant(e.to_string()))?;
+        self.power.admit(less_drift(drain + watchdog)).map_err(|e: PowerError| grant(e.to_string()))?;
         let before = self.holder.times();
-        let renewed = self.holder.renew(self.clock.now(), nonce, ms(lease_ms), ms(drain_ms), ms(watchdog_ms));
+        let renewed = self.holder.renew(self.clock.now(), nonce, lease, drain, watchdog);
         renewed.map_err(|e| grant(e.to_string()))?;
         if self.holder.times() != before {
             self.store();
         }
+        Ok(Answer::Done)
+    }
+
+    /// Stops the watchdog and ends the process, if no guest lives that it would leave unguarded.
+    fn stand_down(&mut self) -> Result<Answer, Refusal> {
+        let alive: Vec<Vmid> = self.guards.iter().filter(|(_, g)| g.is_alive()).map(|(v, _)| *v).collect();
+        if !alive.is_empty() {
+            let why = format!("guests {alive:?} are guarded: stop them, or move them to other nodes, first");
+            return Err(Refusal::Guest { why });
+        }
+        self.power.stand_down().map_err(|e| Refusal::Guest { why: e.to_string() })?;
+        self.ending = true;
         Ok(Answer::Done)
     }
 

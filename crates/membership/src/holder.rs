@@ -255,16 +255,7 @@ impl Holder {
         drain: Duration,
         watchdog: Duration,
     ) -> Result<(), RenewError> {
-        let sane = |d: Duration| !d.is_zero() && d <= Duration::from_secs(3600);
-        if !(sane(lease) && sane(drain) && sane(watchdog)) {
-            return Err(RenewError::Times);
-        }
-        if self.guests.values().any(|g| g.hold == Hold::Unsafe) {
-            return Err(RenewError::Resetting);
-        }
-        let Some(at) = self.issued.iter().position(|(n, _)| *n == nonce) else {
-            return Err(RenewError::Nonce(nonce));
-        };
+        let at = self.answers(nonce, lease, drain, watchdog)?;
         let granted = Lease { ends: self.issued[at].1 + less_drift(lease), lease, drain };
         // Answers to this and to older heartbeats count no more.
         self.issued.drain(..=at);
@@ -278,6 +269,35 @@ impl Holder {
         self.over = false;
         self.adopted_by = None;
         Ok(())
+    }
+
+    /// Whether a grant would count, but for the time that has passed: to be asked before anything is done for it.
+    pub fn may_renew(
+        &self,
+        nonce: u64,
+        lease: Duration,
+        drain: Duration,
+        watchdog: Duration,
+    ) -> Result<(), RenewError> {
+        self.answers(nonce, lease, drain, watchdog).map(drop)
+    }
+
+    /// The place of the nonce that a grant answers.
+    fn answers(
+        &self,
+        nonce: u64,
+        lease: Duration,
+        drain: Duration,
+        watchdog: Duration,
+    ) -> Result<usize, RenewError> {
+        let sane = |d: Duration| !d.is_zero() && d <= Duration::from_secs(3600);
+        if !(sane(lease) && sane(drain) && sane(watchdog)) {
+            return Err(RenewError::Times);
+        }
+        if self.guests.values().any(|g| g.hold == Hold::Unsafe) {
+            return Err(RenewError::Resetting);
+        }
+        self.issued.iter().position(|(n, _)| *n == nonce).ok_or(RenewError::Nonce(nonce))
     }
 
     /// Makes a guest known before its process is executed. `gone` says that it has no process now. Repeating it

@@ -34,13 +34,19 @@ pub fn cache_dir() -> Result<PathBuf> {
     Ok(base.join("stead/guest"))
 }
 
-/// The image's path, made first if need be. Any number of processes may ask at once.
-pub fn http_guest(progress: &dyn Fn(&str)) -> Result<PathBuf> {
+/// The cache, which nobody else changes as long as the second part of the answer lives.
+pub(super) fn locked_cache() -> Result<(PathBuf, File)> {
     let cache = cache_dir()?;
     fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
     let lock = File::create(cache.join("lock"))?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).context("locking the guest cache")?;
-    let parts = kernel::parts(&cache, progress)?;
+    Ok((cache, lock))
+}
+
+/// The image's path, made first if need be. Any number of processes may ask at once.
+pub fn http_guest(progress: &dyn Fn(&str)) -> Result<PathBuf> {
+    let (cache, _lock) = locked_cache()?;
+    let parts = kernel::parts(&cache, kernel::OF_A_GUEST, progress)?;
     let image = build(&parts)?;
     let path = cache.join(format!("http-{:016x}.raw", super::disklog::record::checksum(&image)));
     if !path.exists() {
@@ -105,25 +111,19 @@ fn initrd(parts: &Parts) -> Vec<u8> {
     cpio.add("udhcpc", 0o100_755, UDHCPC);
     cpio.add("init", 0o100_755, GUESTD);
     cpio.add("bin/busybox", 0o100_755, &parts.busybox);
-    let mut order = String::new();
-    for (name, content) in &parts.modules {
-        cpio.add(&format!("modules/{name}"), 0o100_644, content);
-        order += name;
-        order.push('\n');
-    }
-    cpio.add("modules/order", 0o100_644, order.as_bytes());
+    cpio.add_modules(&parts.modules);
     cpio.finish()
 }
 
 /// An archive in the "new ASCII" format, which the kernel unpacks.
 #[derive(Default)]
-struct Cpio {
+pub(super) struct Cpio {
     bytes: Vec<u8>,
     inode: u32,
 }
 
 impl Cpio {
-    fn add(&mut self, name: &str, mode: u32, content: &[u8]) {
+    pub(super) fn add(&mut self, name: &str, mode: u32, content: &[u8]) {
         self.inode += 1;
         let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
         let name_size = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
@@ -140,12 +140,23 @@ impl Cpio {
         self.pad();
     }
 
+    /// Modules in the folder of that name, with the order in which they are inserted.
+    pub(super) fn add_modules(&mut self, modules: &[(String, Vec<u8>)]) {
+        let mut order = String::new();
+        for (name, content) in modules {
+            self.add(&format!("modules/{name}"), 0o100_644, content);
+            order += name;
+            order.push('\n');
+        }
+        self.add("modules/order", 0o100_644, order.as_bytes());
+    }
+
     fn pad(&mut self) {
         let padded = self.bytes.len().next_multiple_of(4);
         self.bytes.resize(padded, 0);
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    pub(super) fn finish(mut self) -> Vec<u8> {
         self.add("TRAILER!!!", 0, &[]);
         self.bytes
     }

@@ -1,4 +1,4 @@
-//! Where the HTTP guest's kernel, its modules and busybox come from.
+//! Where the guests' kernel, its modules and busybox come from.
 //!
 //! On Debian: from the packages `linux-image-cloud-amd64` and `busybox-static`, downloaded by `apt-get download` and
 //! unpacked by `dpkg-deb`, which needs no root and installs nothing. They are kept, so that later runs need no network.
@@ -14,9 +14,8 @@ use std::process::Command;
 
 /// The package that depends on the newest cloud kernel.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
-/// What the guest can be made of: each bus that a disk or network device of a VM may sit on, and the power button.
-/// What a kernel has built in, or has not at all, is left out.
-const MODULES: &[&str] = &[
+/// What the HTTP guest can be made of: each bus that a disk or network device of a VM may sit on, and the power button.
+pub const OF_A_GUEST: &[&str] = &[
     "virtio_pci",
     "virtio_scsi",
     "virtio_blk",
@@ -43,7 +42,8 @@ pub struct Parts {
 }
 
 /// Finds the parts, downloading packages into `cache` if they are not there yet; `progress` hears what takes time.
-pub fn parts(cache: &Path, progress: &dyn Fn(&str)) -> Result<Parts> {
+/// Of the modules, what the kernel has built in, or has not at all, is left out.
+pub fn parts(cache: &Path, wanted: &[&str], progress: &dyn Fn(&str)) -> Result<Parts> {
     let (kernel, modules, busybox) = match env::var_os("STEAD_GUEST_KERNEL") {
         Some(kernel) => {
             let need = |name: &str| {
@@ -56,7 +56,7 @@ pub fn parts(cache: &Path, progress: &dyn Fn(&str)) -> Result<Parts> {
         None => debian(cache, progress)?,
     };
     let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
-    Ok(Parts { kernel: read(&kernel)?, modules: pick_modules(&modules)?, busybox: read(&busybox)? })
+    Ok(Parts { kernel: read(&kernel)?, modules: pick_modules(&modules, wanted)?, busybox: read(&busybox)? })
 }
 
 /// The paths of kernel, modules and busybox in the cache.
@@ -137,13 +137,13 @@ fn run(program: &str, args: &[&str], dir: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
-/// Those of [`MODULES`] that there are, each after what it depends on.
-fn pick_modules(root: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+/// Those modules that there are, each after what it depends on.
+fn pick_modules(root: &Path, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = BTreeMap::new();
     collect(&root.join("kernel"), &mut files)?;
     let mut picked = Vec::new();
     let mut seen = BTreeSet::new();
-    for name in MODULES {
+    for name in wanted {
         pick(name, &files, &mut seen, &mut picked)?;
     }
     Ok(picked)
@@ -216,7 +216,8 @@ mod tests {
             let text = format!("ELF\0license=GPL\0depends={depends}\0name=x\0");
             fs::write(kernel.join(format!("{file}.ko")), text).unwrap();
         }
-        let names: Vec<String> = pick_modules(dir.path()).unwrap().into_iter().map(|(n, _)| n).collect();
+        let names: Vec<String> =
+            pick_modules(dir.path(), OF_A_GUEST).unwrap().into_iter().map(|(n, _)| n).collect();
         assert_eq!(names, ["virtio.ko", "virtio_ring.ko", "virtio_pci.ko"]);
     }
 }

@@ -10,5 +10,6 @@ mod guests;
 mod join;
 mod moves;
 mod network;
+mod power;
 mod story;
 mod word;
