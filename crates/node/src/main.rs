@@ -6,6 +6,7 @@ mod fence;
 mod heap;
 mod host;
 mod identity;
+mod members;
 mod serve;
 mod web;
 
@@ -13,6 +14,7 @@ use anyhow::{Context, Result};
 use args::Args;
 use clap::Parser;
 use identity::Home;
+use members::Members;
 use std::collections::HashMap;
 use std::os::unix::process::CommandExt;
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use stead_agents::peers::Link;
 use stead_agents::rpc::Rpc;
 use stead_api::{Api, Backend};
 use stead_conf::Conf;
-use stead_model::{NodeRecord, NodeUuid, RaftId};
+use stead_model::NodeUuid;
 use stead_ops::join::JOIN_WORKER;
 use stead_ops::{Flush, Lease, Me, Ops, store};
 use stead_tasks::{Resumer, Tasks};
@@ -49,37 +51,17 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The members, as committed, or as told at joining while nothing is committed here yet.
-#[derive(Clone)]
-struct Members {
-    conf: Conf,
-    first: Arc<Vec<NodeRecord>>,
-}
-
-impl Members {
-    fn all(&self) -> Vec<NodeRecord> {
-        let committed = self.conf.view(store::nodes);
-        if committed.is_empty() { self.first.to_vec() } else { committed }
-    }
-
-    fn by_raft_id(&self, id: RaftId) -> Option<NodeRecord> {
-        self.all().into_iter().find(|n| n.raft_id == id)
-    }
-}
-
 /// Runs until told to end. Returns whether to start anew.
 async fn run(args: Args) -> Result<bool> {
     let home = Home::open(&args.dir)?;
     let _only = lock(&home)?;
     let started = bootstrap::start(&home, &args)?;
     let conf = started.conf.clone();
-    let members = Members { conf: conf.clone(), first: Arc::new(home.members()?) };
+    let members = Members::new(conf.clone(), home.members()?);
     let keys = started.keys;
     let credentials =
         Credentials { ca_pem: keys.ca.clone(), cert_pem: keys.cert.clone(), key_pem: keys.key.clone() };
-    let known = members.clone();
-    let is_member = move |uuid: &NodeUuid| known.all().iter().any(|n| n.uuid == *uuid);
-    let tls = Tls::new(&credentials, None, Arc::new(is_member))?;
+    let tls = Tls::new(&credentials, None, Arc::new(members.clone()))?;
     let peers = PeerClient::new(tls.clone());
     let restart = Arc::new(Notify::new());
     let key = *bootstrap::cluster_key(&keys.cluster_key)?.expose();

@@ -102,6 +102,14 @@ impl Drop for Registered {
 #[derive(Debug, Clone)]
 pub(crate) struct PerAddress(Arc<Mutex<HashMap<IpAddr, usize>>>, usize);
 
+/// The address that a connection is counted under.
+fn network(from: IpAddr) -> IpAddr {
+    match from.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
 impl PerAddress {
     /// Counts up to `most` from each.
     pub(crate) fn new(most: usize) -> Self {
@@ -114,10 +122,15 @@ impl PerAddress {
 
     /// Counts a connection for as long as the result lives; none if there are too many.
     pub(crate) fn count(&self, from: IpAddr) -> Option<Counted> {
-        let from = match from.to_canonical() {
-            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-            v4 @ IpAddr::V4(_) => v4,
-        };
+        self.count_as(network(from))
+    }
+
+    /// The same for this very address: members of one network are not one host.
+    pub(crate) fn count_one(&self, from: IpAddr) -> Option<Counted> {
+        self.count_as(from.to_canonical())
+    }
+
+    fn count_as(&self, from: IpAddr) -> Option<Counted> {
         let mut all = self.lock();
         let n = all.entry(from).or_default();
         if *n >= self.1 {

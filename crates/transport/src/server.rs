@@ -9,7 +9,9 @@
 //! ```
 //!
 //! Public connections are limited in number, in all and from each address, and peers are not, so that no crowd of
-//! clients can keep a heartbeat out, nor one client all others. Graceful stop: no new connections, requests under way are answered, then what is left is cut.
+//! clients can keep a heartbeat out, nor one client all others. Who it is shows at the end of the handshake only, so
+//! addresses of members have places of their own in the handshake, each its own, which no crowd elsewhere takes; a
+//! node that connects from another address than its record names has to find room among the others. Graceful stop: no new connections, requests under way are answered, then what is left is cut.
 
 use crate::ca::PeerIdentity;
 use crate::io::{Counted, Cuts, PerAddress, Tracked, prepare};
@@ -24,7 +26,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use stead_model::NodeUuid;
@@ -72,9 +74,9 @@ pub struct Limits {
     pub handshake: Duration,
     /// From the first byte of a request's head to its last; also how long an idle connection stays.
     pub head: Duration,
-    /// Connections in the handshake at once; further ones are refused.
+    /// Connections in the handshake at once, those from members' addresses aside; further ones are refused.
     pub handshakes: usize,
-    /// The same from one address.
+    /// The same from one address; of a member's address, all that there are.
     pub handshakes_each: usize,
     /// Public connections at once, upgraded ones included; further ones are refused.
     pub public: usize,
@@ -108,6 +110,7 @@ struct Inner {
     limits: Limits,
     handshakes: Arc<Semaphore>,
     handshakes_each: PerAddress,
+    members_handshakes: PerAddress,
     public: Arc<Semaphore>,
     public_each: PerAddress,
     local: Arc<Semaphore>,
@@ -124,6 +127,9 @@ impl std::fmt::Debug for Server {
         f.debug_struct("Server").field("tls", &self.0.tls).finish_non_exhaustive()
     }
 }
+
+/// A place in the handshake; a member's address has its own, which no semaphore counts.
+type Turn = (Counted, Option<OwnedSemaphorePermit>);
 
 /// Why a connection was not served.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +157,7 @@ impl Server {
             limits,
             handshakes: Arc::new(Semaphore::new(limits.handshakes)),
             handshakes_each: PerAddress::new(limits.handshakes_each),
+            members_handshakes: PerAddress::new(limits.handshakes_each),
             public: Arc::new(Semaphore::new(limits.public)),
             public_each: PerAddress::new(limits.public_each),
             local: Arc::new(Semaphore::new(limits.local)),
@@ -166,14 +173,23 @@ impl Server {
         let server = self.clone();
         self.0.tasks.spawn(async move {
             while let Some((stream, remote)) = server.accept(|| listener.accept()).await {
-                let counted = server.0.handshakes_each.count(remote.ip());
-                let Some(turn) = counted.zip(server.0.handshakes.clone().try_acquire_owned().ok()) else {
+                let Some(turn) = server.turn(remote.ip()) else {
                     tracing::warn!("connection of {remote} refused: too many in the handshake");
                     continue;
                 };
                 server.0.tasks.spawn(server.clone().serve_tcp(stream, remote, turn));
             }
         });
+    }
+
+    /// A place in the handshake for a connection from an address; none if there is none free.
+    fn turn(&self, from: IpAddr) -> Option<Turn> {
+        if self.0.tls.is_members_address(from) {
+            return self.0.members_handshakes.count_one(from).map(|counted| (counted, None));
+        }
+        let counted = self.0.handshakes_each.count(from)?;
+        let permit = self.0.handshakes.clone().try_acquire_owned().ok()?;
+        Some((counted, Some(permit)))
     }
 
     /// Serves a local socket, in the background, until [`shutdown`](Self::shutdown).
@@ -240,12 +256,7 @@ impl Server {
         }
     }
 
-    async fn serve_tcp(
-        self,
-        stream: TcpStream,
-        remote: SocketAddr,
-        handshake: (Counted, OwnedSemaphorePermit),
-    ) {
+    async fn serve_tcp(self, stream: TcpStream, remote: SocketAddr, handshake: Turn) {
         let ready = async {
             let mut first = [0];
             if stream.peek(&mut first).await? == 1 && first[0] != TLS_RECORD {

@@ -15,6 +15,7 @@ use rustls::{
 };
 use rustls_pki_types::pem::PemObject;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use stead_model::NodeUuid;
 
@@ -34,6 +35,13 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 pub trait Membership: Send + Sync {
     /// Whether the node takes part: it was not removed. A node that is lost is still a member.
     fn is_member(&self, node: &NodeUuid) -> bool;
+
+    /// Whether a member has this address. Connections from there have places in the handshake that no others take. Asked
+    /// at every connection, by whomever: it must be quick.
+    fn has_address(&self, _address: IpAddr) -> bool {
+        // Where addresses are not known, all have the same places.
+        false
+    }
 }
 
 impl<F: Fn(&NodeUuid) -> bool + Send + Sync> Membership for F {
@@ -149,6 +157,11 @@ impl Tls {
     /// Whether the node belongs to the cluster.
     pub fn is_member(&self, node: &NodeUuid) -> bool {
         self.members.is_member(node)
+    }
+
+    /// Whether a member has this address.
+    pub(crate) fn is_members_address(&self, address: IpAddr) -> bool {
+        self.members.has_address(address.to_canonical())
     }
 
     /// The configuration for a client that offers these ALPN ids, and whether it is a peer's.

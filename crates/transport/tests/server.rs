@@ -9,11 +9,11 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_transport::{
-    ClientError, ClusterCa, Fingerprint, HttpClient, Limits, Peer, PeerClient, Purpose, Target, Trust, ca,
-    client::reason, full,
+    ClientError, ClusterCa, Fingerprint, HttpClient, Limits, Membership, Peer, PeerClient, Purpose, Target,
+    Tls, Trust, ca, client::reason, full,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixListener};
+use tokio::net::{TcpSocket, TcpStream, UnixListener};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -276,6 +276,41 @@ async fn one_address_does_not_take_every_place() {
     drop(silent);
     let client = public(one.peer.addr, Trust::Insecure);
     soon("room", async { while client.raw().await.is_err() {} }).await;
+}
+
+/// Those who are members, all at one address.
+struct AtOneAddress(Members, std::net::IpAddr);
+
+impl Membership for AtOneAddress {
+    fn is_member(&self, node: &stead_model::NodeUuid) -> bool {
+        self.0.lock().unwrap().contains(node)
+    }
+    fn has_address(&self, address: std::net::IpAddr) -> bool {
+        self.1 == address
+    }
+}
+
+#[tokio::test]
+async fn half_open_handshakes_elsewhere_keep_no_member_out() {
+    let limits = Limits { handshakes: 1, handshakes_each: 1, ..Limits::default() };
+    let (ca, both) = (ca(), members(&[1, 2]));
+    let here = "127.0.0.1".parse().unwrap();
+    let tls1 = Tls::new(&credentials(&ca, 1), None, Arc::new(AtOneAddress(both.clone(), here))).unwrap();
+    let one = node_with(tls1, tell_who(), limits).await;
+    let from = async |address: &str| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
+        socket.connect(one.peer.addr).await.unwrap()
+    };
+    let _half_open = from("127.0.0.2").await;
+    // Whoever has no place is cut off, which shows that the first one has taken the only one.
+    let mut refused = from("127.0.0.3").await;
+    assert_eq!(soon("end", refused.read(&mut [0])).await.unwrap_or(0), 0);
+    who(&PeerClient::new(tls(&ca, 2, &both)), &one.peer).await.unwrap();
+
+    // A member's address has not more places than another one either.
+    let _silent = from("127.0.0.1").await;
+    assert!(public(one.peer.addr, Trust::Insecure).raw().await.is_err());
 }
 
 /// A node whose handler says when it has begun, and answers when it is told to.
