@@ -186,7 +186,9 @@ async fn recover(ops: &Ops, command: &Command) -> Result<(), OpsError> {
         epoch: epoch.next(),
         armed: false,
         running: false,
-        recovered: true,
+        // A frozen copy may hold the locks of its images. One that the fence process never held is not frozen: if it runs,
+        // against the operator's word, its locks are what is left between two writers.
+        recovered: own.armed || own.recovered,
         kind: own.kind,
     };
     let mut config = stead_ops::guest::config::parse(&guest.config.value)?;

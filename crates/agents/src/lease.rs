@@ -5,13 +5,10 @@
 use crate::clock::boottime;
 use crate::grant::GrantHandle;
 use crate::guardian::{self, Renewal};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
-use stead_driver::fence::Hold;
-use stead_driver::guest::GuestError;
 use stead_membership::wire::{Heartbeat, HeartbeatAnswer, Outcome, Refusal, VERSION};
-use stead_model::{ClusterRecord, Epoch, FenceProfile, NodeRecord, NodeState, Vmid, paths};
+use stead_model::{ClusterRecord, FenceProfile, NodeRecord, NodeState, paths};
 use stead_ops::peers::call;
 use stead_ops::store::{self, At};
 use stead_ops::{Lease, Ops, OpsError};
@@ -45,9 +42,9 @@ pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>)
             Ok(status) => {
                 let has_lease = status.lease_left_ms.is_some();
                 // Beside the heartbeats: a guest that takes its time must not cost the node its lease.
-                if deciding.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                if has_lease && deciding.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
                     let (ops, guests) = (ops.clone(), status.guests);
-                    deciding = Some(tokio::spawn(async move { decide_held(&ops, &guests, has_lease).await }));
+                    deciding = Some(tokio::spawn(async move { ops.decide_held(&guests).await }));
                 }
                 has_lease
             }
@@ -105,56 +102,6 @@ pub fn leader(ops: &Ops) -> Option<NodeRecord> {
     ops.node_records().into_iter().find(|n| n.raft_id == id)
 }
 
-/// What to do with a guest that the fence process has made safe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Decision {
-    Thaw,
-    Destroy,
-}
-
-/// The record, read as new as any commit before, decides: epoch unchanged, go on as if nothing had been; else
-/// this copy is old and must never execute again.
-fn decide(owns: bool, epoch: Epoch, recorded: Option<Epoch>) -> Decision {
-    if owns && recorded == Some(epoch) { Decision::Thaw } else { Decision::Destroy }
-}
-
-/// Decides every held guest, once a lease is there.
-async fn decide_held(ops: &Ops, guests: &[(Vmid, Epoch, Hold)], lease: bool) {
-    let held: Vec<_> = guests.iter().filter(|(_, _, h)| *h == Hold::Held).map(|(v, e, _)| (*v, *e)).collect();
-    if held.is_empty() || !lease || ops.conf.barrier().await.is_err() {
-        return;
-    }
-    for (vmid, epoch) in held {
-        let own = ops.guest_at(vmid).ok().map(|g| g.own.value);
-        let owns = own.as_ref().is_some_and(|o| o.owner == ops.me.name && o.running);
-        // A copy that waits for a hand-over is decided by whoever awaits it.
-        if own.as_ref().is_some_and(|o| o.owner != ops.me.name && o.epoch.next() == epoch) {
-            continue;
-        }
-        match decide(owns, epoch, own.map(|o| o.epoch)) {
-            Decision::Thaw => match ops.fence.run(vmid, epoch).await {
-                Ok(()) => {
-                    tracing::info!("guest {vmid}: lease is back and epoch {epoch} unchanged: it goes on");
-                }
-                Err(e) => tracing::warn!("guest {vmid}: {e}"),
-            },
-            Decision::Destroy => {
-                if let Err(e) = destroy(ops, vmid).await {
-                    tracing::error!("guest {vmid}: {e}");
-                }
-            }
-        }
-    }
-}
-
-async fn destroy(ops: &Ops, vmid: Vmid) -> Result<(), OpsError> {
-    tracing::warn!("guest {vmid} was recovered elsewhere: this old copy is destroyed");
-    match ops.guests.kill(vmid).await {
-        Ok(()) | Err(GuestError::NotRunning(_)) => Ok(ops.fence.forget(vmid).await?),
-        Err(e) => Err(e.into()),
-    }
-}
-
 /// Enters the cluster, or enters it again: destroys every copy that is no longer this node's, guarded or not, then
 /// commits the node a member in this boot, over its record as read. A node whose old copies cannot be destroyed
 /// stays out: others trust a member to run nothing that is not its own.
@@ -165,15 +112,7 @@ pub async fn enter(ops: &Ops) -> Result<(), OpsError> {
     if record.uuid != ops.me.uuid {
         return Err(OpsError::failed(format!("the cluster knows node '{}' with another UUID", ops.me.name)));
     }
-    let guarded = ops.fence.status().await?.guests.into_iter().map(|(vmid, epoch, _)| (vmid, epoch));
-    let processes = ops.guests.list().await.into_iter().map(|p| (p.vmid, p.epoch));
-    for (vmid, epoch) in guarded.chain(processes).collect::<BTreeSet<_>>() {
-        let own = ops.guest_at(vmid).ok().map(|g| g.own.value);
-        let owns = own.as_ref().is_some_and(|o| o.owner == ops.me.name);
-        if decide(owns, epoch, own.map(|o| o.epoch)) == Decision::Destroy {
-            destroy(ops, vmid).await?;
-        }
-    }
+    ops.destroy_old_copies().await?;
     if record.state == state && record.addr == ops.me.addr && record.version == ops.me.version {
         return Ok(());
     }
@@ -185,17 +124,4 @@ pub async fn enter(ops: &Ops) -> Result<(), OpsError> {
     ops.conf.transact(txn).await?;
     tracing::info!("node '{}' has entered the cluster", ops.me.name);
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_an_unchanged_epoch_goes_on() {
-        assert_eq!(decide(true, Epoch(3), Some(Epoch(3))), Decision::Thaw);
-        assert_eq!(decide(true, Epoch(3), Some(Epoch(4))), Decision::Destroy);
-        assert_eq!(decide(false, Epoch(3), Some(Epoch(3))), Decision::Destroy);
-        assert_eq!(decide(true, Epoch(3), None), Decision::Destroy);
-    }
 }

@@ -1,5 +1,7 @@
 //! What virtual machines and containers share, as pure decisions: which request a guest accepts now
-//! ([`request`]) and how a live migration proceeds through every failure ([`migration`]).
+//! ([`request`]), what the record says of a copy ([`copy`]), and how a live migration proceeds through every failure
+//! ([`migration`]).
 
+pub mod copy;
 pub mod migration;
 pub mod request;

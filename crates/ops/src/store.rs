@@ -109,6 +109,12 @@ impl Ops {
         self.conf.view(|t| guest(t, vmid))
     }
 
+    /// Who may run a guest, from the local state; none if there is no such guest. A record that can't be read is an
+    /// error, never an absence: on an absence copies are destroyed.
+    pub fn ownership(&self, vmid: Vmid) -> Result<Option<Ownership>, OpsError> {
+        Ok(self.conf.view(|t| record(t, &paths::ownership(vmid)))?.map(|r| r.value))
+    }
+
     /// A VM, from the local state; containers are not found.
     pub fn vm_at(&self, vmid: Vmid) -> Result<GuestAt, OpsError> {
         let g = self.guest_at(vmid)?;

@@ -1,13 +1,13 @@
 //! Migration, seen from the target: a copy that waits, and runs only on the commit that makes it the owner's.
 
 use crate::peers::call;
-use crate::store::GuestAt;
 use crate::{Ops, OpsError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use stead_driver::guest::{GuestError, Incoming, RunState};
+use stead_guest::copy::{Claim, claim};
 use stead_model::{Epoch, NodeName, Ownership, Vmid, paths};
 
 /// How often the source is asked whether it still migrates, while no commit comes.
@@ -110,12 +110,12 @@ enum Fate {
 }
 
 fn fate(own: Option<&Ownership>, me: &NodeName, epoch: Epoch) -> Fate {
-    match own {
+    match claim(own, me, epoch) {
         // A hand-over of a running guest says so. A recovery, or a move of a stopped guest, may have made the same owner
         // and epoch: then this copy's memory is older than the disk.
-        Some(o) if o.epoch == epoch && o.owner == *me && o.running => Fate::Ours,
-        Some(o) if o.epoch.next() == epoch && o.owner != *me => Fate::Wait,
-        _ => Fate::Never,
+        Claim::Owner if own.is_some_and(|o| o.running) => Fate::Ours,
+        Claim::Heir => Fate::Wait,
+        Claim::Owner | Claim::Old => Fate::Never,
     }
 }
 
@@ -156,7 +156,7 @@ impl Ops {
 
     /// Refuses a node that speaks of a move which is another's.
     pub fn check_source(&self, from: &NodeName, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
-        let own = self.guest_at(vmid).ok().map(|g| g.own.value);
+        let own = self.ownership(vmid)?;
         if may_speak(from, self.guest_locks.incoming.source(vmid, epoch).as_ref(), own.as_ref(), epoch) {
             return Ok(());
         }
@@ -192,7 +192,7 @@ impl Ops {
         let mut watch = self.conf.watch();
         let path = paths::ownership(vmid);
         loop {
-            match self.fate_of(vmid, epoch) {
+            match self.fate_of(vmid, epoch)? {
                 Fate::Ours => return self.continue_incoming(vmid, epoch).await,
                 Fate::Never => return self.end_incoming(vmid, epoch).await,
                 Fate::Wait => {}
@@ -213,16 +213,15 @@ impl Ops {
             {
                 // It has given up: the record, read as new as can be, decides.
                 self.conf.barrier().await?;
-                if self.fate_of(vmid, epoch) == Fate::Wait {
+                if self.fate_of(vmid, epoch)? == Fate::Wait {
                     return self.end_incoming(vmid, epoch).await;
                 }
             }
         }
     }
 
-    fn fate_of(&self, vmid: Vmid, epoch: Epoch) -> Fate {
-        let own = self.guest_at(vmid).map(|g: GuestAt| g.own.value).ok();
-        fate(own.as_ref(), &self.me.name, epoch)
+    fn fate_of(&self, vmid: Vmid, epoch: Epoch) -> Result<Fate, OpsError> {
+        Ok(fate(self.ownership(vmid)?.as_ref(), &self.me.name, epoch))
     }
 
     /// Whether the source says that it migrates the guest. Silence counts as yes: it may be committing.
@@ -237,10 +236,10 @@ impl Ops {
 
     /// Continues a copy whose hand-over is committed. Repeating it is no error.
     pub async fn continue_incoming(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
-        if self.fate_of(vmid, epoch) != Fate::Ours {
+        if self.fate_of(vmid, epoch)? != Fate::Ours {
             self.conf.barrier().await?;
         }
-        if self.fate_of(vmid, epoch) != Fate::Ours {
+        if self.fate_of(vmid, epoch)? != Fate::Ours {
             return Err(OpsError::failed(format!("guest {vmid} was not handed over under epoch {epoch}")));
         }
         let guest = self.guest_at(vmid)?;
@@ -271,7 +270,7 @@ impl Ops {
 
     /// Ends a copy that never ran.
     pub async fn end_incoming(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
-        if self.fate_of(vmid, epoch) == Fate::Ours {
+        if self.fate_of(vmid, epoch)? == Fate::Ours {
             return Err(OpsError::failed(format!("guest {vmid} is this node's: its copy is not ended")));
         }
         if self.guests.state(vmid).await.is_none_or(|p| p.epoch != epoch) {

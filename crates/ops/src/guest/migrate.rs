@@ -17,6 +17,8 @@ use stead_model::{Epoch, NodeName, NodeRecord, Ownership, Upid, Vmid, paths};
 use stead_tasks::TaskContext;
 use tokio::net::UnixListener;
 
+/// The lock of a guest that moves while it runs.
+pub(super) const LOCK: &str = "migrate";
 /// How long a target may take to make its process.
 const PREPARE: Duration = Duration::from_secs(60);
 /// Between two questions to a configuration that does not answer.
@@ -211,7 +213,7 @@ impl Ops {
         let source = Source {
             ops: self,
             cx,
-            guest: if live { self.set_lock(guest, "migrate", cx.upid()).await? } else { guest },
+            guest: if live { self.set_lock(guest, LOCK, cx.upid()).await? } else { guest },
             target: target.value,
             target_revision: target.revision,
             bytes_per_second: limit,
@@ -416,21 +418,21 @@ impl Source<'_> {
             tokio::time::sleep(ASK_AGAIN).await;
             return Event::Unknown(e.to_string());
         }
-        match self.ops.guest_at(self.vmid()) {
-            Ok(g) if g.own.value.owner == self.target.name && g.own.value.epoch == to => Event::Committed,
-            Ok(g)
-                if g.own.value.owner == self.ops.me.name
-                    && g.own.value.epoch == self.guest.own.value.epoch =>
-            {
-                Event::RefusedStillOurs(format!(
-                    "node '{}' or the configuration changed meanwhile",
-                    self.target.name
-                ))
+        match self.ops.ownership(self.vmid()) {
+            Ok(Some(own)) if own.owner == self.target.name && own.epoch == to => Event::Committed,
+            Ok(Some(own)) if own.owner == self.ops.me.name && own.epoch == self.guest.own.value.epoch => {
+                let why = format!("node '{}' or the configuration changed meanwhile", self.target.name);
+                Event::RefusedStillOurs(why)
             }
-            Ok(g) => {
-                Event::RefusedNotOurs(format!("the guest was recovered on '{}' meanwhile", g.own.value.owner))
+            Ok(Some(own)) => {
+                Event::RefusedNotOurs(format!("the guest was recovered on '{}' meanwhile", own.owner))
             }
-            Err(e) => Event::RefusedNotOurs(e.to_string()),
+            Ok(None) => Event::RefusedNotOurs("the guest was removed meanwhile".to_owned()),
+            Err(e) => {
+                self.cx.log(format!("hand-over: {e}; asking again"));
+                tokio::time::sleep(ASK_AGAIN).await;
+                Event::Unknown(e.to_string())
+            }
         }
     }
 

@@ -4,6 +4,7 @@ pub mod config;
 pub mod console;
 pub mod create;
 pub mod destroy;
+mod held;
 pub mod incoming;
 pub(crate) mod lock;
 pub mod migrate;

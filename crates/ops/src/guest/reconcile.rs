@@ -8,7 +8,8 @@ use crate::store::{self, GuestAt};
 use crate::{Ops, OpsError};
 use std::sync::Arc;
 use stead_driver::guest::{GuestError, GuestProcess, RunState};
-use stead_model::{Epoch, Ownership, Vmid, paths};
+use stead_guest::copy::{Claim, claim};
+use stead_model::{Epoch, NodeName, Ownership, Vmid, paths};
 
 /// What to do with a process, or with a record that says *running*.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,23 +29,22 @@ pub enum Step {
     RecordStopped,
 }
 
-/// Decides for one guest. `owns`: the record names this node; `guarded`: the fence process knows it under its
-/// epoch.
+/// Decides for one guest on node `me`. `guarded`: the fence process knows it under its epoch.
 pub fn decide(
     process: Option<(&RunState, Epoch)>,
     own: Option<&Ownership>,
-    owns: bool,
+    me: &NodeName,
     ha: bool,
     guarded: bool,
 ) -> Step {
     let Some((state, epoch)) = process else {
         return match own {
-            Some(o) if owns && o.running => Step::RecordStopped,
+            Some(o) if o.owner == *me && o.running => Step::RecordStopped,
             _ => Step::Nothing,
         };
     };
-    match own {
-        Some(o) if owns && o.epoch == epoch => match state {
+    match (claim(own, me, epoch), own) {
+        (Claim::Owner, Some(o)) => match state {
             // A copy that waited for a hand-over which never came; the guest came here in another way.
             RunState::Inmigrate | RunState::Postmigrate if !o.running => Step::Destroy,
             RunState::Postmigrate => Step::Reclaim,
@@ -56,8 +56,8 @@ pub fn decide(
             // What HA no longer maintains stays guarded until it stops: a guard is no harm.
             _ => Step::Nothing,
         },
-        Some(o) if !owns && o.epoch.next() == epoch => Step::Await,
-        _ => Step::Destroy,
+        (Claim::Heir, _) => Step::Await,
+        (Claim::Owner | Claim::Old, _) => Step::Destroy,
     }
 }
 
@@ -95,13 +95,13 @@ impl Ops {
     /// Under the guest's mutex: everything is read afresh.
     async fn reconcile_one(self: &Arc<Self>, vmid: Vmid, guarded: Option<Epoch>) -> Result<(), OpsError> {
         let process = self.guests.state(vmid).await;
-        let guest = self.guest_at(vmid).ok();
-        let own = guest.as_ref().map(|g| &g.own.value);
-        let owns = own.is_some_and(|o| o.owner == self.me.name);
+        let own = self.ownership(vmid)?;
+        let guest = own.as_ref().map(|_| self.guest_at(vmid)).transpose()?;
+        let owns = own.as_ref().is_some_and(|o| o.owner == self.me.name);
         let ha = self.ha_maintains(vmid)?;
         let seen = process.as_ref().map(|p| (&p.state, p.epoch));
         let guarded = guarded.is_some() && guarded == process.as_ref().map(|p| p.epoch);
-        let step = decide(seen, own, owns, ha, guarded);
+        let step = decide(seen, own.as_ref(), &self.me.name, ha, guarded);
         if !matches!(step, Step::Nothing | Step::Await) {
             tracing::info!("guest {vmid} ({}): {step:?}", service(vmid));
         }
@@ -122,7 +122,8 @@ impl Ops {
         }
     }
 
-    async fn destroy_copy(&self, vmid: Vmid) -> Result<(), OpsError> {
+    /// Ends an old copy.
+    pub(super) async fn destroy_copy(&self, vmid: Vmid) -> Result<(), OpsError> {
         match self.guests.kill(vmid).await {
             Ok(()) | Err(GuestError::NotRunning(_)) => Ok(self.fence.forget(vmid).await?),
             Err(e) => Err(e.into()),
@@ -133,6 +134,17 @@ impl Ops {
     /// the record anew, under the same epoch, decides: the proposal names the revision that it was built on, so either
     /// this commits and the proposal never can, or it finds the guest handed over.
     async fn reclaim(&self, guest: GuestAt) -> Result<(), OpsError> {
+        self.take_back(&guest).await?;
+        if guest.own.value.armed {
+            self.run_under_lease(guest.vmid, guest.own.value.epoch).await
+        } else {
+            Ok(self.guests.resume(guest.vmid).await?)
+        }
+    }
+
+    /// Writes the record and the configuration anew, without a lock: no proposal that was built on them can be committed
+    /// any more.
+    pub(super) async fn take_back(&self, guest: &GuestAt) -> Result<(), OpsError> {
         let mut txn =
             store::txn("root@pam", format!("guest {}: taken back after a broken migration", guest.vmid));
         let record = store::bytes(&guest.own.value)?;
@@ -142,11 +154,7 @@ impl Ops {
         store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
         self.conf.view(|t| super::lock::release(t, guest.vmid, &mut txn));
         self.conf.transact(txn).await?;
-        if guest.own.value.armed {
-            self.run_under_lease(guest.vmid, guest.own.value.epoch).await
-        } else {
-            Ok(self.guests.resume(guest.vmid).await?)
-        }
+        Ok(())
     }
 
     /// HA has taken the running guest under its care: the fence process first, then the record. *Armed* says that the
@@ -174,6 +182,22 @@ mod tests {
     use super::*;
     use stead_model::GuestKind;
 
+    /// Seen from `n1`.
+    fn decided(
+        process: Option<(&RunState, Epoch)>,
+        own: Option<&Ownership>,
+        ha: bool,
+        guarded: bool,
+    ) -> Step {
+        decide(process, own, &"n1".parse().unwrap(), ha, guarded)
+    }
+
+    /// Another node's.
+    fn theirs(mut own: Ownership) -> Ownership {
+        own.owner = "n2".parse().unwrap();
+        own
+    }
+
     fn own(epoch: u64, armed: bool, running: bool) -> Ownership {
         Ownership {
             kind: GuestKind::Qemu,
@@ -188,12 +212,12 @@ mod tests {
     #[test]
     fn an_old_copy_is_destroyed_and_a_waiting_one_is_not() {
         let running = Some((&RunState::Running, Epoch(3)));
-        assert_eq!(decide(running, Some(&own(3, true, true)), true, true, true), Step::Nothing);
-        assert_eq!(decide(running, Some(&own(4, true, true)), false, true, true), Step::Destroy);
-        assert_eq!(decide(running, Some(&own(4, true, true)), true, true, true), Step::Destroy);
-        assert_eq!(decide(running, None, false, false, true), Step::Destroy);
+        assert_eq!(decided(running, Some(&own(3, true, true)), true, true), Step::Nothing);
+        assert_eq!(decided(running, Some(&theirs(own(4, true, true))), true, true), Step::Destroy);
+        assert_eq!(decided(running, Some(&own(4, true, true)), true, true), Step::Destroy);
+        assert_eq!(decided(running, None, false, true), Step::Destroy);
         assert_eq!(
-            decide(Some((&RunState::Inmigrate, Epoch(4))), Some(&own(3, true, true)), false, true, true),
+            decided(Some((&RunState::Inmigrate, Epoch(4))), Some(&theirs(own(3, true, true))), true, true),
             Step::Await
         );
     }
@@ -202,30 +226,30 @@ mod tests {
     fn a_waiting_copy_is_not_taken_for_a_recovered_guest() {
         for state in [RunState::Inmigrate, RunState::Postmigrate] {
             let waits = Some((&state, Epoch(4)));
-            assert_eq!(decide(waits, Some(&own(4, false, false)), true, true, true), Step::Destroy);
+            assert_eq!(decided(waits, Some(&own(4, false, false)), true, true), Step::Destroy);
         }
     }
 
     #[test]
     fn a_start_that_was_cut_off_is_undone() {
         let begun = Some((&RunState::Prelaunch, Epoch(3)));
-        assert_eq!(decide(begun, Some(&own(3, true, true)), true, true, true), Step::Destroy);
+        assert_eq!(decided(begun, Some(&own(3, true, true)), true, true), Step::Destroy);
     }
 
     #[test]
     fn arming_follows_what_ha_maintains() {
         let running = Some((&RunState::Running, Epoch(3)));
-        assert_eq!(decide(running, Some(&own(3, false, true)), true, true, true), Step::Arm);
-        assert_eq!(decide(running, Some(&own(3, true, true)), true, false, true), Step::Nothing);
-        let forgotten = decide(running, Some(&own(3, true, true)), true, false, false);
+        assert_eq!(decided(running, Some(&own(3, false, true)), true, true), Step::Arm);
+        assert_eq!(decided(running, Some(&own(3, true, true)), false, true), Step::Nothing);
+        let forgotten = decided(running, Some(&own(3, true, true)), false, false);
         assert_eq!(forgotten, Step::Arm, "armed, and the fence process does not know it");
-        assert_eq!(decide(None, Some(&own(3, true, true)), true, true, true), Step::RecordStopped);
-        assert_eq!(decide(None, Some(&own(3, true, true)), false, true, true), Step::Nothing);
+        assert_eq!(decided(None, Some(&own(3, true, true)), true, true), Step::RecordStopped);
+        assert_eq!(decided(None, Some(&theirs(own(3, true, true))), true, true), Step::Nothing);
     }
 
     #[test]
     fn a_copy_whose_outcome_is_open_is_taken_back() {
         let sent = Some((&RunState::Postmigrate, Epoch(3)));
-        assert_eq!(decide(sent, Some(&own(3, true, true)), true, true, true), Step::Reclaim);
+        assert_eq!(decided(sent, Some(&own(3, true, true)), true, true), Step::Reclaim);
     }
 }

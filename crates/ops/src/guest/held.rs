@@ -1,0 +1,65 @@
+//! What becomes of guests that the fence process has made safe, once the node has a lease again.
+
+use crate::{Ops, OpsError};
+use futures_util::future::join_all;
+use std::collections::BTreeSet;
+use stead_driver::fence::Hold;
+use stead_guest::copy::{Claim, claim};
+use stead_model::{Epoch, Vmid};
+
+impl Ops {
+    /// Decides every held guest, by a read that is as new as any commit before: epoch unchanged, it goes on as if
+    /// nothing had been; else this copy is old and is destroyed. To be called under a lease; what can't be decided now is
+    /// decided when it is called again.
+    pub async fn decide_held(&self, guests: &[(Vmid, Epoch, Hold)]) {
+        let held: Vec<_> = guests.iter().filter(|g| g.2 == Hold::Held).collect();
+        if held.is_empty() || self.conf.barrier().await.is_err() {
+            return;
+        }
+        // Beside each other: one that takes its time, since its disk hangs, holds up no other.
+        join_all(held.into_iter().map(async |&(vmid, epoch, _)| {
+            if let Err(e) = self.decide_one(vmid, epoch).await {
+                tracing::warn!("guest {vmid}: what becomes of its held copy could not be decided yet: {e}");
+            }
+        }))
+        .await;
+    }
+
+    async fn decide_one(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
+        let own = self.ownership(vmid)?;
+        match claim(own.as_ref(), &self.me.name, epoch) {
+            Claim::Owner if own.is_some_and(|o| o.running) => self.thaw(vmid, epoch).await,
+            // Decided by whoever awaits the hand-over.
+            Claim::Heir => Ok(()),
+            Claim::Owner | Claim::Old => {
+                tracing::warn!("guest {vmid}: its copy of epoch {epoch} is old: it is destroyed");
+                self.destroy_copy(vmid).await
+            }
+        }
+    }
+
+    /// Destroys every copy here that is not the guest, guarded or not, those that wait for a hand-over too.
+    pub async fn destroy_old_copies(&self) -> Result<(), OpsError> {
+        let guarded = self.fence.status().await?.guests.into_iter().map(|(vmid, epoch, _)| (vmid, epoch));
+        let processes = self.guests.list().await.into_iter().map(|p| (p.vmid, p.epoch));
+        for (vmid, epoch) in guarded.chain(processes).collect::<BTreeSet<_>>() {
+            if claim(self.ownership(vmid)?.as_ref(), &self.me.name, epoch) != Claim::Owner {
+                tracing::warn!("guest {vmid}: its copy of epoch {epoch} is old: it is destroyed");
+                self.destroy_copy(vmid).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A guest that was being migrated may have sent all of its state, and the proposal to hand it over may still be on
+    /// its way: it is taken back first, after which that proposal can't be committed.
+    async fn thaw(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
+        let guest = self.guest_at(vmid)?;
+        if super::config::parse(&guest.config.value)?.current.lock() == Some(super::migrate::LOCK) {
+            self.take_back(&guest).await?;
+        }
+        self.fence.run(vmid, epoch).await?;
+        tracing::info!("guest {vmid}: the lease is back and epoch {epoch} unchanged: it goes on");
+        Ok(())
+    }
+}

@@ -1,0 +1,108 @@
+//! What becomes of guests that the fence process holds, when the lease is back.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use stead_conf::{Check, Txn, TxnError};
+use stead_driver::fence::{Fence, Hold};
+use stead_model::{Epoch, GuestKind, Ownership, Vmid, paths};
+use stead_ops::guest::Asked;
+use stead_ops::store;
+use stead_ops_testing::{Node, member, name, root, uuid, vmid};
+
+/// A running guest that is armed, with that configuration.
+async fn armed(config: &str) -> (Node, Epoch) {
+    let node = Node::start().await;
+    let upid = node.ops.create_vm(&root(), vmid(100), &Default::default(), false).unwrap();
+    assert_eq!(node.ended(&upid).await.0, "OK");
+    node.commit(Txn::new("test").put(paths::HA_RESOURCES, "vm: 100\n\tstate started\n")).await;
+    let upid = node.ops.start(&root(), vmid(100), Asked { by_ha: true, ..Asked::default() }).await.unwrap();
+    assert_eq!(node.ended(&upid).await.0, "OK");
+    let own = node.own(100);
+    assert!(own.armed && own.running, "{own:?}");
+    let path = paths::guest(&name("n1"), GuestKind::Qemu, vmid(100));
+    node.commit(Txn::new("test").put(path, config.to_owned())).await;
+    (node, own.epoch)
+}
+
+/// The lease ends, and comes back.
+async fn lapse(node: &Node) -> Vec<(Vmid, Epoch, Hold)> {
+    node.fence.end_lease();
+    let nonce = node.fence.nonce().await.unwrap();
+    node.fence.renew(nonce, 4000, 1000, 2000).await.unwrap();
+    let held = node.fence.status().await.unwrap().guests;
+    assert!(held.iter().all(|g| g.2 == Hold::Held) && held.len() == 1, "{held:?}");
+    held
+}
+
+/// What a migration of the guest to `n2` proposes, built on what is there now.
+fn proposal(node: &Node) -> Txn {
+    let guest = node.ops.guest_at(vmid(100)).unwrap();
+    let old = guest.own.value.clone();
+    let new = Ownership { owner: name("n2"), epoch: old.epoch.next(), ..old };
+    let mut txn = Txn::new("test");
+    store::put_over(
+        &mut txn,
+        &paths::ownership(vmid(100)),
+        Some(guest.own.revision),
+        store::bytes(&new).unwrap(),
+    );
+    txn.checks.push(Check::Revision(guest.path(), guest.config.revision));
+    txn
+}
+
+#[tokio::test]
+async fn a_guest_whose_epoch_is_unchanged_goes_on() {
+    let (node, epoch) = armed("memory: 512\n").await;
+    let held = lapse(&node).await;
+    let before = node.ops.conf.view(stead_conf::Tree::revision);
+    node.ops.decide_held(&held).await;
+    assert_eq!(node.fence.ran().last(), Some(&(vmid(100), epoch)));
+    assert_eq!(node.ops.conf.view(stead_conf::Tree::revision), before, "nothing had to be written for it");
+}
+
+#[tokio::test]
+async fn a_guest_in_a_migration_is_taken_back_before_it_goes_on() {
+    let (node, epoch) = armed("memory: 512\nlock: migrate\n").await;
+    node.record_node("n2", 2, uuid(2).as_str(), member()).await;
+    // All was sent, and the proposal to hand the guest over is on its way.
+    let open = proposal(&node);
+    let ran = node.fence.ran().len();
+    let held = lapse(&node).await;
+    node.ops.decide_held(&held).await;
+    assert_eq!(node.fence.ran().len(), ran + 1, "it goes on here");
+    let refused = node.ops.conf.transact(open).await;
+    assert!(matches!(refused, Err(TxnError::Refused(_))), "the target could run as well: {refused:?}");
+    assert_eq!((node.own(100).owner, node.own(100).epoch), (name("n1"), epoch));
+}
+
+#[tokio::test]
+async fn a_guest_that_was_handed_over_meanwhile_is_destroyed() {
+    let (node, epoch) = armed("memory: 512\nlock: migrate\n").await;
+    node.record_node("n2", 2, uuid(2).as_str(), member()).await;
+    let handed = proposal(&node);
+    let held = lapse(&node).await;
+    let ran = node.fence.ran().len();
+    let mut handed = handed;
+    handed.ops.push(stead_conf::Op::Move {
+        from: paths::guest(&name("n1"), GuestKind::Qemu, vmid(100)),
+        to: paths::guest(&name("n2"), GuestKind::Qemu, vmid(100)),
+    });
+    node.commit(handed).await;
+    node.ops.decide_held(&held).await;
+    assert_eq!(node.fence.ran().len(), ran, "never continued");
+    assert_eq!(node.machines.state("n1", vmid(100)), None);
+    assert_eq!(node.own(100).epoch, epoch.next());
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_destroys_nothing() {
+    let (node, _) = armed("memory: 512\n").await;
+    let held = lapse(&node).await;
+    let text = br#"{"kind":"something newer"}"#.to_vec();
+    node.commit(Txn::new("test").put(paths::ownership(vmid(100)), text)).await;
+    let ran = node.fence.ran().len();
+    node.ops.decide_held(&held).await;
+    assert!(node.ops.destroy_old_copies().await.is_err());
+    let _ = node.ops.reconcile().await;
+    assert_eq!(node.fence.ran().len(), ran, "and continues nothing");
+    assert!(node.machines.state("n1", vmid(100)).is_some(), "nor kills what it knows nothing of");
+}
