@@ -1,16 +1,13 @@
 //! Which server is meant, and signing in there.
 
-use crate::api::{Api, Auth};
+use crate::api::{Api, Auth, Ticket};
 use crate::failure::Failure;
-use crate::params::form;
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Method, Request};
+use http::HeaderValue;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-use serde_json::Value;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use stead_transport::{ClientError, Fingerprint, HttpClient, Target, Trust, full};
+use stead_transport::{ClientError, Fingerprint, HttpClient, Target, Trust};
 
 /// The data directory of a packaged daemon.
 const DEFAULT_DIR: &str = "/var/lib/stead";
@@ -151,34 +148,7 @@ impl Connection {
                 "set STEAD_PASSWORD, or give --password-file",
             )?,
         };
-        let body = form(&vec![("username".into(), user.clone()), ("password".into(), password)]);
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri("/api2/json/access/ticket")
-            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(full(body))
-            .map_err(|e| Failure::failed(e.to_string()))?;
-        let answer = http.whole(request).await?;
-        if !answer.status.is_success() {
-            return Err(Failure::failed(format!(
-                "{} has refused user '{user}': {}",
-                http.to(),
-                answer.message()
-            )));
-        }
-        let answer: Value = answer.json()?;
-        let header = |value: String| {
-            let mut value = HeaderValue::try_from(value)
-                .map_err(|_| Failure::failed("the server has answered with an impossible ticket"))?;
-            value.set_sensitive(true);
-            Ok::<_, Failure>(value)
-        };
-        let field = |name: &str| match answer["data"][name].as_str() {
-            Some(text) => Ok(text.to_owned()),
-            None => Err(Failure::failed("this user needs a second factor: use --api-token")),
-        };
-        let cookie = header(format!("PVEAuthCookie={}", field("ticket")?))?;
-        Ok(Auth::Ticket { cookie, csrf: header(field("CSRFPreventionToken")?)? })
+        Ok(Auth::Ticket(Ticket::get(http, &user, &password).await?))
     }
 }
 

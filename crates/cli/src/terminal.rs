@@ -22,6 +22,9 @@ const END: u8 = 0x0f;
 /// So often the server hears that someone is there.
 const ALIVE: Duration = Duration::from_secs(30);
 
+/// How long it may take to open.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Opens the console of the VM at `path` and stays until Ctrl-O or its end.
 pub async fn open(api: &Api, path: &str, serial: Option<&str>) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
@@ -55,8 +58,17 @@ async fn connect(api: &Api, path: &str, serial: Option<&str>) -> Result<Socket, 
         .body(())
         .map_err(|e| Failure::failed(e.to_string()))?;
     api.sign(&mut request);
+    let opened = tokio::time::timeout(PATIENCE, handshake(api, request, &format!("{user}:{ticket}\n"))).await;
+    opened.unwrap_or_else(|_| {
+        let seconds = PATIENCE.as_secs();
+        Err(Failure::failed(format!("the console did not open within {seconds} s: the node's daemon hangs")))
+    })
+}
+
+/// Opens the websocket and says who it is for.
+async fn handshake(api: &Api, request: Request<()>, login: &str) -> Result<Socket, Failure> {
     let (mut socket, _) = client_async(request, api.http().raw().await?).await.map_err(broken)?;
-    socket.send(Message::binary(format!("{user}:{ticket}\n").into_bytes())).await.map_err(broken)?;
+    socket.send(Message::binary(login.as_bytes().to_vec())).await.map_err(broken)?;
     let first = socket.next().await.transpose().map_err(broken)?;
     match first.map(Message::into_data) {
         Some(data) if data.starts_with(b"OK") => {

@@ -58,7 +58,7 @@ pub async fn upload(
         .header(CONTENT_LENGTH, length)
         .body(stead_transport::streaming(body))
         .map_err(|e| Failure::failed(e.to_string()))?;
-    let sent = api.send(request).await;
+    let sent = api.send_file(request).await;
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }

@@ -18,10 +18,23 @@ use stead_model::{NodeName, Vmid};
 use stead_ops::{Ops, OpsError};
 use stead_transport::join::{JOIN_PATH, JoinRefusal, JoinRequest, TOKEN_SCHEME, refusal_response};
 use stead_transport::stream::{Carried, accept_upgrade, splice};
-use stead_transport::{ConnInfo, ConnKind, Handler, Peer, PeerClient, PeerIdentity, Purpose, full};
+use stead_transport::{
+    ClientError, ConnInfo, ConnKind, Handler, Peer, PeerClient, PeerIdentity, Purpose, full,
+};
 
 /// The longest body of a call between nodes: a report of a thousand guests fits well.
 const MAX_CALL: usize = 16 << 20;
+
+/// How long another node may take to answer a request that has been handed on to it: what takes longer is a task.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// The same for a file, which is written to its disk before it is answered for.
+const FILE_LIMIT: Duration = Duration::from_secs(600);
+
+/// Whether a request brings a file.
+fn is_file(request: &Request<Body>) -> bool {
+    let kind = request.headers().get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    kind.is_some_and(|k| k.trim_start().to_ascii_lowercase().starts_with("multipart/"))
+}
 
 /// Everything that answers.
 pub struct Router {
@@ -71,9 +84,21 @@ impl Cluster for Others {
 
     async fn forward(&self, node: &NodeName, request: Request<Body>) -> Result<Response<Body>, Error> {
         let record = self.ops.member(node)?;
-        let unreachable = |why: String| Error::new(595, format!("node '{node}' cannot be reached: {why}"));
-        let sent = self.client.request(&Peer::from(&record), Purpose::Bulk, request).await;
-        let answer = sent.map_err(|e| unreachable(e.to_string()))?;
+        let limit = if is_file(&request) { FILE_LIMIT } else { ANSWER_LIMIT };
+        let sent = self.client.request_within(limit, &Peer::from(&record), Purpose::Bulk, request).await;
+        let answer = sent.map_err(|e| {
+            Error::new(
+                595,
+                match e {
+                    ClientError::Timeout { after, .. } => format!(
+                        "node '{node}' has not answered within {} s: its daemon hangs or was stopped. It may do what was \
+                         asked once it goes on",
+                        after.as_secs()
+                    ),
+                    e => format!("node '{node}' cannot be reached: {e}"),
+                },
+            )
+        })?;
         Ok(answer.map(stead_transport::streaming))
     }
 }

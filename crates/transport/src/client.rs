@@ -3,6 +3,7 @@
 use crate::dial::{Dial, Duplex};
 use crate::pool::Pool;
 use crate::stream::{self, Stream};
+use crate::within::answered_within;
 use crate::{Answer, Body, ClientError, Trust};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -11,6 +12,7 @@ use hyper::ext::ReasonPhrase;
 use hyper_util::rt::TokioIo;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Answers that are read whole may have so many bytes.
 const WHOLE_LIMIT: usize = 64 << 20;
@@ -63,9 +65,26 @@ impl HttpClient {
         self.0.send(request).await
     }
 
+    /// The same, the answer's head within `limit` after the request was sent whole.
+    pub async fn request_within(
+        &self,
+        limit: Duration,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let answer = answered_within(limit, request, |request| self.request(request)).await;
+        answer.unwrap_or_else(|| Err(ClientError::Timeout { to: self.to(), after: limit }))
+    }
+
     /// Sends a request and reads the answer whole, whatever its status.
     pub async fn whole(&self, request: Request<Body>) -> Result<Answer, ClientError> {
         collect(&self.to(), self.request(request).await?).await
+    }
+
+    /// The same, the answer's head within `limit` after the request was sent whole, and all of it within as much again.
+    pub async fn whole_within(&self, limit: Duration, request: Request<Body>) -> Result<Answer, ClientError> {
+        let answer = self.request_within(limit, request).await?;
+        let whole = tokio::time::timeout(limit, collect(&self.to(), answer)).await;
+        whole.unwrap_or_else(|_| Err(ClientError::Timeout { to: self.to(), after: limit }))
     }
 
     /// Sends a request that asks for an upgrade to a stream.

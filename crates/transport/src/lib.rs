@@ -28,6 +28,7 @@ pub mod server;
 pub mod stream;
 pub mod tls;
 mod trust;
+mod within;
 
 pub use body::{Body, BoxError, empty, full, json_body, streaming};
 pub use ca::{CaError, ClusterCa, Fingerprint, NodeKey, PeerIdentity};

@@ -4,6 +4,7 @@ use crate::client::{collect, upgraded};
 use crate::dial::Dial;
 use crate::io::Cuts;
 use crate::pool::Pool;
+use crate::within::answered_within;
 use crate::{Body, ClientError, Stream, Tls, json_body};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response, Uri};
@@ -97,6 +98,19 @@ impl PeerClient {
     ) -> Result<Response<Incoming>, ClientError> {
         self.check(peer)?;
         self.pool(peer, purpose).send(request).await
+    }
+
+    /// The same, the answer's head within `limit` after the request was sent whole.
+    pub async fn request_within(
+        &self,
+        limit: Duration,
+        peer: &Peer,
+        purpose: Purpose,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let answer = answered_within(limit, request, |request| self.request(peer, purpose, request)).await;
+        let to = || format!("node '{}' at {}", peer.name, peer.addr);
+        answer.unwrap_or_else(|| Err(ClientError::Timeout { to: to(), after: limit }))
     }
 
     /// `POST /peer/v1/{call}` with JSON both ways, within `limit`. Any status but 2xx is [`ClientError::Refused`].

@@ -4,7 +4,7 @@
 //! empty one. Comments (lines that begin with a colon) keep the connection and say nothing.
 
 use super::Cx;
-use crate::api::text;
+use crate::api::{PATIENCE, text};
 use crate::failure::Failure;
 use crate::output::{self, Format};
 use crate::params::escape;
@@ -41,7 +41,7 @@ pub async fn follow(cx: &Cx, args: EventArgs) -> Result<(), Failure> {
         .map_err(|e| Failure::failed(e.to_string()))?;
     cx.api.sign(&mut request);
     let http = cx.api.http();
-    let answer = http.request(request).await?;
+    let answer = http.request_within(PATIENCE, request).await?;
     if !answer.status().is_success() {
         return Err(Failure::refused(&client::collect(&http.to(), answer).await?));
     }
