@@ -11,6 +11,8 @@ pub enum Failure {
     Usage(String),
     /// It was called rightly and failed: exit code 1.
     Failed(String),
+    /// The server was not reached, or cannot now: it may be well in a moment. Exit code 1.
+    Away(String),
     /// Help or version was asked for, or clap has told what is wrong; the text is its own.
     Told {
         /// What to show.
@@ -41,7 +43,7 @@ impl Failure {
         if answer.status == http::StatusCode::UNAUTHORIZED {
             text.push_str("\n  sign in with --user and a password, or use --api-token");
         }
-        Self::Failed(text)
+        if answer.status.is_server_error() { Self::Away(text) } else { Self::Failed(text) }
     }
 
     /// Tells the user, and gives the exit code.
@@ -54,7 +56,7 @@ impl Failure {
             }
             Self::Told { text, good: false } => (text.clone(), 2),
             Self::Usage(text) => (format!("error: {text}\n"), 2),
-            Self::Failed(text) => (format!("error: {text}\n"), 1),
+            Self::Failed(text) | Self::Away(text) => (format!("error: {text}\n"), 1),
         };
         let _ = std::io::stderr().write_all(text.as_bytes());
         ExitCode::from(code)
@@ -63,7 +65,7 @@ impl Failure {
 
 impl From<ClientError> for Failure {
     fn from(e: ClientError) -> Self {
-        Self::Failed(e.to_string())
+        if e.unreachable() { Self::Away(e.to_string()) } else { Self::Failed(e.to_string()) }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::params::escape;
 use http::Method;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Write as _};
 use std::time::{Duration, Instant};
 
 /// How often a task is asked how it goes.
@@ -84,6 +84,8 @@ struct Watch<'a> {
     path: String,
     shown: usize,
     bar: Option<ProgressBar>,
+    /// What was said last while the node did not answer.
+    said: Option<String>,
     format: Format,
 }
 
@@ -99,7 +101,7 @@ impl<'a> Watch<'a> {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        Ok(Self { api, path: path(upid)?, shown: 0, bar, format })
+        Ok(Self { api, path: path(upid)?, shown: 0, bar, said: None, format })
     }
 
     /// Shows the log as it grows; gives the exit status.
@@ -113,10 +115,10 @@ impl<'a> Watch<'a> {
                     }
                     return Ok(exit);
                 }
-                Ok(None) => last_heard = Instant::now(),
-                Err(e) if last_heard.elapsed() > PATIENCE => return Err(e),
-                Err(e @ Failure::Told { .. }) => return Err(e),
-                Err(Failure::Failed(why)) => self.say(&format!("waiting for the node: {why}")),
+                Ok(None) => (last_heard, self.said) = (Instant::now(), None),
+                Err(Failure::Away(why)) if last_heard.elapsed() <= PATIENCE => {
+                    self.say(format!("waiting for the node: {why}"));
+                }
                 Err(e) => return Err(e),
             }
             tokio::time::sleep(PERIOD).await;
@@ -147,10 +149,19 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn say(&self, text: &str) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(text.to_owned());
+    /// Says what is waited for; without a terminal once.
+    fn say(&mut self, text: String) {
+        if self.said.as_ref() == Some(&text) {
+            return;
         }
+        match &self.bar {
+            Some(bar) => bar.set_message(text.clone()),
+            None => {
+                // Nobody is left to be told if that fails.
+                let _ = writeln!(std::io::stderr(), "{text}");
+            }
+        }
+        self.said = Some(text);
     }
 }
 
