@@ -6,7 +6,7 @@ use crate::failure::Failure;
 pub type Params = Vec<(String, String)>;
 
 /// Options that need no value: given without one they mean 1.
-const SWITCHES: [&str; 21] = [
+const SWITCHES: [&str; 20] = [
     "current",
     "destroy-unreferenced-disks",
     "disable",
@@ -24,7 +24,6 @@ const SWITCHES: [&str; 21] = [
     "privsep",
     "purge",
     "quiet",
-    "revert",
     "skiplock",
     "with-local-disks",
     "regenerate",
@@ -137,6 +136,7 @@ mod tests {
         assert_eq!(shown("100 --memory 512 -name web --cores=2"), "100 | memory=512&name=web&cores=2");
         assert_eq!(shown("100 --online --target pve2"), "100 | online=1&target=pve2");
         assert_eq!(shown("100 pve2 --online"), "100 pve2 | online=1");
+        assert_eq!(shown("100 --revert memory"), "100 | revert=memory");
         assert_eq!(shown("--purge 100"), "100 | purge=1");
         assert_eq!(shown("--purge 0 100"), "100 | purge=0");
         assert_eq!(
