@@ -11,7 +11,7 @@ pveum: API tokens
 
   pveum user token list USER@REALM
   pveum user token add USER@REALM NAME [--privsep 0] [--expire SECONDS] [--comment TEXT]
-  pveum user token modify USER@REALM NAME [--NAME VALUE …]
+  pveum user token modify USER@REALM NAME [--regenerate] [--NAME VALUE …]
   pveum user token remove USER@REALM NAME
 ";
 
@@ -49,7 +49,14 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
                 })),
             }
         }
-        "modify" => cx.format().done(&cx.api.put(&path, &words.params).await?, &format!("{id} changed")),
+        "modify" => {
+            let changed = cx.api.put(&path, &words.params).await?;
+            // A new secret is shown this once.
+            match (cx.format(), changed.get("value")) {
+                (Format::Table, Some(_)) => cx.format().object(&changed),
+                _ => cx.format().done(&changed, &format!("{id} changed")),
+            }
+        }
         _ => {
             words.nothing()?;
             cx.format().done(&cx.api.delete(&path, &vec![]).await?, &format!("{id} removed"))
