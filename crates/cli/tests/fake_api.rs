@@ -205,6 +205,30 @@ async fn a_task_is_followed_and_its_end_is_the_commands_end() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_away_is_waited_for_aloud_and_one_that_refuses_is_not() {
+    let start = "POST /nodes/pve1/qemu/100/status/start";
+    let answers = |first: (u16, Value)| {
+        let mut script = base();
+        for (call, data) in task(start, "OK") {
+            script.entry(call).or_default().push((200, data));
+        }
+        let status =
+            script.iter_mut().find(|(call, _)| call.ends_with("/status") && call.starts_with("GET /nodes"));
+        status.unwrap().1.insert(0, first);
+        script
+    };
+    let away = json!({"message": "node 'pve1' cannot be reached"});
+    let fake = Fake::serve(answers((595, away))).await;
+    let ended = fake.run(&["stead", "vm", "start", "100"]).await;
+    assert_eq!((ended.code, ended.out.as_str()), (0, "starting\nstarted\n"), "{ended:?}");
+    assert_eq!(ended.err, "waiting for the node: node 'pve1' cannot be reached\n");
+
+    let fake = Fake::serve(answers((403, json!({"message": "Permission check failed"})))).await;
+    let ended = fake.run(&["stead", "vm", "start", "100"]).await;
+    assert_eq!((ended.code, ended.err.as_str()), (1, "error: Permission check failed\n"), "{ended:?}");
+}
+
+#[tokio::test]
 async fn create_turns_short_options_into_the_configurations_own() {
     let start = "POST /nodes/pve1/qemu/102/status/start";
     let fake = Fake::new(&[("POST /nodes/pve1/qemu", Value::Null), (start, Value::Null)]).await;
@@ -248,6 +272,13 @@ async fn qm_speaks_as_it_always_did() {
     );
     assert_eq!(fake.run(&["qm", "status", "100"]).await.out, "status: running\n");
     assert_eq!(fake.run(&["qm", "config", "100"]).await.out, "cores: 2\ndescription: a%0Ab\nname: web\n");
+    for options in ["qm config 100 --snapshot s1 --current 0", "qm list --full"] {
+        assert_eq!(fake.run(&options.split(' ').collect::<Vec<_>>()).await.code, 0, "{options}");
+    }
+    let read = fake.calls();
+    for call in ["GET /nodes/pve1/qemu/100/config?snapshot=s1&current=0", "GET /nodes/pve1/qemu?full=1"] {
+        assert!(read.iter().any(|c| c == call), "{call}: {read:?}");
+    }
     for words in [
         "qm set 100 --memory 1024 -name db --delete ide2",
         "qm migrate 100 pve2 --online",
@@ -478,6 +509,11 @@ async fn what_the_tools_do_not_know_is_said_and_sent_nowhere() {
         ("pvesh get /version --noheader", "not supported yet"),
         ("pvesh get /version --output-format yaml", "yaml is not supported yet"),
         ("qm disk move 100 scsi0 x", "not supported yet"),
+        ("pvesh get /version --quiet", "--quiet: that is not supported yet"),
+        ("qm terminal 100 --escape ^A", "--escape ^A: that is not supported yet"),
+        ("qm status 100 --snapshot s1", "there is no option --snapshot here"),
+        ("qm pending 100 --current", "there is no option --current here"),
+        ("ha-manager migrate vm:100 pve2 --state started", "there is no option --state here"),
         ("pct list", "pct: containers are not supported yet"),
         ("stead vzdump 100", "vzdump: backups are not supported yet"),
     ] {
@@ -548,6 +584,12 @@ async fn another_machine_is_spoken_to_only_when_it_is_known() {
     };
     let unknown = run(&["version"]).await;
     assert!(unknown.code == 2 && unknown.err.contains(&fingerprint), "{unknown:?}");
+    let joining = fake.run(&["pvecm", "add", &addr.to_string()]).await;
+    assert!(joining.code == 2 && joining.out.contains(&fingerprint), "{joining:?}");
+    assert!(
+        joining.err.ends_with("There is no terminal to ask on: give --fingerprint with it\n"),
+        "{joining:?}"
+    );
     let pinned = ["--fingerprint", &fingerprint];
     let user = ["--user", "admin@pve", "--password"];
     let good = run(&[&pinned[..], &user, &["p&w", "version"]].concat()).await;
@@ -608,6 +650,8 @@ async fn pveum_knows_tokens() {
     let fake = Fake::new(&[
         (&format!("POST {path}"), made),
         (&format!("DELETE {path}"), Value::Null),
+        (&format!("PUT {path}"), json!({"privsep": 1, "full-tokenid": "root@pam!ci", "value": "secret-2"})),
+        (&format!("PUT {path}"), json!({"privsep": 1, "comment": "x"})),
         ("GET /access/users/root%40pam/token", json!([{"tokenid": "ci", "expire": 0, "privsep": 0}])),
     ])
     .await;
@@ -615,8 +659,23 @@ async fn pveum_knows_tokens() {
     assert!(ended.code == 0 && ended.out.contains("secret-1"), "{ended:?}");
     let ended = fake.run(&["pveum", "user", "token", "list", "root@pam"]).await;
     assert!(ended.code == 0 && ended.out.contains("ci") && ended.out.contains("never"), "{ended:?}");
+    let ended = fake.run(&["pveum", "user", "token", "modify", "root@pam", "ci", "--regenerate"]).await;
+    assert!(
+        ended.code == 0 && ended.out.contains("secret-2") && ended.out.contains("root@pam!ci"),
+        "{ended:?}"
+    );
+    let ended = fake.run(&["pveum", "user", "token", "modify", "root@pam", "ci", "--comment", "x"]).await;
+    assert_eq!((ended.code, ended.out.as_str()), (0, "root@pam!ci changed\n"), "{ended:?}");
     assert_eq!(fake.run(&["stead", "pveum", "user", "token", "remove", "root@pam", "ci"]).await.code, 0);
-    assert_eq!(fake.changes(), [format!("POST {path} privsep=0"), format!("DELETE {path}")]);
+    assert_eq!(
+        fake.changes(),
+        [
+            format!("POST {path} privsep=0"),
+            format!("PUT {path} regenerate=1"),
+            format!("PUT {path} comment=x"),
+            format!("DELETE {path}")
+        ]
+    );
     assert_eq!(fake.run(&["pveum", "acl", "list"]).await.code, 2, "its other parts are not there");
 }
 

@@ -194,7 +194,11 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             cx.format().object(&status)
         }
         Command::Create(create) => self::create(cx, create).await,
-        Command::Config { which, current, pending } => config(cx, &which.vmid, current, pending).await,
+        Command::Config { which, pending: true, .. } => pending(cx, &which.vmid).await,
+        Command::Config { which, current, .. } => {
+            switch(&mut p, "current", current);
+            config(cx, &which.vmid, &p).await
+        }
         Command::Set { which, settings: words, delete, revert, digest } => {
             p = settings(&words)?;
             put(&mut p, "delete", delete);
@@ -294,21 +298,22 @@ pub async fn make(cx: &Cx, node: &str, p: &Params) -> Result<(), Failure> {
     cx.answer(&answer, "created").await
 }
 
-/// Shows a configuration: as the file it is kept in, or what waits.
-pub async fn config(cx: &Cx, vmid: &str, current: bool, pending: bool) -> Result<(), Failure> {
+/// Shows a configuration, and what waits for the next start.
+pub async fn pending(cx: &Cx, vmid: &str) -> Result<(), Failure> {
     let path = cx.api.vm(vmid).await?;
-    if pending {
-        let columns: [Column; 4] = [
-            ("KEY", "key", Kind::Text),
-            ("NOW", "value", Kind::Text),
-            ("AFTER THE NEXT START", "pending", Kind::Text),
-            ("REMOVED", "delete", Kind::Truth),
-        ];
-        return cx.format().list(&cx.api.get(&format!("{path}/pending")).await?, &columns);
-    }
-    let mut p = Params::new();
-    switch(&mut p, "current", current);
-    let config = cx.api.call(http::Method::GET, &format!("{path}/config"), &p).await?;
+    let columns: [Column; 4] = [
+        ("KEY", "key", Kind::Text),
+        ("NOW", "value", Kind::Text),
+        ("AFTER THE NEXT START", "pending", Kind::Text),
+        ("REMOVED", "delete", Kind::Truth),
+    ];
+    cx.format().list(&cx.api.get(&format!("{path}/pending")).await?, &columns)
+}
+
+/// Shows a configuration as the file it is kept in.
+pub async fn config(cx: &Cx, vmid: &str, p: &Params) -> Result<(), Failure> {
+    let path = cx.api.vm(vmid).await?;
+    let config = cx.api.call(http::Method::GET, &format!("{path}/config"), p).await?;
     if cx.format() == Format::Json {
         return output::json(&config);
     }
@@ -375,7 +380,9 @@ pub async fn monitor(cx: &Cx, vmid: &str, command: &str) -> Result<(), Failure> 
             _ if read == 0 => return Ok(()),
             "" => {}
             command => match one_command(cx, &path, command).await {
-                Err(Failure::Failed(why)) if asks => output::print(&format!("error: {why}"))?,
+                Err(Failure::Failed(why) | Failure::Away(why)) if asks => {
+                    output::print(&format!("error: {why}"))?
+                }
                 done => done?,
             },
         }
@@ -389,10 +396,15 @@ async fn one_command(cx: &Cx, path: &str, command: &str) -> Result<(), Failure> 
     cx.format().done(&answer, text(&answer).trim_end())
 }
 
-/// Asks before something is destroyed. Without a terminal the word must have been given before.
+/// Asks before something is destroyed. Without a terminal the word must have been given before, as `--yes`.
 pub fn confirm(what: &str) -> Result<(), Failure> {
+    ask(what, "--yes")
+}
+
+/// Asks; without a terminal `option` must have been given before.
+pub fn ask(what: &str, option: &str) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage(format!("{what}? There is no terminal to ask on: give --yes")));
+        return Err(Failure::usage(format!("{what}? There is no terminal to ask on: give {option}")));
     }
     print!("{what}? [y/N] ");
     std::io::stdout().flush()?;
@@ -405,8 +417,9 @@ pub fn confirm(what: &str) -> Result<(), Failure> {
 }
 
 /// The VMs on one node, with what `qm list` shows of them.
-pub async fn on_node(cx: &Cx, node: &str) -> Result<Vec<Value>, Failure> {
-    let list = cx.api.get(&format!("/nodes/{}/qemu", params::escape(node))).await?;
+pub async fn on_node(cx: &Cx, node: &str, p: &Params) -> Result<Vec<Value>, Failure> {
+    let path = format!("/nodes/{}/qemu", params::escape(node));
+    let list = cx.api.call(http::Method::GET, &path, p).await?;
     let mut list = rows(&list).to_vec();
     list.sort_by_key(|g| g["vmid"].as_u64());
     Ok(list)

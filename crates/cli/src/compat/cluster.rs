@@ -93,7 +93,7 @@ async fn add(cx: &Cx, member: &str, fingerprint: Option<String>) -> Result<(), F
                 Ok(_) => return Err(Failure::failed("the member has shown an impossible certificate")),
             };
             output::print(&format!("The fingerprint of {member} is\n  {seen}"))?;
-            crate::cmd::vm::confirm("Is that the member's")?;
+            crate::cmd::vm::ask("Is that the member's", "--fingerprint with it")?;
             seen
         }
     };
@@ -129,6 +129,9 @@ pub async fn ha_manager(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Fai
         _ => String::new(),
     };
     words.end()?;
+    if ["migrate", "relocate"].contains(&verb) {
+        words.nothing()?;
+    }
     match verb {
         "add" => ha::add(cx, &sid, words.params).await,
         "set" => ha::set(cx, &sid, &words.params).await,

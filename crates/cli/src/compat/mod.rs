@@ -107,10 +107,15 @@ impl Words {
     /// Neither words nor options may be left.
     pub fn nothing(&self) -> Result<(), Failure> {
         self.end()?;
-        match self.params.first() {
-            Some((name, _)) => Err(Failure::usage(format!("there is no option --{name} here"))),
-            None => Ok(()),
-        }
+        no_more(&self.params)
+    }
+}
+
+/// No options may be left.
+fn no_more(params: &Params) -> Result<(), Failure> {
+    match params.first() {
+        Some((name, _)) => Err(Failure::usage(format!("there is no option --{name} here"))),
+        None => Ok(()),
     }
 }
 
@@ -143,9 +148,11 @@ pub async fn run(tool: Tool, words: Vec<String>) -> Result<(), Failure> {
             )));
         }
     };
-    // These belong to the originals' way of working on one node.
+    // It belongs to the original's way of working on one node.
     take(&mut params, "noproxy");
-    take(&mut params, "quiet");
+    if take(&mut params, "quiet").is_some_and(|v| truth(&v.as_str().into())) {
+        return Err(Failure::usage("--quiet: that is not supported yet; send the output to /dev/null"));
+    }
     looks(&mut params)?;
     let api = Connection::from_env().open().await?;
     let cx = Cx { api, follow: Follow { format, no_wait: false } };

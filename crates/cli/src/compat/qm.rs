@@ -1,7 +1,7 @@
 //! `qm`.
 
-use super::{Tool, Words, unknown};
-use crate::api::text;
+use super::{Tool, Words, no_more, unknown};
+use crate::api::{text, truth};
 use crate::cmd::{Cx, vm};
 use crate::failure::Failure;
 use crate::output::{self, Column, Format, Kind};
@@ -14,7 +14,7 @@ qm: virtual machines
 
   qm list                                  those on this node
   qm status VMID [--verbose]
-  qm config VMID [--current]
+  qm config VMID [--current] [--snapshot NAME]
   qm pending VMID
   qm create VMID [--NAME VALUE …]          as --memory 512 --scsi0 local:8 --net0 virtio,bridge=vmbr0
   qm set VMID [--NAME VALUE …]             also --delete NAMES, --revert NAMES
@@ -48,7 +48,7 @@ const COLUMNS: [Column; 6] = [
 pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
     if verb == "list" {
         words.end()?;
-        return list(cx).await;
+        return list(cx, &words.params).await;
     }
     let below;
     let verb = match verb {
@@ -72,7 +72,11 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
         }
         "terminal" => {
             let serial = take(&mut words.params, "iface");
-            take(&mut words.params, "escape");
+            if let Some(key) = take(&mut words.params, "escape").filter(|key| key != "^O") {
+                return Err(Failure::usage(format!(
+                    "--escape {key}: that is not supported yet; ^O ends a console"
+                )));
+            }
             words.nothing()?;
             return terminal::open(&cx.api, &cx.api.vm(&vmid).await?, serial.as_deref()).await;
         }
@@ -94,7 +98,8 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
 async fn act(cx: &Cx, verb: &str, vmid: &str, mut p: Params) -> Result<(), Failure> {
     match verb {
         "status" => {
-            let verbose = take(&mut p, "verbose").is_some();
+            let verbose = take(&mut p, "verbose").is_some_and(|v| truth(&v.as_str().into()));
+            no_more(&p)?;
             let path = cx.api.vm(vmid).await?;
             let status = cx.api.get(&format!("{path}/status/current")).await?;
             match cx.format() {
@@ -103,8 +108,11 @@ async fn act(cx: &Cx, verb: &str, vmid: &str, mut p: Params) -> Result<(), Failu
                 Format::Table => output::print(&format!("status: {}", text(&status["status"]))),
             }
         }
-        "config" => vm::config(cx, vmid, take(&mut p, "current").is_some(), false).await,
-        "pending" => vm::config(cx, vmid, false, true).await,
+        "config" => vm::config(cx, vmid, &p).await,
+        "pending" => {
+            no_more(&p)?;
+            vm::pending(cx, vmid).await
+        }
         "create" => {
             let node = cx.api.local_node().await?;
             put(&mut p, "vmid", Some(vmid));
@@ -129,9 +137,9 @@ async fn act(cx: &Cx, verb: &str, vmid: &str, mut p: Params) -> Result<(), Failu
     }
 }
 
-async fn list(cx: &Cx) -> Result<(), Failure> {
+async fn list(cx: &Cx, p: &Params) -> Result<(), Failure> {
     let node = cx.api.local_node().await?;
-    let mut list = vm::on_node(cx, &node).await?;
+    let mut list = vm::on_node(cx, &node, p).await?;
     for row in &mut list {
         // The column is in MiB, as it always was.
         let mb = row["maxmem"].as_u64().map(|m| m >> 20);
