@@ -1,4 +1,4 @@
-//! Leases, epochs, liveness and fencing decisions. Pure.
+//! Leases, epochs, liveness and fencing decisions, and who votes ([`voters`]). Pure.
 //!
 //! Two halves that only meet through messages:
 //!
@@ -22,6 +22,7 @@
 
 pub mod grantor;
 pub mod holder;
+pub mod voters;
 pub mod wire;
 
 pub use grantor::{DeclareFailure, Declared, Grantor, GrantorCommand, Member};
