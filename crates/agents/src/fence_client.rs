@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use stead_driver::fence::{Fence, FenceError, FenceStatus, Hold, Registration};
+pub use stead_fenced::protocol::PROTOCOL;
 use stead_fenced::protocol::{self, Answer, MAX_LINE, Op, Outcome, Refusal, Request, Response};
 use stead_model::{Epoch, Vmid};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};

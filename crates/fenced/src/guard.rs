@@ -92,12 +92,14 @@ pub(crate) struct Guard {
     clock: Rc<Clock>,
     dirty: Rc<Dirty>,
     facts: RefCell<Facts>,
+    /// The last failure that was told: it is tried again twenty times a second, and told when it changes.
+    told: RefCell<String>,
 }
 
 impl Guard {
     pub fn new(registration: Registration, clock: Rc<Clock>, dirty: Rc<Dirty>) -> Self {
         let monitor = Monitor::new(&registration.monitor);
-        Self { registration, monitor, clock, dirty, facts: RefCell::default() }
+        Self { registration, monitor, clock, dirty, facts: RefCell::default(), told: RefCell::default() }
     }
 
     /// The guard of a guest that an earlier fence process had.
@@ -141,12 +143,22 @@ impl Guard {
         };
         let result = beside(self.try_make_safe(), escalate).await;
         match result {
-            Ok(()) => Report::Safe,
+            Ok(()) => {
+                self.told.borrow_mut().clear();
+                Report::Safe
+            }
             Err(_) if !self.is_alive() => Report::Gone,
             Err(e) => {
-                log(&format!("guest {vmid} is not safe yet: {e}"));
+                self.tell(&format!("guest {vmid} is not safe yet: {e}"));
                 Report::Failed
             }
+        }
+    }
+
+    fn tell(&self, what: &str) {
+        if *self.told.borrow() != what {
+            what.clone_into(&mut self.told.borrow_mut());
+            log(what);
         }
     }
 

@@ -13,8 +13,8 @@
 //!
 //! One thread, one `poll`. A guard's procedure is an `async fn` that the loop polls after every event; there is no
 //! runtime behind it. Time is `CLOCK_BOOTTIME`, waited for by a timerfd, so that a suspended machine wakes up to a
-//! lease that is over. Nothing here waits: sockets do not block, and files are written in the run directory (a
-//! memory file system where the package is installed) and in cgroupfs.
+//! lease that is over. Nothing here waits: sockets do not block, and files are written in the run directory, which is to be a
+//! memory file system wherever there is power over the host, and in cgroupfs.
 //!
 //! **If this process dies**, guests run on without a guard until it is started again. The daemon starts it again at
 //! once; the next one finds the registrations in `SOCKET.state`, and makes every guest safe first, since nobody

@@ -2,7 +2,7 @@
 
 use rustix::mm::{MlockAllFlags, mlockall};
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use stead_fenced::Server;
 use stead_fenced::client::Client;
 use stead_fenced::power::Power;
@@ -60,6 +60,13 @@ fn hold_on() {
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
 }
 
+/// Whether a file's folder is in memory. What cannot be told is on a disk.
+fn in_memory(path: &Path) -> bool {
+    const TMPFS: i64 = 0x0102_1994;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    rustix::fs::statfs(folder).is_ok_and(|fs| fs.f_type == TMPFS)
+}
+
 fn run() -> Result<(), Box<dyn Error>> {
     let Some(options) = options()? else { return Ok(()) };
     if options.stand_down {
@@ -71,6 +78,13 @@ fn run() -> Result<(), Box<dyn Error>> {
         eprintln!(
             "stead-fenced: NO POWER SWITCH. A guest that cannot be made safe is killed, which is no substitute for a \
              reset of the machine: writes on their way may still reach its disks. For tests and demonstrations only."
+        );
+    }
+    if matches!(power, Power::Host(_)) && !in_memory(&options.socket) {
+        eprintln!(
+            "stead-fenced: {} lies on a disk: if that disk hangs, so may this process, and the watchdog resets the \
+             machine. Mount a tmpfs there",
+            options.socket.display()
         );
     }
     let server = Server::open(&options.socket, power)?;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use stead_membership::Hold;
 use stead_model::{Epoch, Vmid};
 
-/// The version of this protocol. A daemon that finds another starts a fence process of its own version.
+/// The version of this protocol. A daemon that finds another does not start: it would not know what is guarded.
 pub const PROTOCOL: u32 = 1;
 /// The longest line either side takes, in bytes.
 pub const MAX_LINE: usize = 256 * 1024;

@@ -198,8 +198,10 @@ impl Server {
     }
 
     fn reset(&mut self, unverified: &[Vmid]) {
+        // First of all: a word could wait for a disk that answers no more.
+        let asked = self.power.reset();
         log(&format!("guests {unverified:?} could not be verified safe: resetting this machine"));
-        match self.power.reset() {
+        match asked {
             Ok(true) => {}
             Ok(false) => {
                 log(
@@ -234,7 +236,10 @@ impl Server {
             let waiting = self.jobs.remove(&vmid).map(|j| j.waiting).unwrap_or_default();
             match end {
                 End::Safe(report) => {
-                    log(&format!("guest {vmid}: {report:?}"));
+                    // A failure has been told by its guard, with its reason.
+                    if report != Report::Failed {
+                        log(&format!("guest {vmid}: {report:?}"));
+                    }
                     self.holder.report(self.clock.now(), vmid, report);
                 }
                 End::Ran { thaw, result } => {

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
-use stead_agents::fence_client::FenceClient;
+use stead_agents::fence_client::{FenceClient, PROTOCOL};
 
 /// How the fence process is started.
 #[derive(Debug, Clone)]
@@ -36,7 +36,7 @@ impl FenceProgram {
             program,
             socket: home.at("run/fenced.sock"),
             power: power.to_owned(),
-            log: home.at("fenced.log"),
+            log: home.at("run/fenced.log"),
         })
     }
 
@@ -60,7 +60,12 @@ impl FenceProgram {
     }
 }
 
-/// Makes sure that a fence process answers; then watches it.
+/// What a fence process says of the power that it was given.
+fn power_name(given: &str) -> &str {
+    given.split(':').next().unwrap_or(given)
+}
+
+/// Makes sure that a fence process answers, one with the power and of the version that are wanted; then watches it.
 pub async fn ensure(program: FenceProgram, client: FenceClient) -> Result<()> {
     if client.version().await.is_err() {
         program.start()?;
@@ -74,6 +79,19 @@ pub async fn ensure(program: FenceProgram, client: FenceClient) -> Result<()> {
             .with_context(|| format!("the fence process does not answer; see {}", program.log.display()))?;
     }
     let version = client.version().await?;
+    if version.protocol != PROTOCOL || version.power != power_name(&program.power) {
+        bail!(
+            "a fence process (pid {}) answers that speaks version {} and has power '{}', wanted are {PROTOCOL} and '{}'. It \
+             guards this node's guests and outlives the daemon: stop the guests or move them away, then run '{} --socket \
+             {} --stand-down' and start the daemon again",
+            version.pid,
+            version.protocol,
+            version.power,
+            program.power,
+            program.program.display(),
+            program.socket.display(),
+        );
+    }
     tracing::info!(
         "fence process {} answers (pid {}, power: {})",
         version.version,
