@@ -2,10 +2,11 @@
 //! processes, fence process and records every few seconds.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_driver::guest::GuestEvent;
-use stead_model::{GuestKind, Vmid, paths};
+use stead_model::{BootId, GuestKind, Vmid, paths};
 use stead_ops::guest::Asked;
 use stead_ops::{Actor, Ops, store};
 use tokio::sync::broadcast::error::RecvError;
@@ -78,31 +79,54 @@ async fn record_exit(ops: Arc<Ops>, vmid: Vmid) {
     ops.flush.now().await;
 }
 
-/// Whether the node has started its guests in this boot already; from now on it has. A daemon that is only started anew
-/// starts nothing: what does not run was stopped by someone.
-fn started_before(ops: &Ops) -> bool {
-    let file = ops.me.dir.join("autostarted");
-    let boot = ops.me.boot.to_string();
-    if std::fs::read_to_string(&file).is_ok_and(|text| text == boot) {
-        return true;
+/// Which guests the node has tried to start in this boot, and whether it has come to the end: a daemon that is only
+/// started anew goes on where the earlier one ended, and starts nothing twice, since what does not run by then was stopped
+/// by someone.
+struct Autostarted {
+    file: PathBuf,
+    /// The boot, then a guest a line, then `all`.
+    lines: Vec<String>,
+}
+
+impl Autostarted {
+    const ALL: &str = "all";
+
+    fn read(file: PathBuf, boot: &BootId) -> Self {
+        let boot = boot.to_string();
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        if lines.first() != Some(&boot) {
+            lines = vec![boot];
+        }
+        Self { file, lines }
     }
-    if let Err(e) = std::fs::write(&file, boot) {
-        tracing::warn!(
-            "could not write {}: guests may be started again with the daemon: {e}",
-            file.display()
-        );
+
+    fn has(&self, what: &str) -> bool {
+        self.lines.iter().skip(1).any(|l| l == what)
     }
-    false
+
+    fn note(&mut self, what: &str) {
+        self.lines.push(what.to_owned());
+        if let Err(e) = std::fs::write(&self.file, self.lines.join("\n")) {
+            let file = self.file.display();
+            tracing::warn!("could not write {file}: guests may be started again with the daemon: {e}");
+        }
+    }
 }
 
 /// Starts the guests that shall start with their node, in their order; those under HA are HA's.
 async fn autostart(ops: Arc<Ops>) {
-    if started_before(&ops) {
+    let mut done = Autostarted::read(ops.me.dir.join("autostarted"), &ops.me.boot);
+    if done.has(Autostarted::ALL) {
         return;
     }
     let mut waiting = BTreeSet::new();
     for (vmid, own) in ops.conf.view(store::guests) {
-        if own.owner != ops.me.name || own.kind != GuestKind::Qemu || own.running {
+        if own.owner != ops.me.name
+            || own.kind != GuestKind::Qemu
+            || own.running
+            || done.has(&vmid.to_string())
+        {
             continue;
         }
         let Ok(guest) = ops.guest_at(vmid) else { continue };
@@ -113,6 +137,7 @@ async fn autostart(ops: Arc<Ops>) {
         }
     }
     for (_, vmid, delay) in waiting {
+        done.note(&vmid.to_string());
         match ops.start(&Actor::system(), vmid, Asked::default()).await {
             Ok(upid) => {
                 ops.tasks.wait(&upid).await;
@@ -120,5 +145,30 @@ async fn autostart(ops: Arc<Ops>) {
             }
             Err(e) => tracing::warn!("guest {vmid} shall start with its node, and does not: {e}"),
         }
+    }
+    done.note(Autostarted::ALL);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_daemon_goes_on_with_the_starts_of_its_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let boots: [BootId; 2] = ["1", "2"].map(|n| {
+            format!("{0}-{1}-4{2}-8{2}-{3}", n.repeat(8), n.repeat(4), n.repeat(3), n.repeat(12))
+                .parse()
+                .unwrap()
+        });
+        let read = |boot| Autostarted::read(dir.path().join("autostarted"), boot);
+        let mut first = read(&boots[0]);
+        first.note("100");
+        let again = read(&boots[0]);
+        assert!(again.has("100") && !again.has("101") && !again.has(Autostarted::ALL));
+        first.note(Autostarted::ALL);
+        assert!(read(&boots[0]).has(Autostarted::ALL));
+        let next = read(&boots[1]);
+        assert!(!next.has("100") && !next.has(Autostarted::ALL), "another boot");
     }
 }

@@ -81,7 +81,7 @@ pub enum Command {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     Preparing,
-    Sending { cancelling: bool },
+    Sending,
     Handover,
     Handed,
     Undo { why: String, target_ended: bool },
@@ -107,11 +107,6 @@ impl Migration {
         (m, Command::PrepareTarget { epoch: epoch.next() })
     }
 
-    /// Whether a cancellation can still be honoured.
-    pub fn can_cancel(&self) -> bool {
-        matches!(self.state, State::Preparing | State::Sending { .. })
-    }
-
     /// Takes an event and tells the commands that follow, in order.
     pub fn on(&mut self, event: Event) -> Vec<Command> {
         let state = std::mem::replace(&mut self.state, State::Done);
@@ -128,14 +123,12 @@ impl Migration {
         use Command as C;
         use Event as E;
         match (state, event) {
-            (State::Preparing, E::TargetReady) => (State::Sending { cancelling: false }, vec![C::Send]),
+            (State::Preparing, E::TargetReady) => (State::Sending, vec![C::Send]),
             (State::Preparing, E::CancelRequested) => undo("cancelled".into()),
-            (State::Preparing | State::Sending { .. }, E::Failed(why)) => undo(why),
-            (State::Sending { .. }, E::CancelRequested) => {
-                (State::Sending { cancelling: true }, vec![C::CancelSending])
-            }
+            (State::Preparing | State::Sending, E::Failed(why)) => undo(why),
+            (State::Sending, E::CancelRequested) => (State::Sending, vec![C::CancelSending]),
             // A cancellation that came too late does not undo what is complete: the guest's state is there.
-            (State::Sending { .. }, E::Completed) => (State::Handover, vec![self.propose()]),
+            (State::Sending, E::Completed) => (State::Handover, vec![self.propose()]),
             (State::Handover, E::Unknown(_)) => (State::Handover, vec![self.propose()]),
             (State::Handover, E::Committed) => (State::Handed, vec![C::AskTargetToRun]),
             (State::Handover, E::RefusedStillOurs(why)) => undo(why),
@@ -186,7 +179,6 @@ mod tests {
         assert_eq!(first, Command::PrepareTarget { epoch: Epoch(8) });
         assert_eq!(m.on(Event::TargetReady), [Command::Send]);
         assert_eq!(m.on(Event::Completed), [Command::ProposeHandover { from: Epoch(7), to: Epoch(8) }]);
-        assert!(!m.can_cancel());
         assert_eq!(m.on(Event::Committed), [Command::AskTargetToRun]);
         assert_eq!(m.on(Event::TargetRuns), [Command::EndSource, Command::Finish(Ok(()))]);
     }
@@ -198,6 +190,14 @@ mod tests {
         assert_eq!(m.on(Event::Failed("connection lost".into())), [Command::EndTarget]);
         assert_eq!(m.on(Event::TargetEnded), [Command::ContinueSource]);
         assert_eq!(m.on(Event::SourceRuns), [Command::Finish(Err("connection lost".into()))]);
+    }
+
+    #[test]
+    fn a_cancellation_is_heard_before_anything_was_sent() {
+        let (mut m, _) = new();
+        assert_eq!(m.on(Event::CancelRequested), [Command::EndTarget]);
+        assert_eq!(m.on(Event::TargetReady), [], "too late");
+        assert_eq!(m.on(Event::TargetEnded), [Command::ContinueSource]);
     }
 
     #[test]

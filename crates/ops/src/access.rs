@@ -10,7 +10,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use stead_access::ticket::KEY_LEN;
-use stead_access::{AuthError, Brake, Builtin, Directory, Keyring, Realm, ShadowStore, TokenStore, Verdict};
+use stead_access::{
+    AuthError, Brake, Builtin, Directory, Keyring, Realm, ShadowStore, Stamps, TokenStore, Verdict,
+};
 use stead_api_derive::Schema;
 use stead_conf::Revision;
 use stead_model::user_cfg::Token;
@@ -33,10 +35,12 @@ pub struct Identities {
     pub keyring: Option<Keyring>,
     /// Tokens' secrets, hashed.
     pub tokens: Arc<TokenStore>,
+    /// Which password each user has now: tickets end with it.
+    pub stamps: Arc<Stamps>,
 }
 
 /// Which versions of their files [`Identities`] were read from.
-pub type IdentityVersions = [Option<Revision>; 3];
+pub type IdentityVersions = [Option<Revision>; 4];
 
 /// The secrets of a new cluster, to be sealed at their paths: the tickets' key, and root@pam's password if
 /// one is given. Slow: it hashes.
@@ -201,7 +205,7 @@ fn missing(id: &TokenId) -> OpsError {
 impl Ops {
     /// The versions that [`Self::identities`] would be read from now.
     pub fn identity_versions(&self) -> IdentityVersions {
-        let files = [paths::USER_CFG, paths::TOKEN_CFG, paths::AUTH_KEY];
+        let files = [paths::USER_CFG, paths::TOKEN_CFG, paths::AUTH_KEY, paths::SHADOW_CFG];
         self.conf.view(|t| files.map(|p| t.get(p).map(|e| e.revision)))
     }
 
@@ -216,7 +220,14 @@ impl Ops {
                 Some(Keyring::new(key.as_slice().try_into().map_err(wrong)?))
             }
         };
-        Ok(Identities { directory: Arc::new(Directory::from(&cfg)), keyring, tokens: Arc::new(tokens) })
+        let shadow = ShadowStore::parse(&self.secret_text(paths::SHADOW_CFG)?);
+        let shadow = shadow.map_err(|e| OpsError::failed(e.to_string()))?;
+        Ok(Identities {
+            directory: Arc::new(Directory::from(&cfg)),
+            keyring,
+            tokens: Arc::new(tokens),
+            stamps: Arc::new(Stamps::from(&shadow)),
+        })
     }
 
     fn secret(&self, path: &str) -> Result<Option<Vec<u8>>, OpsError> {
@@ -274,7 +285,7 @@ impl Ops {
         if known { Ok(()) } else { Err(AuthError::Failure) }
     }
 
-    /// Sets a user's password. Who may was checked before.
+    /// Sets a user's password; their tickets end. Who may was checked before.
     pub async fn set_password(&self, actor: &Actor, user: &UserId, password: String) -> Result<(), OpsError> {
         Self::known_user(&self.user_cfg()?.0, user)?;
         if !REALMS.iter().any(|(realm, ..)| *realm == user.realm()) {

@@ -5,6 +5,7 @@ use crate::store::{self, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use stead_driver::guest::ResolvedVolume;
 use stead_driver::storage::Content;
 use stead_model::size::Size;
 use stead_model::vmconfig::devices::as_disk;
@@ -221,9 +222,9 @@ impl Ops {
         }
         let result = self.apply_changes(actor, &guest, &mut config, changes, &mut made).await;
         match result {
-            Ok(changed) => {
+            Ok((changed, loads)) => {
                 self.free_volumes(&changed.freed).await;
-                Ok(())
+                self.load_media(vmid, loads).await
             }
             Err(e) => {
                 self.undo_made(&e, &made).await;
@@ -239,7 +240,7 @@ impl Ops {
         config: &mut VmConfig,
         changes: Vec<Change>,
         made: &mut Made,
-    ) -> Result<Changed, OpsError> {
+    ) -> Result<(Changed, Vec<(String, Option<ResolvedVolume>)>), OpsError> {
         let vmid = guest.vmid;
         let changes = self.fulfil(actor, vmid, config, changes, made).await?;
         let running = self.guests.state(vmid).await.is_some();
@@ -249,15 +250,38 @@ impl Ops {
             |c: &Change| !running || live(c.key()) == Live::Now || media.contains(&c.key().to_owned());
         let changed = config.change(vmid, &changes, at_once)?;
         config.current.check()?;
-        for key in &media {
-            let medium = match config.current.get(key).map(|v| Disk::parse(key, v)).transpose()? {
+        let mut loads = vec![];
+        for key in media {
+            let medium = match config.current.get(&key).map(|v| Disk::parse(&key, v)).transpose()? {
                 Some(Disk { source: DiskSource::Volume(v), .. }) => Some(self.resolve_volume(&v).await?),
                 _ => None,
             };
-            self.guests.change_medium(vmid, key, medium).await?;
+            loads.push((key, medium));
         }
         self.commit_config(actor, guest, config).await?;
-        Ok(changed)
+        Ok((changed, loads))
+    }
+
+    /// Changes the media of a running VM, once its configuration says so: what is refused must not have happened.
+    async fn load_media(
+        &self,
+        vmid: Vmid,
+        loads: Vec<(String, Option<ResolvedVolume>)>,
+    ) -> Result<(), OpsError> {
+        let mut failed = vec![];
+        for (key, medium) in loads {
+            if let Err(e) = self.guests.change_medium(vmid, &key, medium).await {
+                failed.push(format!("{key}: {e}"));
+            }
+        }
+        if failed.is_empty() {
+            return Ok(());
+        }
+        Err(OpsError::failed(format!(
+            "VM {vmid} is configured as asked, but as it runs it did not take its medium ({}): set it again, or it has it \
+             from its next start on",
+            failed.join("; ")
+        )))
     }
 
     /// Writes a guest's configuration over the one that was read.

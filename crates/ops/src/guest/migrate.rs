@@ -285,7 +285,13 @@ impl Source<'_> {
             incoming: Incoming { machine: process.machine, accel: process.accel },
             ha: self.ha,
         };
-        match call::<_, ()>(&*self.ops.peers, &self.target, "guest/incoming", &request, PREPARE).await {
+        let prepared = call::<_, ()>(&*self.ops.peers, &self.target, "guest/incoming", &request, PREPARE);
+        let prepared = tokio::select! {
+            done = prepared => done,
+            // What the target has made by then, it ends when it is told to, or when it hears that nothing is sent.
+            () = self.cx.cancelled() => return Event::CancelRequested,
+        };
+        match prepared {
             Ok(()) => {
                 self.cx.log(format!("node '{}' waits for the state", self.target.name));
                 Event::TargetReady
