@@ -174,6 +174,19 @@ pub enum StoreError {
         /// What is known.
         known: u32,
     },
+    /// Its cluster has reached a feature level beyond this version.
+    #[error(
+        "the configuration store at {dir} has reached feature level {found}, this version supports {known}: install the \
+         newer version again"
+    )]
+    Level {
+        /// Where.
+        dir: PathBuf,
+        /// What was found.
+        found: u32,
+        /// What is supported.
+        known: u32,
+    },
     /// It belongs to another node.
     #[error("the configuration store at {dir} belongs to the node with Raft id {found}, not {expected}")]
     Identity {

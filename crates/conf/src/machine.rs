@@ -333,11 +333,16 @@ impl Machine {
         )
     }
 
-    /// The state from its durable form.
-    pub fn decode(image: &[u8]) -> Result<Self, CodecError> {
+    /// The state from its durable form. One of a feature level beyond this version is refused, as an entry that raises to
+    /// it is: what is in it may mean something else than it seems to here.
+    pub fn decode(image: &[u8]) -> Result<Self, MachineFault> {
         let image: Image = codec::unpack(codec::IMAGE, image)?;
+        let tree = Tree::from_image(image.tree);
+        if tree.level() > SUPPORTED_LEVEL {
+            return Err(MachineFault::Level { level: tree.level(), supported: SUPPORTED_LEVEL });
+        }
         Ok(Self {
-            tree: Tree::from_image(image.tree),
+            tree,
             history: History::from_image(image.history),
             sessions: image.sessions,
             members: image.members,

@@ -17,7 +17,7 @@ use crate::codec::{self, CodecError};
 use crate::driver::{Persist, Recovered, StoredState};
 use crate::engine::Hard;
 use crate::error::StoreError;
-use crate::machine::Machine;
+use crate::machine::{Machine, MachineFault};
 use crate::wire::LogEntry;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -302,6 +302,7 @@ fn damaged(dir: &Path, what: &impl ToString) -> StoreError {
 enum Fault {
     Io(io::Error),
     Content(String),
+    Level { found: u32, known: u32 },
 }
 
 impl Fault {
@@ -309,6 +310,16 @@ impl Fault {
         match self {
             Self::Io(source) => StoreError::Io { action, dir: dir.to_owned(), source },
             Self::Content(what) => damaged(dir, &what),
+            Self::Level { found, known } => StoreError::Level { dir: dir.to_owned(), found, known },
+        }
+    }
+}
+
+impl From<MachineFault> for Fault {
+    fn from(fault: MachineFault) -> Self {
+        match fault {
+            MachineFault::Level { level, supported } => Self::Level { found: level, known: supported },
+            MachineFault::Entry(error) => error.into(),
         }
     }
 }

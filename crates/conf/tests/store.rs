@@ -6,7 +6,9 @@ use std::fs;
 use std::path::Path;
 use stead_conf::driver::{Persist, StoredState};
 use stead_conf::store::{Disk, Store};
-use stead_conf::{Hard, LogBody, LogChange, LogEntry, Machine, StoreError, Txn};
+use stead_conf::{
+    CommittedEntry, Hard, LogBody, LogChange, LogEntry, Machine, Op, Proposal, ProposalId, StoreError, Txn,
+};
 
 fn machine() -> Machine {
     Machine::found(3, &Txn::new("root@pam").note("first").put("a", "1"), 1_000).unwrap()
@@ -24,6 +26,18 @@ fn log(dir: &Path) -> (Hard, (u64, u64), Places, u64, u64) {
     let (_store, recovered, boot) = Store::open(dir, 3).unwrap();
     let entries = recovered.entries.iter().map(|entry| (entry.index, entry.term)).collect();
     (recovered.hard, recovered.truncated, entries, recovered.machine.applied(), boot)
+}
+
+#[test]
+fn a_store_of_a_newer_feature_level_is_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("conf");
+    let mut newer = machine().supporting(2);
+    let id = ProposalId { origin: 3, boot: 1, seq: 1 };
+    let raise = Proposal { id, floor: 0, needs: 1, at_ms: 0, txn: Txn::new("x").op(Op::Level(2)) };
+    newer.apply(2, CommittedEntry::Proposal(Box::new(raise))).unwrap();
+    drop(Store::create(&dir, 3, &newer).map(|_| ()));
+    assert!(matches!(Store::open(&dir, 3), Err(StoreError::Level { found: 2, known: 1, .. })));
 }
 
 #[test]
@@ -57,7 +71,7 @@ fn what_is_written_is_there_again() {
     // Compaction: the state of entry 2 takes the place of the log up to there.
     let (mut store, _, _) = Store::open(&dir, 3).unwrap();
     let mut later = machine();
-    later.apply(2, stead_conf::CommittedEntry::Empty).unwrap();
+    later.apply(2, CommittedEntry::Empty).unwrap();
     let state = StoredState { index: 2, image: later.encode().unwrap().into() };
     store.write(&[Persist { state: Some(state), truncate: Some((2, 1)), ..Persist::default() }]).unwrap();
     drop(store);
@@ -65,7 +79,7 @@ fn what_is_written_is_there_again() {
 
     // A snapshot of another node replaces everything.
     let (mut store, _, _) = Store::open(&dir, 3).unwrap();
-    later.apply(90, stead_conf::CommittedEntry::Empty).unwrap();
+    later.apply(90, CommittedEntry::Empty).unwrap();
     let state = StoredState { index: 90, image: later.encode().unwrap().into() };
     let install = Persist { state: Some(state), truncate: Some((90, 6)), reset: true, ..Persist::default() };
     store.write(&[install]).unwrap();

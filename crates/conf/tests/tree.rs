@@ -283,6 +283,9 @@ fn a_version_that_does_not_understand_a_level_stops() {
     needs.id.seq = 3;
     new.apply(4, CommittedEntry::Proposal(Box::new(needs))).unwrap();
     assert!(new.tree().get("a").is_some());
+    let image = new.encode().unwrap();
+    let read = Machine::decode(&image).map(|machine| machine.applied());
+    assert_eq!(read, Err(MachineFault::Level { level: 2, supported: 1 }), "a snapshot or a store of it");
 }
 
 #[test]

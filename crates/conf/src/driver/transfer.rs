@@ -3,7 +3,7 @@
 
 use super::Driver;
 use crate::engine::Engine;
-use crate::machine::Machine;
+use crate::machine::{Machine, MachineFault};
 use crate::wire::{Body, Chunk, Message, MessageKind, SnapshotMeta};
 use bytes::{Bytes, BytesMut};
 use std::collections::{BTreeMap, BTreeSet};
@@ -235,7 +235,12 @@ impl Driver {
     fn complete(&mut self, from: u64, chunk: &Chunk) {
         let Some(incoming) = self.transfers.incoming.take() else { return };
         let image = incoming.data.freeze();
-        let Ok(machine) = Machine::decode(&image) else { return };
+        let machine = match Machine::decode(&image) {
+            Ok(machine) => machine,
+            Err(fault @ MachineFault::Level { .. }) => return self.halt(fault.into()),
+            // Damaged on its way: the leader sends it again.
+            Err(MachineFault::Entry(_)) => return,
+        };
         if machine.applied() != chunk.index {
             return;
         }
