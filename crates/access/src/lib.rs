@@ -22,5 +22,5 @@ pub use auth::AuthId;
 pub use brake::{Brake, Verdict};
 pub use directory::{Directory, Privileges};
 pub use privilege::{Privilege, PrivilegeSet};
-pub use secret::{AuthError, Builtin, Realm, ShadowStore, TokenStore};
+pub use secret::{AuthError, Builtin, Realm, ShadowStore, Stamps, TokenStore};
 pub use ticket::{Keyring, TicketError, UsedTickets};

@@ -115,6 +115,25 @@ impl ShadowStore {
     }
 }
 
+/// Which password each user has now, as nobody can use it: it is another one after each change, even to the same
+/// password. What was given for a password is bound to it, and ends with it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stamps(BTreeMap<String, String>);
+
+impl From<&ShadowStore> for Stamps {
+    fn from(shadow: &ShadowStore) -> Self {
+        // The hash has a salt of its own; what is signed must not be the hash itself.
+        Self(shadow.0.iter().map(|(user, hash)| (user.clone(), sha256(hash))).collect())
+    }
+}
+
+impl Stamps {
+    /// A user's; empty without a password.
+    pub fn of(&self, user: &str) -> &str {
+        self.0.get(user).map_or("", String::as_str)
+    }
+}
+
 /// The realm of Stead's own store. Realm `pve`, and root@pam where the system's PAM is not to be asked.
 #[derive(Debug, Clone, Default)]
 pub struct Builtin(pub ShadowStore);

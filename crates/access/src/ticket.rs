@@ -2,12 +2,15 @@
 //!
 //! | text | says | good for |
 //! |---|---|---|
-//! | `PVE:user@realm:HEXTIME::SIG` | who it is | two hours; as password too, to renew |
+//! | `PVE:user@realm:HEXTIME::SIG` | who it is | two hours, as long as the password is the same; as password too, to renew |
 //! | `HEXTIME:SIG` | that a changing request was meant (CSRF) | as long as the ticket |
 //! | `PVEVNC:HEXTIME:NONCE::SIG` | that its holder may open one console, once | 40 seconds |
 //!
-//! SIG is HMAC-SHA-256 in base64, over the kind and all that the text says or is bound to.
+//! SIG is HMAC-SHA-256 in base64, over the kind and all that the text says or is bound to. A ticket is bound to the
+//! password that its user has: who has stolen one could renew it for ever, so a new password ends it. It is bound to the
+//! password and not to the time of its change, since nodes' clocks differ.
 
+use crate::secret::Stamps;
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hmac;
 use base64::Engine;
@@ -80,18 +83,18 @@ impl Keyring {
     }
 
     /// A ticket for a user who has shown who they are.
-    pub fn ticket(&self, user: &UserId, now: u64) -> String {
+    pub fn ticket(&self, user: &UserId, stamps: &Stamps, now: u64) -> String {
         let time = format!("{now:08X}");
-        let sig = self.sign(&["ticket", user.as_str(), &time]);
+        let sig = self.sign(&["ticket", user.as_str(), &time, stamps.of(user.as_str())]);
         format!("PVE:{user}:{time}::{sig}")
     }
 
     /// Whose a ticket is.
-    pub fn check_ticket(&self, ticket: &str, now: u64) -> Result<UserId, TicketError> {
+    pub fn check_ticket(&self, ticket: &str, stamps: &Stamps, now: u64) -> Result<UserId, TicketError> {
         let rest = ticket.strip_prefix("PVE:").ok_or(TicketError::Invalid)?;
         let (head, sig) = rest.split_once("::").ok_or(TicketError::Invalid)?;
         let (user, time) = head.rsplit_once(':').ok_or(TicketError::Invalid)?;
-        self.verify(&["ticket", user, time], sig)?;
+        self.verify(&["ticket", user, time, stamps.of(user)], sig)?;
         Self::fresh(time, now, LIFETIME)?;
         user.parse().map_err(|_| TicketError::Invalid)
     }

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use stead_access::directory::{Acl, Pool, Token, User, Who};
 use stead_access::ticket::{CONSOLE_LIFETIME, LIFETIME, SKEW};
 use stead_access::{
-    AuthError, AuthId, Builtin, Directory, Keyring, Privilege, Realm, ShadowStore, TicketError, TokenStore,
-    UsedTickets,
+    AuthError, AuthId, Builtin, Directory, Keyring, Privilege, Realm, ShadowStore, Stamps, TicketError,
+    TokenStore, UsedTickets,
 };
 
 const NOW: u64 = 1_700_000_000;
@@ -25,14 +25,45 @@ fn a_ticket_is_good_on_every_node_for_two_hours() {
     let user = "a:b@pve".parse::<stead_model::UserId>();
     assert!(user.is_err(), "a colon would blur a ticket's parts");
     let user = "jane.doe@pve".parse().unwrap();
-    let ticket = keyring().ticket(&user, NOW);
-    assert!(ticket.starts_with("PVE:jane.doe@pve:6553F100::"));
-    assert_eq!(keyring().check_ticket(&ticket, NOW + LIFETIME - 1), Ok(user.clone()));
-    assert_eq!(keyring().check_ticket(&ticket, NOW + LIFETIME), Err(TicketError::Expired));
-    assert_eq!(keyring().check_ticket(&ticket, NOW - 301), Err(TicketError::Invalid), "from the future");
-    assert_eq!(Keyring::new(&[8; 32]).check_ticket(&ticket, NOW), Err(TicketError::Invalid));
+    let none = Stamps::default();
+    let ticket = keyring().ticket(&user, &none, NOW);
+    assert_eq!(
+        ticket, "PVE:jane.doe@pve:6553F100::wsOdjDC1NL9GoWmXRxH8OeqfWi4ENkWhpTC9S5sJgQc=",
+        "other versions take it"
+    );
+    assert_eq!(keyring().check_ticket(&ticket, &none, NOW + LIFETIME - 1), Ok(user.clone()));
+    assert_eq!(keyring().check_ticket(&ticket, &none, NOW + LIFETIME), Err(TicketError::Expired));
+    assert_eq!(
+        keyring().check_ticket(&ticket, &none, NOW - 301),
+        Err(TicketError::Invalid),
+        "from the future"
+    );
+    assert_eq!(Keyring::new(&[8; 32]).check_ticket(&ticket, &none, NOW), Err(TicketError::Invalid));
     let forged = ticket.replace("jane.doe", "root");
-    assert_eq!(keyring().check_ticket(&forged, NOW), Err(TicketError::Invalid));
+    assert_eq!(keyring().check_ticket(&forged, &none, NOW), Err(TicketError::Invalid));
+}
+
+#[test]
+fn a_ticket_ends_with_the_password_it_was_given_for() {
+    let (jane, joe) = ("jane@pve".parse().unwrap(), "joe@pve".parse().unwrap());
+    let mut shadow = ShadowStore::default();
+    shadow.set(&jane, "correct horse", &[1; 16]).unwrap();
+    shadow.set(&joe, "correct horse", &[2; 16]).unwrap();
+    let before = Stamps::from(&shadow);
+    // From a clock that is ahead: the time says nothing of what came first.
+    let janes = keyring().ticket(&jane, &before, NOW + SKEW);
+    let joes = keyring().ticket(&joe, &before, NOW);
+    assert_eq!(
+        joes, "PVE:joe@pve:6553F100::kjtdSQyGtn+LYzH7oELykNkBmU58d5/Xz3vCtZPdZ7g=",
+        "other versions take it"
+    );
+    shadow.set(&jane, "correct horse", &[3; 16]).unwrap();
+    let after = Stamps::from(&ShadowStore::parse(&shadow.to_text()).unwrap());
+    assert_eq!(keyring().check_ticket(&janes, &before, NOW), Ok(jane.clone()));
+    assert_eq!(keyring().check_ticket(&janes, &after, NOW), Err(TicketError::Invalid));
+    assert_eq!(keyring().check_ticket(&joes, &after, NOW), Ok(joe));
+    let new = keyring().ticket(&jane, &after, NOW);
+    assert_eq!(keyring().check_ticket(&new, &after, NOW), Ok(jane));
 }
 
 #[test]
@@ -42,7 +73,10 @@ fn one_kind_of_ticket_is_not_another() {
     assert_eq!(keyring().check_csrf(&csrf, &user, NOW + 1), Ok(()));
     assert_eq!(keyring().check_csrf(&csrf, &"v@pve".parse().unwrap(), NOW), Err(TicketError::Invalid));
     let (time, sig) = csrf.split_once(':').unwrap();
-    assert_eq!(keyring().check_ticket(&format!("PVE:u@pve:{time}::{sig}"), NOW), Err(TicketError::Invalid));
+    assert_eq!(
+        keyring().check_ticket(&format!("PVE:u@pve:{time}::{sig}"), &Stamps::default(), NOW),
+        Err(TicketError::Invalid)
+    );
     let vnc = keyring().console_ticket("u@pve", "/vms/100", 5901, NOW, 1);
     let check = |who, path, port, now| keyring().check_console(&vnc, who, path, port, now);
     assert_eq!(check("u@pve", "/vms/100", 5901, NOW), Ok(()));
@@ -225,7 +259,7 @@ proptest! {
 
     #[test]
     fn no_text_that_was_not_signed_is_a_ticket(text in "PVE:[a-z]{1,5}@pve:[0-9A-F]{8}::[A-Za-z0-9+/]{43}=") {
-        prop_assert_eq!(keyring().check_ticket(&text, NOW), Err(TicketError::Invalid));
+        prop_assert_eq!(keyring().check_ticket(&text, &Stamps::default(), NOW), Err(TicketError::Invalid));
     }
 }
 

@@ -45,7 +45,12 @@ impl Services for Backend {
             return Ok(authority.clone());
         }
         let read = self.ops.identities()?;
-        let authority = Authority { directory: read.directory, keyring: read.keyring, tokens: read.tokens };
+        let authority = Authority {
+            directory: read.directory,
+            keyring: read.keyring,
+            tokens: read.tokens,
+            stamps: read.stamps,
+        };
         *cache = Some((versions, authority.clone()));
         Ok(authority)
     }

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use stead_access::directory::{Acl, Token, User, Who};
-use stead_access::{Directory, Keyring, TokenStore};
+use stead_access::{Directory, Keyring, Stamps, TokenStore};
 use stead_api::framework::{
     Access, Api, Authority, Body, Call, Cluster, ConnInfo, Endpoint, Error, From, Index, Json, Null, Of,
     Page, Place, Raw, Registry, Route, Runs, Services, Socket, Target, delete, get, post, put,
@@ -294,7 +294,8 @@ fn authority() -> (Authority, String) {
     let mut tokens = TokenStore::default();
     let secret = tokens.generate(&"u@pve!ci".parse().unwrap(), [1; 16]);
     let keyring = Some(Keyring::new(&[3; 32]));
-    (Authority { directory: Arc::new(d), keyring, tokens: Arc::new(tokens) }, secret)
+    let (tokens, stamps) = (Arc::new(tokens), Arc::default());
+    (Authority { directory: Arc::new(d), keyring, tokens, stamps }, secret)
 }
 
 struct Server {
@@ -398,13 +399,13 @@ async fn callers_are_known_by_ticket_token_and_connection() {
 
     let keys = Keyring::new(&[3; 32]);
     let user = "u@pve".parse().unwrap();
-    let ticket = keys.ticket(&user, NOW - 7000);
+    let ticket = keys.ticket(&user, &Stamps::default(), NOW - 7000);
     let cookie = format!("Cookie: lang=en; PVEAuthCookie={ticket}");
     assert_eq!(s.ask("GET", "/api2/json/whoami", &cookie, "").await.data()["id"], "u@pve");
     let escaped = ticket.replace(':', "%3A").replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
     let cookie2 = format!("Cookie: PVEAuthCookie={escaped}");
     assert_eq!(s.ask("GET", "/api2/json/whoami", &cookie2, "").await.data()["id"], "u@pve");
-    let old = format!("Cookie: PVEAuthCookie={}", keys.ticket(&user, NOW - 7200));
+    let old = format!("Cookie: PVEAuthCookie={}", keys.ticket(&user, &Stamps::default(), NOW - 7200));
     assert_eq!(
         s.ask("GET", "/api2/json/whoami", &old, "").await.line,
         "HTTP/1.1 401 permission denied - ticket expired"

@@ -55,7 +55,7 @@ fn refuse(why: &str) -> Error {
 }
 
 endpoint! {
-    /// Changes a user's password. Tickets that were given before stay good until they end.
+    /// Changes a user's password. Their tickets end, the caller's own too: whoever holds a stolen one is out. Tokens stay.
     Change = put("/access/password"), Anywhere, Access::Inside(
         "the user themself (not by a token); for others' Realm.AllocateUser on /access/realm/{realm} and User.Modify on a \
          group of theirs; root@pam's: root@pam alone");

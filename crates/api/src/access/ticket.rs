@@ -84,10 +84,11 @@ async fn sign_in(cx: &Cx, p: SignIn) -> Result<SignedIn, Error> {
     // A name that cannot be one is as wrong as a wrong password.
     let user: UserId = name.parse().map_err(|_| failure())?;
     let now = cx.caller.now;
+    // Read before the password is checked: one that is changed in between makes the ticket good for nothing.
     let identities = cx.ops().identities()?;
     let keyring = identities.keyring.as_ref().ok_or_else(|| Error::new(503, "cluster not ready"))?;
     if p.password.starts_with("PVE:") {
-        let of = keyring.check_ticket(&p.password, now).map_err(|_| failure())?;
+        let of = keyring.check_ticket(&p.password, &identities.stamps, now).map_err(|_| failure())?;
         if of != user || !identities.directory.user_active(&user, now) {
             return Err(failure());
         }
@@ -103,7 +104,7 @@ async fn sign_in(cx: &Cx, p: SignIn) -> Result<SignedIn, Error> {
         return Ok(SignedIn { username: user.to_string(), ..SignedIn::default() });
     }
     Ok(SignedIn {
-        ticket: Some(keyring.ticket(&user, now)),
+        ticket: Some(keyring.ticket(&user, &identities.stamps, now)),
         csrf: Some(keyring.csrf(&user, now)),
         username: user.to_string(),
         cap: Some(capabilities(&caller)),

@@ -73,11 +73,11 @@ fn not_ready() -> Error {
     Error::new(503, "cluster not ready - this node belongs to no cluster yet")
 }
 
-/// The user of a ticket who may still sign in.
+/// The user of a ticket who may still sign in, by the password that they have now.
 pub fn by_ticket(authority: &Authority, ticket: &str, now: u64) -> Result<UserId, Error> {
     let keyring = authority.keyring.as_ref().ok_or_else(not_ready)?;
     let user = keyring
-        .check_ticket(ticket, now)
+        .check_ticket(ticket, &authority.stamps, now)
         .map_err(|e| Error::unauthorized(format!("permission denied - {e}")))?;
     if authority.directory.user_active(&user, now) {
         Ok(user)

@@ -102,7 +102,7 @@ impl<S: Services> Standing<S> {
     }
 
     /// Who it is, with the rights of now; none once it would not be let in any more: its ticket has expired, its token
-    /// was changed or removed, its user was disabled.
+    /// was changed or removed, its user was disabled or got another password.
     pub fn caller(&self) -> Option<Caller> {
         let authority = self.services.authority().ok()?;
         let shown = identify(&*self.services, &authority, &self.conn, &self.headers, false).ok()??;

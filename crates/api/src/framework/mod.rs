@@ -38,7 +38,7 @@ pub use socket::Socket;
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use std::sync::Arc;
-use stead_access::{Directory, Keyring, TokenStore};
+use stead_access::{Directory, Keyring, Stamps, TokenStore};
 
 /// Any error of a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -59,6 +59,8 @@ pub struct Authority {
     pub keyring: Option<Keyring>,
     /// Tokens' secrets, hashed.
     pub tokens: Arc<TokenStore>,
+    /// Which password each user has now: tickets end with it.
+    pub stamps: Arc<Stamps>,
 }
 
 /// What the framework itself needs of the services that endpoints call.

@@ -170,7 +170,11 @@ impl Node {
     }
 
     pub async fn sign_in(&self, user: &str) -> Who {
-        let form = format!("username={user}&password={}", PASSWORD.replace(' ', "+"));
+        self.sign_in_with(user, PASSWORD).await
+    }
+
+    pub async fn sign_in_with(&self, user: &str, password: &str) -> Who {
+        let form = format!("username={user}&password={}", password.replace(' ', "+"));
         let data = self.ask(&Who::Nobody, "POST", "/access/ticket", &form).await.data();
         let text = |key: &str| data[key].as_str().unwrap().to_owned();
         Who::Ticket(text("ticket"), text("CSRFPreventionToken"))

@@ -91,6 +91,17 @@ async fn a_password_is_changed_by_its_user_who_confirms_it_and_by_root() {
     };
     assert_eq!(sign_in("correct+horse").await, "401 authentication failure");
     assert_eq!(sign_in("battery+staple").await, "200 OK");
+    let Who::Ticket(stolen, _) = &owner else { panic!("a ticket") };
+    assert!(
+        node.ask(&owner, "GET", "/version", "").await.line.starts_with("401 "),
+        "tickets end with the password"
+    );
+    assert_eq!(
+        sign_in(&stolen.replace('+', "%2B")).await,
+        "401 authentication failure",
+        "nor are they renewed"
+    );
+    assert_eq!(node.ask(&root, "GET", "/version", "").await.line, "200 OK", "others' go on");
 
     assert_eq!(change(&root, "userid=owner@pve&password=by+root+alone").await.data(), Value::Null);
     assert_eq!(sign_in("by+root+alone").await, "200 OK");
@@ -100,6 +111,7 @@ async fn a_password_is_changed_by_its_user_who_confirms_it_and_by_root() {
     assert_eq!(unknown.line, "500 no such user ('nobody@pve')");
     let own = change(&root, "userid=root@pam&password=long+enough").await;
     assert_eq!(why(&own), "your own password is needed to confirm this", "root's ticket alone does not do");
+    let owner = node.sign_in_with("owner@pve", "by root alone").await;
     for (who, userid) in [(&owner, "root@pam"), (&owner, "auditor@pve")] {
         let refused = change(who, &format!("userid={userid}&password=long+enough")).await;
         assert!(refused.line.starts_with("403 "), "{userid}: {}", refused.line);
