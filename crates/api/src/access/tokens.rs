@@ -9,6 +9,9 @@ use stead_ops::access::{self, ChangedToken, NamedToken, TokenChange, TokenInfo};
 const ACCESS: Access = Access::Inside(
     "the user themself (not by a token), or User.Modify on a group of theirs; root@pam's: root@pam alone",
 );
+const CHANGES: Access = Access::Inside(
+    "the user themself, or User.Modify on a group of theirs; none of the user's own tokens; root@pam's: root@pam alone",
+);
 
 /// A token's name among its user's.
 pub struct TokenName(String);
@@ -85,7 +88,17 @@ fn id(user: UserId, name: TokenName) -> TokenId {
     TokenId { user, name: name.0 }
 }
 
-/// A token must not make its user's other tokens: it could give itself more than it has.
+/// A token must not make, change or remove its user's other tokens: it could give itself more than it has.
+fn changes(caller: &Caller, user: &UserId) -> Result<(), Error> {
+    match &caller.id {
+        AuthId::Token(token) if token.user == *user => {
+            Err(Error::forbidden("Permission check failed (a token can't handle its user's tokens)"))
+        }
+        _ => authorize(caller, user),
+    }
+}
+
+/// Who may see a user's tokens, and but for those themselves change them.
 fn authorize(caller: &Caller, user: &UserId) -> Result<(), Error> {
     if caller.id == AuthId::User(user.clone()) {
         return Ok(());
@@ -116,8 +129,8 @@ endpoint! {
 
 endpoint! {
     /// Makes a token. The answer is the only place where its secret stands.
-    Create = post("/access/users/{userid}/token/{tokenid}"), Anywhere, ACCESS;
-    authorize: |caller, p| authorize(caller, &p.userid);
+    Create = post("/access/users/{userid}/token/{tokenid}"), Anywhere, CHANGES;
+    authorize: |caller, p| changes(caller, &p.userid);
     fn call(cx, p: NewToken) -> Json<access::NewToken> {
         let change = TokenChange { comment: p.comment, expire: p.expire, privsep: p.privsep, regenerate: false };
         Ok(Json(cx.ops().create_token(&cx.actor(), &id(p.userid, p.tokenid), change).await?))
@@ -126,8 +139,8 @@ endpoint! {
 
 endpoint! {
     /// Changes a token.
-    Change = put("/access/users/{userid}/token/{tokenid}"), Anywhere, ACCESS;
-    authorize: |caller, p| authorize(caller, &p.userid);
+    Change = put("/access/users/{userid}/token/{tokenid}"), Anywhere, CHANGES;
+    authorize: |caller, p| changes(caller, &p.userid);
     fn call(cx, p: ChangeToken) -> Json<ChangedToken> {
         let (mut comment, mut expire) = (p.comment, p.expire);
         for key in &p.delete {
@@ -144,8 +157,8 @@ endpoint! {
 
 endpoint! {
     /// Removes a token.
-    Remove = delete("/access/users/{userid}/token/{tokenid}"), Anywhere, ACCESS;
-    authorize: |caller, p| authorize(caller, &p.userid);
+    Remove = delete("/access/users/{userid}/token/{tokenid}"), Anywhere, CHANGES;
+    authorize: |caller, p| changes(caller, &p.userid);
     fn call(cx, p: OneToken) -> Null {
         cx.ops().remove_token(&cx.actor(), &id(p.userid, p.tokenid)).await?;
         Ok(Null)

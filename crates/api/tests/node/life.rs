@@ -377,6 +377,21 @@ async fn a_token_works_until_it_is_changed_or_removed() {
     assert_eq!(twice.body["errors"]["tokenid"], "Token already exists.");
     let own = node.ask(&first, "POST", "/access/users/owner@pve/token/more", "").await;
     assert!(own.line.starts_with("403"), "a token makes no tokens: {}", own.line);
+    // Not even one that may modify its user.
+    let txn = stead_conf::Txn::new("root@pam").put(
+        stead_model::paths::USER_CFG,
+        format!(
+            "{USERS}token:owner@pve!ci:0:0:builds:\ngroup:own:owner@pve,auditor@pve::\nacl:1:/access/groups:owner@pve:PVEUserAdmin:\n"
+        )
+        .into_bytes(),
+    );
+    node.ops.conf.transact(txn).await.unwrap();
+    for (method, form) in [("POST", ""), ("PUT", "privsep=0"), ("PUT", "regenerate=1"), ("DELETE", "")] {
+        let own = node.ask(&first, method, "/access/users/owner@pve/token/more", form).await;
+        assert!(own.line.starts_with("403"), "{method}: {}", own.line);
+    }
+    let others = node.ask(&first, "POST", "/access/users/auditor@pve/token/more", "").await;
+    assert_eq!(others.line, "200 OK", "a user whom it may modify is another matter");
 
     let changed = node.ask(&owner, "PUT", path, "privsep=1&regenerate=1").await.data();
     assert_eq!((&changed["privsep"], &changed["comment"]), (&json!(1), &json!("builds")));
