@@ -18,6 +18,7 @@ use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBS
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -38,6 +39,8 @@ pub struct Socket {
 
 /// The most that is read at once, in bytes.
 const CHUNK: usize = 64 << 10;
+/// How long a terminal's client may take to say who it is: until then it holds the guest's console.
+const LOGIN_LIMIT: Duration = Duration::from_secs(10);
 /// A terminal client's longest message, in bytes.
 const MAX_TYPED: usize = 1 << 20;
 
@@ -141,19 +144,34 @@ async fn to_client(mut sink: SplitSink<Ws, Message>, read: &mut (impl AsyncRead 
     }
 }
 
-async fn terminal(mut ws: Ws, io: Box<dyn Io>, login: &CheckLogin) -> Ended {
-    let mut typed = BytesMut::new();
-    let line = loop {
-        if let Some(end) = typed.iter().position(|b| *b == b'\n') {
-            let line = typed.split_to(end + 1);
-            break String::from_utf8_lossy(&line).trim_end().to_owned();
-        }
-        let Some(data) = ws.next().await.transpose()?.and_then(payload) else { return Ok(()) };
-        typed.extend_from_slice(&data);
-        if typed.len() > 8192 {
-            return Err("no login line".into());
+/// The line that a terminal's client sends first; none if it has gone. What is typed behind it stays in `typed`.
+async fn login_line<S>(
+    ws: &mut WebSocketStream<S>,
+    typed: &mut BytesMut,
+    limit: Duration,
+) -> Result<Option<String>, Box<dyn std::error::Error + Send + Sync>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let line = async {
+        loop {
+            if let Some(end) = typed.iter().position(|b| *b == b'\n') {
+                let line = typed.split_to(end + 1);
+                return Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned()));
+            }
+            let Some(data) = ws.next().await.transpose()?.and_then(payload) else { return Ok(None) };
+            typed.extend_from_slice(&data);
+            if typed.len() > 8192 {
+                return Err("no login line".into());
+            }
         }
     };
+    tokio::time::timeout(limit, line).await.unwrap_or_else(|_| Err("no login line in time".into()))
+}
+
+async fn terminal(mut ws: Ws, io: Box<dyn Io>, login: &CheckLogin) -> Ended {
+    let mut typed = BytesMut::new();
+    let Some(line) = login_line(&mut ws, &mut typed, LOGIN_LIMIT).await? else { return Ok(()) };
     let known = line.split_once(':').is_some_and(|(user, ticket)| login(user, ticket));
     if !known {
         ws.close(None).await?;
@@ -216,6 +234,20 @@ fn nth_colon(buf: &[u8], n: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn whoever_does_not_log_in_is_cut() {
+        let (client, server) = tokio::io::duplex(1024);
+        let mut ws = WebSocketStream::from_raw_socket(server, Role::Server, None).await;
+        let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+        let mut typed = BytesMut::new();
+        client.send(Message::text("u@pve:tick")).await.unwrap();
+        let late = login_line(&mut ws, &mut typed, Duration::from_millis(20)).await;
+        assert_eq!(late.unwrap_err().to_string(), "no login line in time");
+        client.send(Message::text("et\n2")).await.unwrap();
+        let line = login_line(&mut ws, &mut typed, LOGIN_LIMIT).await;
+        assert_eq!((line.unwrap().as_deref(), &typed[..]), (Some("u@pve:ticket"), &b"2"[..]));
+    }
 
     #[test]
     fn typed_keys_are_taken_out_of_whole_messages_only() {
