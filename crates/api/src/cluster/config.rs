@@ -77,7 +77,9 @@ pub struct Member {
     quorum_votes: &'static str,
 }
 
-const ROOT: Access = Access::All("/", &["Sys.Modify"]);
+/// Whoever makes a node a member gets the keys of the cluster and all its secrets, root@pam's rights with them. So it is
+/// root@pam's to do, as in Proxmox VE, and no privilege allows it.
+const ROOT: Access = Access::Root;
 
 endpoint! {
     /// Names this node's cluster, so that others can join it.
@@ -112,7 +114,8 @@ endpoint! {
 
 endpoint! {
     /// Makes a one-time token that lets a node in within an hour, and answers what that node needs to join, with it: no
-    /// password is needed. Beyond Proxmox VE.
+    /// password is needed. root@pam alone, as for all that makes a node a member: a member holds the cluster's keys and
+    /// secrets. Beyond Proxmox VE.
     MakeToken = post("/cluster/config/join-token"), Anywhere, ROOT;
     returns: shapes::JoinInformation::schema();
     fn call(cx, _p: Nothing) -> Json<Value> {

@@ -483,9 +483,26 @@ async fn the_history_says_who_changed_what() {
 
 #[tokio::test]
 async fn who_may_let_nodes_in_gets_a_token() {
-    let node = Node::start(USERS, &ALL).await;
+    let users = format!("{USERS}user:admin@pve:1:0:::::\nacl:1:/:admin@pve:Administrator:\n");
+    let node = Node::start(&users, &["root@pam", "auditor@pve", "admin@pve"]).await;
     let (root, auditor) = (node.sign_in("root@pam").await, node.sign_in("auditor@pve").await);
     let join = "/cluster/config/join";
+    let admin = node.sign_in("admin@pve").await;
+    let made = node.ask(&root, "POST", "/access/users/root@pam/token/ci", "privsep=0").await.data();
+    let token = Who::Token(format!("root@pam!ci={}", made["value"].as_str().unwrap()));
+    for who in [&admin, &token] {
+        assert_eq!(node.ask(who, "PUT", "/cluster/options", "mac_prefix=aa:bb:cc").await.line, "200 OK");
+        for (method, path) in [
+            ("POST", "/cluster/config"),
+            ("POST", join),
+            ("POST", "/cluster/config/join-token"),
+            ("POST", "/cluster/config/nodes/n2"),
+            ("DELETE", "/cluster/config/nodes/n2"),
+        ] {
+            let refused = node.ask(who, method, path, "").await;
+            assert_eq!(refused.line, "403 user != root@pam", "{method} {path}");
+        }
+    }
     let plain = node.ask(&auditor, "GET", &format!("{join}?node=n1"), "").await.data();
     assert_eq!((&plain["information"], &plain["token"]), (&json!("for auditor@pve"), &Value::Null));
     let refused = node.ask(&auditor, "GET", &format!("{join}?with-token=1"), "").await;

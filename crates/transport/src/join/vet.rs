@@ -138,7 +138,7 @@ pub enum JoinRefusal {
         addr: SocketAddr,
     },
     /// Who asks may not.
-    #[error("only an administrator may add a node to the cluster (Sys.Modify on /)")]
+    #[error("only root@pam may add a node to the cluster")]
     Permission,
 }
 
