@@ -2,7 +2,9 @@
 
 import { type QueryClient, useQueryClient } from '@tanstack/react-query'
 import { useEffect } from 'react'
+import { onOtherUser } from '../api/otherUser'
 import { reachability } from '../api/reachability'
+import { session } from '../api/session'
 import { createStore, useStore } from '../api/store'
 import { coalesce } from './coalesce'
 import { type ClusterEvent, staleAfter } from './event'
@@ -45,7 +47,10 @@ export function useClusterEvents(): void {
     const unfollow = reachability.down.subscribe(() => {
       if (reachability.down.get()) stream.interrupt()
     })
+    // The stream shows what its reader may see.
+    const stay = onOtherUser(session, (now) => now && stream.interrupt())
     return () => {
+      stay()
       unfollow()
       stream.stop()
       state.set('connecting')

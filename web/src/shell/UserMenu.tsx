@@ -1,19 +1,12 @@
 import { Dropdown, DropdownItem, DropdownList, MenuToggle } from '@patternfly/react-core'
 import UserIcon from '@patternfly/react-icons/dist/esm/icons/user-icon'
-import { useQueryClient } from '@tanstack/react-query'
 import { useState } from 'react'
 import { endSession, session } from '../api/session'
 import { useStore } from '../api/store'
 
 export function UserMenu() {
   const [open, setOpen] = useState(false)
-  const client = useQueryClient()
   const user = useStore(session)?.username ?? ''
-  const signOut = () => {
-    endSession()
-    // The next user must not see what this one was allowed to.
-    client.clear()
-  }
   return (
     <Dropdown
       isOpen={open}
@@ -34,7 +27,7 @@ export function UserMenu() {
       )}
     >
       <DropdownList>
-        <DropdownItem key="signout" onClick={signOut}>
+        <DropdownItem key="signout" onClick={endSession}>
           Sign out
         </DropdownItem>
       </DropdownList>
