@@ -220,14 +220,24 @@ impl Ops {
                 Some(Keyring::new(key.as_slice().try_into().map_err(wrong)?))
             }
         };
-        let shadow = ShadowStore::parse(&self.secret_text(paths::SHADOW_CFG)?);
-        let shadow = shadow.map_err(|e| OpsError::failed(e.to_string()))?;
         Ok(Identities {
             directory: Arc::new(Directory::from(&cfg)),
             keyring,
             tokens: Arc::new(tokens),
-            stamps: Arc::new(Stamps::from(&shadow)),
+            stamps: Arc::new(self.stamps()),
         })
+    }
+
+    /// Which password each user has now. If that can't be read no ticket is good, and who needs none can mend it.
+    fn stamps(&self) -> Stamps {
+        let read = self.secret_text(paths::SHADOW_CFG).map_err(|e| e.to_string());
+        match read.and_then(|text| ShadowStore::parse(&text).map_err(|e| e.to_string())) {
+            Ok(shadow) => Stamps::from(&shadow),
+            Err(e) => {
+                tracing::error!("no ticket is good now, since the passwords can't be read: {e}");
+                Stamps::default()
+            }
+        }
     }
 
     fn secret(&self, path: &str) -> Result<Option<Vec<u8>>, OpsError> {

@@ -122,6 +122,18 @@ async fn a_password_is_changed_by_its_user_who_confirms_it_and_by_root() {
 }
 
 #[tokio::test]
+async fn passwords_that_cannot_be_read_end_tickets_and_nothing_else() {
+    let node = Node::start(USERS, &ALL).await;
+    let owner = node.sign_in("owner@pve").await;
+    let token = node.ask(&owner, "POST", "/access/users/owner@pve/token/ci", "").await.data();
+    let token = Who::Token(format!("owner@pve!ci={}", token["value"].as_str().unwrap()));
+    let damaged = node.ops.conf.put_secret("root@pam", "damage", stead_model::paths::SHADOW_CFG, b"no line");
+    damaged.await.unwrap();
+    assert!(node.ask(&owner, "GET", "/version", "").await.line.starts_with("401 "));
+    assert_eq!(node.ask(&token, "GET", "/version", "").await.line, "200 OK");
+}
+
+#[tokio::test]
 async fn a_vm_is_made_started_changed_and_removed() {
     let node = Node::start(USERS, &ALL).await;
     let root = node.sign_in("root@pam").await;
