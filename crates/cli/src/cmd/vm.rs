@@ -381,7 +381,7 @@ pub async fn monitor(cx: &Cx, vmid: &str, command: &str) -> Result<(), Failure> 
             "" => {}
             command => match one_command(cx, &path, command).await {
                 Err(Failure::Failed(why) | Failure::Away(why)) if asks => {
-                    output::print(&format!("error: {why}"))?
+                    output::print(&format!("error: {why}"))?;
                 }
                 done => done?,
             },
