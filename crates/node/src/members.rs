@@ -8,13 +8,16 @@ use stead_model::{NodeRecord, NodeUuid, RaftId};
 use stead_ops::store;
 use stead_transport::Membership;
 
+/// All addresses, as of a revision.
+type Addresses = (Revision, HashSet<IpAddr>);
+
 /// The members, as committed, or as told at joining while nothing is committed here yet. Clones share everything.
 #[derive(Clone)]
 pub struct Members {
     conf: Conf,
     first: Arc<Vec<NodeRecord>>,
     /// Their addresses, and of which revision: every connection asks, a crowd of strangers' too.
-    addresses: Arc<Mutex<Option<(Revision, HashSet<IpAddr>)>>>,
+    addresses: Arc<Mutex<Option<Addresses>>>,
 }
 
 impl Members {
