@@ -100,7 +100,7 @@ impl Shell {
     /// What is committed goes in before anything that depends on it.
     fn read_members(&mut self) {
         let now = boottime();
-        let nodes = self.ops.node_records();
+        let nodes = self.ops.guest_nodes();
         self.grantor.set_members(now, nodes.iter().map(|n| (n.name.clone(), Member::from(n))).collect());
         if let Ok(cluster) = self.ops.cluster_record() {
             self.grantor.set_profile(now, cluster.value.profile, cluster.value.previous_profile);

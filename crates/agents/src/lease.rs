@@ -107,12 +107,24 @@ pub fn leader(ops: &Ops) -> Option<NodeRecord> {
 /// stays out: others trust a member to run nothing that is not its own.
 pub async fn enter(ops: &Ops) -> Result<(), OpsError> {
     ops.conf.barrier().await?;
-    let At { value: mut record, revision } = ops.node_record(&ops.me.name)?;
-    let state = NodeState::Member { boot: ops.me.boot.clone() };
-    if record.uuid != ops.me.uuid {
-        return Err(OpsError::failed(format!("the cluster knows node '{}' with another UUID", ops.me.name)));
-    }
+    let record = known(ops)?;
     ops.destroy_old_copies().await?;
+    record_entry(ops, record).await
+}
+
+/// This node's record.
+pub(crate) fn known(ops: &Ops) -> Result<At<NodeRecord>, OpsError> {
+    let record = ops.node_record(&ops.me.name)?;
+    if record.value.uuid == ops.me.uuid {
+        return Ok(record);
+    }
+    Err(OpsError::failed(format!("the cluster knows node '{}' with another UUID", ops.me.name)))
+}
+
+/// Commits the node a member in this boot, over its record as read.
+pub(crate) async fn record_entry(ops: &Ops, known: At<NodeRecord>) -> Result<(), OpsError> {
+    let At { value: mut record, revision } = known;
+    let state = NodeState::Member { boot: ops.me.boot.clone() };
     if record.state == state && record.addr == ops.me.addr && record.version == ops.me.version {
         return Ok(());
     }

@@ -14,3 +14,4 @@ pub mod raft;
 pub mod report;
 pub mod rpc;
 pub mod stats;
+pub mod witness;

@@ -56,6 +56,7 @@ fn of_cluster(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<cluster::config::MakeToken>::new())
         .with(Of::<cluster::config::Nodes>::new())
         .with(Of::<cluster::config::AddNode>::new())
+        .with(Of::<cluster::qdevice::Read>::new())
         .with(Of::<cluster::config::RemoveNode>::new())
         .with(Of::<cluster::off::Confirm>::new())
         .with(Of::<cluster::events::Read>::new())

@@ -1,6 +1,6 @@
 //! The command line of `stead`.
 
-use crate::cmd::{cluster, events, ha, node, raw, sim, storage, tasks, token, vm};
+use crate::cmd::{cluster, events, ha, node, raw, sim, storage, tasks, token, vm, witness};
 use crate::options::Options;
 use clap::{Parser, Subcommand};
 
@@ -69,6 +69,14 @@ pub enum Command {
     /// Simulate: play scenarios on a modelled cluster; needs no daemon
     #[command(subcommand)]
     Sim(sim::Command),
+    /// Be a witness: a vote without guests, for a cluster of two nodes
+    #[command(
+        after_help = "Runs steadd as a witness until it is told to end. Then, on the same machine:\n  stead cluster join \
+        INFORMATION      (printed by 'stead cluster join-info' on a node)\n\nA witness keeps the configuration, secrets \
+        included, and votes. It needs a disk, little memory, and a link of at most about 200 ms; no virtualization. \
+        Put it where it does not fail together with one of the nodes."
+    )]
+    Witness(witness::Args),
     /// Start a cluster of three nodes with a running VM on this machine, to look at; Ctrl-C ends it
     Demo,
     /// Play a failover on such a cluster: migrate a VM, power off its node, see it recovered

@@ -30,6 +30,8 @@ pub struct Options {
     /// The consensus' unit of time, 50 ms by default: a leader's heartbeat is two of it, an election starts after
     /// 14 to 23 without one. The same on all nodes.
     pub tick: Duration,
+    /// It is to lead only if no other node can, false by default: for a witness.
+    pub patient: bool,
     /// How long a transaction, barrier or change of members may take before it is given up, 5 s by default.
     pub timeout: Duration,
 }
@@ -37,7 +39,8 @@ pub struct Options {
 impl Options {
     /// With the defaults.
     pub fn new(dir: impl Into<PathBuf>, key: ClusterKey, id: RaftId) -> Self {
-        Self { dir: dir.into(), key, id, tick: Duration::from_millis(50), timeout: Duration::from_secs(5) }
+        let (tick, timeout) = (Duration::from_millis(50), Duration::from_secs(5));
+        Self { dir: dir.into(), key, id, tick, patient: false, timeout }
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct Timing {
     pub election: u32,
     /// How many different timeouts there are, from there on.
     pub spread: u32,
+    /// How much longer this node waits than the others would.
+    pub patience: u32,
     pub seed: u64,
 }
 
@@ -281,7 +283,7 @@ impl RaftEngine {
             election_tick: timing.election as usize,
             heartbeat_tick: timing.heartbeat as usize,
             min_election_tick: timing.election as usize,
-            max_election_tick: (timing.election + timing.spread.max(1)) as usize,
+            max_election_tick: (timing.election + timing.spread.max(1) + timing.patience) as usize,
             applied: durable.applied,
             max_size_per_msg: 1 << 20,
             max_inflight_msgs: 64,
@@ -302,8 +304,8 @@ impl RaftEngine {
     fn settle_timeout(&mut self) {
         let raft = &mut self.node.raft;
         let mixed = mix(self.timing.seed ^ mix(raft.id) ^ raft.term.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let ticks =
-            self.timing.election + u32::try_from(mixed % u64::from(self.timing.spread.max(1))).unwrap_or(0);
+        let within = u32::try_from(mixed % u64::from(self.timing.spread.max(1))).unwrap_or(0);
+        let ticks = self.timing.election + within + self.timing.patience;
         if raft.randomized_election_timeout() != ticks as usize {
             raft.set_randomized_election_timeout(ticks as usize);
         }

@@ -96,6 +96,7 @@ pub(crate) fn open(options: Options) -> Result<Arc<Shared>, StoreError> {
 fn start(options: Options, opened: (Store, Recovered, u64)) -> Result<Arc<Shared>, StoreError> {
     let (store, recovered, boot) = opened;
     let settings = Settings::new(options.id, boot, options.key.tag(), options.tick, options.timeout);
+    let settings = if options.patient { settings.patient() } else { settings };
     let damaged =
         |reason: HaltReason| StoreError::Damaged { dir: options.dir.clone(), what: reason.to_string() };
     let (driver, machine) = Driver::new(settings, recovered, Duration::ZERO).map_err(damaged)?;

@@ -136,6 +136,7 @@ mod tests {
             addr: "127.0.0.1:8006".parse().unwrap(),
             state: NodeState::Member { boot: boot.clone() },
             version: String::new(),
+            witness: false,
         };
         (1..=n).map(node).collect()
     }

@@ -47,6 +47,9 @@ pub struct NodeRecord {
     /// The daemon's version, for the limit on how far versions may be apart.
     #[serde(default)]
     pub version: String,
+    /// It votes and keeps the configuration, and runs no guests: it needs no lease and is never lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub witness: bool,
 }
 
 /// Whether a node takes part. *Lost is sticky*: once committed, the node gets no lease until it has come back

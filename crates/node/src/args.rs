@@ -40,6 +40,10 @@ pub struct Args {
     /// user-mode, with a warning), or `user`, always by a user-mode network of their own.
     #[arg(long, value_enum, default_value = "bridge")]
     pub network: Network,
+    /// Be a witness: vote and keep the configuration, and run no guests. For a third vote beside two nodes. It cannot be
+    /// changed once this machine is in a cluster.
+    #[arg(long)]
+    pub witness: bool,
     /// Never use hardware acceleration.
     #[arg(long)]
     pub no_kvm: bool,

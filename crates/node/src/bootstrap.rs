@@ -59,7 +59,8 @@ pub fn start(home: &Home, args: &Args) -> Result<Started> {
         );
     }
     let keys = home.keys()?;
-    let options = Options::new(home.at("conf"), cluster_key(&keys.cluster_key)?, identity.raft_id);
+    let mut options = Options::new(home.at("conf"), cluster_key(&keys.cluster_key)?, identity.raft_id);
+    options.patient = args.witness;
     let conf = if Conf::exists(&home.at("conf")) { Conf::open(options) } else { Conf::join(options) };
     let conf = conf.context("the configuration can't be opened")?;
     Ok(Started { identity, keys, boot, conf })
@@ -109,6 +110,7 @@ fn found(home: &Home, args: &Args, boot: BootId, left: Option<&PendingLeave>) ->
         addr: args.listen,
         state: NodeState::Member { boot: boot.clone() },
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        witness: args.witness,
     };
     let mut txn = stead_ops::join::found(&cluster, &node, ca.cert_pem(), stead_ops::storage_place::LOCAL)?;
     let password = if left.is_some() { None } else { password(args)? };
@@ -125,8 +127,9 @@ fn found(home: &Home, args: &Args, boot: BootId, left: Option<&PendingLeave>) ->
         std::fs::remove_dir_all(home.at("conf")).context("can't clear an unfinished first start")?;
     }
     home.save_keys(&keys)?;
-    let conf = Conf::create(Options::new(home.at("conf"), cluster_key, identity.raft_id), &txn)
-        .context("can't make the configuration")?;
+    let mut options = Options::new(home.at("conf"), cluster_key, identity.raft_id);
+    options.patient = args.witness;
+    let conf = Conf::create(options, &txn).context("can't make the configuration")?;
     home.save_identity(&identity)?;
     tracing::info!("cluster '{}' founded on node '{}'", cluster.name, identity.name);
     Ok(Started { identity, keys, boot, conf })

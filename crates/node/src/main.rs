@@ -24,7 +24,7 @@ use stead_agents::peers::Link;
 use stead_agents::rpc::Rpc;
 use stead_api::{Api, Backend};
 use stead_conf::Conf;
-use stead_model::NodeUuid;
+use stead_model::{NodeName, NodeRecord, NodeUuid, paths};
 use stead_ops::join::JOIN_WORKER;
 use stead_ops::{Flush, Lease, Me, Ops, store};
 use stead_tasks::{Resumer, Tasks};
@@ -74,8 +74,11 @@ async fn run(args: Args) -> Result<bool> {
         restart: restart.clone(),
     };
     let fence = FenceClient::new(&home.at("run/fenced.sock"));
-    fence::ensure(fence::FenceProgram::new(args.fenced.as_deref(), &home, &args.power)?, fence.clone())
-        .await?;
+    check_role(&conf, &started.identity.name, args.witness)?;
+    if !args.witness {
+        let program = fence::FenceProgram::new(args.fenced.as_deref(), &home, &args.power)?;
+        fence::ensure(program, fence.clone()).await?;
+    }
 
     let (lease, leased) = watch::channel(Lease::default());
     let (flush, flushes) = mpsc::channel(64);
@@ -91,6 +94,7 @@ async fn run(args: Args) -> Result<bool> {
             dir: home.0.clone(),
             started: unix_ms,
             version: env!("CARGO_PKG_VERSION"),
+            witness: args.witness,
         },
         conf: conf.clone(),
         tasks: tasks.clone(),
@@ -122,7 +126,7 @@ async fn run(args: Args) -> Result<bool> {
 
     let again = until_told(&restart, &conf).await?;
     server.shutdown(Duration::from_secs(3)).await;
-    hand_over_leadership(&conf).await;
+    stead_agents::witness::hand_over(&conf).await;
     conf.shutdown().await;
     Ok(again)
 }
@@ -186,11 +190,30 @@ fn start_agents(
     let (reports, reported) = watch::channel(stead_agents::ha::Reports::default());
     tokio::spawn(stead_agents::report::run(ops.clone(), flushes, reported));
     tokio::spawn(stead_agents::members::run(ops.clone()));
-    tokio::spawn(stead_agents::guests::run(ops.clone()));
     tokio::spawn(stead_agents::ha::manage(ops.clone(), grant.clone()));
-    tokio::spawn(stead_agents::ha::agent(ops.clone(), reports));
     tokio::spawn(stead_agents::events::run(ops.clone()));
+    if ops.me.witness {
+        tokio::spawn(stead_agents::witness::run(ops.clone(), lease));
+        return;
+    }
+    tokio::spawn(stead_agents::guests::run(ops.clone()));
+    tokio::spawn(stead_agents::ha::agent(ops.clone(), reports));
     tokio::spawn(stead_agents::lease::run(ops.clone(), grant, lease));
+}
+
+/// A node stays what it was let in as: others place guests on it, or rely on it having none.
+fn check_role(conf: &Conf, name: &NodeName, witness: bool) -> Result<()> {
+    let recorded = conf.view(|t| store::record::<NodeRecord>(t, &paths::node(name)))?;
+    match recorded.map(|r| r.value.witness) {
+        Some(was) if was != witness => {
+            let (was, is) = if was { ("a witness", "a node") } else { ("a node", "a witness") };
+            anyhow::bail!(
+                "'{name}' belongs to its cluster as {was} and cannot be started as {is}: remove it from the cluster, empty \
+                 its folder, and join it again"
+            );
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Tasks of an earlier daemon: a join goes on, the others are ended honestly.
@@ -222,7 +245,7 @@ async fn watch_members(ops: Arc<Ops>, client: PeerClient, server: Server) {
     let mut watch = ops.conf.watch();
     let mut known: Vec<NodeUuid> = ops.node_records().into_iter().map(|n| n.uuid).collect();
     while let Some(event) = watch.next().await {
-        if !store::touches(&event, stead_model::paths::NODES) {
+        if !store::touches(&event, paths::NODES) {
             continue;
         }
         let now: Vec<NodeUuid> = ops.node_records().into_iter().map(|n| n.uuid).collect();
@@ -249,22 +272,4 @@ async fn until_told(restart: &Notify, conf: &Conf) -> Result<bool> {
             Err(_) => anyhow::bail!("the configuration has ended"),
         },
     }
-}
-
-/// A leader that ends in order makes another one first, so that nobody waits for an election.
-async fn hand_over_leadership(conf: &Conf) {
-    let mut status = conf.status();
-    let to = {
-        let s = status.borrow();
-        if s.is_leader {
-            s.peers.iter().find(|p| p.active && s.voters.contains(&p.id)).map(|p| p.id)
-        } else {
-            None
-        }
-    };
-    let Some(to) = to else { return };
-    conf.transfer_leader(to).await;
-    let gone = async { while status.borrow().is_leader && status.changed().await.is_ok() {} };
-    // Not taken over in time: the others elect one.
-    let _ = tokio::time::timeout(Duration::from_secs(1), gone).await;
 }

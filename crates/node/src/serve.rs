@@ -72,9 +72,12 @@ impl Cluster for Others {
             (Runs::AtGuest | Runs::AtNode, Some(name), _) => {
                 let name: NodeName =
                     name.parse().map_err(|_| Error::failed(format!("hostname lookup '{name}' failed")))?;
-                self.ops.member(&name).map_err(|_| {
+                let record = self.ops.member(&name).map_err(|_| {
                     Error::failed(format!("hostname lookup '{name}' failed - no such cluster node"))
                 })?;
+                if record.witness && target.changes {
+                    return Err(Error::failed(format!("node '{name}' is a witness: it runs no guests")));
+                }
                 name
             }
             _ => return Ok(Place::Here),

@@ -136,6 +136,7 @@ fn record(node: &str, raft_id: u64, uuid: &str, addr: SocketAddr, state: NodeSta
         addr,
         state,
         version: "0.1.0".into(),
+        witness: false,
     }
 }
 
@@ -194,6 +195,7 @@ impl Node {
                 dir: dir.path().to_owned(),
                 started: 1,
                 version: "0.1.0",
+                witness: false,
             },
             conf,
             tasks: Tasks::open(dir.path().join("tasks"), name("n1")).unwrap(),

@@ -92,6 +92,7 @@ mod tests {
             addr: addr.parse().unwrap(),
             state: NodeState::Member { boot: id.parse().unwrap() },
             version: String::new(),
+            witness: false,
         }
     }
 

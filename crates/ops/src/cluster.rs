@@ -30,6 +30,23 @@ pub enum MemberKind {
     Node,
 }
 
+/// A member that votes and keeps the configuration, and runs no guests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct Witness {
+    /// Its name.
+    pub name: NodeName,
+    /// Its address and port.
+    pub addr: String,
+    /// It reports.
+    pub online: bool,
+    /// It has its vote: it gets one when it has caught up, and where an odd number of votes wants one.
+    pub votes: bool,
+    /// It was elected to lead, until a node takes over.
+    pub leads: bool,
+    /// Its daemon's version.
+    pub version: String,
+}
+
 /// An entry of `/cluster/status`: the cluster itself, or one of its nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Schema)]
 pub struct StatusEntry {
@@ -320,9 +337,9 @@ impl Ops {
     /// `/cluster/status`: the cluster, then its nodes.
     pub fn cluster_status(&self) -> Result<Vec<StatusEntry>, OpsError> {
         let cluster = self.cluster_record()?;
-        let nodes = self.node_records();
+        let nodes = self.guest_nodes();
         let raft = self.conf.status().borrow().clone();
-        let leader = nodes.iter().find(|n| Some(n.raft_id) == raft.leader).map(|n| n.name.clone());
+        let leader = self.node_records().into_iter().find(|n| Some(n.raft_id) == raft.leader).map(|n| n.name);
         let mut out = vec![StatusEntry {
             kind: MemberKind::Cluster,
             id: "cluster".into(),
@@ -350,6 +367,20 @@ impl Ops {
         Ok(out)
     }
 
+    /// The members that vote without running guests.
+    pub fn witnesses(&self) -> Vec<Witness> {
+        let raft = self.conf.status().borrow().clone();
+        let shown = |n: NodeRecord| Witness {
+            online: self.online(&n),
+            votes: raft.voters.contains(&n.raft_id),
+            leads: raft.leader == Some(n.raft_id),
+            name: n.name,
+            addr: n.addr.to_string(),
+            version: n.version,
+        };
+        self.node_records().into_iter().filter(|n| n.witness).map(shown).collect()
+    }
+
     /// `/cluster/resources`: what the actor may see.
     pub fn resources(&self, actor: &Actor, kind: Option<ResourceKind>) -> Result<Vec<Resource>, OpsError> {
         let wants = |k: ResourceKind| kind.is_none_or(|only| only == k);
@@ -359,7 +390,7 @@ impl Ops {
         }
         if wants(ResourceKind::Node) {
             let seen = self
-                .node_records()
+                .guest_nodes()
                 .into_iter()
                 .filter(|n| actor.may(&format!("/nodes/{}", n.name), "Sys.Audit"));
             out.extend(seen.map(|n| self.node_resource(&n)));
@@ -432,7 +463,7 @@ impl Ops {
                 continue;
             }
             let content: Vec<&str> = storage.content.iter().map(String::as_str).collect();
-            for n in self.node_records().iter().filter(|n| storage.is_enabled_on(&n.name)) {
+            for n in self.guest_nodes().iter().filter(|n| storage.is_enabled_on(&n.name)) {
                 let report = self.status.node(&n.name);
                 let seen = report
                     .as_ref()
@@ -488,7 +519,7 @@ impl Ops {
 
     /// `/nodes`.
     pub fn node_list(&self) -> Vec<Resource> {
-        self.node_records().iter().map(|n| self.node_resource(n)).collect()
+        self.guest_nodes().iter().map(|n| self.node_resource(n)).collect()
     }
 
     /// `/nodes/{node}/status` of this node.

@@ -228,7 +228,7 @@ impl Ops {
         for (_, own) in self.conf.view(store::guests) {
             *owned.entry(own.owner).or_default() += 1;
         }
-        let online = self.node_records().into_iter().filter(|n| self.online(n));
+        let online = self.guest_nodes().into_iter().filter(|n| self.online(n));
         let place = |n: NodeRecord| Place {
             storages: storages.iter().filter(|s| s.is_enabled_on(&n.name)).map(|s| s.id.clone()).collect(),
             guests: owned.get(&n.name).copied().unwrap_or(0),

@@ -313,7 +313,7 @@ impl Ops {
         let (text, _) = self.file(paths::HA_RULES)?;
         let rules = HaRules::parse(&text)
             .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_RULES)))?;
-        let nodes = self.node_records().into_iter().map(|n| n.name).collect();
+        let nodes = self.guest_nodes().into_iter().map(|n| n.name).collect();
         let state = serde_json::from_value(self.ha_manager_status()?)
             .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_STATUS)))?;
         Ok(stead_ha::preview(&rules.list().0, &nodes, &state, sid, target))
@@ -380,7 +380,7 @@ impl Ops {
             "id": "fencing", "type": "fencing", "node": self.me.name, "status": armed, "armed-state": armed,
             "resource_mode": status.pointer("/disarm/mode"),
         }));
-        for n in self.node_records() {
+        for n in self.guest_nodes() {
             let lease = self.status.node(&n.name).is_some_and(|r| r.lease);
             let word = match (n.state.is_lost(), lease) {
                 (true, _) => "lost",

@@ -163,7 +163,7 @@ impl Ops {
     }
 
     fn ha_conflicts(&self, rules: &HaRules) -> Vec<Conflict> {
-        let nodes = self.node_records().into_iter().map(|n| n.name).collect();
+        let nodes = self.guest_nodes().into_iter().map(|n| n.name).collect();
         conflicts(&rules.list().0, &nodes)
     }
 
@@ -276,7 +276,7 @@ impl Ops {
     /// Nodes that a rule names must be members.
     fn known(&self, rule: &HaRule) -> Result<(), OpsError> {
         let HaRuleKind::NodeAffinity { nodes, .. } = &rule.kind else { return Ok(()) };
-        let members: BTreeSet<NodeName> = self.node_records().into_iter().map(|n| n.name).collect();
+        let members: BTreeSet<NodeName> = self.guest_nodes().into_iter().map(|n| n.name).collect();
         let unknown: Vec<String> =
             nodes.keys().filter(|n| !members.contains(*n)).map(ToString::to_string).collect();
         if unknown.is_empty() {

@@ -339,6 +339,7 @@ impl Ops {
             feature_level: stead_conf::SUPPORTED_LEVEL,
             vmids: guests.iter().map(|(v, _)| *v).collect(),
             storages: brought,
+            witness: self.me.witness,
             wall_clock_ms: unix_ms(),
         };
         let answer = client.join(&wish.auth, &request, &key).await.map_err(|e| match e {
@@ -359,6 +360,8 @@ impl Ops {
             addr: m.addr,
             state: NodeState::Member { boot: boot.clone() },
             version: String::new(),
+            // What matters of others until the configuration has come: where they are.
+            witness: false,
         };
         let material = JoinMaterial {
             raft_id: answer.raft_id,
@@ -509,7 +512,9 @@ impl Ops {
         }
         self.conf.barrier().await?;
         let At { value: node, revision } = self.node_record(name)?;
-        if !node.state.is_lost() {
+        // A witness has nothing that could run on: that it is silent is enough.
+        let off = node.state.is_lost() || (node.witness && !self.online(&node));
+        if !off {
             return Err(OpsError::failed(format!(
                 "node '{name}' is not off: run 'stead cluster leave' on it, or shut it down and wait until it is \
                  shown as lost"
@@ -570,8 +575,10 @@ fn admission(tree: &Tree, request: &JoinRequest, token: Option<String>) -> Resul
         addr: request.addr,
         state: NodeState::Lost { boot },
         version: request.version.clone(),
+        witness: request.witness,
     };
-    let mut txn = store::txn("root@pam", format!("node '{name}' joins"));
+    let what = if request.witness { "witness" } else { "node" };
+    let mut txn = store::txn("root@pam", format!("{what} '{name}' joins"));
     let again = old.filter(|n| never_entered(&n.value)).map(|n| n.revision);
     store::put_over(&mut txn, &paths::node(name), again, store::bytes(&record)?);
     store::put_over(&mut txn, NEXT_RAFT, next.map(|n| n.revision), store::bytes(&(raft_id.0 + 1))?);

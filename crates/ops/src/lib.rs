@@ -63,6 +63,8 @@ pub struct Me {
     pub started: u64,
     /// The daemon's version.
     pub version: &'static str,
+    /// It votes, and runs no guests.
+    pub witness: bool,
 }
 
 /// The lease as the node knows it.

@@ -47,13 +47,18 @@ impl Ops {
         found.ok_or_else(|| OpsError::failed(format!("storage '{id}' does not exist")))
     }
 
+    /// Whether this node uses a storage. A witness uses none.
+    pub(crate) fn uses(&self, storage: &Storage) -> bool {
+        !self.me.witness && storage.is_enabled_on(&self.me.name)
+    }
+
     /// A storage's driver on this node.
     pub fn driver(&self, id: &StorageId) -> Result<Arc<dyn StorageDriver>, OpsError> {
         let info = self.storage(id)?;
         if info.disable {
             return Err(OpsError::failed(format!("storage '{id}' is disabled")));
         }
-        if !info.is_enabled_on(&self.me.name) {
+        if !self.uses(&info) {
             return Err(OpsError::failed(format!(
                 "storage '{id}' is not available on node '{}'",
                 self.me.name
@@ -83,7 +88,7 @@ impl Ops {
     /// This node's storages with their space; none where one cannot be used now.
     pub async fn storage_states(&self) -> Vec<(StorageId, Option<Space>)> {
         let mut out = vec![];
-        for s in self.storages().unwrap_or_default().into_iter().filter(|s| s.is_enabled_on(&self.me.name)) {
+        for s in self.storages().unwrap_or_default().into_iter().filter(|s| self.uses(s)) {
             let space = async { self.active(&s.id).await.ok()?.space().await.ok() };
             // One that hangs is shown as not usable; it must not keep the node from reporting.
             let space = tokio::time::timeout(Duration::from_secs(1), space).await.ok().flatten();
@@ -233,8 +238,7 @@ impl Ops {
     /// Every disk that is a guest's by name, on the storages of this node.
     pub(crate) async fn volumes_of(&self, vmid: Vmid) -> Result<Vec<VolumeId>, OpsError> {
         let mut out = vec![];
-        for s in self.storages()?.into_iter().filter(|s| s.is_enabled_on(&self.me.name) && s.holds("images"))
-        {
+        for s in self.storages()?.into_iter().filter(|s| self.uses(s) && s.holds("images")) {
             let found = self.volumes(&s.id, Some(Content::Images), Some(vmid)).await?;
             out.extend(found.into_iter().map(|v| v.volid));
         }
@@ -393,7 +397,7 @@ impl Ops {
         storage: &Storage,
     ) -> Result<(), OpsError> {
         let driver = self.open_storage(storage)?;
-        if storage.is_enabled_on(&self.me.name) {
+        if self.uses(storage) {
             driver.activate().await.map_err(|e| storage_place::naming(e.into(), storage))?;
         }
         let mut txn = store::txn(&actor.who, format!("storage '{}'", storage.id));

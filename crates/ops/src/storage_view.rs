@@ -97,7 +97,7 @@ impl Ops {
     }
 
     async fn storage_state(&self, s: &Storage, format: bool) -> Value {
-        let enabled = s.is_enabled_on(&self.me.name);
+        let enabled = self.uses(s);
         let space = if enabled { self.space_of(&s.id).await } else { None };
         let mut o = Map::new();
         let content: Vec<&str> = s.content.iter().map(String::as_str).collect();
@@ -126,7 +126,7 @@ impl Ops {
                 && s.nodes.as_ref().is_none_or(|n| n.contains(&self.me.name))
                 && filter.storage.as_ref().is_none_or(|id| *id == s.id)
                 && (filter.content.is_empty() || filter.content.iter().any(|c| s.holds(c)))
-                && (!filter.enabled || s.is_enabled_on(&self.me.name))
+                && (!filter.enabled || self.uses(s))
                 && filter.target.as_ref().is_none_or(|t| reaches(s, &self.me.name, t))
         };
         let all: Vec<Storage> = self.storages()?.into_iter().filter(wanted).collect();

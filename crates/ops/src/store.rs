@@ -132,7 +132,12 @@ impl Ops {
             .ok_or_else(|| OpsError::failed(format!("no such cluster node '{name}'")))
     }
 
-    /// All members.
+    /// The members that guests can run on.
+    pub fn guest_nodes(&self) -> Vec<NodeRecord> {
+        self.node_records().into_iter().filter(|n| !n.witness).collect()
+    }
+
+    /// All members, witnesses too.
     pub fn node_records(&self) -> Vec<NodeRecord> {
         self.conf.view(nodes)
     }

@@ -24,6 +24,7 @@ fn request(n: u32, vmids: &[u32]) -> JoinRequest {
         feature_level: stead_conf::SUPPORTED_LEVEL,
         vmids: vmids.iter().map(|v| vmid(*v)).collect(),
         storages: vec![],
+        witness: false,
         wall_clock_ms: u64::try_from(now.as_millis()).unwrap(),
     }
 }

@@ -39,9 +39,17 @@ pub struct Builder {
     shape: Shape,
     disk: Option<u64>,
     arguments: Vec<String>,
+    witness: bool,
 }
 
 impl Builder {
+    /// Makes the last of the nodes a witness.
+    #[must_use]
+    pub fn witness(mut self) -> Self {
+        self.witness = true;
+        self
+    }
+
     /// How many nodes, at most 60. Default: 3.
     #[must_use]
     pub fn nodes(mut self, nodes: u8) -> Self {
@@ -114,6 +122,9 @@ impl Builder {
                 arguments.push(format!("80:{base}"));
             }
             arguments.extend(self.arguments.iter().cloned());
+            if self.witness && n == self.nodes {
+                arguments.push("--witness".to_owned());
+            }
             let bed = bed.dir().to_owned();
             let daemon = daemon.clone();
             nodes.push(Node::new(Plan {
@@ -161,7 +172,7 @@ pub struct Cluster {
 impl Cluster {
     /// What a cluster shall be like.
     pub fn builder() -> Builder {
-        Builder { nodes: 3, shape: Shape::Loopback, disk: None, arguments: Vec::new() }
+        Builder { nodes: 3, shape: Shape::Loopback, disk: None, arguments: Vec::new(), witness: false }
     }
 
     /// All nodes.
@@ -244,11 +255,15 @@ impl Cluster {
             .with_context(|| format!("joining {}", self.nodes[n].name()))?;
         let name = self.nodes[n].name();
         let all = n + 1;
+        let is_online = |row: &&serde_json::Value| row["type"] != "cluster" && row["online"] == 1;
         until(&format!("{name} joins"), JOINED_WITHIN, async || {
             for k in [0, n] {
-                let status = self.api(k).await?.get("/cluster/status").await?;
+                let api = self.api(k).await?;
+                let status = api.get("/cluster/status").await?;
                 let rows = status.as_array().context("/cluster/status is no list")?;
-                let online = rows.iter().filter(|r| r["type"] == "node" && r["online"] == 1).count();
+                let device = api.get("/cluster/config/qdevice").await?;
+                let witnesses = device["witnesses"].as_array().cloned().unwrap_or_default();
+                let online = rows.iter().chain(&witnesses).filter(is_online).count();
                 let quorate = rows.iter().any(|r| r["type"] == "cluster" && r["quorate"] == 1);
                 if online < all || !quorate {
                     return Ok(None);

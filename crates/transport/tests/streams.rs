@@ -208,6 +208,7 @@ fn join_request(key: &NodeKey) -> JoinRequest {
         feature_level: 1,
         vmids: vec![],
         storages: vec![],
+        witness: false,
         wall_clock_ms: 1000,
     }
 }

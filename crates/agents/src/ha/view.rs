@@ -116,7 +116,7 @@ pub async fn view(ops: &Ops, grant: &GrantHandle, known: &mut Known) -> Result<V
     let (mut resources, _) = resources(ops)?;
     let rules = rules(ops, &mut resources)?;
     let mut nodes = BTreeMap::new();
-    for n in ops.node_records() {
+    for n in ops.guest_nodes() {
         let report = ops.status.node(&n.name);
         let settled = n.state.is_lost() && grant.settled(&n.name).await;
         let word = match (&n.state, &report) {

@@ -5,6 +5,7 @@ pub mod events;
 pub mod ha;
 pub mod off;
 pub mod options;
+pub mod qdevice;
 
 use crate::framework::{Access, Json};
 use crate::version::Nothing;

@@ -10,6 +10,7 @@ pub mod storage;
 pub mod tasks;
 pub mod token;
 pub mod vm;
+pub mod witness;
 
 use crate::api::{Api, rows, text, truth};
 use crate::args::{Cli, Command};
@@ -50,6 +51,7 @@ pub async fn run(args: Vec<OsString>) -> Result<(), Failure> {
     match cli.command {
         Command::Completion { shell } => return completion(shell),
         Command::Sim(command) => return sim::run(command),
+        Command::Witness(ref args) => return witness::run(args),
         Command::Demo => return demo(Play::Show).await,
         Command::DemoFailover => return demo(Play::Failover).await,
         _ => {}
@@ -81,7 +83,11 @@ pub async fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Api(a) => raw::api(&cx, a).await,
         Command::Events(a) => events::follow(&cx, a).await,
         Command::History(a) => raw::history(&cx, a).await,
-        Command::Completion { .. } | Command::Sim(_) | Command::Demo | Command::DemoFailover => Ok(()),
+        Command::Completion { .. }
+        | Command::Sim(_)
+        | Command::Witness(_)
+        | Command::Demo
+        | Command::DemoFailover => Ok(()),
     }
 }
 
@@ -116,10 +122,21 @@ fn version(daemon: Option<Value>, format: Format, problem: Option<Failure>) -> R
 async fn status(cx: &Cx) -> Result<(), Failure> {
     let cluster = cx.api.get("/cluster/status").await?;
     let resources = cx.api.get("/cluster/resources").await?;
+    let device = cx.api.get("/cluster/config/qdevice").await?;
     if cx.format() == Format::Json {
-        return output::json(&json!({ "cluster": cluster, "resources": resources }));
+        let witnesses = device.get("witnesses").cloned().unwrap_or_else(|| json!([]));
+        return output::json(&json!({ "cluster": cluster, "resources": resources, "witnesses": witnesses }));
     }
-    output::print(&status_page(&cluster, &resources))
+    output::print(&format!("{}{}", witness_lines(&device), status_page(&cluster, &resources)))
+}
+
+fn witness_lines(device: &Value) -> String {
+    let line = |w: &Value| {
+        let state = if truth(&w["online"]) { "online" } else { "OFFLINE" };
+        let vote = if truth(&w["votes"]) { "votes" } else { "has no vote yet" };
+        format!("witness '{}' at {}: {state}, {vote}\n", text(&w["name"]), text(&w["addr"]))
+    };
+    rows(&device["witnesses"]).iter().map(line).collect()
 }
 
 fn status_page(cluster: &Value, resources: &Value) -> String {

@@ -62,6 +62,8 @@ pub struct Settings {
     pub election_ticks: u32,
     /// How many different election timeouts there are, from there on, a tick apart.
     pub election_spread: u32,
+    /// By how many ticks more this node leaves elections to the others.
+    pub patience: u32,
     /// When a request is given up.
     pub timeout: Duration,
     /// The newest feature level that this version understands.
@@ -90,6 +92,7 @@ impl Settings {
             heartbeat_ticks: 2,
             election_ticks: 14,
             election_spread: 10,
+            patience: 0,
             timeout,
             supports: crate::machine::SUPPORTED_LEVEL,
             compact_entries: 8192,
@@ -98,6 +101,13 @@ impl Settings {
             chunk: 256 << 10,
             window: 16,
         }
+    }
+
+    /// For a node that is to lead only if no other can: it stands for election after all others have had the time for two
+    /// tries. Were it as quick, it and the node that it could vote for would stand against each other.
+    #[must_use]
+    pub fn patient(self) -> Self {
+        Self { patience: 2 * (self.election_ticks + self.election_spread), ..self }
     }
 
     fn election(&self) -> Duration {
@@ -345,6 +355,7 @@ impl Driver {
             heartbeat: settings.heartbeat_ticks,
             election: settings.election_ticks,
             spread: settings.election_spread,
+            patience: settings.patience,
             seed: settings.seed,
         };
         let engine = RaftEngine::new(settings.id, timing, &durable)?;

@@ -123,7 +123,7 @@ impl Ops {
             local_resources: config.current.serials()?.into_iter().filter_map(of_host).collect(),
             ..Preconditions::default()
         };
-        for node in self.node_records().into_iter().filter(|n| n.name != self.me.name) {
+        for node in self.guest_nodes().into_iter().filter(|n| n.name != self.me.name) {
             let mut why = vec![];
             if !self.online(&node) {
                 why.push(format!("node '{}' is not online", node.name));
@@ -175,6 +175,12 @@ impl Ops {
         let node = self
             .node_record(name)
             .map_err(|_| OpsError::invalid("target", format!("no such cluster node '{name}'")))?;
+        if node.value.witness {
+            return Err(OpsError::invalid(
+                "target",
+                format!("node '{name}' is a witness: it runs no guests"),
+            ));
+        }
         // Silence decides nothing here: whether it answers is found out by asking it.
         if node.value.state.is_lost() {
             return Err(OpsError::failed(format!("target node '{name}' is not online")));

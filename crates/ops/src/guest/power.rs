@@ -277,7 +277,7 @@ impl Ops {
 
     /// Whether a node is out that may still hold frozen copies: one that comes back destroys them before it enters.
     fn any_node_lost(&self) -> bool {
-        self.node_records().iter().any(|n| n.state.is_lost())
+        self.guest_nodes().iter().any(|n| n.state.is_lost())
     }
 
     /// The process is gone: the fence process forgets it, and the record says so. Repeating it is no error; where it cannot be

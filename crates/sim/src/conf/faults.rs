@@ -19,6 +19,8 @@ pub struct Rates {
     pub weather: Weather,
     /// How many nodes found the cluster.
     pub nodes: u64,
+    /// A witness, and by how many microseconds each way it is further away than the others.
+    pub witness: Option<(u64, u64)>,
 }
 
 impl Rates {
@@ -36,6 +38,7 @@ impl Rates {
             question: some([10_000, 20_000, 60_000, 150_000]),
             nodes: some([1, 3, 3, 5]),
             weather: Weather::roll(dice),
+            witness: None,
         }
     }
 
@@ -52,6 +55,7 @@ impl Rates {
             question: 0,
             nodes: 3,
             weather: Weather::fair(),
+            witness: None,
         }
     }
 

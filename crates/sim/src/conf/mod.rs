@@ -20,7 +20,7 @@ mod node;
 mod workload;
 mod world;
 
-pub use elections::election;
+pub use elections::{election, election_by_witness};
 pub use world::{Figures, run};
 
 /// A mistake that a host of the driver could make.

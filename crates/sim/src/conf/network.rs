@@ -39,13 +39,15 @@ impl Weather {
 pub struct Network {
     /// How bad it is now.
     pub weather: Weather,
+    /// A node that is far away, and by how many microseconds each way.
+    pub far: Option<(u64, u64)>,
     cut: BTreeSet<(u64, u64)>,
 }
 
 impl Network {
     /// With all links whole.
     pub fn new(weather: Weather) -> Self {
-        Self { weather, cut: BTreeSet::new() }
+        Self { weather, far: None, cut: BTreeSet::new() }
     }
 
     /// After how long each copy of a frame arrives, in microseconds. None: lost.
@@ -53,11 +55,12 @@ impl Network {
         if self.cut.contains(&(from, to)) || dice.chance(self.weather.loss) {
             return Vec::new();
         }
+        let way = self.far.filter(|(node, _)| *node == from || *node == to).map_or(0, |(_, delay)| delay);
         let copies = 1 + u64::from(dice.chance(self.weather.repeat));
         let mut delays = Vec::with_capacity(2);
         for _ in 0..copies {
             let more = if dice.chance(self.weather.straggle) { dice.below(1_000_000) } else { 0 };
-            delays.push(dice.between(self.weather.delay.0, self.weather.delay.1) + more);
+            delays.push(dice.between(self.weather.delay.0, self.weather.delay.1) + way + more);
         }
         delays
     }

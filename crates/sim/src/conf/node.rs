@@ -26,6 +26,8 @@ pub struct Node {
     pub paused_until: u64,
     /// Of 1,000, how much slower or faster its clock is.
     pub drift: i64,
+    /// It leaves elections to the others.
+    pub patient: bool,
 }
 
 /// A running node.
@@ -60,7 +62,7 @@ pub enum Wish {
 impl Node {
     pub fn new(id: u64, machine: &Machine, pages: bool) -> Result<Self, String> {
         let disk = SimDisk::new(id, machine, pages)?;
-        Ok(Self { id, disk, life: 0, running: None, paused_until: 0, drift: 0 })
+        Ok(Self { id, disk, life: 0, running: None, paused_until: 0, drift: 0, patient: false })
     }
 
     /// Reads the disk and begins anew.
@@ -81,6 +83,7 @@ impl Node {
             window: 3,
             ..Settings::new(RaftId(self.id), boot, 77, Duration::from_micros(TICK), Duration::from_secs(5))
         };
+        let settings = if self.patient { settings.patient() } else { settings };
         let (driver, machine) =
             Driver::new(settings, recovered, Duration::from_micros(now)).map_err(|halt| halt.to_string())?;
         self.running = Some(Running {

@@ -122,14 +122,17 @@ impl World {
     }
 
     /// Without faults.
-    pub fn quiet(plan: Plan) -> Result<Self, String> {
-        Self::with_rates(plan, Dice::new(plan.seed), Rates::quiet())
+    pub fn quiet(plan: Plan, witness: Option<(u64, u64)>) -> Result<Self, String> {
+        Self::with_rates(plan, Dice::new(plan.seed), Rates { witness, ..Rates::quiet() })
     }
 
     /// Waits for a leader, kills it, and waits for the next that has committed. Gives how long that took.
     pub fn lose_leader(&mut self) -> Result<u64, String> {
         let settle = self.dice.between(4_000_000, 5_000_000);
         self.until(settle, |_| false)?;
+        if let Some((witness, _)) = self.rates.witness {
+            self.let_another_lead(witness)?;
+        }
         let leads = |node: &&Node| node.status().is_some_and(|status| status.is_leader);
         let Some(leader) = self.nodes.iter().find(leads) else { return Err("there is no leader".to_owned()) };
         let (id, term) = (leader.id, leader.status().map_or(0, |status| status.term));
@@ -153,8 +156,27 @@ impl World {
         Err("there is no new leader".to_owned())
     }
 
+    /// As a witness does that was elected.
+    fn let_another_lead(&mut self, witness: u64) -> Result<(), String> {
+        let leads = |world: &Self| {
+            let status = |node: &&Node| node.status().is_some_and(|status| status.is_leader);
+            world.nodes.iter().find(status).map(|node| node.id)
+        };
+        let end = self.now + 10_000_000;
+        while leads(self) == Some(witness) && self.now < end {
+            self.input(witness, Input::Transfer { to: 1 })?;
+            let soon = self.now + 1_000_000;
+            self.until(soon, |_| false)?;
+        }
+        match leads(self) {
+            Some(other) if other != witness => Ok(()),
+            seen => Err(format!("no node leads beside the witness: {seen:?}")),
+        }
+    }
+
     fn with_rates(plan: Plan, dice: Dice, rates: Rates) -> Result<Self, String> {
-        let network = Network::new(rates.weather.clone());
+        let mut network = Network::new(rates.weather.clone());
+        network.far = rates.witness;
         let initial = Txn::new("founder").note("0").put("k/0", "first");
         let mut machine = Machine::found(1, &initial, 0).map_err(|refusal| refusal.to_string())?;
         let members = Members { voters: (1..=rates.nodes.max(1)).collect(), ..Members::default() };
@@ -208,6 +230,7 @@ impl World {
     fn add_node(&mut self, machine: &Machine) -> Result<u64, String> {
         let id = self.nodes.len() as u64 + 1;
         let mut node = Node::new(id, machine, self.plan.pages)?;
+        node.patient = self.rates.witness.is_some_and(|(witness, _)| witness == id);
         node.drift = i64::try_from(self.dice.below(201)).unwrap_or(100) - 100;
         self.nodes.push(node);
         self.start(id)?;

@@ -60,6 +60,9 @@ pub struct JoinRequest {
     /// The storages that these guests use.
     #[serde(default)]
     pub storages: Vec<JoinStorage>,
+    /// It is to be a witness: a vote, without guests.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub witness: bool,
     /// Its clock when this was sent, in milliseconds since 1970.
     pub wall_clock_ms: u64,
 }

@@ -247,6 +247,7 @@ mod tests {
             feature_level: 2,
             vmids: [300, 301].map(|v| Vmid::new(v).unwrap()).to_vec(),
             storages: vec![],
+            witness: false,
             wall_clock_ms: NOW,
         }
     }

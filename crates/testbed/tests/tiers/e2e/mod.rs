@@ -12,4 +12,5 @@ mod moves;
 mod network;
 mod power;
 mod story;
+mod witness;
 mod word;
