@@ -4,7 +4,7 @@
 use crate::failure::Failure;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 
 #[derive(Debug, clap::Args)]
@@ -12,20 +12,20 @@ pub struct Args {
     /// Address and port, as the nodes reach it
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: SocketAddr,
-    /// Folder for everything that it keeps
-    #[arg(long, default_value = "/var/lib/stead", env = "STEAD_DIR")]
-    pub dir: PathBuf,
     /// Its name in the cluster; default: the host's name
     #[arg(long)]
     pub name: Option<String>,
 }
 
-/// Becomes the daemon. Returns only if that fails.
-pub fn run(args: &Args) -> Result<(), Failure> {
+/// Becomes the daemon, in the folder `dir` if it is given. Returns only if that fails.
+pub fn run(args: &Args, dir: Option<&Path>) -> Result<(), Failure> {
     let here = std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join("steadd")));
     let program = here.filter(|p| p.is_file()).unwrap_or_else(|| "steadd".into());
     let mut command = Command::new(&program);
-    command.arg("--witness").arg("--listen").arg(args.listen.to_string()).arg("--dir").arg(&args.dir);
+    command.arg("--witness").arg("--listen").arg(args.listen.to_string());
+    if let Some(dir) = dir {
+        command.arg("--dir").arg(dir);
+    }
     if let Some(name) = &args.name {
         command.args(["--name", name]);
     }
