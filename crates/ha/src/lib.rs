@@ -29,6 +29,7 @@ mod placement;
 pub mod rules;
 pub mod state;
 mod topsis;
+pub mod what_if;
 
 pub use agent::{
     Agent, AgentCommand, AgentMode, AgentReport, AgentService, AgentView, Attempt, Ending, Leave, Outcome,
@@ -41,3 +42,4 @@ pub use state::{
     Command, Disarm, DisarmMode, Load, ManagerState, NodeMemory, NodeStatus, NodeView, NodeWord, Process,
     Request, Service, ServiceState, ServiceView, Stats, View,
 };
+pub use what_if::{Fate, Forecast, GuestFate, Now, Outlook, Room, Unmanaged, Verdict, WhatIf};

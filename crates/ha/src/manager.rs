@@ -5,7 +5,7 @@
 //! go through [`Round::enter`], which gives the new state its number and its line in the history.
 
 use crate::history::Change;
-use crate::placement::Places;
+use crate::placement::{Places, Resting};
 use crate::rules::Rules;
 use crate::state::{
     Command, ManagerState, NodeWord, Process, Request, Service, ServiceState, ServiceView, View,
@@ -29,8 +29,20 @@ const DISARMED: &str = "HA is disarmed";
 /// Returns what to do; `state` is to be committed if it changed, with the removed requests and the recorded changes, *before*
 /// the other commands are carried out.
 pub fn step(now: u64, view: &View, state: &mut ManagerState) -> Vec<Command> {
-    let names: BTreeSet<NodeName> = view.nodes.keys().cloned().collect();
+    let names = view.nodes.keys().cloned().collect();
     let rules = Rules::compile(&view.rules, &names);
+    step_beside(now, view, state, &rules, &Resting::new()).0
+}
+
+/// [`step`] beside services that are in neither view nor state, since the round would leave them as they are: only what they
+/// mean for their nodes counts. `rules`: the view's, compiled. Returns whether the state has changed, too.
+pub(crate) fn step_beside(
+    now: u64,
+    view: &View,
+    state: &mut ManagerState,
+    rules: &Rules,
+    resting: &Resting,
+) -> (Vec<Command>, bool) {
     let mut clerk = Clerk { now, view, state, out: vec![], changed: false };
     clerk.assign(|s| &mut s.version, 1);
     clerk.assign(|s| &mut s.master_node, Some(view.me.clone()));
@@ -39,7 +51,7 @@ pub fn step(now: u64, view: &View, state: &mut ManagerState) -> Vec<Command> {
     clerk.take_requests();
     clerk.admit();
     let closed = clerk.closed();
-    let places = Places::new(view, clerk.state, &rules, &closed);
+    let places = Places::new(view, clerk.state, rules, &closed, resting);
     let requests = requests(view);
     let mut round = Round { clerk, places, requests, draining: BTreeSet::new() };
     round.draining = round.view.nodes.keys().filter(|n| round.drains(n)).cloned().collect();
@@ -50,7 +62,7 @@ pub fn step(now: u64, view: &View, state: &mut ManagerState) -> Vec<Command> {
     if clerk.changed {
         clerk.state.timestamp = now;
     }
-    clerk.out
+    (clerk.out, clerk.changed)
 }
 
 /// All services that HA does not ignore: containers, then VMs, each by number.
@@ -70,6 +82,33 @@ fn requests(view: &View) -> HashMap<ServiceId, Vec<(&str, &Request)>> {
         }
     }
     out
+}
+
+/// Most services most of the time: as wanted, where wanted, with nothing to look at. That no rule and no request names it must be
+/// known.
+pub(crate) fn is_quiet(view: &View, state: &ManagerState, sid: ServiceId, seen: &ServiceView) -> bool {
+    let Some(s) = state.service_status.get(&sid) else { return false };
+    let as_wanted = match s.state {
+        ServiceState::Started => {
+            seen.process == Process::Running
+                && seen.resource.state == RequestedState::Started
+                && s.relocate_tries == 0
+                && s.failed_nodes.is_empty()
+        }
+        ServiceState::Stopped => {
+            seen.process != Process::Running && seen.resource.state != RequestedState::Started
+        }
+        _ => false,
+    };
+    as_wanted
+        && s.maintenance_node.is_none()
+        && s.retry_at.is_none()
+        && seen.owner == s.node
+        && !s.reason.contains(WAITS)
+        && !state.node_memory.contains_key(&s.node)
+        && view.nodes.get(&s.node).is_some_and(|n| {
+            n.word == NodeWord::Online && n.agent.as_ref().is_none_or(|a| !a.services.contains_key(&sid))
+        })
 }
 
 /// Who writes: the state, and what is to be done.
@@ -240,31 +279,9 @@ impl<'v> Round<'v, '_> {
         }
     }
 
-    /// Most services most of the time: as wanted, where wanted, with nothing to look at.
     fn is_quiet(&self, sid: ServiceId, seen: &ServiceView) -> bool {
-        let Some(s) = self.state.service_status.get(&sid) else { return false };
-        let as_wanted = match s.state {
-            ServiceState::Started => {
-                seen.process == Process::Running
-                    && seen.resource.state == RequestedState::Started
-                    && s.relocate_tries == 0
-                    && s.failed_nodes.is_empty()
-            }
-            ServiceState::Stopped => {
-                seen.process != Process::Running && seen.resource.state != RequestedState::Started
-            }
-            _ => false,
-        };
-        let plain = s.maintenance_node.is_none() && s.retry_at.is_none() && !self.places.ruled(sid);
-        as_wanted
-            && plain
-            && seen.owner == s.node
-            && !s.reason.contains(WAITS)
-            && !self.requests.contains_key(&sid)
-            && !self.state.node_memory.contains_key(&s.node)
-            && self.view.nodes.get(&s.node).is_some_and(|n| {
-                n.word == NodeWord::Online && n.agent.as_ref().is_none_or(|a| !a.services.contains_key(&sid))
-            })
+        let named = self.places.ruled(sid) || self.requests.contains_key(&sid);
+        !named && is_quiet(self.view, self.state, sid, seen)
     }
 
     /// Requests about services that HA does not know.
@@ -287,4 +304,4 @@ impl<'v> Round<'v, '_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -41,6 +41,42 @@ enum Bar {
     Memory,
 }
 
+/// What services mean for a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Burden {
+    /// How many they are.
+    count: usize,
+    /// Their load, by the mode.
+    load: Load,
+    /// Memory that they may use at most.
+    configured: u64,
+    /// Memory that they use, or will.
+    real: u64,
+}
+
+impl Burden {
+    /// One more service.
+    pub fn add(&mut self, mode: CrsMode, stats: Stats, running: bool) {
+        let weight = weight(mode, stats);
+        self.count += 1;
+        self.load.cpu += weight.cpu;
+        self.load.mem += weight.mem;
+        self.configured += stats.max.mem;
+        self.real += if running { stats.used.mem } else { stats.max.mem };
+    }
+}
+
+/// What services that are not looked at mean for their nodes: those that are at rest, and that no rule names.
+pub(crate) type Resting = HashMap<NodeName, Burden>;
+
+/// A service's load by the mode: what it uses, or if it does not run yet, what it may use at most.
+fn weight(mode: CrsMode, stats: Stats) -> Load {
+    match mode {
+        CrsMode::Dynamic if stats.used != Load::default() => stats.used,
+        _ => stats.max,
+    }
+}
+
 /// A node with what is on it.
 #[derive(Debug)]
 pub(crate) struct Place<'v> {
@@ -56,7 +92,7 @@ pub(crate) struct Place<'v> {
     /// Memory that all of them may use at most.
     configured: u64,
     /// Memory that is in use, or will be.
-    real: u64,
+    pub real: u64,
 }
 
 #[derive(Debug, Default)]
@@ -87,8 +123,14 @@ pub(crate) struct Places<'v> {
 const WEIGHTS: [f64; 4] = [10.0, 2.0, 4.0, 2.0];
 
 impl<'v> Places<'v> {
-    /// Counts everything. `closed`: nodes that are to be empty.
-    pub fn new(view: &'v View, state: &ManagerState, rules: &'v Rules, closed: &BTreeSet<NodeName>) -> Self {
+    /// Counts everything. `closed`: nodes that are to be empty. `resting`: what else is on the nodes.
+    pub fn new(
+        view: &'v View,
+        state: &ManagerState,
+        rules: &'v Rules,
+        closed: &BTreeSet<NodeName>,
+        resting: &Resting,
+    ) -> Self {
         let mode = view.options.crs.mode;
         let place = |(name, n): (&'v NodeName, &'v crate::state::NodeView)| Place {
             name,
@@ -115,6 +157,11 @@ impl<'v> Places<'v> {
             units: HashMap::new(),
             failed: HashMap::new(),
         };
+        for place in &mut places.nodes {
+            if let Some(burden) = resting.get(place.name) {
+                place.bear(*burden);
+            }
+        }
         for (sid, s) in &state.service_status {
             places.count(*sid, s);
         }
@@ -177,24 +224,18 @@ impl<'v> Places<'v> {
 
     /// A service's load by the mode: what it uses, or if it does not run yet, what it may use at most.
     pub fn weight(&self, sid: ServiceId) -> Load {
-        let (stats, _) = self.stats(sid);
-        match self.mode {
-            CrsMode::Dynamic if stats.used != Load::default() => stats.used,
-            _ => stats.max,
-        }
+        weight(self.mode, self.stats(sid).0)
     }
 
     /// The service will run on this node.
     pub fn load(&mut self, sid: ServiceId, node: &NodeName) {
-        let (weight, (stats, running)) = (self.weight(sid), self.stats(sid));
+        let (stats, running) = self.stats(sid);
         let Some(place) = self.index.get(node.as_str()).copied().and_then(|i| self.nodes.get_mut(i)) else {
             return;
         };
-        place.count += 1;
-        place.load.cpu += weight.cpu;
-        place.load.mem += weight.mem;
-        place.configured += stats.max.mem;
-        place.real += if running { stats.used.mem } else { stats.max.mem };
+        let mut burden = Burden::default();
+        burden.add(self.mode, stats, running);
+        place.bear(burden);
     }
 
     fn stand(&mut self, sid: ServiceId, node: &NodeName) {
@@ -521,13 +562,11 @@ impl<'v> Places<'v> {
                 Bar::Maintenance => "to be empty".to_owned(),
                 Bar::Failed => format!("it failed there{of_unit}"),
                 Bar::Apart(rule) => format!("kept apart by rule '{rule}'"),
-                // Without figures that change from moment to moment.
-                Bar::Memory => {
-                    format!(
-                        "too little memory left for the {} MiB that it may use",
-                        self.stats(sid).0.max.mem >> 20
-                    )
-                }
+                Bar::Memory => format!(
+                    "too little memory left for the {} MiB that it may use, at most {} MiB are free",
+                    self.stats(sid).0.max.mem >> 20,
+                    self.most_free(bars) >> 20
+                ),
             };
             by_bar.entry(text).or_default().push(self.nodes[*node].name.as_str());
         }
@@ -538,9 +577,33 @@ impl<'v> Places<'v> {
         let detail: Vec<String> = by_bar.into_iter().map(some).take(6).collect();
         format!("{whose} ({})", detail.join("; "))
     }
+
+    /// Of the nodes that have too little memory, what is free on the one with the most.
+    fn most_free(&self, bars: &[(usize, Bar)]) -> u64 {
+        let short = bars.iter().filter(|(_, bar)| *bar == Bar::Memory).map(|(node, _)| &self.nodes[*node]);
+        short.map(|p| p.capacity.mem.saturating_sub(p.real)).max().unwrap_or_default()
+    }
+}
+
+/// A reason without what changes from moment to moment: its figures of memory. Two reasons of one shape say the same.
+pub(crate) fn shape(reason: &str) -> String {
+    let words: Vec<&str> = reason.split(' ').collect();
+    let figure = |i: usize| {
+        words[i].parse::<u64>().is_ok() && words.get(i + 1).is_some_and(|next| next.starts_with("MiB"))
+    };
+    (0..words.len()).filter(|i| !figure(*i)).map(|i| words[i]).collect::<Vec<_>>().join(" ")
 }
 
 impl Place<'_> {
+    /// More services are on it.
+    fn bear(&mut self, burden: Burden) {
+        self.count += burden.count;
+        self.load.cpu += burden.load.cpu;
+        self.load.mem += burden.load.mem;
+        self.configured += burden.configured;
+        self.real += burden.real;
+    }
+
     /// The part of its memory and of its CPUs that a load is.
     pub fn share(&self, load: Load) -> (f64, f64) {
         let part = |used: f64, of: f64| if of > 0.0 { used / of } else { 0.0 };

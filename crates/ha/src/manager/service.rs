@@ -3,7 +3,7 @@
 use super::{DISARMED, Round, WAITS};
 use crate::agent::{AgentMode, Outcome};
 use crate::history::Change;
-use crate::placement::Ask;
+use crate::placement::{Ask, shape};
 use crate::state::{Command, NodeWord, Process, Request, Service, ServiceState, ServiceView};
 use std::collections::BTreeSet;
 use stead_model::ha_cfg::RequestedState;
@@ -72,7 +72,8 @@ impl<'v> Round<'v, '_> {
     pub(super) fn waits(&mut self, sid: ServiceId, s: &Service, why: &str) {
         let cause = s.reason.split(WAITS).next().unwrap_or_default();
         let reason = format!("{cause}{WAITS}{why}");
-        if reason == s.reason {
+        // What was written when it began to wait stays, though a little more or less memory is free by now.
+        if shape(&reason) == shape(&s.reason) {
             return;
         }
         let (at, node) = (self.now, s.node.clone());

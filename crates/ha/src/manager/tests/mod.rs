@@ -5,7 +5,7 @@ use crate::agent::{AgentMode, Leave};
 use crate::state::{DisarmMode, NodeStatus};
 use lab::{Lab, ct, name, sid};
 
-mod lab;
+pub(crate) mod lab;
 mod places;
 mod random;
 

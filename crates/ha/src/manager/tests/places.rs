@@ -177,7 +177,7 @@ fn a_guest_goes_only_where_there_is_memory_for_it() {
     lab.node(3).others.used.mem = 118 * GIB;
     lab.settle();
     assert_eq!(lab.running(), ["100@n3", "102@n3"]);
-    let why = "waits: no node can take it (n1, n2: not online; n3: too little memory left for the 129024 MiB that it may use)";
+    let why = "waits: no node can take it (n1, n2: not online; n3: too little memory left for the 129024 MiB that it may use, at most 6144 MiB are free)";
     assert!(lab.status(sid(101)).reason.ends_with(why), "{}", lab.status(sid(101)).reason);
 }
 
