@@ -7,33 +7,28 @@ use std::sync::Arc;
 use std::time::Duration;
 use stead_conf::{Check, Op, Txn};
 use stead_ha::{
-    Agent, AgentCommand, AgentReport, AgentService, AgentView, Attempt, Command, Ending, History,
+    Agent, AgentCommand, AgentReport, AgentService, AgentView, Attempt, Command, Ending, Forecast, History,
     ManagerState, View, step,
 };
-use stead_model::ha_cfg::{HaResource, HaResources};
 use stead_model::{GuestKind, NodeName, Ownership, ServiceId, paths};
 use stead_ops::guest::Asked;
 use stead_ops::guest::migrate::MigrateOptions;
 use stead_ops::guest::power::{PowerAction, SHUTDOWN_TIMEOUT};
 use stead_ops::ha::{COMMANDS, HISTORY};
+use stead_ops::ha_view::{self, resources};
 use stead_ops::{Actor, Ops, OpsError, store};
 use tokio::sync::{mpsc, watch};
-
-mod view;
 
 /// How often both look again without a cause.
 const PERIOD: Duration = Duration::from_millis(500);
 
 /// The manager, for as long as the daemon runs; it acts while this node leads.
 pub async fn manage(ops: Arc<Ops>, grant: GrantHandle) {
-    let (mut watch, mut known) = (ops.conf.watch(), view::Known::default());
+    let (mut watch, mut known) = (ops.conf.watch(), ha_view::Known::default());
     loop {
-        let leads = {
-            let s = ops.conf.status();
-            let s = s.borrow();
-            s.is_leader && s.quorate
-        };
-        if leads && let Err(e) = manage_once(&ops, &grant, &mut known).await {
+        if leads(&ops)
+            && let Err(e) = manage_once(&ops, &grant, &mut known).await
+        {
             tracing::warn!("HA manager: {e}");
         }
         // A commit, or the period: reports change without one.
@@ -43,14 +38,55 @@ pub async fn manage(ops: Arc<Ops>, grant: GrantHandle) {
     }
 }
 
-/// The resources, and why some sections are none.
-fn resources(ops: &Ops) -> Result<(BTreeMap<ServiceId, HaResource>, Vec<String>), OpsError> {
-    let (text, _) = ops.file(paths::HA_RESOURCES)?;
-    let cfg = HaResources::parse(&text)
-        .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_RESOURCES)))?;
-    let (good, bad) = cfg.list();
-    let told = |(id, why)| format!("{}: '{id}' is left alone: {why}", paths::HA_RESOURCES);
-    Ok((good, bad.into_iter().map(told).collect()))
+/// Whether this node is the one whose manager decides.
+fn leads(ops: &Ops) -> bool {
+    let status = ops.conf.status();
+    let status = status.borrow();
+    status.is_leader && status.quorate
+}
+
+/// Nodes that are committed lost, and whose leases have run out for sure.
+async fn settled(ops: &Ops, grant: &GrantHandle) -> BTreeSet<NodeName> {
+    let mut out = BTreeSet::new();
+    for node in ops.node_records().into_iter().filter(|n| n.state.is_lost()) {
+        if grant.settled(&node.name).await {
+            out.insert(node.name);
+        }
+    }
+    out
+}
+
+/// How often it is found out what the loss of a node would mean.
+const FORESEE: Duration = Duration::from_secs(5);
+/// It may take this part of one CPU's time; on large clusters it is found out less often instead.
+const SHARE: u32 = 20;
+
+/// Finds out, for as long as the daemon runs, whether the cluster survives the loss of any one node. The node that leads does, and
+/// its status report tells the others.
+pub async fn foresee(ops: Arc<Ops>, grant: GrantHandle) {
+    let mut known = ha_view::Known::default();
+    loop {
+        let mut rest = FORESEE;
+        let outlook = if leads(&ops) {
+            let settled = settled(&ops, &grant).await;
+            let began = std::time::Instant::now();
+            match ha_view::now(&ops, &mut known, |n| settled.contains(n)) {
+                Ok(now) => {
+                    let found = tokio::task::spawn_blocking(move || Forecast::new(&now).any_one()).await;
+                    rest = rest.max(began.elapsed() * SHARE);
+                    found.ok()
+                }
+                Err(e) => {
+                    tracing::debug!("what the loss of a node would mean is not known: {e}");
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        ops.status.foresee(outlook);
+        tokio::time::sleep(rest).await;
+    }
 }
 
 /// What is to be said again only when it has changed.
@@ -65,18 +101,13 @@ impl Said {
     }
 }
 
-async fn manage_once(ops: &Ops, grant: &GrantHandle, known: &mut view::Known) -> Result<(), OpsError> {
-    let view = view::view(ops, grant, known).await?;
-    let (text, revision) = ops.file(paths::HA_STATUS)?;
+async fn manage_once(ops: &Ops, grant: &GrantHandle, known: &mut ha_view::Known) -> Result<(), OpsError> {
+    let settled = settled(ops, grant).await;
+    let view = ha_view::view(ops, known, |n| settled.contains(n))?;
+    let (before, revision) = ha_view::manager_state(ops)?;
     if view.services.is_empty() && view.requests.is_empty() && revision.is_none() {
         return Ok(());
     }
-    let before: ManagerState = if text.is_empty() {
-        ManagerState::default()
-    } else {
-        serde_json::from_str(&text)
-            .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_STATUS)))?
-    };
     let mut state = before.clone();
     let commands = step(unix_ms() / 1000, &view, &mut state);
     let mut txn = store::txn("root@pam", what_changed(&before, &state));
@@ -273,7 +304,7 @@ async fn agent_view(ops: &Ops) -> Result<(AgentView, Vec<String>), OpsError> {
         manager: Arc::new(manager),
         ready: ops.lease.borrow().held,
         services,
-        policy: view::options(ops)?.shutdown_policy,
+        policy: ha_view::options(ops)?.shutdown_policy,
         leave: None,
         guarding: true,
     };

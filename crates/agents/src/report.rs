@@ -103,6 +103,7 @@ async fn collect(
         storages,
         tasks: tasks.iter().map(TaskRow::from).collect(),
         ha: serde_json::to_value(&*ha.borrow()).unwrap_or_default(),
+        outlook: ops.status.own_outlook(),
     }
 }
 

@@ -191,6 +191,7 @@ fn start_agents(
     tokio::spawn(stead_agents::report::run(ops.clone(), flushes, reported));
     tokio::spawn(stead_agents::members::run(ops.clone()));
     tokio::spawn(stead_agents::ha::manage(ops.clone(), grant.clone()));
+    tokio::spawn(stead_agents::ha::foresee(ops.clone(), grant.clone()));
     tokio::spawn(stead_agents::events::run(ops.clone()));
     if ops.me.witness {
         tokio::spawn(stead_agents::witness::run(ops.clone(), lease));

@@ -265,6 +265,7 @@ impl Node {
             storages: vec![],
             tasks: vec![],
             ha: Value::Null,
+            outlook: None,
         });
     }
 

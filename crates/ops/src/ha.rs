@@ -359,10 +359,16 @@ impl Ops {
     pub fn ha_status(&self) -> Result<Vec<Value>, OpsError> {
         let quorate = self.quorate();
         let status = self.ha_manager_status()?;
-        let mut out = vec![json!({
+        let mut quorum = json!({
             "id": "quorum", "type": "quorum", "node": self.me.name, "quorate": u8::from(quorate),
             "status": if quorate { "OK" } else { "No quorum on node!" },
-        })];
+        });
+        // In a row that clients know, since they may not take a row of a type that they don't.
+        if let Some(outlook) = self.status.outlook() {
+            quorum["survives"] = json!(u8::from(outlook.survives));
+            quorum["outlook"] = json!(outlook.to_string());
+        }
+        let mut out = vec![quorum];
         if let Some(master) = status.get("master_node").and_then(Value::as_str) {
             out.push(json!({
                 "id": "master", "type": "master", "node": master, "timestamp": status.get("timestamp"),

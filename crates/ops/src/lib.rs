@@ -16,6 +16,7 @@ pub mod events;
 pub mod guest;
 pub mod ha;
 pub mod ha_rules;
+pub mod ha_view;
 pub mod join;
 mod join_storage;
 pub mod kept_open;
@@ -29,6 +30,7 @@ pub mod storage_place;
 pub mod storage_view;
 pub mod store;
 pub mod task_view;
+pub mod what_if;
 
 pub use actor::Actor;
 pub use error::OpsError;

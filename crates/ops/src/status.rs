@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
+use stead_ha::Outlook;
 use stead_model::{BootId, NodeName, Vmid};
 use stead_transport::Fingerprint;
 
@@ -89,6 +90,9 @@ pub struct NodeReport {
     pub tasks: Vec<crate::task_view::TaskRow>,
     /// Results of the HA agent's work, for the manager.
     pub ha: serde_json::Value,
+    /// From the node that leads: whether the cluster survives the loss of any one node.
+    #[serde(default)]
+    pub outlook: Option<Outlook>,
 }
 
 /// What is known of a guest's process.
@@ -112,6 +116,8 @@ struct Held {
 #[derive(Debug, Clone, Default)]
 pub struct ClusterStatus {
     nodes: Arc<RwLock<BTreeMap<NodeName, Held>>>,
+    /// What this node has found out itself.
+    outlook: Arc<RwLock<Option<Outlook>>>,
 }
 
 impl ClusterStatus {
@@ -160,14 +166,32 @@ impl ClusterStatus {
         self.read(|n| n.values().filter(fresh).map(|h| h.report.node.clone()).collect())
     }
 
+    /// Notes what this node has found out about the loss of any one node, for its next reports. None: it does not lead.
+    pub fn foresee(&self, outlook: Option<Outlook>) {
+        *self.outlook.write().unwrap_or_else(std::sync::PoisonError::into_inner) = outlook;
+    }
+
+    /// What this node has found out itself.
+    pub fn own_outlook(&self) -> Option<Outlook> {
+        self.outlook.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Whether the cluster survives the loss of any one node, as the node that leads has found out last.
+    pub fn outlook(&self) -> Option<Outlook> {
+        let fresh = |h: &&Held| h.at.elapsed() < STALE_AFTER;
+        let told = self
+            .read(|n| n.values().filter(fresh).filter_map(|h| h.report.outlook.clone()).max_by_key(|o| o.at));
+        self.own_outlook().or(told)
+    }
+
     /// What is known of a guest's process on its owner.
     pub fn guest(&self, owner: &NodeName, vmid: Vmid) -> GuestKnown {
-        match self.node(owner) {
+        self.read(|n| match n.get(owner).filter(|h| h.at.elapsed() < STALE_AFTER) {
             None => GuestKnown::Unknown,
-            Some(r) => match r.guests.into_iter().find(|g| g.vmid == vmid) {
-                Some(g) => GuestKnown::Process(g),
+            Some(h) => match h.report.guests.iter().find(|g| g.vmid == vmid) {
+                Some(g) => GuestKnown::Process(g.clone()),
                 None => GuestKnown::Absent,
             },
-        }
+        })
     }
 }

@@ -117,6 +117,7 @@ async fn report(ops: &Ops, seq: u64) -> NodeReport {
         storages: vec![],
         tasks: vec![],
         ha: Value::Null,
+        outlook: None,
     }
 }
 

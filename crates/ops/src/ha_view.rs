@@ -1,20 +1,26 @@
 //! What the manager sees: records and files from the configuration, processes and loads from the nodes' reports.
 
-use super::resources;
-use crate::grant::GrantHandle;
-use std::collections::{BTreeMap, HashMap};
+use crate::ha::COMMANDS;
+use crate::status::{GuestKnown, NodeReport};
+use crate::store::GuestAt;
+use crate::{Ops, OpsError, store};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::SystemTime;
 use stead_conf::Revision;
-use stead_driver::guest::RunState;
-use stead_ha::{AgentReport, Load, NodeView, NodeWord, Process, Request, ServiceView, Stats, View};
-use stead_model::ha_cfg::{HaResource, HaRule, HaRules};
+use stead_driver::guest::{GuestProcess, RunState};
+use stead_ha::{
+    AgentReport, Load, ManagerState, NodeView, NodeWord, Now, Process, Request, ServiceView, Stats,
+    Unmanaged, View,
+};
+use stead_model::ha_cfg::{HaResource, HaResources, HaRule, HaRules};
 use stead_model::{Datacenter, HaOptions, NodeName, NodeState, ServiceId, Vmid, ha_groups, paths};
-use stead_ops::ha::COMMANDS;
-use stead_ops::status::{GuestKnown, NodeReport};
-use stead_ops::store::GuestAt;
-use stead_ops::{Ops, OpsError, store};
 
 /// How long a round is in which an imbalance is counted, as administrators know it, seconds.
 const ROUND: u64 = 10;
+
+/// For so long after its start a guest counts with all the memory that it may use, seconds: what it will use is not known yet,
+/// and a node must not be filled on the ground that it uses little so far.
+const YOUNG: u64 = 60;
 
 /// What is kept from round to round: sizes, so that not every configuration is read each time, and the loads of
 /// guests that do not run just now.
@@ -38,7 +44,7 @@ impl Known {
         {
             return size.clone();
         }
-        let size = stead_ops::guest::config::parse(&guest.config.value).map_or_else(
+        let size = crate::guest::config::parse(&guest.config.value).map_or_else(
             |_| Size::default(),
             |config| {
                 let cpu = config.current.cpus().map_or(1.0, f64::from);
@@ -57,6 +63,27 @@ impl Known {
         }
         Stats { max, used: self.used.get(&vmid).copied().unwrap_or_default() }
     }
+}
+
+/// The resources, and why some sections are none.
+pub fn resources(ops: &Ops) -> Result<(BTreeMap<ServiceId, HaResource>, Vec<String>), OpsError> {
+    let (text, _) = ops.file(paths::HA_RESOURCES)?;
+    let cfg = HaResources::parse(&text)
+        .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_RESOURCES)))?;
+    let (good, bad) = cfg.list();
+    let told = |(id, why)| format!("{}: '{id}' is left alone: {why}", paths::HA_RESOURCES);
+    Ok((good, bad.into_iter().map(told).collect()))
+}
+
+/// What the manager remembers, and the revision of that.
+pub fn manager_state(ops: &Ops) -> Result<(ManagerState, Option<Revision>), OpsError> {
+    let (text, revision) = ops.file(paths::HA_STATUS)?;
+    if text.is_empty() {
+        return Ok((ManagerState::default(), revision));
+    }
+    let state = serde_json::from_str(&text)
+        .map_err(|e| OpsError::failed(format!("{} cannot be read: {e}", paths::HA_STATUS)))?;
+    Ok((state, revision))
 }
 
 fn rules(ops: &Ops, resources: &mut BTreeMap<ServiceId, HaResource>) -> Result<Vec<HaRule>, OpsError> {
@@ -110,23 +137,44 @@ fn take_out(nodes: &mut BTreeMap<NodeName, NodeView>, owner: &NodeName, used: Lo
     }
 }
 
-/// Everything that the manager's next decision rests on.
-pub async fn view(ops: &Ops, grant: &GrantHandle, known: &mut Known) -> Result<View, OpsError> {
+/// What a guest under HA means for the memory of its node: one that has just been started, all that it may use.
+fn with_youth(stats: Stats, process: &GuestProcess) -> Stats {
+    let mem = if process.uptime < YOUNG { stats.used.mem.max(stats.max.mem) } else { stats.used.mem };
+    Stats { used: Load { mem, ..stats.used }, ..stats }
+}
+
+fn word(state: &NodeState, report: Option<&NodeReport>, settled: bool) -> NodeWord {
+    match (state, report) {
+        (NodeState::Lost { .. }, _) if settled => NodeWord::Lost,
+        (NodeState::Member { boot }, Some(r)) if r.lease && r.boot == *boot => NodeWord::Online,
+        _ => NodeWord::Unknown,
+    }
+}
+
+/// Everything that the manager's next decision rests on. `settled`: whether a node that is committed lost can't have a lease
+/// of this leader's time any more.
+pub fn view(ops: &Ops, known: &mut Known, settled: impl Fn(&NodeName) -> bool) -> Result<View, OpsError> {
+    Ok(look(ops, known, settled)?.0)
+}
+
+type Unmanageds = BTreeMap<ServiceId, Unmanaged>;
+
+fn look(
+    ops: &Ops,
+    known: &mut Known,
+    settled: impl Fn(&NodeName) -> bool,
+) -> Result<(View, Unmanageds), OpsError> {
     // The agent of every node tells of what can't be read.
     let (mut resources, _) = resources(ops)?;
     let rules = rules(ops, &mut resources)?;
     let mut nodes = BTreeMap::new();
     for n in ops.guest_nodes() {
         let report = ops.status.node(&n.name);
-        let settled = n.state.is_lost() && grant.settled(&n.name).await;
-        let word = match (&n.state, &report) {
-            (NodeState::Lost { .. }, _) if settled => NodeWord::Lost,
-            (NodeState::Member { boot }, Some(r)) if r.lease && r.boot == *boot => NodeWord::Online,
-            _ => NodeWord::Unknown,
-        };
+        let settled = n.state.is_lost() && settled(&n.name);
+        let word = word(&n.state, report.as_ref(), settled);
         nodes.insert(n.name, node(word, report));
     }
-    let mut services = BTreeMap::new();
+    let (mut services, mut unmanaged) = (BTreeMap::new(), BTreeMap::new());
     for (vmid, own) in ops.conf.view(store::guests) {
         let sid = ServiceId { kind: own.kind, vmid };
         let Ok(guest) = ops.guest_at(vmid) else { continue };
@@ -139,22 +187,67 @@ pub async fn view(ops: &Ops, grant: &GrantHandle, known: &mut Known) -> Result<V
                 node.others.max.cpu += size.max.cpu;
                 node.others.max.mem += size.max.mem;
             }
+            unmanaged.insert(sid, Unmanaged { owner: own.owner, running: own.running });
             continue;
         };
-        let process = match seen {
+        let process = match &seen {
             GuestKnown::Process(p) if matches!(p.state, RunState::Inmigrate) => Process::Unknown,
             GuestKnown::Process(_) => Process::Running,
             GuestKnown::Absent => Process::Absent,
             GuestKnown::Unknown => Process::Unknown,
         };
-        if process == Process::Running {
-            take_out(&mut nodes, &own.owner, stats.used);
-        }
+        let stats = match &seen {
+            GuestKnown::Process(p) if process == Process::Running => {
+                take_out(&mut nodes, &own.owner, stats.used);
+                with_youth(stats, p)
+            }
+            _ => stats,
+        };
         let (owner, epoch, running, armed) = (own.owner, own.epoch, own.running, own.armed);
         let lock = size.lock;
         services.insert(sid, ServiceView { resource, owner, epoch, running, armed, process, stats, lock });
     }
     known.sizes.retain(|vmid, _| ops.guest_at(*vmid).is_ok());
     let (options, requests) = (options(ops)?, requests(ops));
-    Ok(View { me: ops.me.name.clone(), nodes, services, rules, options, requests, round: ROUND })
+    let view = View { me: ops.me.name.clone(), nodes, services, rules, options, requests, round: ROUND };
+    Ok((view, unmanaged))
+}
+
+/// The cluster as it is, to ask what would become of it.
+pub fn now(ops: &Ops, known: &mut Known, settled: impl Fn(&NodeName) -> bool) -> Result<Now, OpsError> {
+    let (view, unmanaged) = look(ops, known, settled)?;
+    let (state, _) = manager_state(ops)?;
+    let voters: BTreeSet<_> = ops.conf_voters().into_iter().collect();
+    let voters = ops.node_records().into_iter().filter(|n| voters.contains(&n.raft_id)).map(|n| n.name);
+    let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    Ok(Now { at, view, state, unmanaged, voters: voters.collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_young_guest_counts_with_all_the_memory_that_it_may_use() {
+        let process = |uptime| GuestProcess {
+            vmid: Vmid::MIN.to_string().parse().unwrap(),
+            epoch: stead_model::Epoch(1),
+            pid: 1,
+            state: RunState::Running,
+            uptime,
+            cpu: 0.0,
+            mem: 100,
+            net_in: 0,
+            net_out: 0,
+            disk_read: 0,
+            disk_write: 0,
+            machine: String::new(),
+            accel: String::new(),
+            version: String::new(),
+        };
+        let stats = Stats { max: Load { cpu: 1.0, mem: 1000 }, used: Load { cpu: 0.5, mem: 100 } };
+        let counted = |uptime| with_youth(stats, &process(uptime)).used;
+        assert_eq!(counted(0), Load { cpu: 0.5, mem: 1000 });
+        assert_eq!(counted(YOUNG), stats.used);
+    }
 }
