@@ -1,12 +1,11 @@
 //! Watches this node's guests: adopts them after a restart of the daemon, records what ended, and reconciles
 //! processes, fence process and records every few seconds.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_driver::guest::GuestEvent;
-use stead_model::{BootId, GuestKind, Vmid, paths};
+use stead_model::{BootId, Vmid, paths};
 use stead_ops::guest::Asked;
 use stead_ops::{Actor, Ops, store};
 use tokio::sync::broadcast::error::RecvError;
@@ -120,28 +119,15 @@ async fn autostart(ops: Arc<Ops>) {
     if done.has(Autostarted::ALL) {
         return;
     }
-    let mut waiting = BTreeSet::new();
-    for (vmid, own) in ops.conf.view(store::guests) {
-        if own.owner != ops.me.name
-            || own.kind != GuestKind::Qemu
-            || own.running
-            || done.has(&vmid.to_string())
-        {
+    for (vmid, delay) in ops.starting_with_node().await {
+        if done.has(&vmid.to_string()) {
             continue;
         }
-        let Ok(guest) = ops.guest_at(vmid) else { continue };
-        let Ok(config) = stead_ops::guest::config::parse(&guest.config.value) else { continue };
-        if config.current.onboot() && !ops.ha_maintains(vmid).unwrap_or(true) {
-            let startup = config.current.startup().unwrap_or_default();
-            waiting.insert((startup.order.unwrap_or(u64::MAX), vmid, startup.up.unwrap_or(0)));
-        }
-    }
-    for (_, vmid, delay) in waiting {
         done.note(&vmid.to_string());
         match ops.start(&Actor::system(), vmid, Asked::default()).await {
             Ok(upid) => {
                 ops.tasks.wait(&upid).await;
-                tokio::time::sleep(Duration::from_secs(delay)).await;
+                tokio::time::sleep(delay).await;
             }
             Err(e) => tracing::warn!("guest {vmid} shall start with its node, and does not: {e}"),
         }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use std::sync::Arc;
 use stead_membership::wire::Heartbeat;
 use stead_model::{NodeName, Vmid};
+use stead_ops::bulk::{ACT_CALL, STOP_CALL, WAIT_CALL};
 use stead_ops::events::Lines;
 use stead_ops::guest::incoming::{ContinueRequest, IncomingRequest};
 use stead_ops::leave::{LEAVE_CALL, LEFT_CALL};
@@ -88,6 +89,9 @@ impl Rpc {
                 ops.end_incoming(request.vmid, request.epoch).await?;
                 Ok(Value::Null)
             }
+            ACT_CALL => give(call, &ops.act_for(&take(call, body)?).await?),
+            WAIT_CALL => give(call, &ops.wait_a_little(&take(call, body)?).await?),
+            STOP_CALL => give(call, &ops.tasks.stop(&take(call, body)?)),
             "guest/migrating" => {
                 let vmid: Vmid = take(call, body)?;
                 // Whoever migrates holds the guest's mutex for all of it.

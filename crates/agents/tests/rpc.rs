@@ -55,6 +55,19 @@ async fn only_the_source_of_a_move_ends_or_continues_its_copy() {
 }
 
 #[tokio::test]
+async fn a_node_acts_on_its_own_guests_for_another() {
+    let (node, rpc) = cluster().await;
+    node.record_guest(100, "n1", |_| {}, "name: web\n").await;
+    let act = |vmid_: u32| json!({"who": "someone@pve", "vmid": vmid(vmid_), "work": {"do": "start", "timeout": null}});
+    let upid = rpc.call(&name("n2"), "guest/act", act(100)).await.unwrap();
+    assert!(upid.as_str().unwrap().contains(":qmstart:100:someone@pve:"), "{upid}");
+    assert_eq!(rpc.call(&name("n2"), "task/wait", upid.clone()).await.unwrap(), "OK");
+    assert_eq!(rpc.call(&name("n2"), "task/stop", upid).await.unwrap(), false, "it has ended");
+    node.record_guest(101, "n3", |_| {}, "name: away\n").await;
+    assert!(rpc.call(&name("n2"), "guest/act", act(101)).await.is_err(), "it is not here");
+}
+
+#[tokio::test]
 async fn a_node_that_was_given_up_speaks_for_no_guest_that_was_recovered() {
     let (node, rpc) = cluster().await;
     node.record_node("n2", 2, uuid(2).as_str(), lost()).await;

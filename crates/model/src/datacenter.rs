@@ -20,7 +20,7 @@ const KEYS: &[(&str, bool, &[&str])] = &[
     ("language", false, &[]),
     ("location", false, &[]),
     ("mac_prefix", true, &[]),
-    ("max_workers", false, &[]),
+    ("max_workers", true, &[]),
     ("migration", false, &["secure", "type=secure"]),
     ("migration_unsecure", false, &["0"]),
     ("next-id", true, &[]),
@@ -98,6 +98,11 @@ impl Datacenter {
         self.settings.get("next-id").map_or(Ok(NextId { lower: 100, upper: 1_000_000 }), next_id)
     }
 
+    /// How many guests an action on many of them acts on at a time.
+    pub fn max_workers(&self) -> Option<usize> {
+        self.settings.get("max_workers").and_then(workers)
+    }
+
     /// Tags that only those who may change the cluster's options can give.
     pub fn registered_tags(&self) -> Vec<&str> {
         split_list(self.settings.get("registered-tags").unwrap_or_default()).collect()
@@ -139,6 +144,10 @@ fn next_id(text: &str) -> Result<NextId, KeyError> {
         return KeyError::value("next-id", "lower must be less than upper");
     }
     Ok(range)
+}
+
+fn workers(text: &str) -> Option<usize> {
+    text.parse().ok().filter(|n| (1..=64).contains(n))
 }
 
 fn properties(key: &str, text: &str, known: &[&str]) -> Result<PropertyString, KeyError> {
@@ -202,6 +211,9 @@ pub fn accept(key: &str, value: &str) -> Result<String, KeyError> {
             );
         }
         "mac_prefix" => return Ok(value.to_ascii_uppercase()),
+        "max_workers" if workers(value).is_none() => {
+            return KeyError::value(key, "value must be a number from 1 to 64");
+        }
         "next-id" => drop(next_id(value)?),
         "tag-style" => {
             let props = properties(key, value, &["case-sensitive", "color-map", "ordering", "shape"])?;
@@ -248,6 +260,20 @@ mac_prefix: AA:BB
 next-id: lower=500,upper=600
 registered-tags: prod;test
 ";
+
+    #[test]
+    fn the_number_of_workers_is_a_small_one() {
+        for wrong in ["0", "65", "many", "-1"] {
+            assert_eq!(
+                accept("max_workers", wrong).unwrap_err().to_string(),
+                "max_workers: value must be a number from 1 to 64"
+            );
+        }
+        let mut cfg = Datacenter::default();
+        assert_eq!(cfg.max_workers(), None);
+        cfg.set("max_workers", "8").unwrap();
+        assert_eq!(cfg.max_workers(), Some(8));
+    }
 
     #[test]
     fn a_file_prints_as_it_was_read() {

@@ -8,6 +8,7 @@ pub mod access;
 pub mod actor;
 pub mod admin;
 pub mod admit;
+pub mod bulk;
 pub mod cluster;
 pub mod confirm_off;
 pub mod datacenter;
