@@ -5,9 +5,11 @@ use crate::framework::{Access, Index, Of, Registry};
 use crate::{access, cluster, nodes, pools, storage, version};
 
 /// Where indexes are: path, the key that names a child, who may.
-const INDEXES: [(&str, &str, Access); 10] = [
+const INDEXES: [(&str, &str, Access); 12] = [
     ("/access", "subdir", Access::Authenticated),
     ("/cluster", "name", Access::Authenticated),
+    ("/cluster/bulk-action/guest", "name", Access::Authenticated),
+    ("/cluster/bulk-action", "name", Access::Authenticated),
     ("/cluster/config", "name", Access::All("/", &["Sys.Audit"])),
     ("/cluster/ha", "id", Access::All("/", &["Sys.Audit"])),
     ("/cluster/ha/status", "name", Access::Authenticated),
@@ -59,6 +61,10 @@ fn of_cluster(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<cluster::qdevice::Read>::new())
         .with(Of::<cluster::config::RemoveNode>::new())
         .with(Of::<cluster::off::Confirm>::new())
+        .with(Of::<cluster::bulk::PostStart>::new())
+        .with(Of::<cluster::bulk::PostShutdown>::new())
+        .with(Of::<cluster::bulk::PostSuspend>::new())
+        .with(Of::<cluster::bulk::PostMigrate>::new())
         .with(Of::<cluster::events::Read>::new())
         .with(Of::<cluster::ha::resources::List>::new())
         .with(Of::<cluster::ha::resources::Add>::new())
@@ -77,6 +83,7 @@ fn of_cluster(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<cluster::ha::profile::Read>::new())
         .with(Of::<cluster::ha::profile::Change>::new())
         .with(Of::<cluster::ha::status::Current>::new())
+        .with(Of::<cluster::ha::what_if::Read>::new())
         .with(Of::<cluster::ha::resources::Stop>::new())
         .with(Of::<cluster::ha::resources::History>::new())
         .with(Of::<cluster::ha::status::Manager>::new())
@@ -97,6 +104,10 @@ fn at_nodes(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<nodes::Status>::new())
         .with(Of::<nodes::Power>::new())
         .with(Of::<nodes::Version>::new())
+        .with(Of::<nodes::bulk::PostStart>::new())
+        .with(Of::<nodes::bulk::PostStop>::new())
+        .with(Of::<nodes::bulk::PostSuspend>::new())
+        .with(Of::<nodes::bulk::PostMigrate>::new())
         .with(Of::<nodes::tasks::List>::new())
         .with(Of::<nodes::tasks::Status>::new())
         .with(Of::<nodes::tasks::Log>::new())

@@ -82,6 +82,12 @@ pub struct HaEntry {
     /// Of the quorum: a majority is in contact.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quorate: Option<bool>,
+    /// Of the quorum: the cluster survives the loss of any one node. Not there before that has been found out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub survives: Option<bool>,
+    /// Of the quorum: the same in one line, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outlook: Option<String>,
     /// Of the master: seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<Option<u64>>,

@@ -196,7 +196,8 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 9] = [
+const BEYOND: [(&str, &str); 10] = [
+    ("GET", "/cluster/ha/what-if"),
     ("POST", "/cluster/config/join-token"),
     ("GET", "/cluster/ha/profile"),
     ("PUT", "/cluster/ha/profile"),

@@ -615,6 +615,10 @@ async fn what_the_verbs_of_the_cluster_storages_and_ha_send() {
         ("POST /cluster/ha/resources/vm%3A100/relocate", json!({})),
         ("POST /nodes/pve1/qemu/100/config", Value::Null),
         ("POST /cluster/config/nodes/pve2/confirm-off", Value::Null),
+        ("POST /nodes/pve2/startall", Value::Null),
+        ("POST /nodes/pve2/stopall", Value::Null),
+        ("POST /nodes/pve2/suspendall", Value::Null),
+        ("POST /nodes/pve2/migrateall", Value::Null),
     ])
     .await;
     let asked = fake.run(&["stead", "node", "confirm-off", "pve2"]).await;
@@ -626,6 +630,10 @@ async fn what_the_verbs_of_the_cluster_storages_and_ha_send() {
         &["stead", "ha", "relocate", "vm:100", "pve2"],
         &["qm", "unlock", "100"],
         &["stead", "node", "confirm-off", "pve2", "--target", "pve1", "--yes"],
+        &["stead", "node", "start-all", "pve2", "--force", "--vms", "100,101"],
+        &["stead", "node", "stop-all", "pve2", "--timeout", "60", "--no-force", "--workers", "2"],
+        &["stead", "node", "suspend-all", "pve2"],
+        &["stead", "node", "migrate-all", "pve2", "pve1"],
     ] {
         let ended = fake.run(words).await;
         assert_eq!(ended.code, 0, "{words:?}: {ended:?}");
@@ -639,8 +647,38 @@ async fn what_the_verbs_of_the_cluster_storages_and_ha_send() {
             "POST /cluster/ha/resources/vm%3A100/relocate node=pve2",
             "POST /nodes/pve1/qemu/100/config delete=lock&skiplock=1",
             "POST /cluster/config/nodes/pve2/confirm-off target=pve1",
+            "POST /nodes/pve2/startall vms=100%2C101&force=1",
+            "POST /nodes/pve2/stopall max-workers=2&timeout=60&force-stop=0",
+            "POST /nodes/pve2/suspendall",
+            "POST /nodes/pve2/migrateall target=pve1",
         ]
     );
+}
+
+#[tokio::test]
+async fn the_status_of_ha_and_of_the_cluster_end_with_the_outlook() {
+    let line = "this cluster survives the loss of any one node: yes";
+    let quorum = json!({"type": "quorum", "id": "quorum", "node": "pve1", "status": "OK", "survives": 1, "outlook": line});
+    let cluster = json!({"type": "cluster", "id": "cluster", "name": "prod", "quorate": 1, "version": 7, "outlook": line});
+    let fake = Fake::new(&[
+        ("GET /cluster/ha/status/current", json!([quorum])),
+        ("GET /cluster/status", json!([cluster])),
+        ("GET /cluster/ha/what-if", json!({"any-one": {"text": line}})),
+    ])
+    .await;
+    let before = fake.run(&["stead", "cluster", "status"]).await;
+    assert!(before.code == 0 && !before.out.contains("survives"), "it is not known yet: {before:?}");
+    for words in [
+        &["stead", "ha", "status"][..],
+        &["stead", "cluster", "status"],
+        &["stead", "ha", "what-if", "--node", "pve1", "--node", "pve2"],
+    ] {
+        let ended = fake.run(words).await;
+        assert_eq!((ended.code, ended.out.lines().last()), (0, Some(line)), "{ended:?}");
+    }
+    let json = fake.run(&["stead", "ha", "status", "-o", "json"]).await;
+    let shown: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(shown[0]["outlook"], line, "{json:?}");
 }
 
 #[tokio::test]

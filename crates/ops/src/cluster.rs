@@ -69,6 +69,12 @@ pub struct StatusEntry {
     /// Of the cluster: the node that leads it, if one is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leader: Option<NodeName>,
+    /// Of the cluster: it survives the loss of any one node. Not there before that has been found out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub survives: Option<bool>,
+    /// Of the cluster: the same in one line, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outlook: Option<String>,
     /// Of a node: its number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nodeid: Option<u64>,
@@ -340,6 +346,7 @@ impl Ops {
         let nodes = self.guest_nodes();
         let raft = self.conf.status().borrow().clone();
         let leader = self.node_records().into_iter().find(|n| Some(n.raft_id) == raft.leader).map(|n| n.name);
+        let outlook = self.status.outlook();
         let mut out = vec![StatusEntry {
             kind: MemberKind::Cluster,
             id: "cluster".into(),
@@ -348,6 +355,8 @@ impl Ops {
             quorate: Some(raft.quorate),
             version: Some(raft.revision.0),
             leader,
+            survives: outlook.as_ref().map(|o| o.survives),
+            outlook: outlook.map(|o| o.to_string()),
             ..StatusEntry::default()
         }];
         out.extend(nodes.iter().map(|n| StatusEntry {

@@ -2,7 +2,7 @@
  * What the endpoints that the console calls take. Made by `npm run api` from crates/api/openapi.json; not to be
  * edited. It stays whole, as it is made.
  *
- * Document: 5bf8e0b97d10f400137c98c93e0437bb40473682471d11e75eba2afe3be79269
+ * Document: 3e2b7444c3c7fb4eab37e0f72ad8bd26ad9774f78077337b67a051bd2bfcc1e7
  */
 
 export interface paths {
@@ -222,6 +222,13 @@ export interface paths {
                                  * @description Of the cluster: the node that leads it, if one is known.
                                  */
                                 leader?: string;
+                                /**
+                                 * @description Of the cluster: it survives the loss of any one node. Not there before that has been found out.
+                                 * @enum {integer}
+                                 */
+                                survives?: 0 | 1;
+                                /** @description Of the cluster: the same in one line, for people. */
+                                outlook?: string;
                                 /** @description Of a node: its number. */
                                 nodeid?: number;
                                 /** @description Of a node: its address. */
@@ -304,6 +311,13 @@ export interface paths {
                                  * @enum {integer}
                                  */
                                 quorate?: 0 | 1;
+                                /**
+                                 * @description Of the quorum: the cluster survives the loss of any one node. Not there before that has been found out.
+                                 * @enum {integer}
+                                 */
+                                survives?: 0 | 1;
+                                /** @description Of the quorum: the same in one line, for people. */
+                                outlook?: string;
                                 /** @description Of the master: seconds since 1970. */
                                 timestamp?: number | null;
                                 /** @description Of a guest: its name under HA. */

@@ -1,5 +1,6 @@
 //! `/cluster`: the cluster as a whole.
 
+pub mod bulk;
 pub mod config;
 pub mod events;
 pub mod ha;

@@ -1,5 +1,6 @@
 //! `/nodes`: one node.
 
+pub mod bulk;
 pub mod qemu;
 pub mod storage;
 pub mod tasks;

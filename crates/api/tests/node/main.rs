@@ -3,5 +3,6 @@
 
 mod bed;
 mod life;
+mod many;
 mod schema;
 mod vm_options;

@@ -202,7 +202,9 @@ async fn status(cx: &Cx) -> Result<(), Failure> {
     if cx.format() == Format::Json {
         return output::json(&status);
     }
-    output::print(&format!("{}\n\n{}", information(&status), nodes(&status)))
+    let outlook = of(&status, "cluster").first().and_then(|c| c["outlook"].as_str());
+    let outlook = outlook.map(|line| format!("\n\n{line}")).unwrap_or_default();
+    output::print(&format!("{}\n\n{}{outlook}", information(&status), nodes(&status)))
 }
 
 /// The cluster in a few lines, as `pvecm status` does.

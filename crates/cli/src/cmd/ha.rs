@@ -1,9 +1,9 @@
 //! `stead ha`.
 
 use super::Cx;
-use crate::api::{rows, text};
+use crate::api::{rows, text, truth};
 use crate::failure::Failure;
-use crate::output::{Column, Kind};
+use crate::output::{Column, Format, Kind, print, table};
 use crate::params::{Params, escape, put, settings};
 use clap::{Args, Subcommand};
 use serde_json::Value;
@@ -23,6 +23,22 @@ const STATUS: [Column; 5] = [
     ("WANTED", "request_state", Kind::Text),
     ("STATUS", "status", Kind::Text),
 ];
+
+const FATES: [Column; 5] = [
+    ("GUEST", "sid", Kind::Text),
+    ("FROM", "from", Kind::Text),
+    ("THEN", "then", Kind::Text),
+    ("HA", "ha", Kind::Truth),
+    ("WHY", "reason", Kind::Text),
+];
+const ROOM: [Column; 5] = [
+    ("NODE", "node", Kind::Text),
+    ("MEMORY", "total", Kind::Bytes),
+    ("USED NOW", "used", Kind::Bytes),
+    ("USED THEN", "after", Kind::Bytes),
+    ("LEFT THEN", "left", Kind::Bytes),
+];
+const BROKEN: [Column; 2] = [("RULE NOT KEPT", "rule", Kind::Text), ("BECAUSE OF", "reason", Kind::Text)];
 
 const RULES_PATH: &str = "/cluster/ha/rules";
 const RULES: [Column; 8] = [
@@ -165,6 +181,18 @@ pub enum Command {
     List,
     /// Show what HA sees and does
     Status,
+    /// Show what would happen if nodes were lost now: who goes where, who stays down and why
+    #[command(
+        name = "what-if",
+        after_help = "Nothing is changed: the manager's own code decides on a copy of what it sees. Without a node it says whether the \
+                      cluster survives the loss of any one.\n\n\
+                      Examples:\n  stead ha what-if --node pve2\n  stead ha what-if --node pve2 --node pve3"
+    )]
+    WhatIf {
+        /// A node that is lost; more than one: all at once
+        #[arg(long = "node", value_name = "NODE")]
+        nodes: Vec<String>,
+    },
     /// Put a guest under HA: it is kept in its state, and recovered when its node is lost
     #[command(after_help = "Examples:\n  stead ha add 100\n  stead ha add vm:100 --max-restart 3")]
     Add {
@@ -254,6 +282,7 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
     match command {
         Command::List => list(cx).await,
         Command::Status => status(cx).await,
+        Command::WhatIf { nodes } => what_if(cx, &nodes).await,
         Command::Add { resource, keeping } => add(cx, &resource, keeping.params()?).await,
         Command::Set { resource, keeping } => set(cx, &resource, &keeping.params()?).await,
         Command::Migrate { resource, target } => shift(cx, "migrate", &resource, &target).await,
@@ -291,7 +320,66 @@ pub async fn list(cx: &Cx) -> Result<(), Failure> {
 
 /// What HA sees.
 pub async fn status(cx: &Cx) -> Result<(), Failure> {
-    cx.format().list(&cx.api.get("/cluster/ha/status/current").await?, &STATUS)
+    let current = cx.api.get("/cluster/ha/status/current").await?;
+    cx.format().list(&current, &STATUS)?;
+    match rows(&current).iter().find_map(|r| r["outlook"].as_str()) {
+        Some(outlook) if cx.format() == Format::Table => print(&format!("\n{outlook}")),
+        _ => Ok(()),
+    }
+}
+
+/// What the loss of these nodes would mean.
+async fn what_if(cx: &Cx, nodes: &[String]) -> Result<(), Failure> {
+    let query: String = nodes.iter().map(|n| format!("nodes={}", escape(n))).collect::<Vec<_>>().join("&");
+    let path = "/cluster/ha/what-if";
+    let answer = cx.api.get(&if query.is_empty() { path.into() } else { format!("{path}?{query}") }).await?;
+    if cx.format() != Format::Table {
+        return cx.format().any(&answer);
+    }
+    print(&what_if_text(&answer))
+}
+
+/// The answer, for people.
+fn what_if_text(answer: &Value) -> String {
+    let mut parts = vec![];
+    if let Some(loss) = answer.get("loss") {
+        let guests: Vec<Value> = rows(&loss["guests"]).iter().map(guest_row).collect();
+        parts.push(match guests.is_empty() {
+            true => "no guest is concerned".to_owned(),
+            false => table(&guests, &FATES),
+        });
+        parts.push(table(rows(&loss["nodes"]), &ROOM));
+        let rules = rows(&loss["rules"]);
+        if !rules.is_empty() {
+            parts.push(table(rules, &BROKEN));
+        }
+        let lost = rows(&loss["lost"]).iter().map(text).collect::<Vec<_>>().join(", ");
+        parts.push(match (truth(&loss["quorate"]), truth(&loss["survives"])) {
+            (false, _) => {
+                format!("without {lost} no majority is left: nothing is recovered until one is back")
+            }
+            (true, true) => format!("without {lost} all that HA keeps running runs again"),
+            (true, false) => format!("without {lost} not all that HA keeps running runs again"),
+        });
+    }
+    parts.push(match answer["any-one"]["text"].as_str() {
+        Some(text) => text.to_owned(),
+        None => "whether this cluster survives the loss of any one node is not known yet".to_owned(),
+    });
+    parts.join("\n\n")
+}
+
+/// A guest with the words that people look for.
+fn guest_row(guest: &Value) -> Value {
+    let mut row = guest.clone();
+    row["then"] = match (guest["fate"].as_str(), guest["to"].as_str()) {
+        (Some("runs"), Some(to)) => to.into(),
+        (Some("stopped"), Some(to)) => format!("{to} (stopped)").into(),
+        (Some("paused"), _) => "paused".into(),
+        _ if truth(&guest["wanted"]) => "down".into(),
+        _ => "stays (stopped)".into(),
+    };
+    row
 }
 
 /// A line each, as `ha-manager status` shows them.
@@ -429,6 +517,54 @@ mod tests {
     fn a_number_is_a_vm() {
         assert_eq!(path("100"), "/cluster/ha/resources/vm%3A100");
         assert_eq!(path("ct:101"), "/cluster/ha/resources/ct%3A101");
+    }
+
+    #[test]
+    fn what_would_happen_reads_as_tables_with_a_line_at_the_end() {
+        let loss = json!({
+            "lost": ["pve2"], "survives": 0, "quorate": 1,
+            "guests": [
+                {"sid": "vm:100", "from": "pve2", "to": "pve1", "fate": "runs", "ha": 1, "wanted": 1, "reason": "room"},
+                {"sid": "vm:101", "from": "pve2", "fate": "down", "ha": 1, "wanted": 1, "reason": "no node"},
+                {"sid": "vm:102", "from": "pve2", "to": "pve1", "fate": "stopped", "ha": 1, "wanted": 0, "reason": "room"},
+                {"sid": "vm:103", "from": "pve2", "fate": "down", "ha": 0, "wanted": 0, "reason": "it is not under HA"},
+            ],
+            "nodes": [
+                {"node": "pve1", "total": 4294967296_u64, "used": 1073741824_u64, "after": 2147483648_u64,
+                 "left": 2147483648_u64},
+                {"node": "pve2", "total": 4294967296_u64, "used": 1073741824_u64},
+            ],
+            "rules": [{"rule": "rather", "reason": "vm:100 on 'pve1'"}],
+        });
+        let answer = json!({"loss": loss, "any-one": {"text": "this cluster survives the loss of any one node: no, because x"}});
+        let shown = what_if_text(&answer);
+        let lines: Vec<String> =
+            shown.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(
+            lines,
+            [
+                "GUEST FROM THEN HA WHY",
+                "vm:100 pve2 pve1 yes room",
+                "vm:101 pve2 down yes no node",
+                "vm:102 pve2 pve1 (stopped) yes room",
+                "vm:103 pve2 stays (stopped) no it is not under HA",
+                "",
+                "NODE MEMORY USED NOW USED THEN LEFT THEN",
+                "pve1 4 GiB 1 GiB 2 GiB 2 GiB",
+                "pve2 4 GiB 1 GiB - -",
+                "",
+                "RULE NOT KEPT BECAUSE OF",
+                "rather vm:100 on 'pve1'",
+                "",
+                "without pve2 not all that HA keeps running runs again",
+                "",
+                "this cluster survives the loss of any one node: no, because x",
+            ]
+        );
+        assert_eq!(
+            what_if_text(&json!({})),
+            "whether this cluster survives the loss of any one node is not known yet"
+        );
     }
 
     #[test]

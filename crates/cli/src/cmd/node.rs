@@ -5,7 +5,7 @@ use super::vm::confirm;
 use crate::failure::Failure;
 use crate::output::{Column, Format, Kind};
 use crate::params::{Params, escape, put};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde_json::Value;
 
 pub const COLUMNS: [Column; 8] = [
@@ -28,6 +28,42 @@ pub enum Command {
         /// Its name (default: the node that is spoken to)
         node: Option<String>,
     },
+    /// Start the guests of a node that start with it (`onboot`), in their order
+    #[command(
+        after_help = "Examples:\n  stead node start-all pve1\n  stead node start-all pve1 --force --vms 100,101"
+    )]
+    StartAll {
+        #[command(flatten)]
+        all: All,
+        /// Those too that do not start with their node
+        #[arg(long)]
+        force: bool,
+    },
+    /// Shut down the guests of a node, the last started first
+    #[command(after_help = "Example:\n  stead node stop-all pve1 --timeout 60")]
+    StopAll {
+        #[command(flatten)]
+        all: All,
+        /// Seconds that each may take, unless its own `startup` says `down` (default: 180)
+        #[arg(long)]
+        timeout: Option<u32>,
+        /// Leave a guest running that has not shut down in time, instead of stopping it
+        #[arg(long)]
+        no_force: bool,
+    },
+    /// Stop the CPUs of the guests of a node
+    SuspendAll {
+        #[command(flatten)]
+        all: All,
+    },
+    /// Move the guests of a node to another; those that run keep running
+    #[command(after_help = "Example:\n  stead node migrate-all pve1 pve2 --workers 2")]
+    MigrateAll {
+        #[command(flatten)]
+        all: All,
+        /// Where to
+        target: String,
+    },
     /// Say that a lost node is off, so that its guests can run elsewhere
     #[command(
         after_help = "The cluster can't see whether a node that it has lost still runs guests that HA does not guard. Look at the \
@@ -46,8 +82,53 @@ pub enum Command {
     },
 }
 
+/// Which guests of a node, and how many at a time.
+#[derive(Debug, Args)]
+pub struct All {
+    /// The node
+    node: String,
+    /// These guests alone: 100,101
+    #[arg(long, value_name = "LIST")]
+    vms: Option<String>,
+    /// How many at a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    workers: Option<u8>,
+}
+
+impl All {
+    /// Asks for it, and follows its task.
+    async fn ask(
+        self,
+        cx: &Cx,
+        what: &str,
+        more: &[(&str, Option<String>)],
+        said: &str,
+    ) -> Result<(), Failure> {
+        let mut p = Params::new();
+        put(&mut p, "vms", self.vms);
+        put(&mut p, "max-workers", self.workers.map(|n| n.to_string()));
+        for (key, value) in more {
+            put(&mut p, key, value.clone());
+        }
+        let answer = cx.api.post(&format!("/nodes/{}/{what}", escape(&self.node)), &p).await?;
+        cx.answer(&answer, &format!("{said} of node '{}'", self.node)).await
+    }
+}
+
 pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
     match command {
+        Command::StartAll { all, force } => {
+            let force = force.then(|| "1".to_owned());
+            all.ask(cx, "startall", &[("force", force)], "started the guests").await
+        }
+        Command::StopAll { all, timeout, no_force } => {
+            let (timeout, force) = (timeout.map(|t| t.to_string()), no_force.then(|| "0".to_owned()));
+            all.ask(cx, "stopall", &[("timeout", timeout), ("force-stop", force)], "stopped the guests").await
+        }
+        Command::SuspendAll { all } => all.ask(cx, "suspendall", &[], "suspended the guests").await,
+        Command::MigrateAll { all, target } => {
+            all.ask(cx, "migrateall", &[("target", Some(target))], "moved the guests").await
+        }
         Command::List => cx.format().list(&cx.api.get("/nodes").await?, &COLUMNS),
         Command::Show { node } => {
             let node = match node {

@@ -4,3 +4,4 @@ pub mod profile;
 pub mod resources;
 pub mod rules;
 pub mod status;
+pub mod what_if;

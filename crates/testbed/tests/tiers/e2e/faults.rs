@@ -37,14 +37,34 @@ async fn recovered(cluster: &Cluster, poller: &Poller, lost: usize, began: Insta
     Ok(to)
 }
 
+/// Where the VM would go if its node were lost now, asked at a node that does not lead; the cluster says that it survives that.
+async fn foreseen(cluster: &Cluster, node: usize) -> Result<String> {
+    let leader = cluster.leader(&cluster.api(0).await?).await?;
+    let api = cluster.api((0..3).find(|n| *n != leader && *n != node).unwrap_or(0)).await?;
+    until("the cluster knows that it survives the loss of any one node", RECOVERY, async || {
+        let status = api.get("/cluster/ha/status/current").await?;
+        Ok(status.as_array().is_some_and(|all| all.iter().any(|r| r["survives"] == 1)).then_some(()))
+    })
+    .await?;
+    let found = api.get(&format!("/cluster/ha/what-if?nodes={}", cluster.node(node).name())).await?;
+    let guests = found["loss"]["guests"].as_array().context("no guests")?;
+    ensure!(
+        guests.len() == 1 && guests[0]["sid"] == format!("vm:{VM}") && guests[0]["fate"] == "runs",
+        "{found}"
+    );
+    Ok(guests[0]["to"].as_str().context("no target")?.to_owned())
+}
+
 #[test]
 fn a_vm_is_recovered_when_its_node_loses_power() {
     loopback(async |builder| {
         let cluster = cluster(builder).await?;
         let poller = armed(&cluster).await?;
+        let foreseen = foreseen(&cluster, 1).await?;
         let began = Instant::now();
         cluster.node(1).power_off()?;
         let to = recovered(&cluster, &poller, 1, began).await?;
+        ensure!(cluster.node(to).name() == foreseen, "'{foreseen}' was foreseen");
 
         cluster.node(1).power_on()?;
         cluster.wait_up(cluster.node(1)).await?;

@@ -1,0 +1,123 @@
+//! `/cluster/bulk-action/guest`: guests of all nodes.
+
+use crate::nodes::bulk::{MIGRATE, POWER, count, touches};
+use stead_api_derive::Params;
+use stead_model::{NodeName, Upid, Vmid};
+use stead_ops::bulk::{Bulk, Which, Work};
+
+#[derive(Params)]
+pub struct Start {
+    /// Seconds within which each must run, or it is ended again; without it each step has its own limit.
+    #[param(min = 0)]
+    timeout: Option<u64>,
+    /// These alone.
+    vms: Vec<Vmid>,
+    /// How many at a time.
+    #[param(name = "max-workers", min = 1, max = 64)]
+    workers: Option<u32>,
+    /// The older name of `max-workers`.
+    #[param(min = 1, max = 64)]
+    maxworkers: Option<u32>,
+}
+
+#[derive(Params)]
+pub struct Shutdown {
+    /// Stop a guest that has not shut down in time.
+    #[param(name = "force-stop", default = "1")]
+    force: bool,
+    /// Seconds that each may take, unless its `startup` says `down`.
+    #[param(min = 0, default = "180")]
+    timeout: u64,
+    /// These alone.
+    vms: Vec<Vmid>,
+    /// How many at a time.
+    #[param(name = "max-workers", min = 1, max = 64)]
+    workers: Option<u32>,
+    /// The older name of `max-workers`.
+    #[param(min = 1, max = 64)]
+    maxworkers: Option<u32>,
+}
+
+#[derive(Params)]
+pub struct Suspend {
+    /// These alone.
+    vms: Vec<Vmid>,
+    /// How many at a time.
+    #[param(name = "max-workers", min = 1, max = 64)]
+    workers: Option<u32>,
+    /// The older name of `max-workers`.
+    #[param(min = 1, max = 64)]
+    maxworkers: Option<u32>,
+}
+
+#[derive(Params)]
+pub struct Migrate {
+    /// Where to.
+    target: NodeName,
+    /// Those that run, while they run.
+    online: Option<bool>,
+    /// These alone.
+    vms: Vec<Vmid>,
+    /// How many at a time.
+    #[param(name = "max-workers", min = 1, max = 64)]
+    workers: Option<u32>,
+    /// The older name of `max-workers`.
+    #[param(min = 1, max = 64)]
+    maxworkers: Option<u32>,
+}
+
+/// At a time, unless something else is said.
+const WORKERS: usize = 4;
+
+fn these(vms: Vec<Vmid>) -> Which {
+    Which { vms: vms.into_iter().collect(), ..Which::default() }
+}
+
+endpoint! {
+    /// Starts guests, in their order.
+    PostStart = post("/cluster/bulk-action/guest/start"), Anywhere, POWER;
+    authorize: |caller, p| touches(caller, &p.vms, "VM.PowerMgmt");
+    fn call(cx, p: Start) -> Upid {
+        let work = Work::Start { timeout: p.timeout };
+        let workers = count(p.workers.or(p.maxworkers)).or(Some(WORKERS));
+        Ok(cx.ops().bulk(&cx.actor(), Bulk { worker: "bulkstart", work, which: these(p.vms), workers })?)
+    }
+}
+
+endpoint! {
+    /// Shuts guests down, in the reverse of their order.
+    PostShutdown = post("/cluster/bulk-action/guest/shutdown"), Anywhere, POWER;
+    authorize: |caller, p| touches(caller, &p.vms, "VM.PowerMgmt");
+    fn call(cx, p: Shutdown) -> Upid {
+        let work = Work::Shutdown { timeout: p.timeout, force: p.force };
+        let workers = count(p.workers.or(p.maxworkers)).or(Some(WORKERS));
+        Ok(cx.ops().bulk(&cx.actor(), Bulk { worker: "bulkshutdown", work, which: these(p.vms), workers })?)
+    }
+}
+
+endpoint! {
+    /// Stops the CPUs of guests, in the reverse of their order.
+    PostSuspend = post("/cluster/bulk-action/guest/suspend"), Anywhere, POWER;
+    missing: &[
+        "statestorage: suspending to disk is not supported yet",
+        "to-disk: suspending to disk is not supported yet",
+    ];
+    authorize: |caller, p| touches(caller, &p.vms, "VM.PowerMgmt");
+    fn call(cx, p: Suspend) -> Upid {
+        let workers = count(p.workers.or(p.maxworkers)).or(Some(WORKERS));
+        let bulk = Bulk { worker: "bulksuspend", work: Work::Suspend, which: these(p.vms), workers };
+        Ok(cx.ops().bulk(&cx.actor(), bulk)?)
+    }
+}
+
+endpoint! {
+    /// Moves guests to a node.
+    PostMigrate = post("/cluster/bulk-action/guest/migrate"), Anywhere, MIGRATE;
+    missing: &["with-local-disks: moving disks is not supported yet"];
+    authorize: |caller, p| touches(caller, &p.vms, "VM.Migrate");
+    fn call(cx, p: Migrate) -> Upid {
+        let work = Work::Migrate { target: p.target, online: p.online };
+        let workers = count(p.workers.or(p.maxworkers)).or(Some(1));
+        Ok(cx.ops().bulk(&cx.actor(), Bulk { worker: "bulkmigrate", work, which: these(p.vms), workers })?)
+    }
+}
