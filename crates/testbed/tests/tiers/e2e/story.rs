@@ -73,6 +73,54 @@ async fn gone(cluster: &stead_testbed::Cluster, api: &stead_testbed::ApiClient) 
 }
 
 #[test]
+fn many_guests_start_move_and_stop_by_one_task() {
+    loopback(async |builder| {
+        let cluster = cluster(builder).await?;
+        let api = cluster.api(0).await?;
+        for n in 0..3 {
+            cluster.create_tick_guest(n, VM + u32::try_from(n)?).await?;
+        }
+        let states = async || {
+            let rows = api.get("/cluster/resources?type=vm").await?;
+            let of = |r: &serde_json::Value| {
+                Some(format!("{} {} {}", r["vmid"], r["node"].as_str()?, r["status"].as_str()?))
+            };
+            let mut all: Vec<_> = rows.as_array().context("no guests")?.iter().filter_map(of).collect();
+            all.sort();
+            anyhow::Ok(all)
+        };
+        // Guests of other nodes are started by these; the task ends when all run.
+        api.post_and_wait("/cluster/bulk-action/guest/start", &[], BOOT).await?;
+        ensure!(
+            states().await? == ["100 n1 running", "101 n2 running", "102 n3 running"],
+            "{:?}",
+            states().await?
+        );
+        // Asked at a node that has none of them: forwarded.
+        api.post_and_wait("/nodes/n2/migrateall", &[("target", "n3"), ("maxworkers", "2")], BOOT).await?;
+        ensure!(
+            states().await? == ["100 n1 running", "101 n3 running", "102 n3 running"],
+            "{:?}",
+            states().await?
+        );
+        api.post_and_wait("/nodes/n3/stopall", &[("timeout", "1")], BOOT).await?;
+        ensure!(
+            states().await? == ["100 n1 running", "101 n3 stopped", "102 n3 stopped"],
+            "{:?}",
+            states().await?
+        );
+        let back = [("target", "n1"), ("online", "1"), ("vms", "101,102")];
+        api.post_and_wait("/cluster/bulk-action/guest/migrate", &back, BOOT).await?;
+        ensure!(
+            states().await? == ["100 n1 running", "101 n1 stopped", "102 n1 stopped"],
+            "{:?}",
+            states().await?
+        );
+        Ok(())
+    });
+}
+
+#[test]
 fn a_guest_that_dies_is_noticed_within_a_second_and_started_again_under_ha() {
     loopback(async |builder| {
         let cluster = cluster(builder.nodes(1)).await?;
