@@ -48,7 +48,7 @@ fn leads(ops: &Ops) -> bool {
 /// Nodes that are committed lost, and whose leases have run out for sure.
 async fn settled(ops: &Ops, grant: &GrantHandle) -> BTreeSet<NodeName> {
     let mut out = BTreeSet::new();
-    for node in ops.node_records().into_iter().filter(|n| n.state.is_lost()) {
+    for node in ops.guest_nodes().into_iter().filter(|n| n.state.is_lost()) {
         if grant.settled(&node.name).await {
             out.insert(node.name);
         }
@@ -246,6 +246,7 @@ pub async fn agent(ops: Arc<Ops>, reports: watch::Sender<Reports>) {
     let mut agent = Agent::default();
     let mut watch = ops.conf.watch();
     let mut guests = ops.guests.events();
+    let mut wish = ops.departure.wish();
     let (ended, mut endings) = mpsc::channel::<Ended>(64);
     // Endings that the agent has not been told yet: each counts, or a service would stay busy for ever.
     let mut untold = vec![];
@@ -262,6 +263,7 @@ pub async fn agent(ops: Arc<Ops>, reports: watch::Sender<Reports>) {
                 for command in agent.step(boottime(), &view) {
                     tokio::spawn(attempt(ops.clone(), command, ended.clone()));
                 }
+                ops.departure.may_go(agent.may_leave(&view));
                 let changed = reports.send_if_modified(|r| {
                     let new = agent.report(&view);
                     std::mem::replace(r, new.clone()) != new
@@ -276,6 +278,8 @@ pub async fn agent(ops: Arc<Ops>, reports: watch::Sender<Reports>) {
             event = watch.next() => if event.is_none() { return },
             _ = guests.recv() => {}
             Some(ending) = endings.recv() => untold.push(ending),
+            // Its sender lives as long as the use cases.
+            _ = wish.changed() => {}
             () = tokio::time::sleep(PERIOD) => {}
         }
     }
@@ -305,7 +309,7 @@ async fn agent_view(ops: &Ops) -> Result<(AgentView, Vec<String>), OpsError> {
         ready: ops.lease.borrow().held,
         services,
         policy: ha_view::options(ops)?.shutdown_policy,
-        leave: None,
+        leave: *ops.departure.wish().borrow(),
         guarding: true,
     };
     // While HA is disarmed the fence process keeps its guard: who loses the lease is paused, and goes on with the next one.

@@ -14,7 +14,7 @@ const KEYS: &[(&str, bool, &[&str])] = &[
     ("description", true, &[]),
     ("email_from", false, &[]),
     ("fencing", false, &["watchdog"]),
-    ("ha", false, &["shutdown_policy=conditional"]),
+    ("ha", true, &[]),
     ("http_proxy", false, &[]),
     ("keyboard", false, &[]),
     ("language", false, &[]),
@@ -203,6 +203,7 @@ pub fn accept(key: &str, value: &str) -> Result<String, KeyError> {
         return KeyError::unsupported(key, "not supported yet");
     }
     match key {
+        "ha" => drop(crate::ha_options::shutdown_policy(value).or_else(|e| KeyError::value(key, e))?),
         "crs" => drop(crate::ha_options::crs_options(value).or_else(|e| KeyError::value(key, e))?),
         "mac_prefix" if !is_mac_prefix(value) => {
             return KeyError::value(

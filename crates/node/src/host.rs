@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
+use std::io::Write;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use stead_model::{NodeName, NodeUuid, Upid, UserId, Vmid};
@@ -18,6 +20,8 @@ use stead_transport::join::{JoinAuth, TokenRecord};
 use stead_transport::{Fingerprint, JoinInfo, Tls};
 use tokio::sync::Notify;
 
+/// Written by the Debian package on a machine that was given to Stead.
+const HOST_ARMED: &str = "/etc/stead/host-armed";
 /// The port that is meant where none is named.
 const PORT: u16 = 8006;
 
@@ -99,7 +103,54 @@ impl Host for Daemon {
 }
 
 /// What API handlers ask of the daemon.
-pub struct NodeAdmin(pub Arc<Ops>);
+pub struct NodeAdmin {
+    /// The use cases.
+    pub ops: Arc<Ops>,
+    /// Power over the host, as the fence process has it: `none`, `socket:PATH` or `host`.
+    pub power: String,
+}
+
+impl NodeAdmin {
+    /// The last step of going down.
+    fn switch(power: &str, what: HostPower) -> Result<(), OpsError> {
+        let failed = |why: String| OpsError::failed(format!("the power switch did not take it: {why}"));
+        match power.split_once(':') {
+            Some(("socket", path)) => {
+                let word = match what {
+                    HostPower::Reboot => "reboot\n",
+                    HostPower::Shutdown => "off\n",
+                };
+                let mut switch = UnixStream::connect(path).map_err(|e| failed(format!("{path}: {e}")))?;
+                switch.write_all(word.as_bytes()).map_err(|e| failed(format!("{path}: {e}")))
+            }
+            _ if power == "host" => {
+                let verb = match what {
+                    HostPower::Reboot => "reboot",
+                    HostPower::Shutdown => "poweroff",
+                };
+                let out = std::process::Command::new("systemctl").arg(verb).output();
+                match out.map_err(|e| failed(format!("systemctl: {e}")))? {
+                    out if out.status.success() => Ok(()),
+                    out => Err(failed(String::from_utf8_lossy(&out.stderr).trim().to_owned())),
+                }
+            }
+            _ => Err(failed("there is none".to_owned())),
+        }
+    }
+
+    /// Whether the host may be powered off by Stead at all.
+    fn check_power(&self) -> Result<(), OpsError> {
+        let refuse =
+            |why: &str| Err(OpsError::failed(format!("this node has no power over its host: {why}")));
+        match &*self.power {
+            "none" => refuse("its daemon runs with --power none"),
+            "host" if !Path::new(HOST_ARMED).exists() => {
+                refuse("the Debian package has not armed it (/etc/stead/host-armed)")
+            }
+            _ => Ok(()),
+        }
+    }
+}
 
 fn resolve(hostname: &str) -> Result<SocketAddr, OpsError> {
     let refuse = |why: String| OpsError::invalid("hostname", why);
@@ -115,8 +166,8 @@ fn resolve(hostname: &str) -> Result<SocketAddr, OpsError> {
 #[async_trait]
 impl Admin for NodeAdmin {
     async fn create_cluster(&self, actor: &Actor, name: &str) -> Result<Upid, OpsError> {
-        let (ops, by, name) = (self.0.clone(), actor.clone(), name.to_owned());
-        self.0.task("clustercreate", &name.clone(), &actor.who, move |cx| async move {
+        let (ops, by, name) = (self.ops.clone(), actor.clone(), name.to_owned());
+        self.ops.task("clustercreate", &name.clone(), &actor.who, move |cx| async move {
             ops.create_cluster(&by, &name).await?;
             cx.log(format!("cluster '{name}' is ready: other nodes can join it"));
             Ok(())
@@ -129,7 +180,7 @@ impl Admin for NodeAdmin {
         node: Option<&NodeName>,
         with_token: bool,
     ) -> Result<Value, OpsError> {
-        self.0.join_information(actor, node, with_token).await
+        self.ops.join_information(actor, node, with_token).await
     }
 
     async fn join_cluster(&self, actor: &Actor, request: JoinRequest) -> Result<Upid, OpsError> {
@@ -151,23 +202,16 @@ impl Admin for NodeAdmin {
             let user = UserId::new(UserId::ROOT).map_err(|e| OpsError::failed(e.to_string()))?;
             JoinAuth::Password { user, password: request.password }
         };
-        self.0.join_cluster(actor, JoinWish { information, auth })
+        self.ops.join_cluster(actor, JoinWish { information, auth })
     }
 
     async fn remove_node(&self, actor: &Actor, node: &NodeName) -> Result<(), OpsError> {
-        self.0.remove_node(actor, node).await
+        self.ops.remove_node(actor, node).await
     }
 
-    async fn host_power(&self, _actor: &Actor, what: HostPower) -> Result<(), OpsError> {
-        let what = match what {
-            HostPower::Reboot => "reboot",
-            HostPower::Shutdown => "shut down",
-        };
-        if !Path::new("/etc/stead/host-armed").exists() {
-            return Err(OpsError::failed(format!(
-                "this node may not {what} its host: the Debian package has not armed it (/etc/stead/host-armed)"
-            )));
-        }
-        Err(OpsError::failed(format!("can't {what} the host: not supported yet; do it on the host itself")))
+    async fn host_power(&self, actor: &Actor, what: HostPower) -> Result<(), OpsError> {
+        self.check_power()?;
+        let power = self.power.clone();
+        self.ops.depart(actor, what, move || Self::switch(&power, what)).map(drop)
     }
 }

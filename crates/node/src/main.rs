@@ -109,6 +109,7 @@ async fn run(args: Args) -> Result<bool> {
         host: Arc::new(daemon),
         guest_locks: stead_ops::GuestLocks::default(),
         sign_ins: stead_ops::access::SignIns::default(),
+        departure: stead_ops::departure::Departure::default(),
     });
 
     let find = {
@@ -165,7 +166,10 @@ async fn serve(
     client: PeerClient,
     rpc: Rpc,
 ) -> Result<Server> {
-    let backend = Arc::new(Backend::new(ops.clone(), Arc::new(host::NodeAdmin(ops.clone()))));
+    let backend = Arc::new(Backend::new(
+        ops.clone(),
+        Arc::new(host::NodeAdmin { ops: ops.clone(), power: args.power.clone() }),
+    ));
     let others = Arc::new(serve::Others { ops: ops.clone(), client });
     let api = Api::new(stead_api::registry(), backend.clone(), others);
     let router = Arc::new(serve::Router { api, backend, rpc, conf: ops.conf.clone() });

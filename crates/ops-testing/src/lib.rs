@@ -210,6 +210,7 @@ impl Node {
             host: host.clone(),
             guest_locks: stead_ops::GuestLocks::default(),
             sign_ins: stead_ops::access::SignIns::default(),
+            departure: stead_ops::departure::Departure::default(),
         });
         (Self { ops, machines, fence, host, lease, storages, dir }, flushes)
     }

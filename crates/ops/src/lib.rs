@@ -12,6 +12,7 @@ pub mod bulk;
 pub mod cluster;
 pub mod confirm_off;
 pub mod datacenter;
+pub mod departure;
 pub mod error;
 pub mod events;
 pub mod guest;
@@ -127,6 +128,8 @@ pub struct Ops {
     pub guest_locks: GuestLocks,
     /// Brakes the guessing of passwords.
     pub sign_ins: access::SignIns,
+    /// Whether this host is to go down.
+    pub departure: departure::Departure,
 }
 
 /// One mutex a guest, and the moves of guests to this node, which go on without it.

@@ -109,6 +109,11 @@ impl Node {
         self.switch.resets()
     }
 
+    /// How often it has gone down in order.
+    pub fn orders(&self) -> u32 {
+        self.switch.orders()
+    }
+
     /// Whether its daemon runs.
     pub fn is_running(&self) -> bool {
         self.inner.lock().daemon.is_some()

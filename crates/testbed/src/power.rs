@@ -1,10 +1,11 @@
 //! A node's power switch: where its fence process asks for a reset, instead of touching the machine.
 //!
 //! The switch is a thread with a socket. `reset` cuts the node off and kills all its processes at once, in that thread, as
-//! a machine's reset does; whether the node starts again is the testbed's choice, told by an event.
+//! a machine's reset does; `off` and `reboot`, which a node asks for that goes down in order, do the same and are counted by themselves.
+//! Whether the node starts again is the testbed's choice, told by an event.
 
 use anyhow::{Context, Result};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,43 +19,54 @@ pub struct Switch {
     path: PathBuf,
     stop: Arc<AtomicBool>,
     resets: Arc<AtomicU32>,
+    orders: Arc<AtomicU32>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Switch {
-    /// Listens at `path` and calls `off` at every reset.
+    /// Listens at `path` and calls `off` at every reset, and at every order to go down.
     pub fn start(path: &Path, off: impl Fn() + Send + 'static) -> Result<Self> {
         let _ = std::fs::remove_file(path);
         let listener =
             UnixListener::bind(path).with_context(|| format!("the power switch at {}", path.display()))?;
-        let (stop, resets) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&resets));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (resets, orders) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let (stopped, reset, ordered) = (Arc::clone(&stop), Arc::clone(&resets), Arc::clone(&orders));
         let serve = move || {
             for stream in listener.incoming() {
                 if stopped.load(SeqCst) {
                     return;
                 }
-                if stream.is_ok_and(|s| asks_for_reset(&s)) {
-                    off();
-                    count.fetch_add(1, SeqCst);
-                }
+                let count = match stream.ok().and_then(|s| word(&s)).as_deref() {
+                    Some("reset") => &reset,
+                    Some("off" | "reboot") => &ordered,
+                    _ => continue,
+                };
+                off();
+                count.fetch_add(1, SeqCst);
             }
         };
         let thread = std::thread::Builder::new().name("power".to_owned()).spawn(serve)?;
-        Ok(Self { path: path.to_owned(), stop, resets, thread: Some(thread) })
+        Ok(Self { path: path.to_owned(), stop, resets, orders, thread: Some(thread) })
     }
 
     /// How often the node was reset by its own fence process.
     pub fn resets(&self) -> u32 {
         self.resets.load(SeqCst)
     }
+
+    /// How often the node went down in order.
+    pub fn orders(&self) -> u32 {
+        self.orders.load(SeqCst)
+    }
 }
 
-fn asks_for_reset(mut stream: &UnixStream) -> bool {
-    let mut line = [0u8; 6];
-    stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
-        && stream.read_exact(&mut line).is_ok()
-        && &line == b"reset\n"
+/// One line, without its end.
+fn word(stream: &UnixStream) -> Option<String> {
+    stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+    let mut line = String::new();
+    BufReader::new(stream.take(16)).read_line(&mut line).ok()?;
+    line.strip_suffix('\n').map(str::to_owned)
 }
 
 impl Drop for Switch {

@@ -150,7 +150,7 @@ endpoint! {
             node: n.name.clone(),
             name: n.name,
         };
-        Ok(Json(cx.ops().node_records().into_iter().map(shown).collect()))
+        Ok(Json(cx.ops().guest_nodes().into_iter().map(shown).collect()))
     }
 }
 

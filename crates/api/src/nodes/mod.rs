@@ -53,7 +53,8 @@ endpoint! {
 }
 
 endpoint! {
-    /// Starts the host anew or switches it off. Refused where the host's package has not allowed it.
+    /// Starts the host anew or switches it off, once its guests have left or are shut down: the task `nodereboot` or
+    /// `nodeshutdown` does it. Refused where the host has no power switch that Stead may use.
     Power = post("/nodes/{node}/status"), AtNode, Access::All("/nodes/{node}", &["Sys.PowerMgmt"]);
     fn call(cx, p: NodeCommand) -> Null {
         cx.ops().member(&p.node)?;

@@ -64,6 +64,16 @@ pub enum Command {
         /// Where to
         target: String,
     },
+    /// Switch a host off, once its guests have left or are shut down
+    #[command(
+        after_help = "What becomes of guests under HA says the cluster's option 'ha: shutdown_policy='. The others are shut down, the \
+                      last started first. If something still runs in the end, the host stays up.\n\nExamples:\n  stead node \
+                      shutdown pve2 --yes\n  stead task list --node pve2       (the task 'nodeshutdown' tells what it waits for)"
+    )]
+    Shutdown(Down),
+    /// Start a host anew, once its guests have left or are shut down
+    #[command(after_help = "See 'stead node shutdown --help'.")]
+    Reboot(Down),
     /// Say that a lost node is off, so that its guests can run elsewhere
     #[command(
         after_help = "The cluster can't see whether a node that it has lost still runs guests that HA does not guard. Look at the \
@@ -80,6 +90,16 @@ pub enum Command {
         #[arg(long, short = 'y')]
         yes: bool,
     },
+}
+
+/// Which host goes down.
+#[derive(Debug, Args)]
+pub struct Down {
+    /// The node
+    node: String,
+    /// Don't ask
+    #[arg(long, short = 'y')]
+    yes: bool,
 }
 
 /// Which guests of a node, and how many at a time.
@@ -141,6 +161,8 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             }
             cx.format().object(&status)
         }
+        Command::Shutdown(down) => power(cx, down, "shutdown", "switched off").await,
+        Command::Reboot(down) => power(cx, down, "reboot", "started anew").await,
         Command::ConfirmOff { node, target, yes } => {
             if !yes {
                 confirm(&format!(
@@ -155,6 +177,20 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             cx.answer(&answer, &format!("node '{node}' counts as off")).await
         }
     }
+}
+
+async fn power(cx: &Cx, Down { node, yes }: Down, command: &str, done: &str) -> Result<(), Failure> {
+    if !yes {
+        confirm(&format!(
+            "The host of node '{node}' will be {done}, once its guests have left or are shut down"
+        ))?;
+    }
+    let mut p = Params::new();
+    put(&mut p, "command", Some(command));
+    let answer = cx.api.post(&format!("/nodes/{}/status", escape(&node)), &p).await?;
+    let said =
+        format!("node '{node}' goes down; 'stead task list --node {node}' shows the task node{command}");
+    cx.answer(&answer, &said).await
 }
 
 /// Objects inside an object become keys with a dot, as `memory.used`.

@@ -366,8 +366,7 @@ pub(super) fn serial(key: &str, value: &str) -> Result<(), KeyError> {
 }
 
 pub(super) fn startup(key: &str, value: &str) -> Result<(), KeyError> {
-    // Nodes do not shut their guests down yet: a limit for it would not be kept.
-    Rules { default: "order", works: &["up"], later: &[("down", &["180"])] }.check(key, value)?;
+    Rules { default: "order", works: &["up", "down"], later: &[] }.check(key, value)?;
     typed::Startup::parse(key, value).map(drop)
 }
 

@@ -3,6 +3,7 @@
 mod admit;
 mod boot;
 mod demo;
+mod departure;
 mod disk;
 mod events;
 mod faults;
