@@ -54,6 +54,8 @@ pub struct Now {
     pub unmanaged: BTreeMap<ServiceId, Unmanaged>,
     /// Who votes on the configuration: without a majority of these nothing is decided.
     pub voters: BTreeSet<NodeName>,
+    /// Voters that are there and run no guests: the view has none of them.
+    pub witnesses: BTreeSet<NodeName>,
 }
 
 /// What becomes of a guest.
@@ -219,7 +221,10 @@ impl<'n> Forecast<'n> {
 
     /// Voters that are there and are not lost.
     fn votes_left(&self, lost: &BTreeSet<NodeName>) -> usize {
-        let there = |n: &&NodeName| self.view.nodes.get(*n).is_some_and(|v| v.word == NodeWord::Online);
+        let there = |n: &&NodeName| {
+            self.now.witnesses.contains(*n)
+                || self.view.nodes.get(*n).is_some_and(|v| v.word == NodeWord::Online)
+        };
         self.now.voters.iter().filter(|n| !lost.contains(*n)).filter(there).count()
     }
 

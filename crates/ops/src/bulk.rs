@@ -191,9 +191,7 @@ impl Ops {
             if bulk.which.here && *target == self.me.name {
                 return Err(OpsError::invalid("target", "target is local node."));
             }
-            let known = self.member(target);
-            let known =
-                known.map_err(|_| OpsError::invalid("target", format!("no such cluster node '{target}'")))?;
+            let known = self.migration_target(target)?.value;
             if !self.online(&known) {
                 return Err(OpsError::failed(format!("target node '{target}' is not online")));
             }

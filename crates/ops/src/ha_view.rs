@@ -218,9 +218,12 @@ pub fn now(ops: &Ops, known: &mut Known, settled: impl Fn(&NodeName) -> bool) ->
     let (view, unmanaged) = look(ops, known, settled)?;
     let (state, _) = manager_state(ops)?;
     let voters: BTreeSet<_> = ops.conf_voters().into_iter().collect();
-    let voters = ops.node_records().into_iter().filter(|n| voters.contains(&n.raft_id)).map(|n| n.name);
+    let voting: Vec<_> = ops.node_records().into_iter().filter(|n| voters.contains(&n.raft_id)).collect();
+    let there = voting.iter().filter(|n| n.witness && ops.online(n));
+    let witnesses = there.map(|n| n.name.clone()).collect();
+    let voters = voting.into_iter().map(|n| n.name).collect();
     let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    Ok(Now { at, view, state, unmanaged, voters: voters.collect() })
+    Ok(Now { at, view, state, unmanaged, voters, witnesses })
 }
 
 #[cfg(test)]

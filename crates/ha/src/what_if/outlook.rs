@@ -78,10 +78,10 @@ impl Forecast<'_> {
         }
     }
 
-    /// The same question for each node that is there.
+    /// The same question for each node that is there, witnesses too.
     pub fn any_one(&self) -> Outlook {
         let there = self.view.nodes.iter().filter(|(_, n)| n.word == NodeWord::Online).map(|(n, _)| n);
-        Outlook::of(self.now.at, there.map(|n| self.verdict(n)))
+        Outlook::of(self.now.at, there.chain(&self.now.witnesses).map(|n| self.verdict(n)))
     }
 }
 

@@ -11,6 +11,7 @@ fn now(lab: &Lab) -> Now {
         state: lab.state.clone(),
         unmanaged: BTreeMap::new(),
         voters: lab.view.nodes.keys().take(3).cloned().collect(),
+        witnesses: BTreeSet::new(),
     }
 }
 
@@ -101,6 +102,20 @@ fn several_nodes_at_once_and_the_majority() {
     let outlook = Forecast::new(&self::now(&two)).any_one();
     assert_eq!(outlook.failing, 2);
     assert!(outlook.to_string().contains("without 'n1' no majority is left"), "{outlook}");
+}
+
+#[test]
+fn a_witness_makes_a_majority_of_two_nodes() {
+    let lab = Lab::new(2).with(&[(100, 1)]);
+    let mut now = now(&lab);
+    now.voters.insert(name(9));
+    assert_eq!(told(&without(&now, &[1])), ["100 n1>-"], "it is away");
+    now.witnesses.insert(name(9));
+    assert_eq!(told(&without(&now, &[1])), ["100 n1>n2"]);
+    let outlook = Forecast::new(&now).any_one();
+    assert_eq!((outlook.survives, outlook.nodes), (true, 3), "it may be lost itself");
+    let both = without(&now, &[1, 9]);
+    assert_eq!((told(&both), both.quorate, both.nodes.len()), (vec!["100 n1>-".to_owned()], false, 2));
 }
 
 #[test]

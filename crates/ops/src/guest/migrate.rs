@@ -171,7 +171,7 @@ impl Ops {
     }
 
     /// The target's record, if it is a member that reports.
-    fn migration_target(&self, name: &NodeName) -> Result<store::At<NodeRecord>, OpsError> {
+    pub(crate) fn migration_target(&self, name: &NodeName) -> Result<store::At<NodeRecord>, OpsError> {
         let node = self
             .node_record(name)
             .map_err(|_| OpsError::invalid("target", format!("no such cluster node '{name}'")))?;

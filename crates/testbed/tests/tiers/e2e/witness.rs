@@ -40,6 +40,12 @@ fn two_nodes_and_a_witness_recover_a_guest() {
         ha_started(&api, VM).await?;
         ha_settled(&api, VM).await?;
 
+        until("the cluster knows that it survives the loss of any one node", RECOVERY, async || {
+            let status = api.get("/cluster/ha/status/current").await?;
+            Ok(status.as_array().is_some_and(|all| all.iter().any(|r| r["survives"] == 1)).then_some(()))
+        })
+        .await?;
+
         // Nothing is to run on it, whoever asks.
         for (path, form, why) in [
             ("/nodes/n3/qemu", [("vmid", "200"), ("memory", "16")], "is a witness"),
