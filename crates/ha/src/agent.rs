@@ -247,7 +247,12 @@ impl Agent {
     ) -> Option<(Attempt, String)> {
         let stop = Attempt::Stop { timeout: service.timeout };
         let attempt = match service.state {
-            ServiceState::Started if !known.present && w.report.is_none() && staying => Attempt::Start,
+            // A stop that was done, since the node was to go down and then did not, is no reason to leave it stopped.
+            ServiceState::Started
+                if !known.present && staying && !matches!(w.report, Some(Outcome::Failed(_))) =>
+            {
+                Attempt::Start
+            }
             ServiceState::RequestStop if w.report.is_none() && known.present => stop,
             ServiceState::RequestStop if w.report.is_none() => {
                 w.report = Some(Outcome::Done);
@@ -489,6 +494,18 @@ mod tests {
         v.leave = None;
         agent.step(Duration::ZERO, &v);
         assert_eq!(agent.mode(), AgentMode::Active, "it was called off");
+    }
+
+    #[test]
+    fn what_was_stopped_for_a_shutdown_that_is_called_off_is_started_again() {
+        let mut agent = Agent::default();
+        let mut v = AgentView { leave: Some(Leave::Shutdown), ..view(ServiceState::Started, 7, true) };
+        let stop = agent.step(Duration::ZERO, &v);
+        assert_eq!(stop[0].attempt, STOP);
+        v.leave = None;
+        agent.ended(Duration::ZERO, &stop[0], Ending::Done);
+        v.services.get_mut(&sid()).unwrap().present = false;
+        assert_eq!(agent.step(Duration::ZERO, &v)[0].attempt, Attempt::Start);
     }
 
     #[test]

@@ -176,6 +176,7 @@ impl<'v> Places<'v> {
     fn count(&mut self, sid: ServiceId, s: &Service) {
         let unit = self.rules.of(sid).filter(|(_, u)| u.members.len() > 1).map(|(n, _)| n);
         use ServiceState as S;
+        let settled = self.settled(sid, s);
         let tried = !s.failed_nodes.is_empty() && !matches!(s.state, S::Stopped | S::Error);
         if let Some(unit) = unit.filter(|_| tried) {
             self.failed.entry(unit).or_default().extend(s.failed_nodes.iter().cloned());
@@ -188,6 +189,12 @@ impl<'v> Places<'v> {
                 }
             }
             S::RequestStart => self.stand(sid, &s.node),
+            S::Migrate | S::Relocate | S::Fence | S::Recovery if settled.is_some() => {
+                if let Some((owner, true)) = settled {
+                    self.load(sid, owner);
+                    self.stand(sid, owner);
+                }
+            }
             S::Migrate | S::Relocate => {
                 let wanted =
                     self.services.get(&sid).is_some_and(|v| v.resource.state == RequestedState::Started);
@@ -205,6 +212,16 @@ impl<'v> Places<'v> {
             }
             S::Stopped | S::Fence => {}
         }
+    }
+
+    /// Where a service is whose move or recovery is over, though its state does not say so yet; and whether it is to run. The
+    /// record is what counts: it may have come elsewhere than to the node that was chosen last, or its node is back.
+    fn settled(&self, sid: ServiceId, s: &Service) -> Option<(&'v NodeName, bool)> {
+        let services: &'v BTreeMap<ServiceId, ServiceView> = self.services;
+        let seen = services.get(&sid)?;
+        let there = self.at(&seen.owner).is_some_and(|i| self.nodes[i].word != NodeWord::Lost);
+        let over = seen.owner != s.node || matches!(s.state, ServiceState::Fence | ServiceState::Recovery);
+        (there && over).then_some((&seen.owner, seen.resource.state == RequestedState::Started))
     }
 
     fn runs(&self, sid: ServiceId, state: ServiceState) -> bool {

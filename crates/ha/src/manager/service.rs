@@ -338,11 +338,7 @@ impl<'v> Round<'v, '_> {
         let cause = s.reason.split(WAITS).next().unwrap_or_default();
         if self.word(&seen.owner) != NodeWord::Lost {
             let how = if seen.owner == s.node { "; its node is back" } else { "; recovered" };
-            self.enter(sid, after(seen), &seen.owner, None, format!("{cause}{how}"));
-            if seen.owner == s.node {
-                self.places.load(sid, &seen.owner);
-            }
-            return;
+            return self.enter(sid, after(seen), &seen.owner, None, format!("{cause}{how}"));
         }
         if seen.resource.state == RequestedState::Disabled {
             let reason = "disabled by its user; its node is lost".into();

@@ -292,3 +292,36 @@ fn rebalancing_keeps_to_rules_locks_and_wishes() {
         "100@n2 101@n2 102@n1"
     );
 }
+
+/// An earlier choice's commit may come through after another node was chosen.
+#[test]
+fn what_was_recovered_elsewhere_than_chosen_last_counts_where_it_is() {
+    let rules = "resource-affinity: apart\n    resources vm:100,vm:101\n    affinity negative\n";
+    let mut lab = Lab::new(3).with(&[(100, 3), (101, 1)]);
+    lab.lose(1);
+    let s = lab.state.service_status.get_mut(&sid(101)).unwrap();
+    (s.state, s.target) = (ServiceState::Recovery, Some(name(3)));
+    let seen = lab.seen(sid(101));
+    (seen.owner, seen.epoch) = (name(2), seen.epoch.next());
+    (seen.running, seen.armed, seen.process) = (false, false, Process::Absent);
+    let mut lab = lab.ruled(rules);
+    lab.step();
+    assert_eq!((lab.is(sid(100)), lab.is(sid(101))), ("started n3".to_owned(), "started n2".to_owned()));
+}
+
+/// What waits for its recovery on a node that is back in the same round runs there.
+#[test]
+fn what_waited_on_a_node_that_is_back_counts_there() {
+    let rules = "resource-affinity: apart\n    resources vm:100,vm:101\n    affinity negative\n";
+    let mut lab = Lab::new(2).with(&[(100, 1), (101, 2)]);
+    for (n, node) in [(100, 1), (101, 2)] {
+        lab.lose(node);
+        let s = lab.state.service_status.get_mut(&sid(n)).unwrap();
+        (s.state, s.node, s.target) = (ServiceState::Recovery, name(node), None);
+    }
+    lab.boot(2);
+    let mut lab = lab.ruled(rules);
+    lab.step();
+    assert_eq!(lab.is(sid(101)), "started n2");
+    assert_eq!((lab.is(sid(100)), lab.status(sid(100)).target.clone()), ("recovery n1".to_owned(), None));
+}
