@@ -2,10 +2,11 @@
 
 use super::store::Tree;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::rc::Rc;
-use stead_ha::Request;
-use stead_model::ha_cfg::{HaResource, HaRule, RequestedState};
-use stead_model::{Epoch, HaOptions, NodeName, Ownership, ServiceId, Vmid};
+use stead_ha::{DisarmMode, Request};
+use stead_model::ha_cfg::{HaResource, HaRule, HaRuleKind, RequestedState};
+use stead_model::{Epoch, FenceProfile, HaOptions, NodeName, Ownership, ServiceId, Vmid};
 
 /// Users' part of the configuration.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +40,12 @@ pub enum Edit {
     Lock(Vmid, Option<String>),
     /// Its user has moved it.
     Moved { vmid: Vmid, to: NodeName, running: bool },
+    /// These are all rules.
+    Rules(Vec<HaRule>),
+    /// Other times of leases and fencing.
+    Profile(FenceProfile),
+    /// That node is off: said only when it is, of a node that is committed lost.
+    Off(NodeName),
 }
 
 impl Config {
@@ -99,6 +106,61 @@ impl Edit {
                     (own.running, own.armed) = (*running, false);
                 })
                 .is_some(),
+            Self::Rules(rules) => {
+                config.rules.clone_from(rules);
+                true
+            }
+            Self::Profile(profile) => tree.change_profile(*profile),
+            Self::Off(node) => tree.node_is_off(node),
         }
+    }
+}
+
+impl fmt::Display for Edit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Want(sid, state) => write!(f, "{sid} is to be {}", state.as_str()),
+            Self::Ask(Request::Move { sid, target, relocate }) => {
+                write!(f, "{} {sid} to {target}", if *relocate { "relocate" } else { "migrate" })
+            }
+            Self::Ask(Request::Stop { sid, timeout }) => write!(f, "stop {sid} within {timeout} s"),
+            Self::Ask(Request::Maintenance { node, on }) => {
+                write!(f, "maintenance of {node} {}", if *on { "begins" } else { "ends" })
+            }
+            Self::Ask(Request::Disarm { mode: DisarmMode::Freeze }) => f.write_str("disarm, freeze"),
+            Self::Ask(Request::Disarm { mode: DisarmMode::Ignore }) => f.write_str("disarm, ignore"),
+            Self::Ask(Request::Arm) => f.write_str("arm"),
+            Self::Add { resource, .. } => write!(f, "{} comes under HA", resource.sid),
+            Self::Remove(sid) => write!(f, "{sid} is taken out of HA"),
+            Self::Lock(vmid, Some(lock)) => write!(f, "guest {vmid} is locked ({lock})"),
+            Self::Lock(vmid, None) => write!(f, "guest {vmid} is locked no more"),
+            Self::Moved { vmid, to, .. } => write!(f, "guest {vmid} is moved to {to} by hand"),
+            Self::Rules(rules) if rules.is_empty() => f.write_str("there are no rules any more"),
+            Self::Rules(rules) => {
+                let all: Vec<String> = rules.iter().map(told).collect();
+                write!(f, "the rules are: {}", all.join("; "))
+            }
+            Self::Profile(profile) => write!(f, "the profile is to be {profile}"),
+            Self::Off(node) => write!(f, "{node} is off"),
+        }
+    }
+}
+
+fn told(rule: &HaRule) -> String {
+    let sids: Vec<String> = rule.resources.iter().map(ToString::to_string).collect();
+    let sids = sids.join(", ");
+    match &rule.kind {
+        HaRuleKind::NodeAffinity { nodes, strict, positive } => {
+            let nodes: Vec<String> = nodes.iter().map(|(n, p)| format!("{n}:{p}")).collect();
+            let how = match (strict, positive) {
+                (true, true) => "must be on",
+                (false, true) => "better on",
+                (true, false) => "must not be on",
+                (false, false) => "better not on",
+            };
+            format!("{sids} {how} {}", nodes.join(", "))
+        }
+        HaRuleKind::ResourceAffinity { positive: true } => format!("{sids} together"),
+        HaRuleKind::ResourceAffinity { positive: false } => format!("{sids} apart"),
     }
 }

@@ -4,19 +4,18 @@
 //! that instant, and voters that heard a leader lately refuse. Rounds are real messages, so that a leader can be
 //! deposed while one is on its way, and learn of it late or never.
 
-use super::store::Txn;
+use super::moves::Moving;
+use super::store::{Tree, Txn};
 use super::tasks::{Ask, Reported, Told};
 use super::world::{Call, Event, World};
 use super::{Plant, tasks};
-use crate::scenario::Kind;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use stead_ha::{Agent, Leave, ManagerState};
+use stead_ha::{Agent, Leave};
 use stead_membership::grantor::{DeclareFailure, Grantor, GrantorCommand, Member};
 use stead_membership::{Heartbeat, HeartbeatAnswer, Moment, Outcome, Refusal, wire};
-use stead_model::{BootId, FenceProfile, NodeName};
+use stead_model::{BootId, Epoch, FenceProfile, NodeName, NodeState, Vmid};
 
-pub(super) const PROFILE: FenceProfile = FenceProfile::Default;
 const APPEND: Duration = Duration::from_millis(100);
 const ELECTION: Duration = Duration::from_millis(700);
 const ROUND: Duration = Duration::from_secs(3);
@@ -45,6 +44,38 @@ pub(super) enum Msg {
     Beat(Heartbeat),
     Answer(HeartbeatAnswer),
     Report(Reported),
+    /// The source of a migration to its target: make a copy that waits; end it; it may run.
+    Prepare {
+        vmid: Vmid,
+        epoch: Epoch,
+    },
+    Abort {
+        vmid: Vmid,
+        epoch: Epoch,
+    },
+    Continue {
+        vmid: Vmid,
+        epoch: Epoch,
+    },
+    /// The target to the source: it waits, or cannot; it runs; is it still being moved?
+    Prepared {
+        vmid: Vmid,
+        epoch: Epoch,
+        ok: bool,
+    },
+    Runs {
+        vmid: Vmid,
+        epoch: Epoch,
+    },
+    Migrating {
+        vmid: Vmid,
+        epoch: Epoch,
+    },
+    /// No, it is not.
+    MovesNoMore {
+        vmid: Vmid,
+        epoch: Epoch,
+    },
     Ask {
         id: u64,
         life: u64,
@@ -70,8 +101,8 @@ enum Purpose {
     Ask { from: usize, id: u64, life: u64, ask: Ask },
 }
 
-#[derive(Debug)]
-struct Round {
+#[derive(Debug, Clone)]
+pub(super) struct Round {
     acks: BTreeSet<usize>,
     /// The last index when it began.
     index: usize,
@@ -89,6 +120,8 @@ pub(super) struct Daemon {
     pub leader: Option<usize>,
     /// The term in which it believes to lead.
     pub leads: Option<u64>,
+    /// Since when.
+    pub led_since: Duration,
     heard: Duration,
     patience: Duration,
     acked: BTreeMap<usize, Duration>,
@@ -105,17 +138,22 @@ pub(super) struct Daemon {
     pub leave: Option<(Leave, Duration)>,
     /// Procedures of which there is one at a time.
     pub busy: BTreeSet<&'static str>,
+    /// Guests on which a task is at work: nobody else touches them.
+    pub at_work: BTreeSet<Vmid>,
+    /// Migrations from here.
+    pub moves: BTreeMap<Vmid, Moving>,
 }
 
 impl Daemon {
-    pub fn new(clock: Moment, now: Duration, life: u64) -> Self {
+    pub fn new(clock: Moment, now: Duration, life: u64, tree: &Tree) -> Self {
         Self {
             life,
             paused_until: now,
-            grantor: Grantor::new(clock, PROFILE, None),
+            grantor: Grantor::new(clock, tree.profile, tree.previous),
             agent: Agent::default(),
             leader: None,
             leads: None,
+            led_since: now,
             heard: now,
             patience: ELECTION,
             acked: BTreeMap::new(),
@@ -128,6 +166,8 @@ impl Daemon {
             waiting: BTreeMap::new(),
             leave: None,
             busy: BTreeSet::new(),
+            at_work: BTreeSet::new(),
+            moves: BTreeMap::new(),
         }
     }
 
@@ -164,6 +204,7 @@ impl World {
         }
         self.grant_step(node);
         self.expire(node);
+        self.expire_moves(node);
         let now = self.now;
         let due = |w: &mut Self, what, ms| {
             let every = Duration::from_millis(ms);
@@ -173,7 +214,8 @@ impl World {
             let (every, applied) = (Duration::from_millis(ms), w.nodes[node].applied);
             w.daemon(node).is_some_and(|d| d.is_due_or_new(what, now, every, applied))
         };
-        if due(self, "beat", 500) {
+        let heartbeat = u64::try_from(self.heartbeat(node).as_millis()).unwrap_or(u64::MAX);
+        if due(self, "beat", heartbeat) {
             self.beat(node);
         }
         if due(self, "report", 300) {
@@ -182,8 +224,12 @@ impl World {
         if due(self, "held", 500) {
             self.decide_held(node);
         }
+        if due(self, "reconcile", 5000) {
+            self.reconcile(node);
+        }
         if woken(self, "guard", 500) {
             self.guard(node);
+            self.await_handover(node);
         }
         if woken(self, "agent", 500) {
             self.agent_step(node);
@@ -283,7 +329,7 @@ impl World {
         let apart = if self.plan.calm {
             Duration::from_millis(100) * u32::try_from(node).unwrap_or(7)
         } else {
-            self.ms(0, 700)
+            self.ms(node, 0, 700)
         };
         let patience = ELECTION + apart;
         let n = &mut self.nodes[node];
@@ -318,8 +364,14 @@ impl World {
         d.acked = (0..self.cut.len()).filter(|v| *v != node).map(|v| (v, now)).collect();
         d.reports.clear();
         self.set_members(node);
-        let Some(d) = self.daemon(node) else { return };
-        let out = d.grantor.lead(at, term);
+        let since = if self.plan.plant == Plant::NewLeaderNoWait {
+            at.saturating_sub(FenceProfile::Wan.fence_time())
+        } else {
+            at
+        };
+        let Some(d) = self.nodes[node].daemon.as_mut() else { return };
+        d.led_since = self.now;
+        let out = d.grantor.lead(since, term);
         self.grant(node, out);
     }
 
@@ -371,6 +423,13 @@ impl World {
                     d.reports.insert(from, (report, now));
                 }
             }
+            Msg::Prepare { vmid, epoch } => self.prepare(node, from, vmid, epoch),
+            Msg::Abort { vmid, epoch } => self.end_incoming(node, vmid, epoch),
+            Msg::Continue { vmid, epoch } => self.continue_told(node, vmid, epoch),
+            Msg::Prepared { vmid, epoch, ok } => self.prepared(node, vmid, epoch, ok),
+            Msg::Runs { vmid, epoch } => self.runs_there(node, vmid, epoch),
+            Msg::Migrating { vmid, epoch } => self.migrating(node, from, vmid, epoch),
+            Msg::MovesNoMore { vmid, epoch } => self.moves_no_more(node, vmid, epoch),
             Msg::Ask { id, life, ask } => self.asked(node, from, id, life, ask),
             Msg::Told { id, life, told } => self.told(node, id, life, told),
             Msg::Late { id, life, ask } => {
@@ -406,7 +465,6 @@ impl World {
     }
 
     fn complete(&mut self, node: usize, id: u64, term: u64) {
-        let current = self.store.term == term;
         let Some(round) = self.daemon(node).and_then(|d| d.rounds.remove(&id)) else { return };
         match round.purpose {
             Purpose::Confirm(confirm) => {
@@ -418,41 +476,34 @@ impl World {
             Purpose::Ask { from, id, life, ask: Ask::Barrier } => {
                 self.send(node, from, Msg::Told { id, life, told: Told::Done(round.index) });
             }
-            // Whatever a deposed leader has not committed is lost with it; nobody hears of it.
-            Purpose::Ask { ask: Ask::Propose(_), .. } if !current => {}
-            Purpose::Ask { from, id, life, ask: Ask::Propose(txn) } => {
-                let before = self.store.newest().manager.0.clone();
-                let index = self.store.commit(&txn);
-                if let Some(index) = index {
-                    self.nodes[node].applied = index;
-                    self.committed(&txn, &before);
-                }
-                let told = index.map_or(Told::Refused, Told::Done);
-                self.send(node, from, Msg::Told { id, life, told });
+            Purpose::Ask { ask: Ask::Propose(_), .. } if self.now < self.stalls => {
+                let life = self.nodes[node].daemon.as_ref().map_or(0, |d| d.life);
+                let delay = self.ms(node, 100, 5000);
+                self.after(delay, Event::Commit { node, life, term, round: Box::new(round) });
             }
+            Purpose::Ask { ask: Ask::Propose(_), .. } => self.conclude(node, term, round),
         }
     }
 
-    fn committed(&mut self, txn: &Txn, before: &ManagerState) {
-        self.note(|| format!("committed: {}", tasks::brief(txn)));
-        match txn {
-            Txn::Recover { vmid, from, to, .. } => {
-                self.count_recovery();
-                self.tell_recovery(*vmid, from, to);
-            }
-            Txn::Lose(lost, _) => {
-                let lost = self.index(lost);
-                self.tell(Kind::FenceRequest, None, lost, None);
-            }
-            Txn::Release { vmid, from, to, live, .. } => {
-                self.tell_move(*vmid, from, to);
-                if *live {
-                    self.arrive(*vmid, to);
-                }
-            }
-            Txn::Manager(state, ..) => self.tell_manager(before, state),
-            _ => {}
+    /// A majority has a proposal.
+    pub fn conclude(&mut self, node: usize, term: u64, round: Round) {
+        let Purpose::Ask { from, id, life, ask: Ask::Propose(txn) } = round.purpose else { return };
+        // Whatever a deposed leader has not committed is lost with it; nobody hears of it.
+        if self.store.term != term {
+            return;
         }
+        let (index, new) = self.store.propose((from, life, id), &txn);
+        if let Some(index) = index {
+            self.nodes[node].applied = self.nodes[node].applied.max(index);
+        }
+        if new {
+            self.committed(&txn);
+            if self.spring(node) {
+                return;
+            }
+        }
+        let told = index.map_or(Told::Refused, Told::Done);
+        self.send(node, from, Msg::Told { id, life, told });
     }
 
     fn asked(&mut self, node: usize, from: usize, id: u64, life: u64, ask: Ask) {
@@ -466,7 +517,7 @@ impl World {
     /// Asks the leader for a barrier or a commit; what then, when it is known.
     pub fn ask(&mut self, node: usize, ask: Ask, then: tasks::Then) {
         let until = self.now + ROUND;
-        let slow = self.chance(30);
+        let slow = self.chance(node, 30);
         let Some(d) = self.daemon(node) else { return };
         d.next_id += 1;
         let (id, life) = (d.next_id, d.life);
@@ -481,7 +532,7 @@ impl World {
 
     /// Forwards a proposal some time from now.
     fn late(&mut self, node: usize, id: u64, life: u64, ask: Ask) {
-        let delay = self.ms(100, 4000);
+        let delay = self.ms(node, 100, 4000);
         let msg = Box::new(Msg::Late { id, life, ask });
         self.after(delay, Event::Deliver { from: node, to: node, msg });
     }
@@ -516,14 +567,20 @@ impl World {
         }
         let (at, tree) = (n.clock(now), self.store.at(n.applied));
         let uuid = |name: &NodeName| self.nodes.iter().find(|n| n.name == *name).map(|n| n.uuid.clone());
+        let forgives = self.plan.plant == Plant::LostNotSticky;
         let member = |(name, state): (&NodeName, &stead_model::NodeState)| {
-            Some((name.clone(), Member { uuid: uuid(name)?, state: state.clone() }))
+            let state = match state {
+                NodeState::Lost { boot } if forgives => NodeState::Member { boot: boot.clone() },
+                state => state.clone(),
+            };
+            Some((name.clone(), Member { uuid: uuid(name)?, state }))
         };
         let members = tree.nodes.iter().filter_map(member).collect();
         let applied = self.nodes[node].applied;
         if let Some(d) = self.daemon(node) {
             d.told = Some(applied);
             d.grantor.set_members(at, members);
+            d.grantor.set_profile(at, tree.profile, tree.previous);
         }
     }
 
@@ -546,8 +603,9 @@ impl World {
                     self.grant(node, out);
                 }
                 GrantorCommand::Confirm { round } => self.begin_round(node, Purpose::Confirm(round)),
-                // The profile never changes here.
-                GrantorCommand::SettleProfile(_) => {}
+                GrantorCommand::SettleProfile(previous) => {
+                    self.ask(node, Ask::Propose(Txn::Settle(previous)), tasks::Then::Nothing);
+                }
                 GrantorCommand::Answer { node: to, answer } => {
                     if let Some(to) = self.index(&to) {
                         self.send(node, to, Msg::Answer(answer));
@@ -593,7 +651,19 @@ impl World {
         }
     }
 
+    /// How often this node asks for its lease.
+    fn heartbeat(&self, node: usize) -> Duration {
+        let tree = self.store.at(self.nodes[node].applied);
+        let previous = tree.previous.map_or(tree.profile.heartbeat(), FenceProfile::heartbeat);
+        previous.min(tree.profile.heartbeat())
+    }
+
     fn answered(&mut self, node: usize, answer: HeartbeatAnswer) {
+        if self.plan.plant == Plant::ThawBeforeDecision {
+            for copy in self.nodes[node].copies.values_mut().filter(|c| c.frozen && !c.hung) {
+                (copy.frozen, copy.running) = (false, copy.incoming.is_none());
+            }
+        }
         match answer.outcome {
             outcome @ Outcome::Granted { .. } => {
                 self.ask_fenced(node, Call::Renew { nonce: answer.nonce, outcome });

@@ -1,43 +1,54 @@
-//! Fault search of leases, fencing and HA together, on a modelled cluster in virtual time.
+//! Fault search of leases, fencing, HA and migration together, on a modelled cluster in virtual time.
 //!
 //! What decides is the real thing: [`stead_membership::Holder`], [`stead_membership::Grantor`], the HA manager's
-//! [`stead_ha::step`] and the agents' [`stead_ha::Agent`]. What carries out is modelled, with the order of its steps as
-//! in the daemon's shells, and so is what lies below:
+//! [`stead_ha::step`], the agents' [`stead_ha::Agent`] and the plan of a migration, [`stead_guest::migration::Migration`]. What carries out is
+//! modelled, with the order of its steps as in the daemon's shells, and so is what lies below:
 //!
 //! | modelled | as |
 //! |---|---|
-//! | the configuration ([`store`]) | a linearizable log; elections, rounds and proposals by messages that can be late or lost; a proposal may be forwarded late, by a node that was deposed meanwhile |
-//! | a machine ([`node`]) | clock that errs by up to 1 %, power, watchdog that counts by itself, daemon and fence process that can be paused, killed and started again |
-//! | a guest | stopped, running, frozen, hung; slow to start; moved only while it is stopped |
+//! | the configuration (`store`) | a linearizable log; elections, rounds and proposals by messages that can be late, lost or doubled; a proposal may hang, or be forwarded late by a node that was deposed meanwhile |
+//! | a machine (`node`, `machine`) | clock that errs by up to 1 %, power, watchdog that counts by itself, daemon and fence process that can be paused, killed and started again |
+//! | a guest | waiting, running, frozen, hung; slow to start, to stop and to be sent; QEMU goes on by itself when a migration fails |
 //!
-//! One seed is one history: [`run`] replays it exactly. A history has a phase of faults, in which the safety invariants
-//! are checked after every event, and a phase of healing, after which every service must be in its requested state. Each
-//! invariant is one file in `invariants`. A [`Plant`] is a mistake in the wiring that the search must find.
+//! One seed is one history. What is done to the cluster, faults and users' changes, is drawn before it begins (`script`), and
+//! whatever else is left to chance comes from dice of each node and link (`dice`); so acts can be taken out of a history
+//! while the rest keeps its meaning, and [`shrink`] does that. A history has a phase of faults and a phase of healing; each invariant is one
+//! file in `invariants`. A [`Plant`] is a mistake in the wiring that the search must find.
 
 mod config;
 mod daemon;
+mod dice;
 mod faults;
 mod invariants;
+mod machine;
+mod moves;
 mod node;
+mod plant;
 mod scene;
+mod script;
+mod search;
 mod store;
 mod tasks;
+mod tell;
 mod world;
 
 #[cfg(test)]
 mod tests;
 
+pub use plant::Plant;
 pub use scene::{PlayError, play};
-pub use world::{Outcome, run};
+pub use search::{Finding, Found, Progress, Search, shrink};
+pub use world::{Breach, Outcome, replay, run};
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How a history is made.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
     /// Nodes: 3 to 9.
     pub nodes: usize,
-    /// Guests, each a service that is to be kept running.
+    /// Guests, each under HA at first.
     pub guests: u32,
     /// How long faults are injected.
     pub faults: Duration,
@@ -45,8 +56,10 @@ pub struct Plan {
     pub healing: Duration,
     /// A mistake, to show that it would be found.
     pub plant: Plant,
-    /// Nothing is left to chance: no faults, every delay as short as it can be, clocks that do not err.
+    /// Nothing is left to chance: every delay is as short as it can be, clocks do not err.
     pub calm: bool,
+    /// By how much clocks err at most, in a thousand. What is promised rests on 10.
+    pub drift: u32,
 }
 
 impl Default for Plan {
@@ -55,30 +68,29 @@ impl Default for Plan {
             nodes: 3,
             guests: 3,
             faults: Duration::from_secs(60),
-            healing: Duration::from_secs(90),
+            healing: Duration::from_secs(150),
             plant: Plant::None,
             calm: false,
+            drift: 10,
         }
     }
 }
 
-/// A mistake in the wiring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plant {
-    /// None.
-    None,
-    /// A recovery relies on the committed loss alone, whoever decided it.
-    LossIsSettled,
-    /// The lease counts from the answer's arrival.
-    LeaseFromAnswer,
-    /// Leadership is believed, not confirmed.
-    UnconfirmedGrant,
-    /// A node that enters again keeps its guests, and continues them as soon as it has a lease.
-    ThawUnasked,
-    /// A node that reports nothing counts as lost, and its record is not checked.
-    SilenceIsLoss,
-    /// The watchdog's time-out is longer than D + W.
-    SlowWatchdog,
-    /// A machine is not reset when it should be: neither by the switch nor by the watchdog.
-    NoReset,
+/// What is left of a history: all of it, unless parts are taken out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// The acts that are left, by their numbers.
+    pub only: Option<BTreeSet<usize>>,
+    /// The first so many nodes.
+    pub nodes: Option<usize>,
+    /// The first so many guests.
+    pub guests: Option<u32>,
+    /// Nothing but the acts is left to chance.
+    pub calm: bool,
+}
+
+impl Cut {
+    fn leaves(&self, number: usize) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains(&number))
+    }
 }

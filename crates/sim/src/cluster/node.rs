@@ -24,6 +24,36 @@ pub struct Copy {
     pub ran: bool,
     /// That it is lost has been told.
     pub lost: bool,
+    /// Its state is being sent to another node.
+    pub sending: Option<Sending>,
+    /// All of it was sent: its CPUs stand.
+    pub sent: bool,
+    /// It waits for a hand-over, and has not run.
+    pub incoming: Option<Incoming>,
+    /// It has all of its state.
+    pub received: bool,
+}
+
+/// A guest's state on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sending {
+    /// Which sending: a later one has another number.
+    pub id: u64,
+    /// Where to.
+    pub to: usize,
+    /// The lives of both daemons, through which the stream goes.
+    pub lives: (u64, u64),
+    /// It will fail by itself.
+    pub fails: bool,
+}
+
+/// A copy that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incoming {
+    /// Who sends.
+    pub from: usize,
+    /// When that node was last asked whether it still does.
+    pub asked: Duration,
 }
 
 /// The fence process.
@@ -135,7 +165,7 @@ impl Node {
         self.boot = boot_id(self.number, self.boots);
         self.applied = self.applied.min(store.last());
         self.start_fenced(now);
-        self.start_daemon(now);
+        self.start_daemon(now, store);
     }
 
     /// The fence process is started (again).
@@ -155,12 +185,13 @@ impl Node {
     }
 
     /// The daemon is started (again). A guest whose start the last one did not finish is ended: nobody waits for it.
-    pub fn start_daemon(&mut self, now: Duration) {
+    pub fn start_daemon(&mut self, now: Duration, store: &Store) {
         self.lives += 1;
-        self.daemon = Some(Daemon::new(self.clock(now), now, self.lives));
+        let tree = store.at(self.applied);
+        self.daemon = Some(Daemon::new(self.clock(now), now, self.lives, &tree));
         let unfinished = |h: &(Vmid, Epoch, Hold)| h.2 == Hold::Registered;
         for (vmid, ..) in self.holds().into_iter().filter(unfinished) {
-            if self.copies.get(&vmid).is_some_and(|c| !c.running) {
+            if self.copies.get(&vmid).is_some_and(|c| !c.running && !c.sent && c.incoming.is_none()) {
                 self.copies.remove(&vmid);
             }
         }

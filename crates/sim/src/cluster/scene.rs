@@ -5,19 +5,16 @@
 //! machine, never from what the manager believes.
 
 use super::config::{Config, Edit};
+use super::dice::Dice;
 use super::node::Node;
 use super::store::{Tree, Txn};
 use super::world::{Event, World, new_node};
 use super::{Plan, Plant};
 use crate::scenario::command::{Named, ServiceCommand};
 use crate::scenario::story::{NodeEnd, ServiceEnd};
-use crate::scenario::{Command, Failing, Happening, Hardware, Kind, Load, Scenario, Step, Story};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
+use crate::scenario::{Command, Happening, Hardware, Kind, Load, Scenario, Step, Story};
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::rc::Rc;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use stead_ha::{DisarmMode, Leave, ManagerState, NodeStatus, Request, ServiceState};
 use stead_model::ha_cfg::{HaCfgError, HaResource, RequestedState};
@@ -27,9 +24,6 @@ use stead_model::{
 
 /// A node that is rebooted is up again after so long.
 const REBOOT: Duration = Duration::from_secs(20);
-
-/// How often users try to make their changes.
-const RETRY: Duration = Duration::from_millis(200);
 
 /// A scenario that cannot be played.
 #[derive(Debug, thiserror::Error)]
@@ -56,13 +50,11 @@ pub(super) struct Scene {
     names: BTreeMap<ServiceId, String>,
     later: BTreeMap<ServiceId, Load>,
     loads: BTreeMap<Vmid, Load>,
-    failing: BTreeMap<Vmid, Failing>,
     /// Every service that there ever was.
     known: BTreeSet<ServiceId>,
     unplugged: BTreeSet<usize>,
-    edits: VecDeque<Edit>,
     /// Guests under way from one node to another, with the node that they left.
-    transit: BTreeMap<Vmid, usize>,
+    pub transit: BTreeMap<Vmid, usize>,
     round: u64,
     told: Vec<Happening>,
 }
@@ -86,11 +78,12 @@ pub fn play(scenario: &Scenario) -> Result<Story, PlayError> {
 }
 
 fn build(scenario: &Scenario) -> Result<World, PlayError> {
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let plan = Plan { nodes: scenario.nodes.len(), plant: Plant::None, calm: true, ..Plan::default() };
+    let mut dice = Dice::new(0, plan.nodes);
     let machine = |(i, h): (usize, &Hardware)| Node {
         rate: 1000,
         offset: Duration::from_secs(1000),
-        ..new_node(i + 1, h.name.clone(), &mut rng)
+        ..new_node(i + 1, h.name.clone(), &plan, &mut dice)
     };
     let nodes: Vec<Node> = scenario.nodes.iter().enumerate().map(machine).collect();
     let known: BTreeSet<&NodeName> = scenario.nodes.iter().map(|h| &h.name).collect();
@@ -110,12 +103,9 @@ fn build(scenario: &Scenario) -> Result<World, PlayError> {
         };
         (s.resource.sid.vmid, own)
     });
-    let manager = manager(scenario)?;
-    let owners = owners.collect();
-    let manager = (Arc::new(manager), 0);
-    let tree = Tree { nodes: BTreeMap::new(), owners, manager, config: Rc::new(config(scenario)?) };
-    let plan = Plan { nodes: nodes.len(), plant: Plant::None, calm: true, ..Plan::default() };
-    let mut world = World::with(rng, plan, nodes, tree);
+    let tree = Tree::new(owners.collect(), manager(scenario)?, config(scenario)?);
+    let mut world = World::with(dice, plan, nodes, tree);
+    world.failing = scenario.services.iter().map(|s| (s.resource.sid.vmid, s.failing)).collect();
     let unplugged = scenario.nodes.iter().enumerate().filter(|(_, h)| h.power && !h.network);
     let unplugged: BTreeSet<usize> = unplugged.map(|(i, _)| i).collect();
     world.scene = Some(Scene {
@@ -124,10 +114,8 @@ fn build(scenario: &Scenario) -> Result<World, PlayError> {
         names: scenario.names.clone(),
         later: scenario.later.clone(),
         loads: scenario.services.iter().map(|s| (s.resource.sid.vmid, s.load)).collect(),
-        failing: scenario.services.iter().map(|s| (s.resource.sid.vmid, s.failing)).collect(),
         known: scenario.services.iter().map(|s| s.resource.sid).collect(),
         unplugged,
-        edits: VecDeque::new(),
         transit: BTreeMap::new(),
         round: scenario.round.as_secs(),
         told: vec![],
@@ -232,7 +220,7 @@ impl World {
 
     /// Whether this attempt to start a guest fails by itself.
     pub fn start_fails(&mut self, node: usize, vmid: Vmid) -> bool {
-        let Some(failing) = self.scene.as_mut().and_then(|s| s.failing.get_mut(&vmid)) else { return false };
+        let Some(failing) = self.failing.get_mut(&vmid) else { return false };
         let fails = failing.starts > 0 && failing.on.is_none_or(|n| n == node + 1);
         failing.starts -= u32::from(fails);
         fails
@@ -240,7 +228,7 @@ impl World {
 
     /// Whether this attempt to move a guest fails by itself.
     pub fn move_fails(&mut self, vmid: Vmid) -> bool {
-        let Some(failing) = self.scene.as_mut().and_then(|s| s.failing.get_mut(&vmid)) else { return false };
+        let Some(failing) = self.failing.get_mut(&vmid) else { return false };
         let fails = failing.moves > 0;
         failing.moves -= u32::from(fails);
         fails
@@ -248,7 +236,7 @@ impl World {
 
     /// Whether the guest cannot be stopped.
     pub fn stop_fails(&self, vmid: Vmid) -> bool {
-        self.scene.as_ref().is_some_and(|s| s.failing.get(&vmid).is_some_and(|f| f.stop))
+        self.failing.get(&vmid).is_some_and(|f| f.stop)
     }
 
     /// Sets the links as the cables are.
@@ -284,7 +272,7 @@ impl World {
             Command::Reboot(n) => self.leave_command(n, Leave::Reboot),
             Command::RestartAgent(n) => {
                 self.tell_command(None, format!("restart-lrm {n}"));
-                self.set_leave(n, Leave::Restart);
+                self.set_leave_of(n, Leave::Restart);
             }
             Command::Delay(time) => self.tell_command(None, format!("delay {}", time.as_secs_f64())),
             Command::SkipRound => self.tell_command(None, "skip-round crm".to_owned()),
@@ -336,12 +324,19 @@ impl World {
         let Some(node) = self.index(name) else { return };
         let kind = if leave == Leave::Reboot { Kind::InReboot } else { Kind::InShutdown };
         self.tell(kind, None, Some(node), None);
-        self.set_leave(name, leave);
+        self.set_leave(node, leave);
     }
 
-    fn set_leave(&mut self, name: &NodeName, leave: Leave) {
+    fn set_leave_of(&mut self, name: &NodeName, leave: Leave) {
+        if let Some(node) = self.index(name) {
+            self.set_leave(node, leave);
+        }
+    }
+
+    /// A node, or its daemon, is to go.
+    pub fn set_leave(&mut self, node: usize, leave: Leave) {
         let now = self.now;
-        if let Some(daemon) = self.index(name).and_then(|n| self.daemon(n)) {
+        if let Some(daemon) = self.daemon(node) {
             daemon.leave = Some((leave, now));
         }
     }
@@ -419,9 +414,9 @@ impl World {
 
     fn add(&mut self, named: Named, node: &NodeName, state: RequestedState, running: bool) {
         let sid = named.sid;
+        self.failing.entry(sid.vmid).or_insert_with(|| named.failing());
         if let Some(scene) = &mut self.scene {
             scene.known.insert(sid);
-            scene.failing.entry(sid.vmid).or_insert_with(|| named.failing());
             let load = scene.later.get(&sid).copied().unwrap_or_default();
             scene.loads.entry(sid.vmid).or_insert(load);
         }
@@ -429,33 +424,15 @@ impl World {
         self.edit(Edit::Add { resource, node: node.clone(), running });
     }
 
-    fn edit(&mut self, edit: Edit) {
-        if let Some(scene) = &mut self.scene {
-            scene.edits.push_back(edit);
-        }
-        self.commit_edits();
-    }
-
-    /// Commits what users wait for, where there is a leader that can.
-    pub fn commit_edits(&mut self) {
-        let leader = (0..self.nodes.len()).find(|n| self.leads(*n) == Some(self.store.term));
-        let Some(leader) = leader.filter(|n| self.has_majority(*n)) else {
-            if self.scene.as_ref().is_some_and(|s| !s.edits.is_empty()) {
-                self.after(RETRY, Event::Edits);
-            }
-            return;
-        };
-        while let Some(edit) = self.scene.as_mut().and_then(|s| s.edits.pop_front()) {
-            if let Some(index) = self.store.commit(&Txn::User(edit.clone())) {
-                self.nodes[leader].applied = index;
-                self.edited(&edit);
-            }
-        }
-    }
-
     /// What users have done to a guest outside HA happens at once.
-    fn edited(&mut self, edit: &Edit) {
+    pub fn edited(&mut self, leader: usize, edit: &Edit) {
         match edit {
+            Edit::Profile(_) if self.plan.plant == Plant::ProfileShrunk => {
+                let forgotten = self.store.newest().previous.map(Txn::Settle);
+                if let Some(index) = forgotten.and_then(|txn| self.store.commit(&txn)) {
+                    self.nodes[leader].applied = index;
+                }
+            }
             Edit::Add { resource, node, running: true } => self.appear(resource.sid.vmid, &node.clone()),
             Edit::Moved { vmid, to, running } => {
                 for node in 0..self.nodes.len() {
@@ -470,7 +447,7 @@ impl World {
     }
 
     /// A guest runs there, without HA.
-    fn appear(&mut self, vmid: Vmid, node: &NodeName) {
+    pub fn appear(&mut self, vmid: Vmid, node: &NodeName) {
         let Some(node) = self.index(node).filter(|n| self.nodes[*n].on) else { return };
         let Some(epoch) = self.store.newest().owners.get(&vmid).map(|o| o.epoch) else { return };
         self.add_copy(node, vmid, epoch);

@@ -5,28 +5,106 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use stead_ha::ManagerState;
-use stead_model::{BootId, Epoch, NodeName, NodeState, Ownership, RequestedState, ServiceId, Vmid};
+use stead_model::{
+    BootId, Epoch, FenceProfile, NodeName, NodeState, Ownership, RequestedState, ServiceId, Vmid,
+};
 
 /// What is committed.
 #[derive(Debug, Clone)]
 pub struct Tree {
     /// Each node's state.
     pub nodes: BTreeMap<NodeName, NodeState>,
+    /// How often each node's state was written.
+    pub node_revisions: BTreeMap<NodeName, u64>,
     /// Each guest's owner.
     pub owners: BTreeMap<Vmid, Ownership>,
+    /// How often each guest's ownership was written.
+    pub revisions: BTreeMap<Vmid, u64>,
     /// The HA manager's state, and how often it was written.
     pub manager: (Arc<ManagerState>, u64),
     /// What users want.
     pub config: Rc<Config>,
+    /// Times of leases and fencing.
+    pub profile: FenceProfile,
+    /// The ones before, while leases granted by them may be alive.
+    pub previous: Option<FenceProfile>,
 }
 
 impl Tree {
+    /// A cluster of the default profile, in which nothing has happened yet.
+    pub fn new(owners: BTreeMap<Vmid, Ownership>, manager: ManagerState, config: Config) -> Self {
+        Self {
+            nodes: BTreeMap::new(),
+            node_revisions: BTreeMap::new(),
+            owners,
+            revisions: BTreeMap::new(),
+            manager: (Arc::new(manager), 0),
+            config: Rc::new(config),
+            profile: FenceProfile::Default,
+            previous: None,
+        }
+    }
+
     /// Whether HA has the guest, so that the fence process is to guard it. It does so while HA is disarmed too: what is
     /// guarded can be recovered once HA is armed again, whatever became of its node.
     pub fn is_guarded(&self, vmid: Vmid) -> bool {
         let Some(own) = self.owners.get(&vmid) else { return false };
         let resource = self.config.resources.get(&ServiceId { kind: own.kind, vmid });
         resource.is_some_and(|r| r.state != RequestedState::Ignored)
+    }
+
+    /// How often a guest's ownership was written.
+    pub fn revision(&self, vmid: Vmid) -> u64 {
+        self.revisions.get(&vmid).copied().unwrap_or(0)
+    }
+
+    /// How often a node's state was written.
+    pub fn node_revision(&self, node: &NodeName) -> u64 {
+        self.node_revisions.get(node).copied().unwrap_or(0)
+    }
+
+    /// Whether a node takes part, by that boot.
+    pub fn is_member(&self, node: &NodeName, boot: &BootId) -> bool {
+        self.nodes.get(node).is_some_and(|s| !s.is_lost() && s.boot() == boot)
+    }
+
+    fn set_node(&mut self, node: &NodeName, state: NodeState) {
+        self.nodes.insert(node.clone(), state);
+        *self.node_revisions.entry(node.clone()).or_default() += 1;
+    }
+
+    fn written(&mut self, vmid: Vmid) {
+        *self.revisions.entry(vmid).or_default() += 1;
+    }
+
+    /// Changes the profile, unless an earlier change is not over.
+    pub fn change_profile(&mut self, profile: FenceProfile) -> bool {
+        let free = self.previous.is_none() && profile != self.profile;
+        if free {
+            self.previous = Some(std::mem::replace(&mut self.profile, profile));
+        }
+        free
+    }
+
+    /// The operator's word that a lost node is off: guests under HA are said not to run there, others get another node.
+    pub fn node_is_off(&mut self, node: &NodeName) -> bool {
+        if !self.nodes.get(node).is_some_and(NodeState::is_lost) {
+            return false;
+        }
+        let to = self.nodes.iter().find(|(_, s)| !s.is_lost()).map(|(n, _)| n.clone());
+        let mut freed = vec![];
+        for (vmid, own) in self.owners.iter_mut().filter(|(_, o)| o.owner == *node) {
+            let resource = self.config.resources.get(&ServiceId { kind: own.kind, vmid: *vmid });
+            let state = resource.map_or(RequestedState::Ignored, |r| r.state);
+            let by_ha = !matches!(state, RequestedState::Ignored | RequestedState::Disabled);
+            let to = if by_ha { Some(node.clone()) } else { to.clone() };
+            let Some(to) = to.filter(|_| !by_ha || (own.running && !own.armed)) else { continue };
+            (own.owner, own.epoch) = (to, own.epoch.next());
+            (own.running, own.armed) = (false, false);
+            freed.push(*vmid);
+        }
+        freed.into_iter().for_each(|vmid| self.written(vmid));
+        true
     }
 }
 
@@ -37,22 +115,53 @@ pub enum Txn {
     Lose(NodeName, BootId),
     /// The node takes part by that boot, if its record is still as seen.
     Enter(NodeName, BootId, NodeState),
-    /// The guest moves from a lost node to another, under the next epoch. The flag plants that the loss is not checked.
-    Recover { vmid: Vmid, from: NodeName, to: NodeName, epoch: Epoch, unlock: bool, unchecked: bool },
-    /// The owner gives a guest to another node: one that does not run, or (`live`) one that has moved while it ran.
-    Release { vmid: Vmid, from: NodeName, to: NodeName, epoch: Epoch, live: bool },
-    /// The owner may be running the guest, and guards it, or is not any more.
-    Running { vmid: Vmid, node: NodeName, epoch: Epoch, running: bool, armed: bool },
+    /// The guest moves from a lost node, whose record is of that revision, to another, under the next epoch.
+    Recover {
+        vmid: Vmid,
+        from: NodeName,
+        to: NodeName,
+        epoch: Epoch,
+        unlock: bool,
+        lost: u64,
+        checked: Checked,
+    },
+    /// The owner gives a stopped guest to another node.
+    Release { vmid: Vmid, from: NodeName, to: NodeName, epoch: Epoch },
+    /// The owner gives a guest that has moved while it ran to another node: over the record of that revision, to a member
+    /// whose record is of that revision.
+    HandOver { vmid: Vmid, from: NodeName, to: NodeName, epoch: Epoch, revision: u64, target: u64 },
+    /// The owner may be running the guest, and guards it, or is not any more. Only a member in that boot may run one.
+    Running { vmid: Vmid, node: NodeName, epoch: Epoch, running: bool, armed: bool, boot: Option<BootId> },
+    /// The record is written as it is, if it is of that revision: no proposal that was built on it can be committed any more.
+    Rewrite { vmid: Vmid, node: NodeName, revision: u64 },
     /// The manager's state, over the one that it read, without the requests that it has taken or refused.
     Manager(Arc<ManagerState>, u64, Vec<String>),
+    /// No lease of the previous profile is alive any more.
+    Settle(FenceProfile),
     /// A user's change.
     User(Edit),
 }
+
+/// What of a recovery's preconditions is checked; anything but all of them is a planted mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checked {
+    /// All.
+    All,
+    /// Not that the node is lost.
+    NotTheLoss,
+    /// Not the ownership that it starts from.
+    NotTheOwnership,
+}
+
+/// Names a proposal: who made it, in which life of its daemon, and its number.
+pub type ProposalId = (usize, u64, u64);
 
 /// The log, and who was elected last.
 #[derive(Debug)]
 pub struct Store {
     log: Vec<Rc<Tree>>,
+    /// What came of each proposal: one that arrives again is not applied again.
+    done: BTreeMap<ProposalId, Option<usize>>,
     /// The latest term with a leader.
     pub term: u64,
 }
@@ -60,7 +169,7 @@ pub struct Store {
 impl Store {
     /// A store with one entry.
     pub fn new(first: Tree) -> Self {
-        Self { log: vec![Rc::new(first)], term: 0 }
+        Self { log: vec![Rc::new(first)], done: BTreeMap::new(), term: 0 }
     }
 
     /// The last index.
@@ -78,6 +187,11 @@ impl Store {
         &self.log[self.last()]
     }
 
+    /// What was committed before the last entry.
+    pub fn before(&self) -> Rc<Tree> {
+        self.log[self.last().saturating_sub(1)].clone()
+    }
+
     /// Appends the change if its precondition holds. Returns the index.
     pub fn commit(&mut self, txn: &Txn) -> Option<usize> {
         let mut tree = self.newest().clone();
@@ -87,52 +201,33 @@ impl Store {
         self.log.push(Rc::new(tree));
         Some(self.last())
     }
+
+    /// The same of a proposal, once. The flag says whether it was now.
+    pub fn propose(&mut self, id: ProposalId, txn: &Txn) -> (Option<usize>, bool) {
+        if let Some(done) = self.done.get(&id) {
+            return (*done, false);
+        }
+        let index = self.commit(txn);
+        self.done.insert(id, index);
+        (index, index.is_some())
+    }
 }
 
 fn apply(tree: &mut Tree, txn: &Txn) -> bool {
     match txn {
         Txn::Lose(node, boot) => {
-            let as_seen = tree.nodes.get(node) == Some(&NodeState::Member { boot: boot.clone() });
+            let as_seen = tree.is_member(node, boot);
             if as_seen {
-                tree.nodes.insert(node.clone(), NodeState::Lost { boot: boot.clone() });
+                tree.set_node(node, NodeState::Lost { boot: boot.clone() });
             }
             as_seen
         }
         Txn::Enter(node, boot, seen) => {
             let as_seen = tree.nodes.get(node) == Some(seen);
             if as_seen {
-                tree.nodes.insert(node.clone(), NodeState::Member { boot: boot.clone() });
+                tree.set_node(node, NodeState::Member { boot: boot.clone() });
             }
             as_seen
-        }
-        Txn::Recover { vmid, from, to, epoch, unlock, unchecked } => {
-            let lost = tree.nodes.get(from).is_some_and(NodeState::is_lost);
-            let Some(own) = tree.owners.get_mut(vmid).filter(|o| o.owner == *from && o.epoch == *epoch)
-            else {
-                return false;
-            };
-            if lost || *unchecked {
-                *own = Ownership {
-                    owner: to.clone(),
-                    epoch: epoch.next(),
-                    armed: false,
-                    running: false,
-                    ..*own
-                };
-                if *unlock {
-                    Rc::make_mut(&mut tree.config).locks.remove(vmid);
-                }
-            }
-            lost || *unchecked
-        }
-        Txn::Release { vmid, from, to, epoch, live } => {
-            let mine = |o: &&mut Ownership| o.owner == *from && o.epoch == *epoch && o.running == *live;
-            let own = tree.owners.get_mut(vmid).filter(mine);
-            own.map(|own| (own.owner, own.epoch) = (to.clone(), epoch.next())).is_some()
-        }
-        Txn::Running { vmid, node, epoch, running, armed } => {
-            let own = tree.owners.get_mut(vmid).filter(|o| o.owner == *node && o.epoch == *epoch);
-            own.map(|own| (own.running, own.armed) = (*running, *armed)).is_some()
         }
         Txn::Manager(state, seen, dropped) => {
             let as_seen = tree.manager.1 == *seen;
@@ -144,6 +239,69 @@ fn apply(tree: &mut Tree, txn: &Txn) -> bool {
             }
             as_seen
         }
-        Txn::User(edit) => edit.apply(tree),
+        Txn::Settle(previous) => {
+            let as_seen = tree.previous == Some(*previous);
+            if as_seen {
+                tree.previous = None;
+            }
+            as_seen
+        }
+        Txn::User(edit) => {
+            let done = edit.apply(tree);
+            if let (true, Edit::Moved { vmid, .. }) = (done, edit) {
+                tree.written(*vmid);
+            }
+            done
+        }
+        of_guest => apply_to_guest(tree, of_guest),
     }
+}
+
+fn apply_to_guest(tree: &mut Tree, txn: &Txn) -> bool {
+    let owned = |tree: &Tree, vmid: &Vmid, owner: &NodeName, epoch: &Epoch| {
+        tree.owners.get(vmid).filter(|o| o.owner == *owner && o.epoch == *epoch).cloned()
+    };
+    let (vmid, new) = match txn {
+        Txn::Recover { vmid, from, to, epoch, unlock, lost, checked } => {
+            let is_lost = tree.nodes.get(from).is_some_and(NodeState::is_lost);
+            let own = match checked {
+                Checked::NotTheOwnership => tree.owners.get(vmid).cloned(),
+                _ => owned(tree, vmid, from, epoch).filter(|o| o.armed || !o.running),
+            };
+            let as_seen = is_lost && tree.node_revision(from) == *lost;
+            let Some(own) = own.filter(|_| as_seen || *checked == Checked::NotTheLoss) else { return false };
+            if *unlock {
+                Rc::make_mut(&mut tree.config).locks.remove(vmid);
+            }
+            let epoch = own.epoch.next();
+            (vmid, Ownership { owner: to.clone(), epoch, armed: false, running: false, ..own })
+        }
+        Txn::Release { vmid, from, to, epoch } => {
+            let free = tree.nodes.get(to).is_some_and(|s| !s.is_lost());
+            let own = owned(tree, vmid, from, epoch).filter(|o| !o.running && free);
+            let Some(own) = own else { return false };
+            (vmid, Ownership { owner: to.clone(), epoch: epoch.next(), ..own })
+        }
+        Txn::HandOver { vmid, from, to, epoch, revision, target } => {
+            let as_seen = tree.revision(*vmid) == *revision && tree.node_revision(to) == *target;
+            let Some(own) = owned(tree, vmid, from, epoch).filter(|_| as_seen) else { return false };
+            let armed = tree.is_guarded(*vmid);
+            (vmid, Ownership { owner: to.clone(), epoch: epoch.next(), running: true, armed, ..own })
+        }
+        Txn::Running { vmid, node, epoch, running, armed, boot } => {
+            let member = boot.as_ref().is_none_or(|boot| tree.is_member(node, boot));
+            let Some(own) = owned(tree, vmid, node, epoch).filter(|_| member) else { return false };
+            (vmid, Ownership { running: *running, armed: *armed, ..own })
+        }
+        Txn::Rewrite { vmid, node, revision } => {
+            let as_seen = tree.revision(*vmid) == *revision;
+            let own = tree.owners.get(vmid).filter(|o| as_seen && o.owner == *node).cloned();
+            let Some(own) = own else { return false };
+            (vmid, own)
+        }
+        _ => return false,
+    };
+    tree.owners.insert(*vmid, new);
+    tree.written(*vmid);
+    true
 }

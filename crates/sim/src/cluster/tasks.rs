@@ -1,10 +1,10 @@
 //! What a daemon does in several steps: entering again, deciding held guests, starting and moving guests, managing HA.
 //! The order of the steps is that of the daemon's shells.
 
-use super::Plant;
 use super::daemon::Msg;
-use super::store::{Tree, Txn};
+use super::store::{Checked, Tree, Txn};
 use super::world::{Call, Event, World};
+use super::{Plant, invariants};
 use crate::scenario::Kind;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use stead_ha::{
     AgentCommand, AgentReport, AgentService, AgentView, Attempt, Command, Ending, ManagerState, NodeView,
-    NodeWord, Process, Service, ServiceView, Stats, View,
+    NodeWord, Process, ServiceView, Stats, View,
 };
 use stead_membership::grantor::DeclareFailure;
 use stead_membership::{Hold, HolderCommand};
@@ -62,7 +62,15 @@ pub(super) enum Then {
     Launch(Task),
     Stopped(AgentCommand),
     Released(AgentCommand),
-    Unguard(Vmid, Epoch),
+    Guarded(Vmid, Epoch),
+    Reconcile,
+    Migrate(AgentCommand, NodeName),
+    HandedOver(Vmid),
+    ReadOutcome(Vmid),
+    Prepare { from: usize, vmid: Vmid, epoch: Epoch },
+    EndIncoming { vmid: Vmid, epoch: Epoch },
+    ContinueIncoming { vmid: Vmid, epoch: Epoch },
+    Reclaimed { vmid: Vmid, epoch: Epoch },
 }
 
 /// What a node tells the leader.
@@ -72,19 +80,6 @@ pub(super) struct Reported {
     lease: bool,
     copies: BTreeSet<Vmid>,
     ha: AgentReport,
-}
-
-pub(super) fn brief(txn: &Txn) -> String {
-    match txn {
-        Txn::Manager(state, ..) => {
-            let service =
-                |(sid, s): (&ServiceId, &Service)| format!("{sid} {:?} {} ({})", s.state, s.node, s.reason);
-            let services: Vec<String> = state.service_status.iter().map(service).collect();
-            format!("HA: {:?}, {}", state.node_status.values().collect::<Vec<_>>(), services.join(", "))
-        }
-        Txn::Enter(node, boot, _) => format!("{node} enters by boot {boot}"),
-        other => format!("{other:?}"),
-    }
 }
 
 fn sid_of(vmid: Vmid, own: &Ownership) -> ServiceId {
@@ -97,11 +92,11 @@ fn not_now() -> Ending {
 }
 
 impl World {
-    fn tree(&self, node: usize) -> Rc<Tree> {
+    pub fn tree(&self, node: usize) -> Rc<Tree> {
         self.store.at(self.nodes[node].applied)
     }
 
-    fn leased(&mut self, node: usize) -> bool {
+    pub fn leased(&mut self, node: usize) -> bool {
         let now = self.now;
         let at = self.nodes[node].clock(now);
         self.nodes[node].answering(now).is_some_and(|f| f.holder.lease_left(at).is_some())
@@ -140,12 +135,20 @@ impl World {
                 let ending = if done { Ending::Done } else { not_now() };
                 self.ended(node, &command, ending);
             }
-            Then::Unguard(vmid, epoch) => {
+            Then::Guarded(vmid, epoch) => {
                 self.idle(node, "guard");
-                if done {
-                    self.let_go(node, vmid, epoch);
+                if done && self.plan.plant == Plant::ArmedBeforeRegistered {
+                    self.take_up(node, vmid, epoch);
                 }
             }
+            Then::Reconcile => self.reconcile_now(node, done),
+            Then::Migrate(command, to) => self.migrate(node, command, &to, done),
+            Then::HandedOver(vmid) => self.handed_over(node, vmid, told),
+            Then::ReadOutcome(vmid) => self.read_outcome(node, vmid, done),
+            Then::Prepare { from, vmid, epoch } => self.prepare_now(node, from, vmid, epoch, done),
+            Then::EndIncoming { vmid, epoch } => self.end_waiting(node, vmid, epoch, done),
+            Then::ContinueIncoming { vmid, epoch } => self.continue_now(node, vmid, epoch),
+            Then::Reclaimed { vmid, epoch } => self.reclaimed(node, vmid, epoch, done),
         }
     }
 
@@ -161,7 +164,7 @@ impl World {
 
     /// The leader refuses this node: it enters again, by a linearizable read and a commit of its own.
     pub fn enter(&mut self, node: usize) {
-        if self.begin(node, "enter") {
+        if self.plan.plant != Plant::NobodyEnters && self.begin(node, "enter") {
             self.ask(node, Ask::Barrier, Then::Enter);
         }
     }
@@ -177,9 +180,15 @@ impl World {
         if entered || !fenced_answers {
             return self.idle(node, "enter");
         }
-        if self.plan.plant != Plant::ThawUnasked {
-            for (vmid, epoch, _) in self.nodes[node].holds() {
+        if !matches!(self.plan.plant, Plant::ThawUnasked | Plant::ThawAcrossEpoch) {
+            let n = &self.nodes[node];
+            let guarded = n.holds().into_iter().map(|(vmid, epoch, _)| (vmid, epoch));
+            let all: BTreeSet<_> = guarded.chain(n.copies.iter().map(|(v, c)| (*v, c.epoch))).collect();
+            for (vmid, epoch) in all {
                 if !self.owns(&tree, node, vmid, epoch) {
+                    self.note(|| {
+                        format!("n{}: old copy of guest {vmid} of epoch {epoch} is destroyed", node + 1)
+                    });
                     self.destroy(node, vmid, Some(Kind::Lost));
                 }
             }
@@ -189,7 +198,9 @@ impl World {
     }
 
     fn owns(&self, tree: &Tree, node: usize, vmid: Vmid, epoch: Epoch) -> bool {
-        tree.owners.get(&vmid).is_some_and(|o| o.owner == self.nodes[node].name && o.epoch == epoch)
+        let any_epoch = self.plan.plant == Plant::ThawAcrossEpoch;
+        let mine = |o: &Ownership| o.owner == self.nodes[node].name && (any_epoch || o.epoch == epoch);
+        tree.owners.get(&vmid).is_some_and(mine)
     }
 
     fn held(&self, node: usize) -> Vec<(Vmid, Epoch)> {
@@ -218,7 +229,17 @@ impl World {
         }
         let tree = self.tree(node);
         for (vmid, epoch) in self.held(node) {
-            if self.owns(&tree, node, vmid, epoch) {
+            let own = tree.owners.get(&vmid);
+            // A copy that waits for a hand-over is decided by whoever awaits it.
+            if own.is_some_and(|o| o.owner != self.nodes[node].name && o.epoch.next() == epoch) {
+                continue;
+            }
+            // All may be sent, and the proposal to hand it over on its way: it is taken back first.
+            if self.handover_is_open(node, vmid) && self.owns(&tree, node, vmid, epoch) {
+                self.reclaim(node, vmid, epoch);
+                continue;
+            }
+            if self.owns(&tree, node, vmid, epoch) && own.is_some_and(|o| o.running) {
                 self.ask_fenced(node, Call::Run { vmid, epoch, task: None });
             } else {
                 self.note(|| {
@@ -248,6 +269,11 @@ impl World {
         let at = self.nodes[node].clock(self.now);
         let Some(d) = self.daemon(node) else { return };
         for command in d.agent.step(at, &view) {
+            let free = self.daemon(node).is_some_and(|d| d.at_work.insert(command.sid.vmid));
+            if !free {
+                self.untried(node, &command);
+                continue;
+            }
             match command.attempt {
                 Attempt::Start => self.ask(node, Ask::Barrier, Then::Start(command)),
                 Attempt::Stop { .. } | Attempt::Migrate(_) | Attempt::Relocate(_) => self.stop(node, command),
@@ -279,33 +305,90 @@ impl World {
         AgentView { guarding: view.wants_guard(), ..view }
     }
 
-    fn ended(&mut self, node: usize, command: &AgentCommand, ending: Ending) {
+    pub fn ended(&mut self, node: usize, command: &AgentCommand, ending: Ending) {
         if ending != Ending::Done {
             self.end_transit(command.sid.vmid, Kind::Stop);
         }
+        if let Some(d) = self.daemon(node) {
+            d.at_work.remove(&command.sid.vmid);
+        }
+        self.tell_agent(node, command, ending);
+    }
+
+    fn tell_agent(&mut self, node: usize, command: &AgentCommand, ending: Ending) {
         let at = self.nodes[node].clock(self.now);
+        let starts = command.attempt == Attempt::Start;
+        let ending = match ending {
+            Ending::Failed(why) if starts && self.plan.plant == Plant::FailureUncounted => {
+                Ending::NotNow(why)
+            }
+            ending => ending,
+        };
         if let Some(d) = self.daemon(node) {
             d.agent.ended(at, command, ending);
         }
     }
 
-    /// The fence process guards what HA runs here, and nothing else. It is told to let go after the record says so, and
-    /// the record says that it guards after it does.
+    /// Another task is at it.
+    fn untried(&mut self, node: usize, command: &AgentCommand) {
+        self.tell_agent(node, command, Ending::NotNow("another task is at work on it".to_owned()));
+    }
+
+    /// Brings processes, fence process and records together again.
+    pub fn reconcile(&mut self, node: usize) {
+        if self.begin(node, "reconcile") {
+            self.ask(node, Ask::Barrier, Then::Reconcile);
+        }
+    }
+
+    fn reconcile_now(&mut self, node: usize, read: bool) {
+        self.idle(node, "reconcile");
+        let tree = self.tree(node);
+        let n = &self.nodes[node];
+        if !read || !tree.is_member(&n.name, &n.boot) {
+            return;
+        }
+        let owned = tree.owners.iter().filter(|(_, o)| o.owner == n.name && o.running).map(|(v, _)| *v);
+        let all: BTreeSet<Vmid> = n.copies.keys().copied().chain(owned).collect();
+        let at_work = n.daemon.as_ref().map(|d| d.at_work.clone()).unwrap_or_default();
+        for vmid in all.difference(&at_work) {
+            let own = tree.owners.get(vmid);
+            let mine = own.filter(|o| o.owner == self.nodes[node].name);
+            let copy =
+                self.nodes[node].copies.get(vmid).map(|c| (c.epoch, c.sent, c.incoming.is_some(), c.frozen));
+            match (copy, mine) {
+                (Some((epoch, true, _, false)), Some(o)) if o.epoch == epoch && o.running => {
+                    self.reclaim(node, *vmid, epoch);
+                }
+                (Some((epoch, ..)), Some(o)) if o.epoch == epoch => {}
+                (Some((_, _, true, _)), None) => {}
+                (Some(_), _) => self.destroy(node, *vmid, Some(Kind::Lost)),
+                (None, Some(o)) => self.not_running(node, *vmid, o.epoch, Then::Nothing),
+                (None, None) => {}
+            }
+        }
+    }
+
+    /// The fence process guards what HA runs here: first it does, then the record says so. What HA no longer maintains stays
+    /// guarded until it stops: a guard is no harm.
     pub fn guard(&mut self, node: usize) {
         let tree = self.tree(node);
         let name = self.nodes[node].name.clone();
         for (vmid, own) in tree.owners.iter().filter(|(_, o)| o.owner == name && o.running) {
-            let wanted = tree.is_guarded(*vmid);
+            let unguarded = tree.is_guarded(*vmid) && !own.armed;
             let copy = self.nodes[node].copies.get(vmid);
             let runs = copy.is_some_and(|c| c.epoch == own.epoch && c.running && !c.frozen);
-            if wanted == own.armed || !runs || !self.begin(node, "guard") {
+            let at_work = self.daemon(node).is_some_and(|d| d.at_work.contains(vmid));
+            if at_work || !unguarded || !runs || !self.begin(node, "guard") {
                 continue;
             }
-            let guarded = !wanted || self.take_up(node, *vmid, own.epoch);
+            let unordered = self.plan.plant == Plant::ArmedBeforeRegistered;
+            let guarded = unordered || self.take_up(node, *vmid, own.epoch);
             if guarded {
-                let then = Then::Unguard(*vmid, own.epoch);
-                let txn =
-                    Txn::Running { vmid: *vmid, node: name, epoch: own.epoch, running: true, armed: wanted };
+                let then = Then::Guarded(*vmid, own.epoch);
+                let boot = Some(self.nodes[node].boot.clone());
+                let (vmid, epoch) = (*vmid, own.epoch);
+                let txn = Txn::Running { vmid, node: name, epoch, running: true, armed: true, boot };
                 self.ask(node, Ask::Propose(txn), then);
             } else {
                 self.idle(node, "guard");
@@ -321,32 +404,20 @@ impl World {
         let at = self.nodes[node].clock(now);
         let Some(fenced) = self.nodes[node].answering(now) else { return false };
         let known = fenced.holder.guests().any(|(v, g)| v == vmid && g.epoch == epoch);
-        let registered = known || fenced.holder.register(vmid, epoch, true).is_ok();
-        let runs = registered && matches!(fenced.holder.run(at, vmid, epoch), Ok(HolderCommand::Cont { .. }));
-        if runs {
-            self.nodes[node].record.insert(vmid, (epoch, false));
+        if !known && fenced.holder.register(vmid, epoch, true).is_err() {
+            return false;
         }
+        let runs = matches!(fenced.holder.run(at, vmid, epoch), Ok(HolderCommand::Cont { .. }));
+        self.nodes[node].record.entry(vmid).or_insert((epoch, false));
         runs
-    }
-
-    /// The record says that nobody guards the guest: the fence process forgets it.
-    fn let_go(&mut self, node: usize, vmid: Vmid, epoch: Epoch) {
-        let tree = self.tree(node);
-        if tree.owners.get(&vmid).is_none_or(|o| o.armed || o.epoch != epoch) {
-            return;
-        }
-        let now = self.now;
-        let forgotten = self.nodes[node].answering(now).map(|f| f.holder.forget(vmid, true));
-        if matches!(forgotten, Some(Ok(()))) {
-            self.nodes[node].record.remove(&vmid);
-        }
     }
 
     /// Starts a guest: record that it may run, register it, execute it, continue it.
     fn start_now(&mut self, node: usize, command: AgentCommand, read: bool) {
         let (tree, vmid) = (self.tree(node), command.sid.vmid);
         let me = self.nodes[node].name.clone();
-        let own = tree.owners.get(&vmid).filter(|o| read && o.owner == me);
+        let member = tree.is_member(&me, &self.nodes[node].boot);
+        let own = tree.owners.get(&vmid).filter(|o| read && member && o.owner == me);
         let Some(epoch) = own.map(|o| o.epoch) else { return self.ended(node, &command, not_now()) };
         let why = match tree.config.locks.get(&vmid) {
             Some(lock) => Some(format!("it is locked ({lock})")),
@@ -354,28 +425,45 @@ impl World {
             None => None,
         };
         if let Some(why) = why {
+            let life = self.nodes[node].daemon.as_ref().map_or(0, |d| d.life);
+            *self.failed_starts.entry((command.sid, command.uid, life)).or_default() += 1;
+            self.note(|| format!("n{}: guest {vmid}: {why}", node + 1));
             self.tell_guest(Kind::StartFail, vmid, node);
             return self.ended(node, &command, Ending::Failed(why));
         }
-        let txn = Txn::Running { vmid, node: me, epoch, running: true, armed: true };
+        // The fence process knows it first.
+        if !self.register(node, vmid, epoch) {
+            return self.ended(node, &command, not_now());
+        }
+        let boot = Some(self.nodes[node].boot.clone());
+        let txn = Txn::Running { vmid, node: me, epoch, running: true, armed: true, boot };
         self.ask(node, Ask::Propose(txn), Then::Launch(Task { command, vmid, epoch }));
     }
 
-    fn launch(&mut self, node: usize, task: Task) {
+    /// Makes a guest without a process known to the fence process.
+    fn register(&mut self, node: usize, vmid: Vmid, epoch: Epoch) -> bool {
         let now = self.now;
         let n = &mut self.nodes[node];
-        let (gone, life) = (!n.copies.contains_key(&task.vmid), n.daemon.as_ref().map_or(0, |d| d.life));
-        let registered = n.answering(now).map(|f| {
-            // What was under way concerned a process that is gone.
-            f.jobs.remove(&task.vmid);
-            f.holder.register(task.vmid, task.epoch, gone)
-        });
-        if !gone || !matches!(registered, Some(Ok(()))) {
+        let gone = !n.copies.contains_key(&vmid);
+        let registered = gone
+            && n.answering(now).is_some_and(|f| {
+                // What was under way concerned a process that is gone.
+                f.jobs.remove(&vmid);
+                f.holder.register(vmid, epoch, true).is_ok()
+            });
+        if registered {
+            n.record.insert(vmid, (epoch, false));
+        }
+        registered
+    }
+
+    fn launch(&mut self, node: usize, task: Task) {
+        let Some(life) = self.daemon(node).map(|d| d.life) else { return };
+        if !self.register(node, task.vmid, task.epoch) {
             return self.ended(node, &task.command, not_now());
         }
-        n.record.insert(task.vmid, (task.epoch, false));
-        let slow = self.chance(100);
-        let time = if slow { self.ms(1000, 20_000) } else { self.ms(50, 400) };
+        let slow = self.chance(node, 100);
+        let time = if slow { self.ms(node, 1000, 20_000) } else { self.ms(node, 50, 400) };
         self.after(time, Event::Launched { node, life, task });
     }
 
@@ -391,6 +479,10 @@ impl World {
 
     /// The fence process has continued it, or has not.
     pub fn ran(&mut self, node: usize, task: &Task, ok: bool) {
+        if ok {
+            let life = self.nodes[node].daemon.as_ref().map_or(0, |d| d.life);
+            self.failed_starts.remove(&(task.command.sid, task.command.uid, life));
+        }
         if !ok && self.nodes[node].copies.get(&task.vmid).is_some_and(|c| c.epoch == task.epoch) {
             self.destroy(node, task.vmid, Some(Kind::Lost));
             self.not_running(node, task.vmid, task.epoch, Then::Nothing);
@@ -402,16 +494,17 @@ impl World {
         let me = self.nodes[node].name.clone();
         self.ask(
             node,
-            Ask::Propose(Txn::Running { vmid, node: me, epoch, running: false, armed: false }),
+            Ask::Propose(Txn::Running { vmid, node: me, epoch, running: false, armed: false, boot: None }),
             then,
         );
     }
 
     fn stop(&mut self, node: usize, command: AgentCommand) {
         let vmid = command.sid.vmid;
-        let epoch = self.tree(node).owners.get(&vmid).map_or(Epoch(0), |o| o.epoch);
-        let moves = matches!(command.attempt, Attempt::Migrate(_) | Attempt::Relocate(_));
-        let present = self.nodes[node].copies.contains_key(&vmid);
+        let (moves, present) = (
+            matches!(command.attempt, Attempt::Migrate(_) | Attempt::Relocate(_)),
+            self.nodes[node].copies.contains_key(&vmid),
+        );
         let lock = self.tree(node).config.locks.get(&vmid).cloned();
         if let Some(lock) = lock.filter(|_| moves) {
             self.tell_guest(Kind::MoveFail, vmid, node);
@@ -424,22 +517,30 @@ impl World {
             let why = format!("'{to}' does not answer");
             return self.ended(node, &command, Ending::Failed(why));
         }
+        let live = present && command.sid.kind == GuestKind::Qemu;
+        if let Attempt::Migrate(to) = command.attempt.clone()
+            && live
+        {
+            return self.ask(node, Ask::Barrier, Then::Migrate(command, to));
+        }
         if moves && self.move_fails(vmid) {
             self.tell_guest(Kind::MoveFail, vmid, node);
             return self.ended(node, &command, Ending::Failed("its migration failed".to_owned()));
         }
-        let qemu = command.sid.kind == GuestKind::Qemu;
-        if let Attempt::Migrate(to) = &command.attempt
-            && present
-            && qemu
-        {
-            // The source stands from here on; the target goes on with the commit.
-            self.begin_transit(node, vmid);
-            self.destroy(node, vmid, None);
-            let from = self.nodes[node].name.clone();
-            let txn = Txn::Release { vmid, from, to: to.clone(), epoch, live: true };
-            return self.ask(node, Ask::Propose(txn), Then::Released(command));
+        if !present || self.plan.calm {
+            return self.stop_now(node, command);
         }
+        let Some(life) = self.daemon(node).map(|d| d.life) else { return };
+        let slow = self.chance(node, 300);
+        let time = if slow { self.ms(node, 1000, 15_000) } else { self.ms(node, 20, 500) };
+        self.after(time, Event::Stopping { node, life, command: Box::new(command) });
+    }
+
+    /// It has shut down, or the plug is pulled.
+    pub fn stop_now(&mut self, node: usize, command: AgentCommand) {
+        let vmid = command.sid.vmid;
+        let epoch = self.tree(node).owners.get(&vmid).map_or(Epoch(0), |o| o.epoch);
+        let present = self.nodes[node].copies.contains_key(&vmid);
         if present && self.stop_fails(vmid) {
             self.tell_guest(Kind::StopFail, vmid, node);
             return self.ended(node, &command, Ending::Failed("it does not stop".to_owned()));
@@ -448,20 +549,15 @@ impl World {
         self.not_running(node, vmid, epoch, Then::Stopped(command));
     }
 
-    /// A guest has moved while it ran: its copy on the target, which waited for the commit, goes on.
-    pub fn arrive(&mut self, vmid: Vmid, to: &NodeName) {
-        let Some(node) = self.index(to) else { return };
-        let Some(epoch) = self.store.newest().owners.get(&vmid).map(|o| o.epoch) else { return };
-        let now = self.now;
-        let n = &mut self.nodes[node];
-        if n.copies.contains_key(&vmid) {
-            return;
-        }
-        let registered = n.answering(now).map(|f| f.holder.register(vmid, epoch, true));
-        if matches!(registered, Some(Ok(()))) {
-            n.record.insert(vmid, (epoch, false));
-            self.add_copy(node, vmid, epoch);
-            self.ask_fenced(node, Call::Run { vmid, epoch, task: None });
+    /// As read, it is still here: it is moved while it runs.
+    fn migrate(&mut self, node: usize, command: AgentCommand, to: &NodeName, read: bool) {
+        let (tree, vmid) = (self.tree(node), command.sid.vmid);
+        let n = &self.nodes[node];
+        let own = tree.owners.get(&vmid).filter(|o| o.owner == n.name && o.running);
+        let runs = |epoch| n.copies.get(&vmid).is_some_and(|c| c.epoch == epoch && c.running && !c.frozen);
+        match own.map(|o| o.epoch).filter(|epoch| read && runs(*epoch) && tree.is_member(&n.name, &n.boot)) {
+            Some(epoch) => self.begin_migration(node, command, epoch, to),
+            None => self.ended(node, &command, not_now()),
         }
     }
 
@@ -479,7 +575,7 @@ impl World {
         match command.attempt.clone() {
             Attempt::Migrate(to) | Attempt::Relocate(to) if done => {
                 let from = self.nodes[node].name.clone();
-                let txn = Txn::Release { vmid, from, to, epoch, live: false };
+                let txn = Txn::Release { vmid, from, to, epoch };
                 self.ask(node, Ask::Propose(txn), Then::Released(command));
             }
             _ => self.ended(node, &command, if done { Ending::Done } else { not_now() }),
@@ -496,6 +592,9 @@ impl World {
         let (before, revision) = &tree.manager;
         let mut state = ManagerState::clone(before);
         let commands = stead_ha::step(self.now.as_secs(), &view, &mut state);
+        if let Some(how) = invariants::rules::check(&tree.config.rules, &view, before, &state) {
+            self.breaks("rules", how);
+        }
         let dropped =
             |c: &Command| if let Command::DropRequest { id, .. } = c { Some(id.clone()) } else { None };
         let dropped: Vec<String> = commands.iter().filter_map(dropped).collect();
@@ -512,8 +611,14 @@ impl World {
         for command in commands {
             match command {
                 Command::Recover { sid, from, to, epoch, unlock, .. } => {
-                    let unchecked = self.plan.plant == Plant::SilenceIsLoss;
-                    let txn = Txn::Recover { vmid: sid.vmid, from, to, epoch, unlock, unchecked };
+                    let checked = match self.plan.plant {
+                        Plant::SilenceIsLoss => Checked::NotTheLoss,
+                        Plant::EpochUnchecked => Checked::NotTheOwnership,
+                        _ => Checked::All,
+                    };
+                    let lost = self.tree(node).node_revision(&from);
+                    let to = if self.plan.plant == Plant::WrongTarget { from.clone() } else { to };
+                    let txn = Txn::Recover { vmid: sid.vmid, from, to, epoch, unlock, lost, checked };
                     self.ask(node, Ask::Propose(txn), Then::Nothing);
                 }
                 Command::Record { sid, change } => self.tell_change(sid, &change),
@@ -552,7 +657,8 @@ impl World {
             Some((*sid, view))
         });
         let services = services.collect();
-        let (rules, options) = (tree.config.rules.clone(), tree.config.options);
+        let rules = if self.plan.plant == Plant::RulesUnseen { vec![] } else { tree.config.rules.clone() };
+        let options = tree.config.options;
         let requests = tree.config.requests.clone();
         let round = self.round();
         View { me: self.nodes[node].name.clone(), nodes, services, rules, options, requests, round }
@@ -574,7 +680,15 @@ impl World {
     fn node_view(&self, node: usize, tree: &Tree, name: &NodeName, state: &NodeState) -> NodeView {
         let report = self.fresh(node, name);
         let n = &self.nodes[node];
-        let settled = n.daemon.as_ref().is_some_and(|d| d.grantor.settled(n.clock(self.now), name));
+        let settled = n.daemon.as_ref().is_some_and(|d| match self.plan.plant {
+            // The grantor is not told of the loss, so it can't be asked.
+            Plant::LostNotSticky => {
+                let fence = tree.profile.fence_time();
+                let silent = d.grantor.heard(n.clock(self.now), name).unwrap_or(fence);
+                silent >= fence && self.now > d.led_since + fence
+            }
+            _ => d.grantor.settled(n.clock(self.now), name),
+        });
         let word = match (state, report) {
             (NodeState::Lost { .. }, _) if settled || self.plan.plant == Plant::LossIsSettled => {
                 NodeWord::Lost

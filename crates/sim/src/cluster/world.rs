@@ -1,32 +1,41 @@
 //! Virtual time, the network, and what happens on a machine.
 
-use super::config::Config;
-use super::daemon::{Daemon, Msg};
-use super::invariants;
-use super::node::{Copy, Node, boot_id};
+use super::config::{Config, Edit};
+use super::daemon::{Daemon, Msg, Round};
+use super::dice::{Dice, Stream};
+use super::node::{Node, boot_id};
 use super::scene::Scene;
-use super::store::{Store, Tree};
+use super::script::{self, Act, Ambush};
+use super::store::{Store, Tree, Txn};
 use super::tasks::Task;
-use super::{Plan, Plant};
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
-use std::sync::Arc;
+use super::{Cut, Plan, invariants};
+use crate::scenario::{Failing, Kind};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 use stead_ha::ManagerState;
-use stead_membership::{HolderCommand, Outcome as Granted, Report};
-use stead_model::{Epoch, GuestKind, NodeState, Ownership, ServiceId, Vmid};
+use stead_membership::Outcome as Granted;
+use stead_model::{Epoch, NodeName, NodeState, Ownership, ServiceId, Vmid};
 
-use crate::scenario::Kind;
+/// How often users try to make changes for which there is no leader.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// How often it is looked whether a process answers again.
+const HUNG: Duration = Duration::from_millis(500);
+
+/// For how long all must be well, looked at so often, until a cluster counts as healed.
+const WELL: (u32, Duration) = (5, Duration::from_secs(1));
 
 /// What came of a history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// The first invariant that was broken, when, and how.
-    pub broken: Option<String>,
-    /// The last events before the end.
-    pub trace: Vec<String>,
+    /// The first invariant that was broken.
+    pub broken: Option<Breach>,
+    /// What happened, line by line; empty unless it was asked for.
+    pub story: Vec<String>,
+    /// Acts that were carried out, by their numbers.
+    pub acts: Vec<usize>,
+    /// The time that was simulated.
+    pub time: Duration,
     /// Events in all: two runs of a seed that differ have different ones.
     pub events: u64,
     /// Recoveries that were committed.
@@ -35,11 +44,36 @@ pub struct Outcome {
     pub resets: u32,
     /// Guests that went on after a pause.
     pub thaws: u32,
+    /// Guests that moved while they ran.
+    pub moves: u32,
+}
+
+/// An invariant that was broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Breach {
+    /// Its name.
+    pub invariant: &'static str,
+    /// When.
+    pub at: Duration,
+    /// How.
+    pub how: String,
+}
+
+impl std::fmt::Display for Breach {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at {:.3} s: {}", self.invariant, self.at.as_secs_f64(), self.how)
+    }
 }
 
 /// Runs one history.
-pub fn run(seed: u64, plan: Plan) -> Outcome {
-    let mut world = World::new(seed, plan);
+pub fn run(seed: u64, plan: &Plan) -> Outcome {
+    replay(seed, plan, &Cut::default(), false)
+}
+
+/// Runs what a cut leaves of a history, and tells it if that is asked for.
+pub fn replay(seed: u64, plan: &Plan, cut: &Cut, tells: bool) -> Outcome {
+    let mut world = World::new(seed, *plan, cut);
+    world.tells = tells;
     world.start();
     world.run();
     world.outcome()
@@ -121,19 +155,50 @@ pub(super) enum Event {
         node: usize,
         boots: u64,
     },
-    Fault,
+    /// An act, by its number.
+    Act(usize),
     /// The next step of a scenario.
     Step(usize),
     /// Users' changes that wait for a leader.
     Edits,
+    /// A round was confirmed whose proposal hung in the store.
+    Commit {
+        node: usize,
+        life: u64,
+        term: u64,
+        round: Box<Round>,
+    },
+    /// A guest that was to shut down has done so.
+    Stopping {
+        node: usize,
+        life: u64,
+        command: Box<stead_ha::AgentCommand>,
+    },
+    /// QEMU has sent a guest's state, or has given up.
+    Sent {
+        node: usize,
+        boots: u64,
+        vmid: Vmid,
+        sending: u64,
+        life: u64,
+    },
+    /// The daemon learns of it.
+    Streamed {
+        node: usize,
+        life: u64,
+        vmid: Vmid,
+        ok: bool,
+    },
+    /// The cluster heals: is all well?
+    Look,
 }
 
 pub(super) struct World {
     pub plan: Plan,
-    pub rng: ChaCha8Rng,
+    pub dice: Dice,
     pub now: Duration,
     queue: BTreeMap<(Duration, u64), Event>,
-    next: u64,
+    pub next: u64,
     pub nodes: Vec<Node>,
     pub store: Store,
     /// Links that are cut: from, to.
@@ -142,52 +207,81 @@ pub(super) struct World {
     pub loss: u32,
     /// Messages that are very late, in a thousand.
     pub late: u32,
+    /// Messages that are sent twice, in a thousand.
+    pub twice: u32,
+    /// Until when proposals hang.
+    pub stalls: Duration,
+    /// What befalls the leader, and at which commit from now.
+    pub ambush: Option<(u32, Ambush)>,
     pub healing: bool,
-    broken: Option<String>,
-    trace: VecDeque<String>,
+    /// How often all was well in a row.
+    well: u32,
+    broken: Option<Breach>,
+    pub tells: bool,
+    story: Vec<String>,
+    script: Vec<(Duration, Act)>,
+    acts: Vec<usize>,
     events: u64,
-    recoveries: u32,
-    resets: u32,
-    thaws: u32,
+    pub recoveries: u32,
+    pub resets: u32,
+    pub thaws: u32,
+    pub moves: u32,
+    /// Users' changes that wait for a leader.
+    pub edits: VecDeque<Edit>,
+    /// How guests fail by themselves.
+    pub failing: BTreeMap<Vmid, Failing>,
+    /// Moves that the manager has ordered, with the epoch under which the guest was then.
+    pub ordered: BTreeSet<(ServiceId, Epoch, NodeName)>,
+    /// Starts that have failed: of a service, in a state by its number, in a life of a daemon.
+    pub failed_starts: BTreeMap<(ServiceId, u64, u64), u32>,
+    /// Services that were given up, and are disabled for a moment to be started again.
+    pub helped: BTreeSet<ServiceId>,
     /// The scenario that is played, if it is one.
     pub scene: Option<Scene>,
 }
 
 impl World {
-    fn new(seed: u64, plan: Plan) -> Self {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let name = |n: usize| format!("n{n}").parse().unwrap_or_else(|e| unreachable!("{e}"));
-        let nodes: Vec<Node> = (1..=plan.nodes).map(|n| new_node(n, name(n), &mut rng)).collect();
+    fn new(seed: u64, mut plan: Plan, cut: &Cut) -> Self {
+        let (mut script, options, outside) = script::draw(seed, &plan);
+        (plan.nodes, plan.guests) = (cut.nodes.unwrap_or(plan.nodes), cut.guests.unwrap_or(plan.guests));
+        plan.calm |= cut.calm;
+        let mut dice = Dice::new(seed, plan.nodes);
+        let nodes: Vec<Node> =
+            (0..plan.nodes).map(|n| new_node(n + 1, script::node(n), &plan, &mut dice)).collect();
         let own = |i: u32| {
+            let sid = script::guest(i);
             let owner = nodes[i as usize % nodes.len()].name.clone();
-            let vmid = Vmid::new(100 + i).unwrap_or_else(|e| unreachable!("{e}"));
-            (
-                vmid,
-                Ownership {
-                    kind: GuestKind::Qemu,
-                    owner,
-                    epoch: Epoch(1),
-                    armed: false,
-                    running: false,
-                    recovered: false,
-                },
-            )
+            let own = Ownership {
+                kind: sid.kind,
+                owner,
+                epoch: Epoch(1),
+                armed: false,
+                running: outside.contains(&i),
+                recovered: false,
+            };
+            (sid.vmid, own)
         };
         let owners: BTreeMap<Vmid, Ownership> = (0..plan.guests).map(own).collect();
-        let sids = owners.iter().map(|(vmid, own)| ServiceId { kind: own.kind, vmid: *vmid });
-        let config = Rc::new(Config::with_defaults(sids));
-        let manager = (Arc::new(ManagerState::default()), 0);
-        let tree = Tree { nodes: BTreeMap::new(), owners, manager, config };
-        Self::with(rng, plan, nodes, tree)
+        let under_ha = (0..plan.guests).filter(|i| !outside.contains(i)).map(script::guest);
+        let config = Config { options, ..Config::with_defaults(under_ha) };
+        let tree = Tree::new(owners, ManagerState::default(), config);
+        let mut world = Self::with(dice, plan, nodes, tree);
+        for (number, (at, act)) in script.iter_mut().enumerate() {
+            if cut.leaves(number) && act.concerns(plan.nodes, plan.guests) {
+                world.at(*at, Event::Act(number));
+            }
+        }
+        world.script = script;
+        world
     }
 
     /// A world of these nodes, all of them members.
-    pub fn with(rng: ChaCha8Rng, plan: Plan, nodes: Vec<Node>, mut tree: Tree) -> Self {
+    pub fn with(dice: Dice, plan: Plan, nodes: Vec<Node>, mut tree: Tree) -> Self {
         let member = |n: &Node| (n.name.clone(), NodeState::Member { boot: n.boot.clone() });
         tree.nodes = nodes.iter().map(member).collect();
         let store = Store::new(tree);
         Self {
-            rng,
+            dice,
             now: Duration::ZERO,
             queue: BTreeMap::new(),
             next: 0,
@@ -196,23 +290,57 @@ impl World {
             store,
             loss: 0,
             late: 0,
+            twice: 0,
+            stalls: Duration::ZERO,
+            ambush: None,
             healing: false,
+            well: 0,
             broken: None,
-            trace: VecDeque::new(),
+            tells: false,
+            story: vec![],
+            script: vec![],
+            acts: vec![],
             events: 0,
             recoveries: 0,
             resets: 0,
             thaws: 0,
+            moves: 0,
+            edits: VecDeque::new(),
+            failing: BTreeMap::new(),
+            ordered: BTreeSet::new(),
+            failed_starts: BTreeMap::new(),
+            helped: BTreeSet::new(),
             scene: None,
             plan,
         }
     }
 
     fn start(&mut self) {
+        self.note_beginning();
         for node in 0..self.nodes.len() {
             self.power_on(node);
         }
-        self.after(Duration::from_secs(5), Event::Fault);
+        // Who is not under HA yet runs already.
+        let tree = self.store.at(0);
+        for (vmid, own) in tree.owners.iter().filter(|(_, o)| o.running) {
+            self.appear(*vmid, &own.owner);
+        }
+    }
+
+    fn note_beginning(&mut self) {
+        let tree = self.store.at(0);
+        let (plan, options) = (self.plan, tree.config.options);
+        self.note(|| {
+            let (nodes, guests) = (plan.nodes, plan.guests);
+            let (policy, crs) = (options.shutdown_policy.as_str(), options.crs.mode);
+            format!(
+                "{nodes} nodes, {guests} guests; shutdown policy {policy}, placement {crs:?}, profile {}",
+                tree.profile
+            )
+        });
+        for (vmid, own) in tree.owners.iter().filter(|(_, o)| o.running) {
+            self.note(|| format!("guest {vmid} runs on {}, and is not under HA", own.owner));
+        }
     }
 
     /// Runs on to that moment, and checks the invariants after every event.
@@ -230,15 +358,19 @@ impl World {
 
     /// The invariant that was broken first, if one was.
     pub fn broken_by(&self) -> Option<String> {
-        self.broken.clone()
+        self.broken.as_ref().map(ToString::to_string)
     }
 
     fn run(&mut self) {
-        let (calm, end) = (self.plan.faults, self.plan.faults + self.plan.healing);
+        let (faults, end) = (self.plan.faults, self.plan.faults + self.plan.healing);
         while let Some(((at, _), event)) = self.queue.pop_first() {
-            if at > calm && !self.healing {
-                self.now = calm;
+            if at > faults && !self.healing {
+                self.now = faults;
+                if self.plan.healing.is_zero() {
+                    return;
+                }
                 self.heal();
+                self.after(WELL.1, Event::Look);
             }
             if at > end {
                 break;
@@ -247,44 +379,68 @@ impl World {
             self.events += 1;
             self.handle(event);
             self.check();
-            if self.broken.is_some() {
+            if self.broken.is_some() || self.well >= WELL.0 {
                 return;
             }
         }
         self.now = end;
-        if self.plan.healing.is_zero() {
-            return;
+        if let Some(how) = invariants::healed::check(self) {
+            self.breaks("healed", how);
         }
-        if let Some(why) = invariants::healed::check(self) {
-            self.broken = Some(format!("at {end:?}: {why}"));
-        }
+    }
+
+    /// All faults have ended: whether all is well.
+    fn look(&mut self) {
+        self.well = if invariants::healed::check(self).is_none() { self.well + 1 } else { 0 };
+        self.after(WELL.1, Event::Look);
+        self.help_up();
     }
 
     fn outcome(self) -> Outcome {
         Outcome {
             broken: self.broken,
-            trace: self.trace.into(),
+            story: self.story,
+            acts: self.acts,
+            time: self.now,
             events: self.events,
             recoveries: self.recoveries,
             resets: self.resets,
             thaws: self.thaws,
+            moves: self.moves,
         }
     }
 
     fn check(&mut self) {
-        let broken =
-            invariants::ALL.iter().find_map(|(name, check)| check(self).map(|why| format!("{name}: {why}")));
-        if let Some(why) = broken {
-            self.broken = Some(format!("at {:?}: {why}", self.now));
+        let broken = invariants::ALL.iter().find_map(|(name, check)| Some((*name, check(self)?)));
+        if let Some((name, how)) = broken {
+            self.breaks(name, how);
         }
     }
 
-    pub fn note(&mut self, text: impl FnOnce() -> String) {
-        if self.trace.len() == 200 {
-            self.trace.pop_front();
+    /// An invariant is broken. The first one counts.
+    pub fn breaks(&mut self, invariant: &'static str, how: String) {
+        if self.broken.is_none() {
+            self.broken = Some(Breach { invariant, at: self.now, how });
         }
-        let line = format!("{:>9.3} {}", self.now.as_secs_f64(), text());
-        self.trace.push_back(line);
+    }
+
+    /// Tells what happens, if somebody wants to know.
+    pub fn note(&mut self, text: impl FnOnce() -> String) {
+        if self.tells {
+            let line = format!("{:>8.3}  {}", self.now.as_secs_f64(), text());
+            self.story.push(line);
+        }
+    }
+
+    /// What a daemon may find committed that was not before.
+    pub fn committed(&mut self, txn: &Txn) {
+        let before = self.store.before();
+        for (name, check) in invariants::OF_COMMITS {
+            if let Some(how) = check(self, &before, txn) {
+                self.breaks(name, how);
+            }
+        }
+        self.tell_commit(txn, &before);
     }
 
     pub fn at(&mut self, at: Duration, event: Event) {
@@ -297,25 +453,68 @@ impl World {
     }
 
     /// Milliseconds between two bounds; the lower one where nothing is left to chance.
-    pub fn ms(&mut self, from: u64, to: u64) -> Duration {
+    pub fn ms(&mut self, node: usize, from: u64, to: u64) -> Duration {
+        self.span(Stream::Node(node), from, to)
+    }
+
+    fn span(&mut self, stream: Stream, from: u64, to: u64) -> Duration {
         if self.plan.calm {
             return Duration::from_millis(from);
         }
-        Duration::from_micros(self.rng.random_range(from * 1000..=to * 1000))
+        Duration::from_micros(from * 1000 + self.dice.draw(stream) % ((to - from) * 1000 + 1))
     }
 
     /// Whether it happens, by that chance in a thousand.
-    pub fn chance(&mut self, thousandth: u32) -> bool {
-        !self.plan.calm && self.rng.random_range(0..1000) < thousandth
+    pub fn chance(&mut self, node: usize, thousandth: u32) -> bool {
+        self.hits(Stream::Node(node), thousandth)
+    }
+
+    fn hits(&mut self, stream: Stream, thousandth: u32) -> bool {
+        thousandth > 0 && !self.plan.calm && self.dice.draw(stream) % 1000 < u64::from(thousandth)
     }
 
     /// Sends, unless the link is cut or the message lost.
     pub fn send(&mut self, from: usize, to: usize, msg: Msg) {
-        let delay = if from == to { Duration::from_micros(50) } else { self.ms(1, 4) };
-        let lost = from != to && (self.cut[from][to] || self.chance(self.loss));
-        let late = if from != to && self.chance(self.late) { self.ms(50, 8000) } else { Duration::ZERO };
-        if !lost {
-            self.after(delay + late, Event::Deliver { from, to, msg: Box::new(msg) });
+        if from == to {
+            return self.after(Duration::from_micros(50), Event::Deliver { from, to, msg: Box::new(msg) });
+        }
+        let link = Stream::Link(from, to);
+        if self.cut[from][to] || self.hits(link, self.loss) {
+            return;
+        }
+        let copies = if self.hits(link, self.twice) { 2 } else { 1 };
+        for _ in 0..copies {
+            let delay = self.span(link, 1, 4);
+            let late = if self.hits(link, self.late) { self.span(link, 50, 8000) } else { Duration::ZERO };
+            self.after(delay + late, Event::Deliver { from, to, msg: Box::new(msg.clone()) });
+        }
+    }
+
+    /// A user wants this: it is committed where there is a leader that can, now or later.
+    pub fn edit(&mut self, edit: Edit) {
+        self.edits.push_back(edit);
+        self.commit_edits();
+    }
+
+    /// Commits what users wait for, where there is a leader that can.
+    pub fn commit_edits(&mut self) {
+        if self.edits.is_empty() {
+            return;
+        }
+        let leader = (0..self.nodes.len()).find(|n| self.leads(*n) == Some(self.store.term));
+        let Some(leader) = leader.filter(|n| self.has_majority(*n)) else {
+            return self.after(RETRY, Event::Edits);
+        };
+        while let Some(edit) = self.edits.pop_front() {
+            // The operator has looked: what is said is true.
+            let untrue = matches!(&edit, Edit::Off(n) if self.index(n).is_none_or(|n| self.nodes[n].on));
+            let txn = Txn::User(edit.clone());
+            let index = if untrue { None } else { self.store.commit(&txn) };
+            if let Some(index) = index {
+                self.nodes[leader].applied = index;
+                self.committed(&txn);
+                self.edited(leader, &edit);
+            }
         }
     }
 
@@ -327,7 +526,7 @@ impl World {
                 }
                 if self.daemon_is(node, life) {
                     self.tick(node);
-                    let period = self.ms(40, 60);
+                    let period = self.ms(node, 40, 60);
                     self.after(period, Event::Tick { node, life });
                 }
             }
@@ -349,14 +548,30 @@ impl World {
                 None if self.daemon_is(node, life) => self.ran(node, &task, ok),
                 None => {}
             },
-            Event::Fault => self.fault(),
+            Event::Act(number) => self.play_act(number),
+            Event::Look => self.look(),
+            Event::Stopping { node, life, command } => match self.daemon_waits(node, life) {
+                Some(later) => self.at(later, Event::Stopping { node, life, command }),
+                None if self.daemon_is(node, life) => self.stop_now(node, *command),
+                None => {}
+            },
+            Event::Streamed { node, life, vmid, ok } => match self.daemon_waits(node, life) {
+                Some(later) => self.at(later, Event::Streamed { node, life, vmid, ok }),
+                None if self.daemon_is(node, life) => self.streamed(node, vmid, ok),
+                None => {}
+            },
+            Event::Commit { node, life, term, round } => {
+                if self.daemon_is(node, life) && self.leads(node) == Some(term) {
+                    self.conclude(node, term, *round);
+                }
+            }
             Event::Step(index) => self.play_step(index),
             Event::Edits => self.commit_edits(),
             Event::PowerOn { node } if !self.nodes[node].on => self.power_on(node),
             Event::PowerOn { .. } => {}
             Event::StartDaemon { node, boots } => {
                 if self.is_boot(node, boots) && self.nodes[node].daemon.is_none() {
-                    self.nodes[node].start_daemon(self.now);
+                    self.nodes[node].start_daemon(self.now, &self.store);
                     self.begin_ticking(node);
                 }
             }
@@ -380,19 +595,29 @@ impl World {
                     return self.at(resumes, Event::Cont { node, boots, vmid, epoch, thaw });
                 }
                 let copies = &mut self.nodes[node].copies;
-                let Some(copy) = copies.get_mut(&vmid).filter(|c| c.epoch == epoch) else { return };
-                let hung = copy.hung;
-                let began = !hung && !copy.running && !copy.frozen;
+                let stands = |c: &&mut super::node::Copy| c.epoch == epoch && !c.frozen;
+                let Some(copy) = copies.get_mut(&vmid).filter(stands) else { return };
+                if copy.hung && thaw {
+                    return self.thaw_failed(node, vmid);
+                }
+                if copy.hung {
+                    // QEMU carries it out when it answers again.
+                    copy.cont_at = self.now + HUNG;
+                    return self.after(HUNG, Event::Cont { node, boots, vmid, epoch, thaw });
+                }
+                let began = !copy.running;
                 let first = began && !copy.ran;
                 copy.ran |= began;
-                copy.running |= !hung;
-                if hung && thaw {
-                    self.thaw_failed(node, vmid);
-                } else if first {
+                copy.running = true;
+                if first {
                     self.tell_guest(Kind::Start, vmid, node);
                 } else if began {
                     self.tell_guest(Kind::Thaw, vmid, node);
                 }
+                self.arrived(node, vmid);
+            }
+            Event::Sent { node, boots, vmid, sending, life } if self.is_boot(node, boots) => {
+                self.sent(node, vmid, (sending, life));
             }
             Event::StartFenced { node, boots } => {
                 let missing = self.nodes[node].fenced.is_none();
@@ -424,11 +649,18 @@ impl World {
         }
     }
 
-    fn is_boot(&self, node: usize, boots: u64) -> bool {
+    fn play_act(&mut self, number: usize) {
+        let Some((_, act)) = self.script.get(number).cloned() else { return };
+        self.acts.push(number);
+        self.note(|| format!("* {act}"));
+        self.act(act);
+    }
+
+    pub fn is_boot(&self, node: usize, boots: u64) -> bool {
         self.nodes[node].on && self.nodes[node].boots == boots
     }
 
-    fn daemon_is(&self, node: usize, life: u64) -> bool {
+    pub fn daemon_is(&self, node: usize, life: u64) -> bool {
         self.nodes[node].daemon.as_ref().is_some_and(|d| d.life == life)
     }
 
@@ -439,245 +671,10 @@ impl World {
         (until > self.now).then_some(until)
     }
 
-    fn fenced_waits(&self, node: usize, life: u64) -> Option<Duration> {
+    pub fn fenced_waits(&self, node: usize, life: u64) -> Option<Duration> {
         let n = &self.nodes[node];
         let until = n.fenced.as_ref().filter(|f| f.life == life)?.paused_until.max(n.paused_until);
         (until > self.now).then_some(until)
-    }
-
-    pub fn power_on(&mut self, node: usize) {
-        self.note(|| format!("n{}: boots", node + 1));
-        self.nodes[node].power_on(self.now, &self.store);
-        self.fence(node);
-        self.begin_ticking(node);
-    }
-
-    fn begin_ticking(&mut self, node: usize) {
-        let life = self.nodes[node].lives;
-        self.after(Duration::from_millis(1), Event::Tick { node, life });
-    }
-
-    /// The machine is reset, and boots some time later.
-    pub fn reset(&mut self, node: usize) {
-        self.resets += 1;
-        self.lose_power(node);
-        if self.scene.is_none() {
-            let time = self.ms(2000, 12_000);
-            self.after(time, Event::PowerOn { node });
-        }
-    }
-
-    /// Power goes, and with it whatever runs there.
-    pub fn lose_power(&mut self, node: usize) {
-        let lost: Vec<Vmid> =
-            self.nodes[node].copies.iter().filter(|(_, c)| c.ran && !c.lost).map(|(v, _)| *v).collect();
-        for vmid in lost {
-            self.tell_guest(Kind::Lost, vmid, node);
-        }
-        self.nodes[node].power_off();
-    }
-
-    /// A call to the fence process; none if there is no such process.
-    pub fn ask_fenced(&mut self, node: usize, call: Call) -> bool {
-        let Some(life) = self.nodes[node].fenced.as_ref().map(|f| f.life) else { return false };
-        self.after(Duration::from_micros(100), Event::Call { node, life, call });
-        true
-    }
-
-    fn call(&mut self, node: usize, life: u64, call: Call) {
-        let now = self.now;
-        let n = &mut self.nodes[node];
-        let at = n.clock(now);
-        let Some(fenced) = n.fenced.as_mut().filter(|f| f.life == life) else { return };
-        match call {
-            Call::Renew { nonce, outcome: Granted::Granted { lease_ms, drain_ms, watchdog_ms } } => {
-                let ms = Duration::from_millis;
-                let nonce =
-                    if self.plan.plant == Plant::LeaseFromAnswer { fenced.holder.nonce(at) } else { nonce };
-                let renewed = fenced.holder.renew(at, nonce, ms(lease_ms), ms(drain_ms), ms(watchdog_ms));
-                if let (Ok(()), Some(left)) = (renewed, fenced.holder.lease_left(at)) {
-                    n.fenced_itself = false;
-                    n.times = (ms(drain_ms), ms(watchdog_ms));
-                    n.lease_ends = n.lease_ends.max(n.when(at + left));
-                }
-            }
-            Call::Renew { .. } => {}
-            Call::Run { vmid, epoch, task } => {
-                let begun = fenced.holder.run(at, vmid, epoch);
-                match begun {
-                    Ok(HolderCommand::Cont { thaw, .. }) => self.cont(node, vmid, epoch, thaw, task),
-                    _ => self.answer_run(node, task, false, Duration::ZERO),
-                }
-            }
-        }
-        self.fence(node);
-    }
-
-    fn answer_run(&mut self, node: usize, task: Option<(u64, Task)>, ok: bool, after: Duration) {
-        if let Some((life, task)) = task {
-            self.after(after + Duration::from_micros(100), Event::Resume { node, life, task, ok });
-        }
-    }
-
-    /// The fence process continues a guest. The command takes effect a little later, whatever happens to the sender.
-    fn cont(&mut self, node: usize, vmid: Vmid, epoch: Epoch, thaw: bool, task: Option<(u64, Task)>) {
-        let delay = self.ms(1, 30);
-        let at = self.now + delay;
-        let n = &mut self.nodes[node];
-        if let Some(entry) = n.record.get_mut(&vmid) {
-            entry.1 = false;
-        }
-        let boots = n.boots;
-        let Some(copy) = n.copies.get_mut(&vmid).filter(|c| c.epoch == epoch) else {
-            return self.answer_run(node, task, false, delay);
-        };
-        copy.frozen = false;
-        copy.cont_at = at;
-        self.thaws += u32::from(thaw);
-        self.note(|| format!("n{}: guest {vmid} of epoch {epoch} is continued (thaw: {thaw})", node + 1));
-        self.at(at, Event::Cont { node, boots, vmid, epoch, thaw });
-        self.answer_run(node, task, true, delay);
-    }
-
-    fn thaw_failed(&mut self, node: usize, vmid: Vmid) {
-        let at = self.nodes[node].clock(self.now);
-        if let Some(fenced) = self.nodes[node].fenced.as_mut() {
-            fenced.holder.thaw_failed(at, vmid);
-            self.fence(node);
-        }
-    }
-
-    /// Lets the fence process do what is due.
-    pub fn fence(&mut self, node: usize) {
-        loop {
-            let now = self.now;
-            let n = &mut self.nodes[node];
-            let at = n.clock(now);
-            let Some(fenced) = n.fenced.as_mut() else { return };
-            let commands = fenced.holder.step(at);
-            let wake = fenced.holder.next_wake(at);
-            fenced.timer += 1;
-            let (life, timer) = (fenced.life, fenced.timer);
-            if let Some(wake) = wake {
-                let wake = n.when(wake);
-                self.at(wake, Event::Fence { node, life, timer });
-            }
-            if commands.is_empty() {
-                break;
-            }
-            for command in commands {
-                self.carry_out(node, command);
-            }
-        }
-    }
-
-    fn carry_out(&mut self, node: usize, command: HolderCommand) {
-        match command {
-            HolderCommand::MakeSafe { vmid, .. } => {
-                let takes = self.ms(5, 300);
-                let (now, job) = (self.now, self.next);
-                let n = &mut self.nodes[node];
-                let at = n.clock(now);
-                let Some(fenced) = n.fenced.as_mut() else { return };
-                let Some(copy) = n.copies.get(&vmid) else {
-                    return fenced.holder.report(at, vmid, Report::Gone);
-                };
-                fenced.jobs.insert(vmid, job);
-                let life = fenced.life;
-                // QEMU carries out its commands in their order.
-                let done = (now + takes).max(copy.cont_at + Duration::from_millis(1));
-                self.at(done, Event::Job { node, life, vmid, job });
-            }
-            HolderCommand::Reset { .. } if self.plan.plant == Plant::NoReset => {}
-            HolderCommand::Reset { unverified } => {
-                self.note(|| format!("n{}: reset because of {unverified:?}", node + 1));
-                self.tell(Kind::SelfFence, None, Some(node), Some("reset".to_owned()));
-                self.reset(node);
-            }
-            HolderCommand::FeedWatchdog { .. } if self.plan.plant == Plant::NoReset => {}
-            HolderCommand::FeedWatchdog { timeout } => {
-                let factor = if self.plan.plant == Plant::SlowWatchdog { 4 } else { 1 };
-                self.feed(node, timeout * factor);
-            }
-            HolderCommand::Cont { .. } => {}
-        }
-    }
-
-    fn feed(&mut self, node: usize, timeout: Duration) {
-        let n = &mut self.nodes[node];
-        if n.on {
-            n.watchdog = Some(self.now + timeout);
-            let boots = n.boots;
-            self.after(timeout, Event::Watchdog { node, boots });
-        }
-    }
-
-    fn made_safe(&mut self, node: usize, life: u64, vmid: Vmid, job: u64) {
-        let now = self.now;
-        let n = &mut self.nodes[node];
-        let at = n.clock(now);
-        let Some(fenced) = n.fenced.as_mut().filter(|f| f.life == life && f.jobs.get(&vmid) == Some(&job))
-        else {
-            return;
-        };
-        let report = match n.copies.get_mut(&vmid) {
-            None => Report::Gone,
-            // It answers nothing, so nothing is reported until it does.
-            Some(copy) if copy.hung => {
-                return self.after(Duration::from_millis(500), Event::Job { node, life, vmid, job });
-            }
-            Some(copy) => {
-                (copy.running, copy.frozen) = (false, true);
-                n.record.entry(vmid).and_modify(|entry| entry.1 = true);
-                Report::Safe
-            }
-        };
-        fenced.holder.report(at, vmid, report);
-        self.note(|| format!("n{}: guest {vmid}: {report:?}", node + 1));
-        if report == Report::Safe {
-            self.paused(node, vmid);
-        }
-        self.fence(node);
-    }
-
-    fn paused(&mut self, node: usize, vmid: Vmid) {
-        let first = !std::mem::replace(&mut self.nodes[node].fenced_itself, true);
-        if first {
-            self.tell(Kind::SelfFence, None, Some(node), Some("pause".to_owned()));
-        }
-        if self.nodes[node].copies.get(&vmid).is_some_and(|c| c.ran) {
-            self.tell_guest(Kind::Pause, vmid, node);
-        }
-    }
-
-    /// A guest's process was started, with stopped CPUs.
-    pub fn add_copy(&mut self, node: usize, vmid: Vmid, epoch: Epoch) {
-        let copy = Copy {
-            epoch,
-            running: false,
-            frozen: false,
-            hung: false,
-            cont_at: Duration::ZERO,
-            ran: false,
-            lost: false,
-        };
-        self.nodes[node].copies.insert(vmid, copy);
-    }
-
-    /// Ends a guest's process; `told` is what that is in the story.
-    pub fn destroy(&mut self, node: usize, vmid: Vmid, told: Option<Kind>) {
-        let Some((ran, lost)) = self.nodes[node].copies.get(&vmid).map(|c| (c.ran, c.lost)) else {
-            return self.nodes[node].destroy(self.now, vmid);
-        };
-        self.nodes[node].destroy(self.now, vmid);
-        let told = if lost { Some(Kind::Destroyed) } else { told };
-        if let Some(kind) = told.filter(|_| ran) {
-            self.tell_guest(kind, vmid, node);
-        }
-    }
-
-    pub fn count_recovery(&mut self) {
-        self.recoveries += 1;
     }
 
     pub fn daemon(&mut self, node: usize) -> Option<&mut Daemon> {
@@ -685,15 +682,19 @@ impl World {
     }
 }
 
-pub(super) fn new_node(n: usize, name: stead_model::NodeName, rng: &mut ChaCha8Rng) -> Node {
+pub(super) fn new_node(n: usize, name: NodeName, plan: &Plan, dice: &mut Dice) -> Node {
     let uuid = format!("{n:08x}-1111-4111-8111-111111111111").parse().unwrap_or_else(|e| unreachable!("{e}"));
+    let stream = Stream::Node(n - 1);
+    let (rate, offset) = (dice.draw(stream), dice.draw(stream));
+    let drift = if plan.calm { 0 } else { u64::from(plan.drift) };
+    let rate = 1000 - drift + rate % (2 * drift + 1);
     Node {
         number: n,
         boot: boot_id(n, 1),
         name,
         uuid,
-        rate: rng.random_range(990..=1010),
-        offset: Duration::from_millis(rng.random_range(1000..1_000_000)),
+        rate: u32::try_from(rate).unwrap_or(1000),
+        offset: Duration::from_millis(1000 + offset % 1_000_000),
         on: false,
         paused_until: Duration::ZERO,
         watchdog: None,

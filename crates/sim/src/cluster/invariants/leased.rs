@@ -1,7 +1,7 @@
 //! A node without a lease runs no guest under HA after L + D + W (after L + D where its fence process works; the
-//! watchdog has W more). A guest that is ignored is under nobody's guard.
+//! watchdog has W more). That is: no guest whose record says that it is armed there. What comes under HA on a node that
+//! cannot record it is not armed, and is not recovered.
 
-use crate::cluster::daemon::PROFILE;
 use crate::cluster::world::World;
 use std::time::Duration;
 use stead_model::Vmid;
@@ -10,14 +10,14 @@ use stead_model::Vmid;
 const ROUNDING: Duration = Duration::from_millis(1);
 
 pub(in crate::cluster) fn check(world: &World) -> Option<String> {
-    let grace = PROFILE.drain() + PROFILE.watchdog() + ROUNDING;
     let tree = world.store.newest();
     for node in &world.nodes {
-        if world.now <= node.lease_ends + grace {
+        if world.now <= node.lease_ends + node.times.0 + node.times.1 + ROUNDING {
             continue;
         }
+        let armed = |vmid: &Vmid| tree.owners.get(vmid).is_some_and(|o| o.armed && o.owner == node.name);
         let executes = |vmid: &Vmid| node.guest_executes(world.now, *vmid).is_some();
-        let running = node.copies.keys().find(|v| executes(v) && tree.is_guarded(**v));
+        let running = node.copies.keys().find(|v| armed(v) && executes(v));
         if let Some(vmid) = running {
             let over = world.now - node.lease_ends;
             return Some(format!(

@@ -1,17 +1,17 @@
 //! A guest never runs twice.
 
 use crate::cluster::world::World;
-use std::collections::BTreeMap;
 
 pub(in crate::cluster) fn check(world: &World) -> Option<String> {
-    let mut runs = BTreeMap::new();
-    for node in &world.nodes {
+    for (i, node) in world.nodes.iter().enumerate() {
         for vmid in node.copies.keys() {
             let Some(epoch) = node.guest_executes(world.now, *vmid) else { continue };
-            if let Some((other, older)) = runs.insert(*vmid, (&node.name, epoch)) {
+            let twice =
+                world.nodes[i + 1..].iter().find_map(|n| Some((n, n.guest_executes(world.now, *vmid)?)));
+            if let Some((other, later)) = twice {
                 return Some(format!(
-                    "guest {vmid} runs on {other} (epoch {older}) and on {} (epoch {epoch})",
-                    node.name
+                    "guest {vmid} runs on {} (epoch {epoch}) and on {} (epoch {later})",
+                    node.name, other.name
                 ));
             }
         }
