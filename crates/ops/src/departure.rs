@@ -11,11 +11,14 @@
 
 use crate::admin::HostPower;
 use crate::bulk::{Bulk, Which, Work};
+use crate::guest::Asked;
+use crate::guest::power::PowerAction;
 use crate::{Actor, Ops, OpsError};
+use futures_util::future::join_all;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_ha::Leave;
-use stead_model::Upid;
+use stead_model::{Upid, Vmid};
 use stead_tasks::TaskContext;
 use tokio::sync::watch;
 
@@ -58,6 +61,13 @@ impl Departure {
 
 struct Wished<'a>(&'a Departure);
 
+impl Wished<'_> {
+    /// The power was asked for: until it goes, nothing is to start here again.
+    fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for Wished<'_> {
     fn drop(&mut self) {
         self.0.wish.send_replace(None);
@@ -70,19 +80,21 @@ impl Ops {
     where
         F: FnOnce() -> Result<(), OpsError> + Send + 'static,
     {
-        let (ops, by) = (self.clone(), actor.clone());
+        let ops = self.clone();
         let (worker, leave) = match what {
             HostPower::Reboot => ("nodereboot", Leave::Reboot),
             HostPower::Shutdown => ("nodeshutdown", Leave::Shutdown),
         };
         self.task(worker, self.me.name.as_str(), &actor.who, move |cx| async move {
-            let Some(_wished) = ops.departure.begin(leave) else {
+            let Some(wished) = ops.departure.begin(leave) else {
                 return Err(OpsError::failed("this host is going down already"));
             };
             ops.let_ha_go(&cx).await?;
-            ops.shut_the_rest_down(&cx, &by).await?;
+            ops.shut_the_rest_down(&cx).await?;
             cx.log("nothing runs here any more: asking for the power switch");
-            power()
+            power()?;
+            wished.keep();
+            Ok(())
         })
     }
 
@@ -106,36 +118,42 @@ impl Ops {
         Ok(())
     }
 
-    async fn shut_the_rest_down(self: &Arc<Self>, cx: &TaskContext, by: &Actor) -> Result<(), OpsError> {
+    /// Whoever may bring the host down may stop what runs on it.
+    async fn shut_the_rest_down(self: &Arc<Self>, cx: &TaskContext) -> Result<(), OpsError> {
         if self.guests.list().await.is_empty() {
             return Ok(());
         }
-        let upid = self.bulk(
-            by,
-            Bulk {
-                worker: "stopall",
-                work: Work::Shutdown { timeout: SHUTDOWN, force: true },
-                which: Which { here: true, ..Which::default() },
-                workers: None,
-            },
-        )?;
-        cx.log(format!("shutting down the other guests: task {upid}"));
-        let ended = tokio::select! {
-            ended = self.tasks.wait(&upid) => ended.and_then(|t| t.exitstatus),
+        let work = Work::Shutdown { timeout: SHUTDOWN, force: true };
+        let which = Which { here: true, without_ha: true, ..Which::default() };
+        let upid = self.bulk(&Actor::system(), Bulk { worker: "stopall", work, which, workers: None })?;
+        cx.log(format!("shutting down the guests that HA does not maintain: task {upid}"));
+        tokio::select! {
+            _ = self.tasks.wait(&upid) => {}
             () = cx.cancelled() => {
                 self.tasks.stop(&upid);
                 return Err(OpsError::failed("stopped: the host stays up"));
             }
-        };
+        }
+        // HA has let these be: it is disarmed, or has given them up. What it is asked for stays as it is.
+        let left = self.guests.list().await.into_iter().map(|p| self.shut_down(cx, p.vmid));
+        join_all(left).await;
         let left: Vec<String> = self.guests.list().await.into_iter().map(|p| p.vmid.to_string()).collect();
         if left.is_empty() {
             return Ok(());
         }
-        Err(OpsError::failed(format!(
-            "guests {} still run ({}): the host stays up",
-            left.join(", "),
-            ended.unwrap_or_default()
-        )))
+        Err(OpsError::failed(format!("guests {} still run: the host stays up", left.join(", "))))
+    }
+
+    async fn shut_down(self: &Arc<Self>, cx: &TaskContext, vmid: Vmid) {
+        let action = PowerAction::Shutdown { timeout: Duration::from_secs(SHUTDOWN), force: true };
+        let asked = Asked { by_ha: true, skiplock: false };
+        match self.power(&Actor::system(), vmid, action, asked).await {
+            Ok(upid) => {
+                cx.log(format!("shutting down VM {vmid}: task {upid}"));
+                self.tasks.wait(&upid).await;
+            }
+            Err(e) => cx.log(format!("VM {vmid}: {e}")),
+        }
     }
 }
 
@@ -154,6 +172,7 @@ mod tests {
         assert!(departure.begin(Leave::Shutdown).is_none());
         drop(wished);
         assert_eq!(*wish.borrow(), None);
-        assert!(departure.begin(Leave::Shutdown).is_some());
+        departure.begin(Leave::Shutdown).unwrap().keep();
+        assert_eq!(*wish.borrow(), Some(Leave::Shutdown), "the host is about to go");
     }
 }
