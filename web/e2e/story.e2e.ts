@@ -93,7 +93,7 @@ test('the VM is started and its screen changes', async () => {
 
 test('the VM is put under HA, and every tab sees it without a stream of its own', async () => {
   await other.goto(url)
-  await other.getByRole('table', { name: 'Guests' }).getByText(String(vmid)).waitFor()
+  await other.getByRole('table', { name: 'Guests' }).getByText(String(vmid), { exact: true }).waitFor()
   const { ok, message } = await callApi(page, 'POST', '/cluster/ha/resources', {
     sid: `vm:${vmid}`,
     state: 'started',
