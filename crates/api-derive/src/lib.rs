@@ -19,7 +19,8 @@
 //!
 //! A field's type says what is required: `T` is, unless it has a `default`; `Option<T>` and `Vec<T>` are
 //! not. The doc comment becomes the description. Attributes: `name`, `default`, `min`, `max`, `max_length`, `format`,
-//! `requires`, `required` (a list), and `rest = function`, which gives the schemas of further parameters that end in a map.
+//! `requires`, `required` (a list), `flatten` (a struct of parameters, which stand here as if they were the outer one's), and
+//! `rest = function`, which gives the schemas of further parameters that end in a map, in the outermost struct alone.
 
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;
@@ -50,6 +51,7 @@ enum Shape {
     Required(Type),
     Optional(Type),
     List(Type),
+    Flatten(Type),
     Rest(Path),
 }
 
@@ -58,6 +60,8 @@ struct Options {
     name: Option<String>,
     default: Option<String>,
     rest: Option<Path>,
+    /// Parameters of another struct.
+    flatten: bool,
     /// A list that must not be left out.
     required: bool,
     /// Calls on the schema.
@@ -71,6 +75,10 @@ fn options(attrs: &[Attribute]) -> syn::Result<Options> {
             let key = meta.path.get_ident().map(ToString::to_string).unwrap_or_default();
             if key == "required" {
                 o.required = true;
+                return Ok(());
+            }
+            if key == "flatten" {
+                o.flatten = true;
                 return Ok(());
             }
             if key == "rest" {
@@ -123,9 +131,11 @@ fn inside(ty: &Type, outer: &str) -> Option<Type> {
     }
 }
 
-fn shape(ty: &Type, rest: Option<&Path>) -> Shape {
-    if let Some(f) = rest {
+fn shape(ty: &Type, o: &Options) -> Shape {
+    if let Some(f) = &o.rest {
         Shape::Rest(f.clone())
+    } else if o.flatten {
+        Shape::Flatten(ty.clone())
     } else if let Some(t) = inside(ty, "Option") {
         Shape::Optional(t)
     } else if let Some(t) = inside(ty, "Vec") {
@@ -146,65 +156,70 @@ fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
     };
     let name = &input.ident;
     let p = quote!(::stead_api::framework::params);
-    let (mut schemas, mut rests, mut takes, mut idents) = (vec![], vec![], vec![], vec![]);
+    let (mut schemas, mut counts, mut rests, mut takes, mut idents) =
+        (vec![], vec![], vec![], vec![], vec![]);
     for field in fields {
         let Some(ident) = &field.ident else { return Err(wrong()) };
         let o = options(&field.attrs)?;
+        let shape = shape(&field.ty, &o);
         let plain = ident.to_string();
         let pname = o.name.unwrap_or_else(|| plain.trim_start_matches("r#").to_owned());
-        let (doc, calls, i) = (docs(&field.attrs), &o.calls, schemas.len());
+        let (doc, calls) = (docs(&field.attrs), &o.calls);
         let default = o.default.as_ref().map(|d| quote!(.defaults_to(#d)));
         idents.push(ident);
-        match (shape(&field.ty, o.rest.as_ref()), &o.default) {
+        let (ty, optional, list, take) = match (shape, &o.default) {
             (Shape::Rest(f), _) => {
                 rests.push(quote!(schemas.extend(#f());));
                 takes.push(
-                    quote!(let #ident = Some(__raw.take_rest(__schemas.get(__own..).unwrap_or(&[]), &mut __errors));),
+                    quote!(let #ident = Some(__raw.take_rest(__schemas.get(Self::COUNT..).unwrap_or(&[]), __errors));),
                 );
                 continue;
             }
-            (Shape::Required(ty), None) => {
-                schemas.push(quote!(#p::ParamSchema::of::<#ty>(#pname, #doc) #(#calls)*));
-                takes.push(quote!(let #ident = __raw.take_required::<#ty>(&__schemas[#i], &mut __errors);));
+            (Shape::Flatten(ty), _) => {
+                schemas.push(quote!(schemas.extend(<#ty as #p::Params>::schema());));
+                takes.push(quote! {
+                    let #ident = <#ty as #p::Params>::take(__raw, &__schemas[__at..], __errors);
+                    __at += <#ty as #p::Params>::COUNT;
+                });
+                counts.push(quote!(<#ty as #p::Params>::COUNT));
+                continue;
             }
-            (Shape::Required(ty), Some(_)) => {
-                schemas.push(quote!(#p::ParamSchema::of::<#ty>(#pname, #doc).optional() #default #(#calls)*));
-                takes.push(quote!(let #ident = __raw.take_default::<#ty>(&__schemas[#i], &mut __errors);));
-            }
-            (Shape::Optional(ty), _) => {
-                schemas.push(quote!(#p::ParamSchema::of::<#ty>(#pname, #doc).optional() #default #(#calls)*));
-                takes.push(quote!(let #ident = __raw.take_optional::<#ty>(&__schemas[#i], &mut __errors);));
-            }
-            (Shape::List(ty), _) => {
-                let optional = (!o.required).then(|| quote!(.optional()));
-                schemas.push(
-                    quote!(#p::ParamSchema::of::<#ty>(#pname, #doc) #optional .list() #default #(#calls)*),
-                );
-                takes.push(quote!(let #ident = __raw.take_list::<#ty>(&__schemas[#i], &mut __errors);));
-            }
-        }
+            (Shape::Required(ty), None) => (ty, false, false, quote!(take_required)),
+            (Shape::Required(ty), Some(_)) => (ty, true, false, quote!(take_default)),
+            (Shape::Optional(ty), _) => (ty, true, false, quote!(take_optional)),
+            (Shape::List(ty), _) => (ty, !o.required, true, quote!(take_list)),
+        };
+        let (optional, list) = (optional.then(|| quote!(.optional())), list.then(|| quote!(.list())));
+        schemas.push(quote!(
+            schemas.push(#p::ParamSchema::of::<#ty>(#pname, #doc) #optional #list #default #(#calls)*);
+        ));
+        takes.push(quote! {
+            let #ident = __raw.#take::<#ty>(&__schemas[__at], __errors);
+            __at += 1;
+        });
+        counts.push(quote!(1));
     }
-    let own = schemas.len();
     Ok(quote! {
         impl #p::Params for #name {
+            const COUNT: usize = 0 #(+ #counts)*;
+
             fn schema() -> Vec<#p::ParamSchema> {
                 #[allow(unused_mut)]
-                let mut schemas = vec![#(#schemas),*];
+                let mut schemas = vec![];
+                #(#schemas)*
                 #(#rests)*
                 schemas
             }
 
-            #[allow(unused_variables)]
-            fn parse(mut __raw: #p::Raw, __schemas: &[#p::ParamSchema]) -> Result<Self, #p::Errors> {
-                let __own: usize = #own;
-                let mut __errors = #p::Errors::default();
-                __raw.check_requires(__schemas, &mut __errors);
+            #[allow(unused_variables, unused_mut, unused_assignments)]
+            fn take(
+                __raw: &mut #p::Raw,
+                __schemas: &[#p::ParamSchema],
+                __errors: &mut #p::Errors,
+            ) -> Option<Self> {
+                let mut __at = 0;
                 #(#takes)*
-                __raw.refuse_rest(&mut __errors);
-                match (#(#idents,)*) {
-                    (#(Some(#idents),)*) if __errors.is_empty() => Ok(Self { #(#idents),* }),
-                    _ => Err(__errors),
-                }
+                Some(Self { #(#idents: #idents?),* })
             }
         }
     })

@@ -5,11 +5,9 @@ use stead_api_derive::Params;
 use stead_model::{NodeName, Upid, Vmid};
 use stead_ops::bulk::{Bulk, Which, Work};
 
+/// Which guests, and how many at a time.
 #[derive(Params)]
-pub struct Start {
-    /// Seconds within which each must run, or it is ended again; without it each step has its own limit.
-    #[param(min = 0)]
-    timeout: Option<u64>,
+pub struct Chosen {
     /// These alone.
     vms: Vec<Vmid>,
     /// How many at a time.
@@ -18,6 +16,27 @@ pub struct Start {
     /// The older name of `max-workers`.
     #[param(min = 1, max = 64)]
     maxworkers: Option<u32>,
+}
+
+impl Chosen {
+    /// How many at a time, `default` unless something else is said.
+    fn workers(&self, default: usize) -> Option<usize> {
+        count(self.workers.or(self.maxworkers)).or(Some(default))
+    }
+
+    fn which(self) -> Which {
+        Which { vms: self.vms.into_iter().collect(), ..Which::default() }
+    }
+}
+
+#[derive(Params)]
+pub struct Start {
+    /// Seconds within which each must run, or it is ended again; without it each step has its own limit.
+    #[param(min = 0)]
+    timeout: Option<u64>,
+    /// Which.
+    #[param(flatten)]
+    chosen: Chosen,
 }
 
 #[derive(Params)]
@@ -28,26 +47,16 @@ pub struct Shutdown {
     /// Seconds that each may take, unless its `startup` says `down`.
     #[param(min = 0, default = "180")]
     timeout: u64,
-    /// These alone.
-    vms: Vec<Vmid>,
-    /// How many at a time.
-    #[param(name = "max-workers", min = 1, max = 64)]
-    workers: Option<u32>,
-    /// The older name of `max-workers`.
-    #[param(min = 1, max = 64)]
-    maxworkers: Option<u32>,
+    /// Which.
+    #[param(flatten)]
+    chosen: Chosen,
 }
 
 #[derive(Params)]
 pub struct Suspend {
-    /// These alone.
-    vms: Vec<Vmid>,
-    /// How many at a time.
-    #[param(name = "max-workers", min = 1, max = 64)]
-    workers: Option<u32>,
-    /// The older name of `max-workers`.
-    #[param(min = 1, max = 64)]
-    maxworkers: Option<u32>,
+    /// Which.
+    #[param(flatten)]
+    chosen: Chosen,
 }
 
 #[derive(Params)]
@@ -56,42 +65,33 @@ pub struct Migrate {
     target: NodeName,
     /// Those that run, while they run.
     online: Option<bool>,
-    /// These alone.
-    vms: Vec<Vmid>,
-    /// How many at a time.
-    #[param(name = "max-workers", min = 1, max = 64)]
-    workers: Option<u32>,
-    /// The older name of `max-workers`.
-    #[param(min = 1, max = 64)]
-    maxworkers: Option<u32>,
+    /// Which.
+    #[param(flatten)]
+    chosen: Chosen,
 }
 
 /// At a time, unless something else is said.
 const WORKERS: usize = 4;
 
-fn these(vms: Vec<Vmid>) -> Which {
-    Which { vms: vms.into_iter().collect(), ..Which::default() }
-}
-
 endpoint! {
     /// Starts guests, in their order.
     PostStart = post("/cluster/bulk-action/guest/start"), Anywhere, POWER;
-    authorize: |caller, p| touches(caller, &p.vms, "VM.PowerMgmt");
+    authorize: |caller, p| touches(caller, &p.chosen.vms, "VM.PowerMgmt");
     fn call(cx, p: Start) -> Upid {
         let work = Work::Start { timeout: p.timeout };
-        let workers = count(p.workers.or(p.maxworkers)).or(Some(WORKERS));
-        Ok(cx.ops().bulk(&cx.actor(), Bulk { worker: "bulkstart", work, which: these(p.vms), workers })?)
+        let workers = p.chosen.workers(WORKERS);
+        Ok(cx.ops().bulk(&cx.actor(), Bulk { worker: "bulkstart", work, which: p.chosen.which(), workers })?)
     }
 }
 
 endpoint! {
     /// Shuts guests down, in the reverse of their order.
     PostShutdown = post("/cluster/bulk-action/guest/shutdown"), Anywhere, POWER;
-    authorize: |caller, p| touches(caller, &p.vms, "VM.PowerMgmt");
+    authorize: |caller, p| touches(caller, &p.chosen.vms, "VM.PowerMgmt");
     fn call(cx, p: Shutdown) -> Upid {
         let work = Work::Shutdown { timeout: p.timeout, force: p.force };
-        let workers = count(p.workers.or(p.maxworkers)).or(Some(WORKERS));
-        Ok(cx.ops().bulk(&cx.actor(), Bulk { worker: "bulkshutdown", work, which: these(p.vms), workers })?)
+        let workers = p.chosen.workers(WORKERS);
+        Ok(cx.ops().bulk(&cx.actor(), Bulk { worker: "bulkshutdown", work, which: p.chosen.which(), workers })?)
     }
 }
 
@@ -102,10 +102,10 @@ endpoint! {
         "statestorage: suspending to disk is not supported yet",
         "to-disk: suspending to disk is not supported yet",
     ];
-    authorize: |caller, p| touches(caller, &p.vms, "VM.PowerMgmt");
+    authorize: |caller, p| touches(caller, &p.chosen.vms, "VM.PowerMgmt");
     fn call(cx, p: Suspend) -> Upid {
-        let workers = count(p.workers.or(p.maxworkers)).or(Some(WORKERS));
-        let bulk = Bulk { worker: "bulksuspend", work: Work::Suspend, which: these(p.vms), workers };
+        let workers = p.chosen.workers(WORKERS);
+        let bulk = Bulk { worker: "bulksuspend", work: Work::Suspend, which: p.chosen.which(), workers };
         Ok(cx.ops().bulk(&cx.actor(), bulk)?)
     }
 }
@@ -114,10 +114,10 @@ endpoint! {
     /// Moves guests to a node.
     PostMigrate = post("/cluster/bulk-action/guest/migrate"), Anywhere, MIGRATE;
     missing: &["with-local-disks: moving disks is not supported yet"];
-    authorize: |caller, p| touches(caller, &p.vms, "VM.Migrate");
+    authorize: |caller, p| touches(caller, &p.chosen.vms, "VM.Migrate");
     fn call(cx, p: Migrate) -> Upid {
         let work = Work::Migrate { target: p.target, online: p.online };
-        let workers = count(p.workers.or(p.maxworkers)).or(Some(1));
-        Ok(cx.ops().bulk(&cx.actor(), Bulk { worker: "bulkmigrate", work, which: these(p.vms), workers })?)
+        let workers = p.chosen.workers(1);
+        Ok(cx.ops().bulk(&cx.actor(), Bulk { worker: "bulkmigrate", work, which: p.chosen.which(), workers })?)
     }
 }

@@ -8,10 +8,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Parameters of an endpoint. Use `derive(Params)`.
 pub trait Params: Sized + Send {
-    /// What is taken.
+    /// How many there are, but for those that end in a map.
+    const COUNT: usize;
+    /// What is taken: [`Self::COUNT`], then what ends in a map.
     fn schema() -> Vec<ParamSchema>;
-    /// Takes them; `schemas` is what [`Self::schema`] gives.
-    fn parse(raw: Raw, schemas: &[ParamSchema]) -> Result<Self, Errors>;
+    /// Takes them out of what was given; `schemas` is what [`Self::schema`] gives. None if something is wrong, which is
+    /// then noted.
+    fn take(raw: &mut Raw, schemas: &[ParamSchema], errors: &mut Errors) -> Option<Self>;
+
+    /// Takes all that was given: what is left over is wrong.
+    fn parse(mut raw: Raw, schemas: &[ParamSchema]) -> Result<Self, Errors> {
+        let mut errors = Errors::default();
+        raw.check_requires(schemas, &mut errors);
+        let taken = Self::take(&mut raw, schemas, &mut errors);
+        raw.refuse_rest(&mut errors);
+        taken.filter(|_| errors.is_empty()).ok_or(errors)
+    }
 }
 
 /// The type of one parameter's value.

@@ -30,15 +30,9 @@ pub struct OneRule {
     rule: String,
 }
 
+/// What may be said of a rule, new or old.
 #[derive(Params)]
-pub struct AddRule {
-    /// The rule's name.
-    rule: String,
-    /// What it is about.
-    #[param(name = "type")]
-    kind: RuleType,
-    /// Resources: `vm:100,ct:101`.
-    resources: String,
+pub struct Given {
     /// Nodes with priorities, for node affinity: `n1:2,n2`. The highest that are there are taken.
     nodes: Option<String>,
     /// On these nodes alone: stopped, rather than elsewhere.
@@ -50,6 +44,33 @@ pub struct AddRule {
     /// For people.
     #[param(max_length = 4096)]
     comment: Option<String>,
+}
+
+impl Given {
+    fn with(self, resources: Option<String>) -> RuleOptions {
+        RuleOptions {
+            resources,
+            nodes: self.nodes,
+            strict: self.strict,
+            affinity: self.affinity.map(|a| a.word().to_owned()),
+            disable: self.disable,
+            comment: self.comment,
+        }
+    }
+}
+
+#[derive(Params)]
+pub struct AddRule {
+    /// The rule's name.
+    rule: String,
+    /// What it is about.
+    #[param(name = "type")]
+    kind: RuleType,
+    /// Resources: `vm:100,ct:101`.
+    resources: String,
+    /// Its options.
+    #[param(flatten)]
+    options: Given,
 }
 
 #[derive(Params)]
@@ -66,25 +87,13 @@ pub struct ChangeRule {
     digest: Option<String>,
     /// Resources: `vm:100,ct:101`.
     resources: Option<String>,
-    /// Nodes with priorities, for node affinity: `n1:2,n2`. The highest that are there are taken.
-    nodes: Option<String>,
-    /// On these nodes alone: stopped, rather than elsewhere.
-    strict: Option<bool>,
-    /// Together (or on these nodes), or apart (or on any but these).
-    affinity: Option<Affinity>,
-    /// Keep it, but let it not count.
-    disable: Option<bool>,
-    /// For people.
-    #[param(max_length = 4096)]
-    comment: Option<String>,
+    /// Its options.
+    #[param(flatten)]
+    options: Given,
 }
 
 const READ: Access = Access::All("/", &["Sys.Audit"]);
 const WRITE: Access = Access::All("/", &["Sys.Console"]);
-
-fn word(affinity: Option<Affinity>) -> Option<String> {
-    affinity.map(|a| a.word().to_owned())
-}
 
 endpoint! {
     /// The rules that say where resources may be, with the conflicts among them.
@@ -98,14 +107,7 @@ endpoint! {
     /// Makes a rule; refused if it can't be kept together with the others.
     Add = post("/cluster/ha/rules"), Anywhere, WRITE;
     fn call(cx, p: AddRule) -> Null {
-        let given = RuleOptions {
-            resources: Some(p.resources),
-            nodes: p.nodes,
-            strict: p.strict,
-            affinity: word(p.affinity),
-            disable: p.disable,
-            comment: p.comment,
-        };
+        let given = p.options.with(Some(p.resources));
         cx.ops().ha_rule_add(&cx.actor(), &p.rule, p.kind.word(), given).await?;
         Ok(Null)
     }
@@ -123,14 +125,7 @@ endpoint! {
     /// Changes a rule; refused if it can't be kept together with the others.
     Change = put("/cluster/ha/rules/{rule}"), Anywhere, WRITE;
     fn call(cx, p: ChangeRule) -> Null {
-        let given = RuleOptions {
-            resources: p.resources,
-            nodes: p.nodes,
-            strict: p.strict,
-            affinity: word(p.affinity),
-            disable: p.disable,
-            comment: p.comment,
-        };
+        let given = p.options.with(p.resources);
         let (kind, digest) = (p.kind.word(), p.digest.as_deref());
         cx.ops().ha_rule_change(&cx.actor(), &p.rule, kind, given, &p.delete, digest).await?;
         Ok(Null)
