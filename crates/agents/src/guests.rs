@@ -82,9 +82,10 @@ async fn record_exit(ops: Arc<Ops>, vmid: Vmid) {
 /// started anew goes on where the earlier one ended, and starts nothing twice, since what does not run by then was stopped
 /// by someone.
 struct Autostarted {
-    file: PathBuf,
     /// The boot, then a guest a line, then `all`.
-    lines: Vec<String>,
+    file: PathBuf,
+    boot: String,
+    done: Vec<String>,
 }
 
 impl Autostarted {
@@ -93,20 +94,19 @@ impl Autostarted {
     fn read(file: PathBuf, boot: &BootId) -> Self {
         let boot = boot.to_string();
         let text = std::fs::read_to_string(&file).unwrap_or_default();
-        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        if lines.first() != Some(&boot) {
-            lines = vec![boot];
-        }
-        Self { file, lines }
+        let of_this_boot = text.strip_prefix(&boot).unwrap_or_default();
+        let done = of_this_boot.lines().filter(|l| !l.is_empty()).map(str::to_owned).collect();
+        Self { file, boot, done }
     }
 
     fn has(&self, what: &str) -> bool {
-        self.lines.iter().skip(1).any(|l| l == what)
+        self.done.iter().any(|l| l == what)
     }
 
     fn note(&mut self, what: &str) {
-        self.lines.push(what.to_owned());
-        if let Err(e) = std::fs::write(&self.file, self.lines.join("\n")) {
+        self.done.push(what.to_owned());
+        let text = format!("{}\n{}\n", self.boot, self.done.join("\n"));
+        if let Err(e) = std::fs::write(&self.file, text) {
             let file = self.file.display();
             tracing::warn!("could not write {file}: guests may be started again with the daemon: {e}");
         }
