@@ -2,14 +2,29 @@
 
 use async_trait::async_trait;
 use serde_json::Value;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use stead_model::NodeRecord;
 use stead_ops::peers::{Duplex, PeerError, PeerLink};
+use stead_ops::status::LinkReport;
 use stead_transport::{ClientError, Peer, PeerClient, Purpose};
 
+/// One heartbeat in so many goes by every link at once: one that has died behind another's back is noticed.
+const EVERY_LINK: u32 = 10;
+
 /// [`PeerLink`] over the transport.
-#[derive(Debug, Clone)]
-pub struct Link(pub PeerClient);
+#[derive(Debug)]
+pub struct Link {
+    client: PeerClient,
+    heartbeats: AtomicU32,
+}
+
+impl Link {
+    /// Over this client.
+    pub fn new(client: PeerClient) -> Self {
+        Self { client, heartbeats: AtomicU32::new(0) }
+    }
+}
 
 fn error(to: &NodeRecord, e: ClientError) -> PeerError {
     match e {
@@ -27,12 +42,25 @@ impl PeerLink for Link {
         body: Value,
         limit: Duration,
     ) -> Result<Value, PeerError> {
-        let purpose = if call == "heartbeat" { Purpose::Heartbeat } else { Purpose::Control };
-        self.0.json(&Peer::from(to), purpose, call, &body, limit).await.map_err(|e| error(to, e))
+        let peer = Peer::from(to);
+        let answer = if call == "heartbeat" {
+            let every = self.heartbeats.fetch_add(1, Ordering::Relaxed).is_multiple_of(EVERY_LINK);
+            self.client.heartbeat(&peer, call, &body, limit, every).await
+        } else {
+            self.client.json(&peer, Purpose::Control, call, &body, limit).await
+        };
+        answer.map_err(|e| error(to, e))
     }
 
     async fn open(&self, to: &NodeRecord, call: &str) -> Result<Box<dyn Duplex>, PeerError> {
-        let stream = self.0.open(&Peer::from(to), Purpose::Bulk, call).await.map_err(|e| error(to, e))?;
+        let stream =
+            self.client.open(&Peer::from(to), Purpose::Bulk, call).await.map_err(|e| error(to, e))?;
         Ok(Box::new(stream))
+    }
+
+    fn links(&self, to: &NodeRecord) -> Vec<LinkReport> {
+        let known = to.links().filter_map(|(link, addr)| Some((link, self.client.link(&to.uuid, addr)?)));
+        let since = |t: SystemTime| t.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        known.map(|(link, s)| LinkReport { link, answers: s.answers, since: since(s.since) }).collect()
     }
 }

@@ -98,6 +98,7 @@ async fn collect(
         lease: ops.lease.borrow().held,
         listens: ops.events.listens(std::time::Instant::now()),
         fingerprint: Some(ops.host.fingerprint()),
+        links: leader(ops).filter(|l| l.name != ops.me.name).map(|l| ops.peers.links(&l)).unwrap_or_default(),
         stats: host.read(&ops.me.dir),
         guests,
         storages,

@@ -58,6 +58,8 @@ fn of_cluster(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<cluster::config::MakeToken>::new())
         .with(Of::<cluster::config::Nodes>::new())
         .with(Of::<cluster::config::AddNode>::new())
+        .with(Of::<cluster::config::SetLinks>::new())
+        .with(Of::<cluster::config::ReadLinks>::new())
         .with(Of::<cluster::qdevice::Read>::new())
         .with(Of::<cluster::config::RemoveNode>::new())
         .with(Of::<cluster::off::Confirm>::new())

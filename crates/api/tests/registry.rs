@@ -196,7 +196,9 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 10] = [
+const BEYOND: [(&str, &str); 12] = [
+    ("GET", "/cluster/config/links"),
+    ("PUT", "/cluster/config/nodes/{node}"),
     ("GET", "/cluster/ha/what-if"),
     ("POST", "/cluster/config/join-token"),
     ("GET", "/cluster/ha/profile"),

@@ -468,13 +468,13 @@ async fn joining_reads_the_copied_string() {
         )
     };
     let info = info.to_string();
-    let ended = fake.run(&["stead", "cluster", "join", &info]).await;
+    let ended = fake.run(&["stead", "cluster", "join", &info, "--link", "1=10.1.0.9"]).await;
     assert_eq!(ended.code, 0, "{ended:?}");
     let print = vec!["AB"; 32].join("%3A");
     assert_eq!(
         fake.changes(),
         [format!(
-            "POST /cluster/config/join hostname={}&fingerprint={print}&password={token}",
+            "POST /cluster/config/join link1=10.1.0.9&hostname={}&fingerprint={print}&password={token}",
             info.replace('=', "%3D")
         )]
     );
@@ -571,6 +571,41 @@ async fn tls_node() -> (stead_transport::Server, std::net::SocketAddr, String) {
     let server = Server::new(tls, handler, Limits::default());
     server.listen_tls(listener);
     (server, addr, fingerprint)
+}
+
+#[tokio::test]
+async fn links_are_shown_and_changed() {
+    let links = json!([
+        {"node": "n1", "link": 0, "address": "10.0.0.1:8006", "answers": 1, "since": 1_790_000_000},
+        {"node": "n1", "link": 1, "address": "10.1.0.1:8006", "answers": 0, "since": 1_790_000_000},
+        {"node": "n2", "link": 0, "address": "10.0.0.2:8006"},
+    ]);
+    let fake = Fake::new(&[
+        ("GET /cluster/config/links", links),
+        ("PUT /cluster/config/nodes/n1", Value::Null),
+        ("POST /cluster/config", Value::Null),
+    ])
+    .await;
+    let shown = fake.run(&["stead", "cluster", "links"]).await;
+    let states: Vec<&str> = shown.out.lines().skip(1).filter_map(|l| l.split_whitespace().nth(3)).collect();
+    assert_eq!(states, ["answers", "silent", "unknown"], "{shown:?}");
+    let set = ["stead", "cluster", "set-links", "n1", "1=10.1.0.1", "2=fd00::1", "--delete", "3"];
+    assert_eq!(fake.run(&set).await.code, 0);
+    assert_eq!(
+        fake.run(&["pvecm", "create", "prod", "--link0", "10.0.0.1", "--link1", "10.1.0.1"]).await.code,
+        0
+    );
+    assert_eq!(
+        fake.changes(),
+        [
+            "PUT /cluster/config/nodes/n1 link1=10.1.0.1&link2=fd00%3A%3A1&delete=link3",
+            "POST /cluster/config link0=10.0.0.1&link1=10.1.0.1&clustername=prod",
+        ]
+    );
+    let nothing = fake.run(&["stead", "cluster", "set-links", "n1"]).await;
+    let wrong = fake.run(&["stead", "cluster", "set-links", "n1", "10.1.0.1"]).await;
+    assert!(nothing.code == 2 && wrong.code == 2, "{nothing:?} {wrong:?}");
+    assert!(wrong.err.contains("expected N=IP"), "{wrong:?}");
 }
 
 #[tokio::test]

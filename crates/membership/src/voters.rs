@@ -134,6 +134,7 @@ mod tests {
             uuid: "11111111-1111-4111-8111-111111111111".parse().unwrap(),
             raft_id: RaftId(n),
             addr: "127.0.0.1:8006".parse().unwrap(),
+            links: stead_model::link::Links::new(),
             state: NodeState::Member { boot: boot.clone() },
             version: String::new(),
             witness: false,

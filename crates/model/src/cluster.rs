@@ -1,5 +1,6 @@
 //! The cluster and its nodes, as recorded in the configuration.
 
+use crate::link::Links;
 use crate::{BootId, Epoch, NodeName, NodeUuid, RaftId};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -40,8 +41,11 @@ pub struct NodeRecord {
     pub uuid: NodeUuid,
     /// Its number in Raft.
     pub raft_id: RaftId,
-    /// Where its one TLS port is.
+    /// Where its one TLS port is: link 0.
     pub addr: SocketAddr,
+    /// Its further links: other addresses at which the same port answers.
+    #[serde(default, skip_serializing_if = "Links::is_empty")]
+    pub links: Links,
     /// Whether it takes part.
     pub state: NodeState,
     /// The daemon's version, for the limit on how far versions may be apart.

@@ -9,6 +9,7 @@ pub mod ha_cfg;
 pub mod ha_groups;
 pub mod ha_options;
 pub mod ids;
+pub mod link;
 pub mod ownership;
 pub mod paths;
 pub mod property;

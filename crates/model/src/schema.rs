@@ -9,6 +9,7 @@ use crate::{
 };
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// A type that an answer is made of.
 pub trait Schema {
@@ -71,6 +72,7 @@ written_as! {
     VolumeId => {"type": "string", "format": "pve-volume-id"},
     ServiceId => {"type": "string", "format": "pve-ha-resource-or-vm-id"},
     Upid => {"type": "string", "format": "pve-upid"},
+    IpAddr => {"type": "string", "format": "ip"},
     NodeUuid => {"type": "string", "format": "uuid"},
     BootId => {"type": "string", "format": "uuid"},
 }

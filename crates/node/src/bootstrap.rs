@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use std::time::SystemTime;
 use stead_access::secret::MIN_PASSWORD;
 use stead_conf::{ClusterKey, Conf, Options};
+use stead_model::link::Links;
 use stead_model::{
     BootId, ClusterRecord, Epoch, FenceProfile, NodeName, NodeRecord, NodeState, NodeUuid, RaftId, paths,
 };
@@ -108,6 +109,7 @@ fn found(home: &Home, args: &Args, boot: BootId, left: Option<&PendingLeave>) ->
         uuid,
         raft_id: identity.raft_id,
         addr: args.listen,
+        links: Links::new(),
         state: NodeState::Member { boot: boot.clone() },
         version: env!("CARGO_PKG_VERSION").to_owned(),
         witness: args.witness,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use stead_model::{NodeName, NodeUuid, Upid, UserId, Vmid};
 use stead_ops::admin::{Admin, HostPower, JoinRequest};
 use stead_ops::join::{Host, JoinMaterial, JoinWish};
+use stead_ops::links::LinkWish;
 use stead_ops::{Actor, Ops, OpsError};
 use stead_transport::join::{JoinAuth, TokenRecord};
 use stead_transport::{Fingerprint, JoinInfo, Tls};
@@ -165,10 +166,10 @@ fn resolve(hostname: &str) -> Result<SocketAddr, OpsError> {
 
 #[async_trait]
 impl Admin for NodeAdmin {
-    async fn create_cluster(&self, actor: &Actor, name: &str) -> Result<Upid, OpsError> {
+    async fn create_cluster(&self, actor: &Actor, name: &str, links: LinkWish) -> Result<Upid, OpsError> {
         let (ops, by, name) = (self.ops.clone(), actor.clone(), name.to_owned());
         self.ops.task("clustercreate", &name.clone(), &actor.who, move |cx| async move {
-            ops.create_cluster(&by, &name).await?;
+            ops.create_cluster(&by, &name, &links).await?;
             cx.log(format!("cluster '{name}' is ready: other nodes can join it"));
             Ok(())
         })
@@ -202,7 +203,7 @@ impl Admin for NodeAdmin {
             let user = UserId::new(UserId::ROOT).map_err(|e| OpsError::failed(e.to_string()))?;
             JoinAuth::Password { user, password: request.password }
         };
-        self.ops.join_cluster(actor, JoinWish { information, auth })
+        self.ops.join_cluster(actor, JoinWish { information, auth, links: request.links })
     }
 
     async fn remove_node(&self, actor: &Actor, node: &NodeName) -> Result<(), OpsError> {

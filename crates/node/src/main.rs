@@ -6,6 +6,7 @@ mod fence;
 mod heap;
 mod host;
 mod identity;
+mod links;
 mod members;
 mod serve;
 mod web;
@@ -24,7 +25,7 @@ use stead_agents::peers::Link;
 use stead_agents::rpc::Rpc;
 use stead_api::{Api, Backend};
 use stead_conf::Conf;
-use stead_model::{NodeName, NodeRecord, NodeUuid, paths};
+use stead_model::{NodeName, NodeRecord, paths};
 use stead_ops::join::JOIN_WORKER;
 use stead_ops::{Flush, Lease, Me, Ops, store};
 use stead_tasks::{Resumer, Tasks};
@@ -101,7 +102,7 @@ async fn run(args: Args) -> Result<bool> {
         guests,
         fence: Arc::new(fence),
         storage_types: vec![Arc::new(stead_ops::kept_open::KeptOpen::new(stead_storage::DirType))],
-        peers: Arc::new(Link(peers.clone())),
+        peers: Arc::new(Link::new(peers.clone())),
         status: stead_ops::status::ClusterStatus::default(),
         events: stead_ops::events::Events::new(unix_ms),
         lease: leased,
@@ -112,17 +113,14 @@ async fn run(args: Args) -> Result<bool> {
         departure: stead_ops::departure::Departure::default(),
     });
 
-    let find = {
-        let m = members.clone();
-        Arc::new(move |id| m.by_raft_id(id))
-    };
-    tokio::spawn(stead_agents::raft::send(conf.clone(), peers.clone(), find));
+    let (tell, directory) = watch::channel(links::directory(&members));
+    tokio::spawn(stead_agents::raft::send(conf.clone(), peers.clone(), directory, unix_ms));
     let grant = stead_agents::grant::start(ops.clone());
     let server =
         serve(&home, &args, &ops, tls, peers.clone(), Rpc { ops: ops.clone(), grant: grant.clone() }).await?;
     start_agents(&ops, grant, lease, flushes);
     finish_tasks(&ops, &tasks);
-    tokio::spawn(watch_members(ops.clone(), peers, server.clone()));
+    tokio::spawn(links::follow(ops.clone(), members, peers, server.clone(), tell));
     tracing::info!("node '{}' serves {} and {}", ops.me.name, args.listen, home.at("run/api.sock").display());
 
     let again = until_told(&restart, &conf).await?;
@@ -172,7 +170,13 @@ async fn serve(
     ));
     let others = Arc::new(serve::Others { ops: ops.clone(), client });
     let api = Api::new(stead_api::registry(), backend.clone(), others);
-    let router = Arc::new(serve::Router { api, backend, rpc, conf: ops.conf.clone() });
+    let router = Arc::new(serve::Router {
+        api,
+        backend,
+        rpc,
+        conf: ops.conf.clone(),
+        heard: stead_agents::raft::Heard::default(),
+    });
     let server = Server::new(tls, router.handler(), Limits::default());
     let listener =
         TcpListener::bind(args.listen).await.with_context(|| format!("can't listen on {}", args.listen))?;
@@ -242,23 +246,6 @@ fn finish_tasks(ops: &Arc<Ops>, tasks: &Tasks) {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         });
-    }
-}
-
-/// Cuts the connections of nodes that were removed.
-async fn watch_members(ops: Arc<Ops>, client: PeerClient, server: Server) {
-    let mut watch = ops.conf.watch();
-    let mut known: Vec<NodeUuid> = ops.node_records().into_iter().map(|n| n.uuid).collect();
-    while let Some(event) = watch.next().await {
-        if !store::touches(&event, paths::NODES) {
-            continue;
-        }
-        let now: Vec<NodeUuid> = ops.node_records().into_iter().map(|n| n.uuid).collect();
-        for gone in known.iter().filter(|u| !now.contains(u)) {
-            let cut = client.drop_peer(gone) + server.drop_peer(gone);
-            tracing::info!("node {gone} was removed: {cut} connections cut");
-        }
-        known = now;
     }
 }
 

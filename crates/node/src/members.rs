@@ -1,10 +1,10 @@
-//! Who the members are, for those who connect: by number, by UUID, by address.
+//! Who the members are, for those who connect: by UUID, by address.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use stead_conf::{Conf, Revision};
-use stead_model::{NodeRecord, NodeUuid, RaftId};
+use stead_model::{NodeRecord, NodeUuid};
 use stead_ops::store;
 use stead_transport::Membership;
 
@@ -26,14 +26,10 @@ impl Members {
         Self { conf, first: Arc::new(first), addresses: Arc::default() }
     }
 
-    fn all(&self) -> Vec<NodeRecord> {
+    /// All of them.
+    pub fn all(&self) -> Vec<NodeRecord> {
         let committed = self.conf.view(store::nodes);
         if committed.is_empty() { self.first.to_vec() } else { committed }
-    }
-
-    /// The member with a number in Raft.
-    pub fn by_raft_id(&self, id: RaftId) -> Option<NodeRecord> {
-        self.all().into_iter().find(|n| n.raft_id == id)
     }
 }
 
@@ -46,7 +42,11 @@ impl Membership for Members {
         let mut kept = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.conf.view(stead_conf::Tree::revision);
         let fresh = kept.take().filter(|(revision, _)| *revision == now);
-        let of_now = || (now, self.all().iter().map(|n| n.addr.ip().to_canonical()).collect());
+        let of_now = || {
+            let addresses =
+                self.all().iter().flat_map(NodeRecord::addrs).map(|a| a.ip().to_canonical()).collect();
+            (now, addresses)
+        };
         kept.insert(fresh.unwrap_or_else(of_now)).1.contains(&address)
     }
 }

@@ -46,6 +46,8 @@ pub struct Router {
     pub rpc: Rpc,
     /// The configuration.
     pub conf: Conf,
+    /// Which of Raft's frames were heard of whom.
+    pub heard: raft::Heard,
 }
 
 /// Whom requests of the API are handed on to.
@@ -142,11 +144,11 @@ impl Router {
     async fn peer(&self, mut request: Request<Incoming>, peer: &PeerIdentity, call: &str) -> Response<Body> {
         if let Some((answer, stream)) = accept_upgrade(&mut request) {
             let (conf, ops, call) = (self.conf.clone(), self.rpc.ops.clone(), call.to_owned());
-            let from = peer.name.clone();
+            let (heard, from, uuid) = (self.heard.clone(), peer.name.clone(), peer.uuid.clone());
             tokio::spawn(async move {
                 let Ok(stream) = stream.await else { return };
                 if call == "raft" {
-                    raft::receive(conf, stream).await;
+                    raft::receive(conf, heard, uuid, stream).await;
                 } else if let Some(vmid) =
                     call.strip_prefix("guest/migration-stream/").and_then(|v| v.parse::<Vmid>().ok())
                 {

@@ -3,6 +3,7 @@
 //! Joining ends the node's own configuration and takes over another's, and the host belongs to the operating
 //! system; so both are done by the daemon around the use cases.
 
+use crate::links::LinkWish;
 use crate::{Actor, OpsError};
 use async_trait::async_trait;
 use serde_json::Value;
@@ -19,6 +20,8 @@ pub struct JoinRequest {
     pub password: String,
     /// Join although guests or an earlier cluster are here.
     pub force: bool,
+    /// This node's links.
+    pub links: LinkWish,
 }
 
 impl std::fmt::Debug for JoinRequest {
@@ -39,8 +42,8 @@ pub enum HostPower {
 /// The daemon around the use cases.
 #[async_trait]
 pub trait Admin: Send + Sync {
-    /// Gives the node's own cluster of one a name, so that others can join.
-    async fn create_cluster(&self, actor: &Actor, name: &str) -> Result<Upid, OpsError>;
+    /// Gives the node's own cluster of one a name, so that others can join, and this node its links.
+    async fn create_cluster(&self, actor: &Actor, name: &str, links: LinkWish) -> Result<Upid, OpsError>;
     /// What others need to join by `node`, or by this one: its address and fingerprint, and, if asked for, a one-time
     /// token.
     async fn join_information(

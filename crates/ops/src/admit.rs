@@ -7,6 +7,7 @@ use crate::{Actor, Ops, OpsError};
 use serde::Serialize;
 use std::net::IpAddr;
 use stead_api_derive::Schema;
+use stead_model::link::Links;
 use stead_model::{NodeName, NodeRecord};
 use stead_transport::JoinInfo;
 use stead_transport::join::Admits;
@@ -20,6 +21,8 @@ pub struct Expected {
     pub ip: Option<IpAddr>,
     /// A node of that name may be in the cluster still, if it is removed before the new one joins.
     pub force: bool,
+    /// The links that it is to have.
+    pub links: Links,
 }
 
 /// What the node to be added needs. Contains a secret.
@@ -40,7 +43,7 @@ impl Ops {
     pub async fn expect_node(&self, actor: &Actor, expected: Expected) -> Result<Admission, OpsError> {
         let warnings = concerns(&expected, &self.node_records())?;
         let cluster = self.cluster_record()?.value;
-        let Expected { node, ip, .. } = expected;
+        let Expected { node, ip, links, .. } = expected;
         let token = self.make_join_token(actor, Some(Admits { node, ip })).await?;
         let info = JoinInfo {
             v: 1,
@@ -51,7 +54,11 @@ impl Ops {
             token: Some(token.clone()),
         };
         let information = info.to_string();
-        Ok(Admission { warnings, token, command: format!("stead cluster join {information}"), information })
+        let mut command = format!("stead cluster join {information}");
+        for (number, addr) in links {
+            command += &format!(" --link {number}={addr}");
+        }
+        Ok(Admission { warnings, token, command, information })
     }
 }
 
@@ -90,6 +97,7 @@ mod tests {
             uuid: id.parse().unwrap(),
             raft_id: RaftId(1),
             addr: addr.parse().unwrap(),
+            links: Links::new(),
             state: NodeState::Member { boot: id.parse().unwrap() },
             version: String::new(),
             witness: false,
@@ -101,7 +109,8 @@ mod tests {
         let members = [member("n1", "192.0.2.1:8006")];
         let of = |node: &str, ip: Option<&str>, force| {
             let ip = ip.map(|i| i.parse().unwrap());
-            let found = concerns(&Expected { node: node.parse().unwrap(), ip, force }, &members);
+            let found =
+                concerns(&Expected { node: node.parse().unwrap(), ip, force, links: Links::new() }, &members);
             found.map_err(|e| e.to_string())
         };
         assert_eq!(of("n2", None, false), Ok(vec![]));

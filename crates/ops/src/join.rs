@@ -13,6 +13,7 @@
 //! The task goes on across the daemon's new start, and ends when the guests have arrived. A node that was let in and
 //! never came keeps its guests where they were; asking again, or its removal, gives their numbers back.
 
+use crate::links::LinkWish;
 use crate::store::{self, At};
 use crate::{Actor, Ops, OpsError};
 use base64::Engine;
@@ -98,11 +99,13 @@ pub struct JoinWish {
     pub information: String,
     /// By password or token.
     pub auth: JoinAuth,
+    /// This node's links.
+    pub links: LinkWish,
 }
 
 impl Ops {
-    /// Names the cluster that this node founded.
-    pub async fn create_cluster(&self, actor: &Actor, name: &str) -> Result<(), OpsError> {
+    /// Names the cluster that this node founded, and gives this node its links.
+    pub async fn create_cluster(&self, actor: &Actor, name: &str, links: &LinkWish) -> Result<(), OpsError> {
         let At { value: mut record, revision } = self.cluster_record()?;
         if self.node_records().len() > 1 {
             return Err(OpsError::failed(format!("this node is in cluster '{}' already", record.name)));
@@ -117,7 +120,7 @@ impl Ops {
         let mut txn = store::txn(&actor.who, format!("cluster '{name}' created"));
         store::put_over(&mut txn, paths::CLUSTER, Some(revision), store::bytes(&record)?);
         self.conf.transact(txn).await?;
-        Ok(())
+        if links.0.is_empty() { Ok(()) } else { self.set_links(actor, &self.me.name, links, &[]).await }
     }
 
     /// The certificate's fingerprint of a node that reports.
@@ -153,12 +156,16 @@ impl Ops {
             token: token.clone(),
         };
         let listed = |n: &NodeRecord| {
-            json!({
+            let mut listed = json!({
                 "name": n.name, "nodeid": n.raft_id.0, "pve_addr": n.addr.ip().to_string(), "port": n.addr.port(),
                 // Empty of a node that is off: nobody can join by it.
                 "pve_fp": self.fingerprint_of(&n.name).map(|f| f.to_string()).unwrap_or_default(),
-                "quorum_votes": 1, "ring0_addr": n.addr.ip().to_string(),
-            })
+                "quorum_votes": 1,
+            });
+            for (link, addr) in n.links() {
+                listed[format!("ring{link}_addr")] = json!(addr.ip().to_string());
+            }
+            listed
         };
         let mut out = json!({
             "config_digest": stead_model::vmconfig::digest(&format!("{nodes:?}")),
@@ -219,8 +226,13 @@ impl Ops {
             let token = token.map(|t| self.join_token(t, request)).transpose()?;
             let Some(raft_id) = self.commit_node(request, token).await? else { continue };
             tracing::info!("node '{}' ({}) was let into the cluster", request.name, request.addr);
-            let member =
-                |n: NodeRecord| Member { name: n.name, uuid: n.uuid, raft_id: n.raft_id, addr: n.addr };
+            let member = |n: NodeRecord| Member {
+                name: n.name,
+                uuid: n.uuid,
+                raft_id: n.raft_id,
+                addr: n.addr,
+                links: n.links,
+            };
             let cluster = self.cluster_record().map_err(failed)?.value;
             return Ok(JoinAnswer {
                 cert,
@@ -244,7 +256,7 @@ impl Ops {
         // A node that was let in and never entered may ask again: its first join was cut off.
         let nodes = self.node_records();
         let others = nodes.iter().filter(|n| n.uuid != request.uuid || !never_entered(n));
-        let members: Vec<_> = others.map(|n| (n.name.clone(), n.uuid.clone(), n.addr)).collect();
+        let members: Vec<_> = others.map(|n| (n.name.clone(), n.uuid.clone(), n.addrs())).collect();
         let own = self.conf.view(|t| reserved(t, request));
         let all = self.conf.view(store::guests).into_iter().map(|(v, _)| v);
         let vmids: BTreeSet<Vmid> = all.filter(|v| !own.contains(v)).collect();
@@ -261,6 +273,7 @@ impl Ops {
         let identity = PeerIdentity { name: request.name.clone(), uuid: request.uuid.clone() };
         let mut ips = request.ips.clone();
         ips.push(request.addr.ip());
+        ips.extend(request.links.values());
         ca.sign(&request.csr, &identity, &ips, SystemTime::now()).map_err(|e| failed(e.to_string()))
     }
 
@@ -334,6 +347,7 @@ impl Ops {
             uuid: self.me.uuid.clone(),
             csr: key.signing_request(&self.me.name).map_err(|e| failed(e.to_string()))?,
             addr: self.me.addr,
+            links: wish.links.beside(self.me.addr)?,
             ips: vec![],
             version: self.me.version.to_owned(),
             feature_level: stead_conf::SUPPORTED_LEVEL,
@@ -358,6 +372,7 @@ impl Ops {
             uuid: m.uuid,
             raft_id: m.raft_id,
             addr: m.addr,
+            links: m.links,
             state: NodeState::Member { boot: boot.clone() },
             version: String::new(),
             // What matters of others until the configuration has come: where they are.
@@ -573,6 +588,7 @@ fn admission(tree: &Tree, request: &JoinRequest, token: Option<String>) -> Resul
         uuid: request.uuid.clone(),
         raft_id,
         addr: request.addr,
+        links: request.links.clone(),
         state: NodeState::Lost { boot },
         version: request.version.clone(),
         witness: request.witness,

@@ -23,6 +23,7 @@ pub mod join;
 mod join_storage;
 pub mod kept_open;
 pub mod leave;
+pub mod links;
 pub mod peers;
 pub mod profile;
 pub mod report;

@@ -1,6 +1,7 @@
 //! Calls to other nodes, as the use cases need them; `agents` carries them over the cluster's TLS.
 
 use crate::OpsError;
+use crate::status::LinkReport;
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -51,6 +52,10 @@ pub trait PeerLink: Send + Sync {
     ) -> Result<Value, PeerError>;
     /// Opens a stream: an HTTP upgrade of `POST /peer/v1/{call}`.
     async fn open(&self, to: &NodeRecord, call: &str) -> Result<Box<dyn Duplex>, PeerError>;
+    /// Which of a node's links answer, as far as they were tried; nothing of a node with one alone.
+    fn links(&self, _to: &NodeRecord) -> Vec<LinkReport> {
+        vec![]
+    }
 }
 
 /// [`PeerLink::call`] with types.

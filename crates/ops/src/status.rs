@@ -61,6 +61,17 @@ pub struct StorageReport {
     pub avail: u64,
 }
 
+/// Whether a node reaches the leader by one of the leader's links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// Which link.
+    pub link: u8,
+    /// Whether it has answered when it was tried last.
+    pub answers: bool,
+    /// Since when it does or does not, in seconds since 1970.
+    pub since: u64,
+}
+
 /// What one node reports.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeReport {
@@ -80,6 +91,9 @@ pub struct NodeReport {
     /// Of the certificate that its TLS port shows.
     #[serde(default)]
     pub fingerprint: Option<Fingerprint>,
+    /// By which links it reaches the leader; empty where there is one alone, and of the leader.
+    #[serde(default)]
+    pub links: Vec<LinkReport>,
     /// Its load.
     pub stats: NodeStats,
     /// Its guests' processes.

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use stead_model::{NodeName, NodeState, paths};
 use stead_ops::guest::Asked;
 use stead_ops::join::JoinWish;
+use stead_ops::links::LinkWish;
 use stead_ops_testing::{BOOT, Node, STORAGES, member, name, root, uuid, vmid};
 use stead_transport::join::{JOIN_PROTOCOL, JoinAuth, JoinRefusal, JoinRequest, JoinStorage};
 use stead_transport::{Fingerprint, JoinInfo, NodeKey};
@@ -19,6 +20,7 @@ fn request(n: u32, vmids: &[u32]) -> JoinRequest {
         name: node,
         uuid: uuid(n),
         addr: format!("127.0.0.{n}:8006").parse().unwrap(),
+        links: stead_model::link::Links::new(),
         ips: vec![],
         version: "0.1.0".into(),
         feature_level: stead_conf::SUPPORTED_LEVEL,
@@ -150,7 +152,7 @@ async fn nothing_changes_on_a_node_while_it_joins() {
         token: None,
     }
     .to_string();
-    let wish = JoinWish { information, auth: JoinAuth::Token("a.b".into()) };
+    let wish = JoinWish { information, auth: JoinAuth::Token("a.b".into()), links: LinkWish::default() };
     let joining = node.ops.join_cluster(&root(), wish).unwrap();
     let (silent, _) = member.accept().await.unwrap();
     let refused = make(101).await;

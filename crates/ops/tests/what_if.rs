@@ -21,6 +21,7 @@ fn report(node: &Node, of: &str, total: u64, used: u64) {
         seq: 1,
         started: 1,
         lease: true,
+        links: vec![],
         listens: false,
         fingerprint: None,
         stats,

@@ -40,9 +40,17 @@ pub struct Builder {
     disk: Option<u64>,
     arguments: Vec<String>,
     witness: bool,
+    links: u8,
 }
 
 impl Builder {
+    /// Gives each node so many links, each at a switch of its own. Namespace shape only. Default: 1.
+    #[must_use]
+    pub fn links(mut self, links: u8) -> Self {
+        self.links = links;
+        self
+    }
+
     /// Makes the last of the nodes a witness.
     #[must_use]
     pub fn witness(mut self) -> Self {
@@ -88,7 +96,7 @@ impl Builder {
                 let port = block.port(self.nodes, 8006, 0)?;
                 (None, port, Some(block.port(self.nodes, 18_100, 20)? - 100))
             }
-            Shape::Namespace => (Some(Arc::new(Network::new(self.nodes)?)), 8006, None),
+            Shape::Namespace => (Some(Arc::new(Network::new(self.nodes, self.links)?)), 8006, None),
         };
         let password = format!("{:016x}", rand::random::<u64>());
         write_private(&bed.dir().join("password"), &password)?;
@@ -137,7 +145,8 @@ impl Builder {
                 network: network.clone(),
             })?);
         }
-        let cluster = Cluster { nodes, network, forward, password, shared, bed, _block: block };
+        let cluster =
+            Cluster { nodes, links: self.links, network, forward, password, shared, bed, _block: block };
         for node in &cluster.nodes {
             node.power_on()?;
         }
@@ -150,6 +159,12 @@ impl Builder {
     /// Starts the daemons and joins them to one cluster.
     pub async fn form(self) -> Result<Cluster> {
         let cluster = self.start().await?;
+        let links = cluster.links_of(0);
+        if !links.is_empty() {
+            let form: Vec<(&str, &str)> = links.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            let path = format!("/cluster/config/nodes/{}", cluster.nodes[0].name());
+            cluster.api(0).await?.put(&path, &form).await.context("giving the first node its links")?;
+        }
         for n in 1..cluster.nodes.len() {
             cluster.join(n).await?;
         }
@@ -161,6 +176,7 @@ impl Builder {
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
+    links: u8,
     network: Option<Arc<Network>>,
     forward: Option<u16>,
     password: String,
@@ -172,7 +188,14 @@ pub struct Cluster {
 impl Cluster {
     /// What a cluster shall be like.
     pub fn builder() -> Builder {
-        Builder { nodes: 3, shape: Shape::Loopback, disk: None, arguments: Vec::new(), witness: false }
+        Builder {
+            nodes: 3,
+            shape: Shape::Loopback,
+            disk: None,
+            arguments: Vec::new(),
+            witness: false,
+            links: 1,
+        }
     }
 
     /// All nodes.
@@ -215,6 +238,20 @@ impl Cluster {
         self.bed.keep();
     }
 
+    /// The further links of a node, as parameters.
+    fn links_of(&self, n: usize) -> Vec<(String, String)> {
+        let ip = |link| netns::link_ip(link, n as u8 + 1).to_string();
+        (1..self.links).map(|link| (format!("link{link}"), ip(link))).collect()
+    }
+
+    /// A client of a node by one of its links that has signed in as root@pam.
+    pub async fn api_by(&self, link: u8, n: usize) -> Result<ApiClient> {
+        let ip = netns::link_ip(link, n as u8 + 1);
+        let api = ApiClient::new(addr::socket(ip, self.nodes[n].addr().port()))?;
+        api.login("root@pam", &self.password).await?;
+        Ok(api)
+    }
+
     /// A client of a node that has signed in as root@pam.
     pub async fn api(&self, n: usize) -> Result<ApiClient> {
         let api = ApiClient::new(self.nodes[n].addr())?;
@@ -246,8 +283,10 @@ impl Cluster {
             .with_context(|| format!("join information names no member: {info}"))?;
         let fingerprint = entry["pve_fp"].as_str().with_context(|| format!("no fingerprint in {info}"))?;
         let hostname = self.nodes[0].addr().to_string();
-        let form =
-            [("hostname", hostname.as_str()), ("fingerprint", fingerprint), ("password", &self.password)];
+        let mut form =
+            vec![("hostname", hostname.as_str()), ("fingerprint", fingerprint), ("password", &self.password)];
+        let links = self.links_of(n);
+        form.extend(links.iter().map(|(k, v)| (k.as_str(), v.as_str())));
         let newcomer = self.api(n).await?;
         newcomer
             .post("/cluster/config/join", &form)

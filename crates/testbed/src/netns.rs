@@ -9,6 +9,8 @@
 //!   └──────────────┘  └──────────────┘  └──────────────┘
 //! ```
 //!
+//! Further switches (sw1 with 10.87.0.1, ...) are like the first, but that guests are not on them: the nodes' eth1, ... lead there.
+//!
 //! A namespace belongs to a thread: [`enter_own`] moves the calling thread, and what that thread opens or starts from then
 //! on lies in it. Nothing of the machine's own network is touched.
 
@@ -24,7 +26,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// The address of node `n` (from 1); 0 is out of use, the switch itself has .1.
 pub fn node_ip(n: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 86, 0, 10 + n)
+    link_ip(0, n)
+}
+
+/// The address of node `n` (from 1) at a switch, counted from 0.
+pub fn link_ip(link: u8, n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 86 + link, 0, 10 + n)
 }
 
 /// The address of a guest by its VMID, and the network card's that tells the test guest so.
@@ -73,6 +80,12 @@ impl NetNs {
         }
     }
 
+    /// What `ip` may call it.
+    fn path(&self) -> String {
+        let fd = rustix::fd::AsRawFd::as_raw_fd(&*self.0);
+        format!("/proc/{}/fd/{fd}", std::process::id())
+    }
+
     fn ip(&self, args: &str) -> Result<()> {
         run(self.inside(Command::new("ip").args(args.split(' '))))
     }
@@ -89,22 +102,38 @@ pub struct Network {
 }
 
 impl Network {
-    /// Makes the switch in this thread's namespace (see [`enter_own`]), and a namespace for each node.
-    pub fn new(nodes: u8) -> Result<Self> {
+    /// Makes switches in this thread's namespace (see [`enter_own`]), and a namespace for each node, which is plugged into
+    /// all of them.
+    pub fn new(nodes: u8, links: u8) -> Result<Self> {
         let own: OwnedFd = File::open("/proc/thread-self/ns/net")?.into();
         let switch = NetNs(Arc::new(own));
         switch.ip("link add sw0 type bridge")?;
         switch.ip("addr add 10.86.0.1/16 dev sw0")?;
         switch.ip("link set sw0 up")?;
-        let nodes: Result<Vec<NetNs>> = (1..=nodes).map(|n| Self::plug(&switch, n)).collect();
-        Ok(Self { switch, nodes: nodes?, broken: Mutex::default() })
+        let nodes: Vec<NetNs> = (1..=nodes).map(|n| Self::plug(&switch, n)).collect::<Result<_>>()?;
+        let network = Self { switch, nodes, broken: Mutex::default() };
+        (1..links).try_for_each(|link| network.add_switch(link))?;
+        Ok(network)
+    }
+
+    fn add_switch(&self, link: u8) -> Result<()> {
+        self.switch.ip(&format!("link add sw{link} type bridge"))?;
+        self.switch.ip(&format!("addr add 10.{}.0.1/16 dev sw{link}", 86 + link))?;
+        self.switch.ip(&format!("link set sw{link} up"))?;
+        for (n, node) in (1..).zip(&self.nodes) {
+            let plug = format!("v{link}n{n}");
+            self.switch
+                .ip(&format!("link add {plug} type veth peer name eth{link} netns {}", node.path()))?;
+            self.switch.ip(&format!("link set {plug} master sw{link} up"))?;
+            node.ip(&format!("addr add {}/16 dev eth{link}", link_ip(link, n)))?;
+            node.ip(&format!("link set eth{link} up"))?;
+        }
+        Ok(())
     }
 
     fn plug(switch: &NetNs, n: u8) -> Result<NetNs> {
         let ns = NetNs::new()?;
-        let fd = rustix::fd::AsRawFd::as_raw_fd(&*ns.0);
-        let path = format!("/proc/{}/fd/{fd}", std::process::id());
-        switch.ip(&format!("link add vn{n} type veth peer name eth0 netns {path}"))?;
+        switch.ip(&format!("link add vn{n} type veth peer name eth0 netns {}", ns.path()))?;
         switch.ip(&format!("link set vn{n} master sw0 up"))?;
         ns.ip("link set lo up")?;
         ns.ip("link add vmbr0 type bridge")?;
@@ -119,7 +148,12 @@ impl Network {
         &self.nodes[usize::from(n) - 1]
     }
 
-    /// Plugs node `n` in or out; guests on it are cut off with it.
+    /// Switches a whole switch on or off, counted from 0.
+    pub fn switch(&self, link: u8, on: bool) -> Result<()> {
+        self.switch.ip(&format!("link set sw{link} {}", if on { "up" } else { "down" }))
+    }
+
+    /// Plugs node `n` in or out of the first switch; guests on it are cut off with it.
     pub fn link(&self, n: u8, up: bool) -> Result<()> {
         self.switch.ip(&format!("link set vn{n} {}", if up { "up" } else { "down" }))
     }
@@ -193,7 +227,7 @@ mod tests {
             crate::skip!("needs root for network namespaces");
         }
         enter_own().unwrap();
-        let net = Network::new(3).unwrap();
+        let net = Network::new(3, 1).unwrap();
         assert!(reaches(&net, 1, 2) && reaches(&net, 1, 3));
         net.partition(1, 2).unwrap();
         assert!(!reaches(&net, 1, 2) && reaches(&net, 1, 3) && reaches(&net, 2, 3));

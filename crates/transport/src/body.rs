@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
-use serde::Serialize;
 
 /// Any error of a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -19,11 +18,6 @@ pub fn empty() -> Body {
 /// A body that is there already.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
-}
-
-/// A body of JSON.
-pub fn json_body(value: &impl Serialize) -> Result<Body, serde_json::Error> {
-    Ok(full(serde_json::to_vec(value)?))
 }
 
 /// Any body, streamed as it comes.

@@ -1,6 +1,7 @@
 //! Making one connection: TCP or unix socket, TLS, who is at the other end, HTTP.
 
-use crate::io::{Cuts, Tracked, prepare};
+use crate::io::{Cuts, PATIENCE_MS, PATIENCE_WITH_LINKS_MS, Tracked, prepare};
+use crate::links::{Health, first_of};
 use crate::tls::Tls;
 use crate::{Body, ClientError, Fingerprint, Peer, PeerIdentity, Trust};
 use hyper::client::conn::http1::{Builder, SendRequest};
@@ -8,7 +9,8 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName};
 use std::io;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,6 +20,9 @@ use tokio_rustls::client::TlsStream;
 
 /// How long reaching a server and agreeing on TLS may take.
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// After so long without an answer by one link the next is tried as well. A link within a site answers far sooner; one of
+/// 50 ms needs three ways there and back.
+const STAGGER: Duration = Duration::from_millis(200);
 
 /// Any two-way stream.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -31,8 +36,23 @@ pub(crate) enum Dial {
     /// A daemon on this machine.
     Unix(PathBuf),
     /// A node of the cluster.
-    Peer { peer: Peer, tls: Tls, cuts: Cuts },
+    Peer(PeerDial),
 }
+
+/// How to reach a node of the cluster.
+#[derive(Debug, Clone)]
+pub(crate) struct PeerDial {
+    /// The node.
+    pub(crate) peer: Peer,
+    /// By this link of its alone; none: by whichever answers.
+    pub(crate) only: Option<SocketAddr>,
+    pub(crate) tls: Tls,
+    pub(crate) cuts: Cuts,
+    pub(crate) health: Health,
+}
+
+/// A connection, and by which of a peer's links.
+type By<C> = (C, Option<SocketAddr>);
 
 impl Dial {
     /// The server, as a user would name it.
@@ -41,7 +61,7 @@ impl Dial {
             Self::Public { host, port, .. } if host.contains(':') => format!("[{host}]:{port}"),
             Self::Public { host, port, .. } => format!("{host}:{port}"),
             Self::Unix(path) => path.display().to_string(),
-            Self::Peer { peer, .. } => format!("node '{}' at {}", peer.name, peer.addr),
+            Self::Peer(dial) => dial.to(),
         }
     }
 
@@ -50,13 +70,19 @@ impl Dial {
         match self {
             Self::Public { .. } => self.to(),
             Self::Unix(_) => "localhost".into(),
-            Self::Peer { peer, .. } => peer.addr.to_string(),
+            Self::Peer(dial) => dial.peer.name.to_string(),
         }
     }
 
+    /// Whether connections by this link are better not used.
+    pub(crate) fn is_silent(&self, link: SocketAddr) -> bool {
+        matches!(self, Self::Peer(dial) if dial.health.is_silent(&dial.peer.uuid, link))
+    }
+
     /// A connection that speaks HTTP. Its driver is a task that ends with it.
-    pub(crate) async fn http(&self) -> Result<SendRequest<Body>, ClientError> {
-        let stream = TokioIo::new(self.raw().await?);
+    pub(crate) async fn http(&self) -> Result<By<SendRequest<Body>>, ClientError> {
+        let (stream, link) = self.connect().await?;
+        let stream = TokioIo::new(stream);
         let broken = |source| ClientError::Broken { to: self.to(), source };
         let (sender, connection) = Builder::new().handshake(stream).await.map_err(broken)?;
         tokio::spawn(async move {
@@ -64,84 +90,136 @@ impl Dial {
                 tracing::debug!("client connection ended: {e}");
             }
         });
-        Ok(sender)
+        Ok((sender, link))
     }
 
     /// A connection on which nothing was said yet, within [`CONNECT_LIMIT`].
     pub(crate) async fn raw(&self) -> Result<Box<dyn Duplex>, ClientError> {
-        match tokio::time::timeout(CONNECT_LIMIT, self.connect()).await {
-            Ok(done) => done,
-            Err(_) => {
-                let why = format!("no connection within {} s", CONNECT_LIMIT.as_secs());
-                Err(ClientError::Connect {
-                    to: self.to(),
-                    source: io::Error::new(io::ErrorKind::TimedOut, why),
-                })
-            }
-        }
+        self.connect().await.map(|(stream, _)| stream)
     }
 
-    async fn connect(&self) -> Result<Box<dyn Duplex>, ClientError> {
-        let fail = |source| ClientError::Connect { to: self.to(), source };
-        match self {
-            Self::Unix(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(fail)?)),
+    async fn connect(&self) -> Result<By<Box<dyn Duplex>>, ClientError> {
+        let to = self.to();
+        let stream = match self {
+            Self::Peer(dial) => return dial.connect().await.map(|(stream, link)| (stream, Some(link))),
+            Self::Unix(path) => in_time(&to, unix(&to, path)).await?,
             Self::Public { host, port, trust, config } => {
-                let tcp = TcpStream::connect((host.as_str(), *port)).await.map_err(fail)?;
-                prepare(&tcp).map_err(fail)?;
-                let name = ServerName::try_from(host.clone())
-                    .map_err(|e| ClientError::Protocol { to: self.to(), why: e.to_string() })?;
-                let tls = self.handshake(Tracked::new(tcp), config.clone(), name).await?;
-                if let Trust::Fingerprint(expected) = trust {
-                    let seen = Fingerprint::of(&self.shown(&tls)?);
-                    if seen != *expected {
-                        return Err(ClientError::WrongFingerprint {
-                            to: self.to(),
-                            expected: *expected,
-                            seen,
-                        });
-                    }
-                }
-                Ok(Box::new(tls))
+                in_time(&to, public(&to, (host, *port), trust, config)).await?
             }
-            Self::Peer { peer, tls, cuts } => {
-                if !tls.is_member(&peer.uuid) {
-                    return Err(ClientError::NotAMember(peer.uuid.clone()));
-                }
-                let tcp = TcpStream::connect(peer.addr).await.map_err(fail)?;
-                prepare(&tcp).map_err(fail)?;
-                let name = ServerName::IpAddress(peer.addr.ip().into());
-                let mut stream = self.handshake(Tracked::new(tcp), tls.peer_client(), name).await?;
-                let seen = PeerIdentity::of(&self.shown(&stream)?)
-                    .map_err(|e| ClientError::Protocol { to: self.to(), why: e.to_string() })?;
-                if seen.uuid != peer.uuid {
-                    let (to, expected) = (self.to(), peer.uuid.clone());
-                    return Err(ClientError::WrongPeer { to, expected, seen: Box::new(seen) });
-                }
-                let tracked = stream.get_mut().0;
-                tracked.registered = Some(cuts.register(&peer.uuid, &tracked.io).map_err(fail)?);
-                // A removal between the first look and the registration has cut nothing: look again.
-                if !tls.is_member(&peer.uuid) {
-                    return Err(ClientError::NotAMember(peer.uuid.clone()));
-                }
-                Ok(Box::new(stream))
-            }
+        };
+        Ok((stream, None))
+    }
+}
+
+fn failed(to: &str) -> impl Fn(io::Error) -> ClientError {
+    move |source| ClientError::Connect { to: to.to_owned(), source }
+}
+
+async fn unix(to: &str, path: &Path) -> Result<Box<dyn Duplex>, ClientError> {
+    Ok(Box::new(UnixStream::connect(path).await.map_err(failed(to))?))
+}
+
+async fn public(
+    to: &str,
+    (host, port): (&str, u16),
+    trust: &Trust,
+    config: &Arc<ClientConfig>,
+) -> Result<Box<dyn Duplex>, ClientError> {
+    let tcp = TcpStream::connect((host, port)).await.map_err(failed(to))?;
+    prepare(&tcp, PATIENCE_MS).map_err(failed(to))?;
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|e| ClientError::Protocol { to: to.to_owned(), why: e.to_string() })?;
+    let tls = handshake(to, Tracked::new(tcp), config.clone(), name).await?;
+    if let Trust::Fingerprint(expected) = trust {
+        let seen = Fingerprint::of(&shown(to, &tls)?);
+        if seen != *expected {
+            return Err(ClientError::WrongFingerprint { to: to.to_owned(), expected: *expected, seen });
+        }
+    }
+    Ok(Box::new(tls))
+}
+
+impl PeerDial {
+    /// The node, as a user would name it.
+    fn to(&self) -> String {
+        match self.only {
+            Some(link) => format!("node '{}' at {link}", self.peer.name),
+            None => self.peer.to_string(),
         }
     }
 
-    async fn handshake(
-        &self,
-        tcp: Tracked,
-        config: Arc<ClientConfig>,
-        name: ServerName<'static>,
-    ) -> Result<TlsStream<Tracked>, ClientError> {
-        let tls = TlsConnector::from(config).connect(name, tcp).await;
-        tls.map_err(|source| ClientError::Tls { to: self.to(), source })
+    /// A connection by the first link that answers. Each is given a moment before the next is tried as well.
+    async fn connect(&self) -> Result<(Box<dyn Duplex>, SocketAddr), ClientError> {
+        let links = self.only.map_or_else(|| self.health.in_order(&self.peer), |link| vec![link]);
+        if let [link] = links[..] {
+            return self.clone().connect_by(link).await;
+        }
+        let first = first_of(links.into_iter().map(|link| self.clone().connect_by(link)), STAGGER).await;
+        first.unwrap_or_else(|| Err(ClientError::Protocol { to: self.to(), why: "it has no address".into() }))
     }
 
-    fn shown(&self, tls: &TlsStream<Tracked>) -> Result<CertificateDer<'static>, ClientError> {
-        let first = tls.get_ref().1.peer_certificates().and_then(|c| c.first());
-        first
-            .map(|c| c.clone().into_owned())
-            .ok_or_else(|| ClientError::Protocol { to: self.to(), why: "it has shown no certificate".into() })
+    /// A connection by one link, within [`CONNECT_LIMIT`]. What comes of it is noted.
+    async fn connect_by(self, link: SocketAddr) -> Result<(Box<dyn Duplex>, SocketAddr), ClientError> {
+        let to = format!("node '{}' at {link}", self.peer.name);
+        let connected = in_time(&to, self.connect_to(&to, link)).await;
+        match &connected {
+            Ok(_) => self.health.note(&self.peer, link, None),
+            Err(e) => self.health.note(&self.peer, link, Some(e)),
+        }
+        Ok((connected?, link))
     }
+
+    async fn connect_to(&self, to: &str, link: SocketAddr) -> Result<Box<dyn Duplex>, ClientError> {
+        let Self { peer, tls, cuts, .. } = self;
+        if !tls.is_member(&peer.uuid) {
+            return Err(ClientError::NotAMember(peer.uuid.clone()));
+        }
+        let fail = failed(to);
+        let tcp = TcpStream::connect(link).await.map_err(&fail)?;
+        let patience = if peer.addrs.len() > 1 { PATIENCE_WITH_LINKS_MS } else { PATIENCE_MS };
+        prepare(&tcp, patience).map_err(&fail)?;
+        let name = ServerName::IpAddress(link.ip().into());
+        let mut stream = handshake(to, Tracked::new(tcp), tls.peer_client(), name).await?;
+        let seen = PeerIdentity::of(&shown(to, &stream)?)
+            .map_err(|e| ClientError::Protocol { to: to.to_owned(), why: e.to_string() })?;
+        if seen.uuid != peer.uuid {
+            let (to, expected) = (to.to_owned(), peer.uuid.clone());
+            return Err(ClientError::WrongPeer { to, expected, seen: Box::new(seen) });
+        }
+        let tracked = stream.get_mut().0;
+        tracked.registered = Some(cuts.register(&peer.uuid, &tracked.io).map_err(&fail)?);
+        // A removal between the first look and the registration has cut nothing: look again.
+        if !tls.is_member(&peer.uuid) {
+            return Err(ClientError::NotAMember(peer.uuid.clone()));
+        }
+        Ok(Box::new(stream))
+    }
+}
+
+/// A connection within [`CONNECT_LIMIT`].
+async fn in_time<T>(
+    to: &str,
+    connect: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    tokio::time::timeout(CONNECT_LIMIT, connect).await.unwrap_or_else(|_| {
+        let why = format!("no connection within {} s", CONNECT_LIMIT.as_secs());
+        Err(ClientError::Connect { to: to.to_owned(), source: io::Error::new(io::ErrorKind::TimedOut, why) })
+    })
+}
+
+async fn handshake(
+    to: &str,
+    tcp: Tracked,
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+) -> Result<TlsStream<Tracked>, ClientError> {
+    let tls = TlsConnector::from(config).connect(name, tcp).await;
+    tls.map_err(|source| ClientError::Tls { to: to.to_owned(), source })
+}
+
+fn shown(to: &str, tls: &TlsStream<Tracked>) -> Result<CertificateDer<'static>, ClientError> {
+    let first = tls.get_ref().1.peer_certificates().and_then(|c| c.first());
+    first
+        .map(|c| c.clone().into_owned())
+        .ok_or_else(|| ClientError::Protocol { to: to.to_owned(), why: "it has shown no certificate".into() })
 }

@@ -21,16 +21,18 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 const KEEPALIVE_PROBES: u32 = 3;
 /// Sent bytes that stay unacknowledged for longer end the connection, in milliseconds.
-const USER_TIMEOUT_MS: u32 = 20_000;
+pub(crate) const PATIENCE_MS: u32 = 20_000;
+/// The same where there is another way.
+pub(crate) const PATIENCE_WITH_LINKS_MS: u32 = 4_000;
 
-/// No delay for small writes; a peer that has vanished is noticed.
-pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
+/// No delay for small writes; a peer that has vanished is noticed, at the latest `patience_ms` after something was sent.
+pub(crate) fn prepare(stream: &TcpStream, patience_ms: u32) -> io::Result<()> {
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
     sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
-    sockopt::set_tcp_user_timeout(stream, USER_TIMEOUT_MS)?;
+    sockopt::set_tcp_user_timeout(stream, patience_ms)?;
     Ok(())
 }
 

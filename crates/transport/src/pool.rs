@@ -9,6 +9,7 @@ use http::header::HOST;
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -18,7 +19,16 @@ const IDLE_LIMIT: Duration = Duration::from_secs(25);
 /// So many idle connections are kept.
 const IDLE_KEPT: usize = 8;
 
-type Idle = Arc<Mutex<Vec<(SendRequest<Body>, Instant)>>>;
+/// A connection that waits to be used again.
+#[derive(Debug)]
+struct Waiting {
+    sender: SendRequest<Body>,
+    since: Instant,
+    /// By which of a peer's links.
+    link: Option<SocketAddr>,
+}
+
+type Idle = Arc<Mutex<Vec<Waiting>>>;
 
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -27,7 +37,7 @@ pub(crate) struct Pool {
     slots: Arc<Semaphore>,
 }
 
-fn lock(idle: &Idle) -> MutexGuard<'_, Vec<(SendRequest<Body>, Instant)>> {
+fn lock(idle: &Idle) -> MutexGuard<'_, Vec<Waiting>> {
     idle.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -69,9 +79,12 @@ impl Pool {
         let slot = self.slots.clone().acquire_owned().await.map_err(|e| closed(&e))?;
         let mut under_way = UnderWay { pool: self, answered: false };
         loop {
-            let (mut sender, used) = match self.take() {
-                Some(sender) => (sender, true),
-                None => (self.dial.http().await?, false),
+            let (mut sender, link, used) = match self.take() {
+                Some(waiting) => (waiting.sender, waiting.link, true),
+                None => {
+                    let (sender, link) = self.dial.http().await?;
+                    (sender, link, false)
+                }
             };
             match sender.try_send_request(request).await {
                 Ok(response) => {
@@ -82,7 +95,7 @@ impl Pool {
                         if sender.ready().await.is_ok() {
                             let mut idle = lock(&idle);
                             if idle.len() < IDLE_KEPT {
-                                idle.push((sender, Instant::now()));
+                                idle.push(Waiting { sender, since: Instant::now(), link });
                             }
                         }
                         drop(slot);
@@ -97,11 +110,15 @@ impl Pool {
         }
     }
 
-    /// The idle connection used last, so that the others may grow old.
-    fn take(&self) -> Option<SendRequest<Body>> {
+    /// The idle connection used last, so that the others may grow old. Those by a link that has fallen silent are given
+    /// up.
+    fn take(&self) -> Option<Waiting> {
         let mut idle = lock(&self.idle);
-        idle.retain(|(sender, since)| since.elapsed() < IDLE_LIMIT && sender.is_ready());
-        idle.pop().map(|(sender, _)| sender)
+        idle.retain(|w| {
+            let silent = w.link.is_some_and(|link| self.dial.is_silent(link));
+            !silent && w.since.elapsed() < IDLE_LIMIT && w.sender.is_ready()
+        });
+        idle.pop()
     }
 
     /// Gives up all idle connections.

@@ -14,7 +14,7 @@
 //! node that connects from another address than its record names has to find room among the others. Graceful stop: no new connections, requests under way are answered, then what is left is cut.
 
 use crate::ca::PeerIdentity;
-use crate::io::{Counted, Cuts, PerAddress, Tracked, prepare};
+use crate::io::{Counted, Cuts, PATIENCE_MS, PerAddress, Tracked, prepare};
 use crate::redirect::{TLS_RECORD, answer_plain};
 use crate::tls::Tls;
 use crate::{Body, CaError};
@@ -168,11 +168,13 @@ impl Server {
         }))
     }
 
-    /// Serves the TLS port, in the background, until [`shutdown`](Self::shutdown).
-    pub fn listen_tls(&self, listener: TcpListener) {
-        let server = self.clone();
+    /// Serves the TLS port at one address, in the background, until [`shutdown`](Self::shutdown) or until what is
+    /// returned is cancelled, which leaves the connections that there are.
+    pub fn listen_tls(&self, listener: TcpListener) -> CancellationToken {
+        let (server, end) = (self.clone(), self.0.stop.child_token());
+        let until = end.clone();
         self.0.tasks.spawn(async move {
-            while let Some((stream, remote)) = server.accept(|| listener.accept()).await {
+            while let Some((stream, remote)) = server.accept(&until, || listener.accept()).await {
                 let Some(turn) = server.turn(remote.ip()) else {
                     tracing::warn!("connection of {remote} refused: too many in the handshake");
                     continue;
@@ -180,6 +182,7 @@ impl Server {
                 server.0.tasks.spawn(server.clone().serve_tcp(stream, remote, turn));
             }
         });
+        end
     }
 
     /// A place in the handshake for a connection from an address; none if there is none free.
@@ -196,7 +199,7 @@ impl Server {
     pub fn listen_unix(&self, listener: UnixListener) {
         let server = self.clone();
         self.0.tasks.spawn(async move {
-            while let Some((stream, _)) = server.accept(|| listener.accept()).await {
+            while let Some((stream, _)) = server.accept(&server.0.stop, || listener.accept()).await {
                 let Ok(permit) = server.0.local.clone().acquire_owned().await else { return };
                 server.0.tasks.spawn(server.clone().serve_unix(stream, permit));
             }
@@ -224,14 +227,14 @@ impl Server {
         }
     }
 
-    /// The next connection; none when stopped.
-    async fn accept<S, A, F>(&self, mut accept: impl FnMut() -> F) -> Option<(S, A)>
+    /// The next connection; none when there is an end to it.
+    async fn accept<S, A, F>(&self, end: &CancellationToken, mut accept: impl FnMut() -> F) -> Option<(S, A)>
     where
         F: Future<Output = io::Result<(S, A)>>,
     {
         loop {
             let accepted = tokio::select! {
-                () = self.0.stop.cancelled() => return None,
+                () = end.cancelled() => return None,
                 accepted = accept() => accepted,
             };
             match accepted {
@@ -263,7 +266,7 @@ impl Server {
                 answer_plain(stream).await;
                 return Ok(None);
             }
-            prepare(&stream)?;
+            prepare(&stream, PATIENCE_MS)?;
             self.handshake(stream, remote).await.map(Some)
         };
         let ready = tokio::select! {

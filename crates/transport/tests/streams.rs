@@ -171,7 +171,7 @@ async fn member(ca: stead_transport::ClusterCa, record: stead_transport::join::T
                 version: "0.1.0",
                 feature_level: 1,
                 quorate: true,
-                members: &[("n1".parse().unwrap(), uuid(1), addr)],
+                members: &[("n1".parse().unwrap(), uuid(1), vec![addr])],
                 vmids: &vmids,
             };
             if let Err(refusal) = vet_join(&request, &facts) {
@@ -187,7 +187,13 @@ async fn member(ca: stead_transport::ClusterCa, record: stead_transport::join::T
                 cluster_uuid: CLUSTER_UUID.into(),
                 seal_key: "c2VjcmV0".into(),
                 raft_id,
-                members: vec![Member { name: node.name, uuid: node.uuid, raft_id, addr: request.addr }],
+                members: vec![Member {
+                    name: node.name,
+                    uuid: node.uuid,
+                    raft_id,
+                    addr: request.addr,
+                    links: request.links,
+                }],
             };
             Response::new(full(serde_json::to_vec(&answer).unwrap()))
         }
@@ -203,6 +209,7 @@ fn join_request(key: &NodeKey) -> JoinRequest {
         name,
         uuid: uuid(2),
         addr: "192.0.2.2:8006".parse().unwrap(),
+        links: stead_model::link::Links::new(),
         ips: vec![],
         version: "0.1.5".into(),
         feature_level: 1,
@@ -220,7 +227,7 @@ async fn a_node_joins_with_password_or_token_and_each_refusal_is_typed() {
     let info = JoinInfo {
         v: 1,
         // The first address does not answer: the second is tried.
-        addrs: vec!["127.0.0.1:1".parse().unwrap(), one.peer.addr],
+        addrs: vec!["127.0.0.1:1".parse().unwrap(), one.peer.addrs[0]],
         fingerprint: one.tls.fingerprint(),
         cluster: "test".into(),
         uuid: CLUSTER_UUID.into(),
@@ -259,7 +266,7 @@ async fn a_node_joins_with_password_or_token_and_each_refusal_is_typed() {
     assert!(matches!(elsewhere, Err(JoinError::BadAnswer(_))));
 
     // Who names member and fingerprint by hand does not know the cluster's identity.
-    let by_hand = JoinClient::reach(JoinInfo::by_hand(one.peer.addr, info.fingerprint)).await.unwrap();
+    let by_hand = JoinClient::reach(JoinInfo::by_hand(one.peer.addrs[0], info.fingerprint)).await.unwrap();
     assert_eq!(by_hand.join(&password("right&"), &request, &key).await.unwrap().cluster_uuid, CLUSTER_UUID);
 
     let impostor = JoinInfo { fingerprint: Fingerprint([1; 32]), ..info.clone() };

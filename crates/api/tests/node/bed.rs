@@ -12,6 +12,7 @@ use stead_api::{Api, Backend, Cluster, ConnInfo, Place, Target};
 use stead_conf::{ClusterKey, Txn};
 use stead_model::{NodeName, Upid, paths};
 use stead_ops::admin::{Admin, HostPower, JoinRequest};
+use stead_ops::links::LinkWish;
 use stead_ops::status::{NodeReport, NodeStats};
 use stead_ops::{Actor, Ops, OpsError};
 use stead_ops_testing::Flushes;
@@ -31,7 +32,7 @@ fn refused<T>() -> Result<T, OpsError> {
 
 #[async_trait]
 impl Admin for Alone {
-    async fn create_cluster(&self, _: &Actor, _: &str) -> Result<Upid, OpsError> {
+    async fn create_cluster(&self, _: &Actor, _: &str, _: LinkWish) -> Result<Upid, OpsError> {
         refused()
     }
     async fn join_information(
@@ -110,6 +111,7 @@ async fn report(ops: &Ops, seq: u64) -> NodeReport {
         seq,
         started: ops.me.started,
         lease: true,
+        links: vec![],
         listens: ops.events.listens(std::time::Instant::now()),
         fingerprint: None,
         stats: NodeStats::default(),

@@ -509,6 +509,7 @@ async fn who_may_let_nodes_in_gets_a_token() {
             ("POST", join),
             ("POST", "/cluster/config/join-token"),
             ("POST", "/cluster/config/nodes/n2"),
+            ("PUT", "/cluster/config/nodes/n2"),
             ("DELETE", "/cluster/config/nodes/n2"),
         ] {
             let refused = node.ask(who, method, path, "").await;
@@ -530,6 +531,40 @@ async fn who_may_let_nodes_in_gets_a_token() {
 }
 
 #[tokio::test]
+async fn a_member_gets_further_links_and_loses_them() {
+    let node = Node::start(USERS, &ALL).await;
+    let (root, auditor) = (node.sign_in("root@pam").await, node.sign_in("auditor@pve").await);
+    let path = "/cluster/config/nodes/n1";
+    let set = async |body: &str| node.ask(&root, "PUT", path, body).await;
+    let own = node.ops.me.addr.ip();
+    for (body, parameter, why) in [
+        ("link1=nowhere".to_owned(), "link1", "no link"),
+        ("link1=127.1.0.11,priority=3".to_owned(), "link1", "order of their numbers"),
+        ("link8=127.1.0.11".to_owned(), "link8", "link0 to link7"),
+        ("link0=127.1.0.11".to_owned(), "link0", "--listen"),
+        (format!("link1={own}"), "link1", "same address"),
+        ("delete=link1".to_owned(), "delete", "no link 1"),
+        ("delete=net0".to_owned(), "delete", "no link"),
+    ] {
+        let refused = set(&body).await;
+        let said = refused.body["errors"][parameter].as_str().unwrap_or_default();
+        assert!(said.contains(why), "{body}: {} {}", refused.line, refused.body);
+    }
+    assert_eq!(set(&format!("link0={own}&link1=127.1.0.11&link7=127.7.0.11")).await.line, "200 OK");
+    let listed = node.ask(&auditor, "GET", "/cluster/config/nodes", "").await.data();
+    let rings = |n: &Value| [0, 1, 2, 7].map(|k| n[format!("ring{k}_addr")].as_str().map(str::to_owned));
+    let shown = [Some(own.to_string()), Some("127.1.0.11".into()), None, Some("127.7.0.11".into())];
+    assert_eq!(rings(&listed[0]), shown);
+    let links = node.ask(&auditor, "GET", "/cluster/config/links", "").await.data();
+    let port = node.ops.me.addr.port();
+    assert_eq!(links[1], json!({"node": "n1", "link": 1, "address": format!("127.1.0.11:{port}")}));
+    assert_eq!(set("delete=link1&link7=127.7.0.12").await.line, "200 OK");
+    let links = node.ask(&auditor, "GET", "/cluster/config/links", "").await.data();
+    let addresses: Vec<_> = links.as_array().unwrap().iter().map(|l| l["address"].clone()).collect();
+    assert_eq!(addresses[1..], [json!(format!("127.7.0.12:{port}"))]);
+}
+
+#[tokio::test]
 async fn a_member_prepares_for_one_node_and_lets_in_no_other() {
     use stead_transport::join::{JOIN_PROTOCOL, JoinRefusal, JoinRequest};
     let node = Node::start(USERS, &ALL).await;
@@ -541,11 +576,12 @@ async fn a_member_prepares_for_one_node_and_lets_in_no_other() {
     let taken = node.ask(&root, "POST", "/cluster/config/nodes/n1", "").await;
     assert!(taken.line.starts_with("500 a node named 'n1' is in the cluster already"), "{}", taken.line);
 
-    let made = node.ask(&root, "POST", path, "new_node_ip=127.0.0.9&apiversion=1").await.data();
+    let made =
+        node.ask(&root, "POST", path, "new_node_ip=127.0.0.9&apiversion=1&link1=127.1.0.9").await.data();
     assert_eq!(made["warnings"], json!([]));
     let information: stead_transport::JoinInfo = made["information"].as_str().unwrap().parse().unwrap();
     assert_eq!(information.token.as_deref(), made["token"].as_str());
-    assert_eq!(made["command"], format!("stead cluster join {information}"));
+    assert_eq!(made["command"], format!("stead cluster join {information} --link 1=127.1.0.9"));
 
     let token = information.token.unwrap();
     let ask = async |name: &str, ip: &str| {

@@ -29,6 +29,14 @@ const NODES: [Column; 8] = [
     ("HERE", "local", Kind::Truth),
 ];
 
+const LINKS: [Column; 5] = [
+    ("NODE", "node", Kind::Text),
+    ("LINK", "link", Kind::Number),
+    ("ADDRESS", "address", Kind::Text),
+    ("STATE", "state", Kind::Text),
+    ("SINCE", "since", Kind::Time),
+];
+
 /// How to join.
 #[derive(Debug, Args)]
 pub struct Join {
@@ -40,6 +48,9 @@ pub struct Join {
     /// root@pam's password in the cluster; asked for when it is missing and there is no token
     #[arg(long, env = "STEAD_CLUSTER_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
     pub cluster_password: Option<String>,
+    /// A further address of this node, on a network of its own; may be repeated
+    #[arg(long = "link", value_name = "N=IP")]
+    pub links: Vec<String>,
     /// A password was given, but for signing in at a server.
     #[arg(skip)]
     pub idle_password: bool,
@@ -51,6 +62,9 @@ pub enum Command {
     Create {
         /// The cluster's name
         name: String,
+        /// A further address of this node, on a network of its own; may be repeated
+        #[arg(long = "link", value_name = "N=IP")]
+        links: Vec<String>,
     },
     /// Print what a node needs to join, as one string to copy
     JoinInfo {
@@ -77,6 +91,24 @@ pub enum Command {
     },
     /// Show quorum and nodes
     Status,
+    /// Show the nodes' links, the networks by which they reach each other, and whether they answer
+    Links,
+    /// Give a node further links, or take them away; guests run on
+    #[command(
+        after_help = "A node's port answers at each of its links, and the others use whichever answers, the lowest number \
+                      first. Link 1 of one node must reach link 1 of the others.\n\nExamples:\n  \
+                      stead cluster set-links pve1 1=10.1.0.11\n  stead cluster set-links pve1 --delete 1"
+    )]
+    SetLinks {
+        /// The node
+        node: String,
+        /// Links to set: their numbers, from 1 to 7, and addresses
+        #[arg(value_name = "N=IP", required_unless_present = "delete")]
+        links: Vec<String>,
+        /// Links to take away, by number; may be repeated
+        #[arg(long, value_name = "N")]
+        delete: Vec<u8>,
+    },
     /// Show the options of the whole cluster, or change them
     #[command(
         after_help = "Examples:\n  stead cluster options\n  stead cluster options next-id=lower=200,upper=1000\n  stead cluster options --delete next-id"
@@ -93,7 +125,7 @@ pub enum Command {
 
 pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
     match command {
-        Command::Create { name } => create(cx, &name).await,
+        Command::Create { name, links } => create(cx, &name, link_params(&links)?).await,
         Command::JoinInfo { with_token } => join_info(cx, with_token).await,
         Command::Join(j) => join(cx, j).await,
         Command::Leave { yes } => {
@@ -112,6 +144,8 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             remove(cx, &node).await
         }
         Command::Status => status(cx).await,
+        Command::Links => links(cx).await,
+        Command::SetLinks { node, links, delete } => set_links(cx, &node, &links, &delete).await,
         Command::Options { settings, delete } => options(cx, &settings, delete).await,
     }
 }
@@ -125,9 +159,40 @@ async fn options(cx: &Cx, words: &[String], delete: Option<String>) -> Result<()
     cx.format().done(&cx.api.put("/cluster/options", &p).await?, "the cluster's options are changed")
 }
 
-/// Makes a cluster.
-pub async fn create(cx: &Cx, name: &str) -> Result<(), Failure> {
-    let mut p = Params::new();
+/// `1=10.1.0.11` as the parameter `link1`.
+fn link_params(words: &[String]) -> Result<Params, Failure> {
+    let read = |word: &String| match word.split_once('=') {
+        Some((n, addr)) if n.parse::<u8>().is_ok() => Ok((format!("link{n}"), addr.to_owned())),
+        _ => Err(Failure::usage(format!("'{word}' is no link: expected N=IP, e.g. 1=10.1.0.11"))),
+    };
+    words.iter().map(read).collect()
+}
+
+async fn links(cx: &Cx) -> Result<(), Failure> {
+    let mut links = cx.api.get("/cluster/config/links").await?;
+    if cx.format() == Format::Table {
+        for link in links.as_array_mut().into_iter().flatten() {
+            let state =
+                link.get("answers").map_or("unknown", |a| if truth(a) { "answers" } else { "silent" });
+            link["state"] = state.into();
+        }
+    }
+    cx.format().list(&links, &LINKS)
+}
+
+async fn set_links(cx: &Cx, node: &str, links: &[String], delete: &[u8]) -> Result<(), Failure> {
+    let mut p = link_params(links)?;
+    let delete: Vec<String> = delete.iter().map(|n| format!("link{n}")).collect();
+    put(&mut p, "delete", (!delete.is_empty()).then(|| delete.join(",")));
+    let answer = cx.api.put(&format!("/cluster/config/nodes/{}", escape(node)), &p).await?;
+    cx.format().done(
+        &answer,
+        &format!("links of node '{node}' changed; 'stead cluster links' shows whether they answer"),
+    )
+}
+
+/// Makes a cluster; `p` has this node's links.
+pub async fn create(cx: &Cx, name: &str, mut p: Params) -> Result<(), Failure> {
     put(&mut p, "clustername", Some(name));
     let answer = cx.api.post("/cluster/config", &p).await?;
     cx.answer(&answer, &format!("cluster '{name}' created")).await
@@ -178,12 +243,17 @@ async fn join(cx: &Cx, join: Join) -> Result<(), Failure> {
     };
     // The whole string says more than an address would: which cluster it must be.
     let information: String = information.split_whitespace().collect();
-    add(cx, &information, &info.fingerprint.to_string(), secret).await
+    add(cx, &information, &info.fingerprint.to_string(), secret, link_params(&join.links)?).await
 }
 
-/// Joins this node to the cluster of a member: its address or its join information.
-pub async fn add(cx: &Cx, member: &str, fingerprint: &str, secret: String) -> Result<(), Failure> {
-    let mut p = Params::new();
+/// Joins this node to the cluster of a member: its address or its join information. `p` has this node's links.
+pub async fn add(
+    cx: &Cx,
+    member: &str,
+    fingerprint: &str,
+    secret: String,
+    mut p: Params,
+) -> Result<(), Failure> {
     put(&mut p, "hostname", Some(member));
     put(&mut p, "fingerprint", Some(fingerprint));
     put(&mut p, "password", Some(secret));

@@ -5,14 +5,14 @@ use crate::cmd::{Cx, cluster, ha};
 use crate::connect::{ask_password, host_and_port};
 use crate::failure::Failure;
 use crate::output::{self, Format};
-use crate::params::take;
+use crate::params::{Params, take};
 use stead_transport::{ClientError, Fingerprint, HttpClient, Target, Trust};
 
 pub const PVECM: &str = "\
 pvecm: the cluster
 
-  pvecm create NAME
-  pvecm add HOST[:PORT] [--fingerprint HEX]   join this node to the cluster of a member
+  pvecm create NAME [--link1 IP …]
+  pvecm add HOST[:PORT] [--fingerprint HEX] [--link1 IP …]   join this node to the cluster of a member
   pvecm status
   pvecm nodes
   pvecm delnode NODE                          remove a node that is off
@@ -40,16 +40,18 @@ pub async fn pvecm(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure>
     match verb {
         "create" => {
             let name = words.next("the cluster's name")?;
+            let links = take_links(&mut words.params);
             words.nothing()?;
-            cluster::create(cx, &name).await
+            cluster::create(cx, &name, links).await
         }
         "add" => {
             let member = words.next("the member's address")?;
             let fingerprint = take(&mut words.params, "fingerprint");
-            // SSH and links of its own are the original's means; there is nothing to choose here.
+            // SSH is the original's means; there is nothing to choose here.
             take(&mut words.params, "use_ssh");
+            let links = take_links(&mut words.params);
             words.nothing()?;
-            add(cx, &member, fingerprint).await
+            add(cx, &member, fingerprint, links).await
         }
         "status" | "nodes" => {
             words.nothing()?;
@@ -80,8 +82,14 @@ pub async fn pvecm(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure>
     }
 }
 
+/// Takes `link0` to `link7` out.
+fn take_links(params: &mut Params) -> Params {
+    let names = (0..8).map(|n| format!("link{n}"));
+    names.filter_map(|name| Some((name.clone(), take(params, &name)?))).collect()
+}
+
 /// Joins by a member's address. A fingerprint that was not given is shown and asked about, as by the original.
-async fn add(cx: &Cx, member: &str, fingerprint: Option<String>) -> Result<(), Failure> {
+async fn add(cx: &Cx, member: &str, fingerprint: Option<String>, links: Params) -> Result<(), Failure> {
     let (host, port) = host_and_port(member)?;
     let fingerprint = match fingerprint {
         Some(hex) => hex.parse::<Fingerprint>().map_err(|e| Failure::usage(format!("--fingerprint: {e}")))?,
@@ -104,7 +112,7 @@ async fn add(cx: &Cx, member: &str, fingerprint: Option<String>) -> Result<(), F
         }
     };
     let member = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-    cluster::add(cx, &member, &fingerprint.to_string(), password).await
+    cluster::add(cx, &member, &fingerprint.to_string(), password, links).await
 }
 
 pub async fn ha_manager(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {

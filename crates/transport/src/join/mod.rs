@@ -24,6 +24,7 @@ pub use vet::{ClusterFacts, JoinRefusal, MAX_CLOCK_OFFSET, refusal_response, vet
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use stead_model::link::Links;
 use stead_model::{NodeName, NodeUuid, RaftId, StorageId, Vmid};
 
 /// Where a member takes join requests, on its public side. `POST`, JSON. The asker shows a root's ticket (cookie
@@ -47,6 +48,9 @@ pub struct JoinRequest {
     pub csr: String,
     /// Where its TLS port can be reached by all members.
     pub addr: SocketAddr,
+    /// Its further links.
+    #[serde(default, skip_serializing_if = "Links::is_empty")]
+    pub links: Links,
     /// Further addresses that its certificate shall name.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
@@ -91,6 +95,9 @@ pub struct Member {
     pub raft_id: RaftId,
     /// Where its TLS port is.
     pub addr: SocketAddr,
+    /// Its further links.
+    #[serde(default, skip_serializing_if = "Links::is_empty")]
+    pub links: Links,
 }
 
 /// What a node gets when it is let in.

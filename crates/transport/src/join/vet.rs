@@ -27,7 +27,7 @@ pub struct ClusterFacts<'a> {
     /// Whether a majority is in contact.
     pub quorate: bool,
     /// The members: name, identity, address.
-    pub members: &'a [(NodeName, NodeUuid, SocketAddr)],
+    pub members: &'a [(NodeName, NodeUuid, Vec<SocketAddr>)],
     /// The guests' numbers.
     pub vmids: &'a BTreeSet<Vmid>,
 }
@@ -97,6 +97,12 @@ pub enum JoinRefusal {
         addr: SocketAddr,
         /// Whose it is.
         name: NodeName,
+    },
+    /// One of its further links can't be.
+    #[error("{why}")]
+    Link {
+        /// Which, and why.
+        why: String,
     },
     /// The members could not reach that address.
     #[error("the members cannot reach {addr}: {why}; name a reachable address with '--listen'")]
@@ -190,24 +196,28 @@ fn vet_clock(node_ms: u64, cluster_ms: u64) -> Result<(), JoinRefusal> {
 fn vet_place(request: &JoinRequest, cluster: &ClusterFacts<'_>) -> Result<(), JoinRefusal> {
     let addr = request.addr;
     let unreachable = |why: &str| Err(JoinRefusal::Unreachable { addr, why: why.to_owned() });
-    for (name, uuid, their_addr) in cluster.members {
+    for (name, uuid, theirs) in cluster.members {
         if *uuid == request.uuid {
             return Err(JoinRefusal::AlreadyIn { name: name.clone() });
         }
         if *name == request.name {
             return Err(JoinRefusal::Name { name: name.clone() });
         }
-        if *their_addr == addr {
+        if theirs.contains(&addr) {
             return Err(JoinRefusal::Address { addr, name: name.clone() });
         }
     }
     if addr.ip().is_unspecified() || addr.port() == 0 {
         return unreachable("it is no address that others could use");
     }
-    if addr.ip().is_loopback() && cluster.members.iter().any(|(_, _, a)| !a.ip().is_loopback()) {
+    if addr.ip().is_loopback()
+        && cluster.members.iter().flat_map(|(_, _, a)| a).any(|a| !a.ip().is_loopback())
+    {
         return unreachable("it is a loopback address, and there are members on other machines");
     }
-    Ok(())
+    let others = cluster.members.iter().map(|(name, _, theirs)| (name, theirs.clone()));
+    stead_model::link::check(addr, &request.links, others)
+        .map_err(|e| JoinRefusal::Link { why: e.to_string() })
 }
 
 /// The answer with which a member refuses.
@@ -242,6 +252,7 @@ mod tests {
             uuid: uuid(3),
             csr: String::new(),
             addr: "192.0.2.3:8006".parse().unwrap(),
+            links: stead_model::link::Links::new(),
             ips: vec![],
             version: "1.4.2".into(),
             feature_level: 2,
@@ -256,7 +267,11 @@ mod tests {
     fn vet(change: impl FnOnce(&mut JoinRequest)) -> Result<(), JoinRefusal> {
         let members: Vec<_> = (1..3)
             .map(|n| {
-                (format!("pve{n}").parse().unwrap(), uuid(n), format!("192.0.2.{n}:8006").parse().unwrap())
+                (
+                    format!("pve{n}").parse().unwrap(),
+                    uuid(n),
+                    vec![format!("192.0.2.{n}:8006").parse().unwrap()],
+                )
             })
             .collect();
         let facts = ClusterFacts {
@@ -298,6 +313,7 @@ mod tests {
             vet(|r| r.addr = "192.0.2.2:8006".parse().unwrap()),
             vet(|r| r.addr = "0.0.0.0:8006".parse().unwrap()),
             vet(|r| r.addr = "127.0.0.1:8006".parse().unwrap()),
+            vet(|r| r.links = [(1, "192.0.2.2".parse().unwrap())].into()),
             vet(|r| r.vmids = [300, 100, 301, 300].map(|v| Vmid::new(v).unwrap()).to_vec()),
         ];
         let texts = refusals.map(|r| r.unwrap_err().to_string()).join("\n");
@@ -315,6 +331,7 @@ mod tests {
              node 'pve2' has the address 192.0.2.2:8006 already; give this one another with '--listen'\n\
              the members cannot reach 0.0.0.0:8006: it is no address that others could use; name a reachable address with '--listen'\n\
              the members cannot reach 127.0.0.1:8006: it is a loopback address, and there are members on other machines; name a reachable address with '--listen'\n\
+             link 1 cannot have the address 192.0.2.2: node 'pve2' has it\n\
              VMIDs exist on both sides: 100, 300; move or rename these guests on the joining node first"
         );
     }

@@ -9,6 +9,7 @@ mod events;
 mod faults;
 mod guests;
 mod join;
+mod links;
 mod moves;
 mod network;
 mod power;
