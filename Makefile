@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help deps build release demo demo-failover test check test-e2e test-clients test-console bench soak search clean
+.PHONY: help deps build release demo demo-failover test check test-e2e test-clients test-console bench figures soak search clean
 
 help: ## this list
 	@echo 'Stead: a highly available virtualization cluster. Targets:'
@@ -53,6 +53,10 @@ test-console: ## the console in Chromium against a real cluster (4 minutes)
 bench: ## measure fail-over, migration, start and memory; writes nothing but its report
 	@scripts/versions.sh
 	@scripts/long.sh bench
+
+figures: ## measure the published distributions, for hours; ONLY=power_loss_fast for one of them
+	@scripts/versions.sh
+	@scripts/long.sh figures
 
 soak: ## faults on a real cluster, over and over, for MINUTES=30
 	@scripts/versions.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# long.sh bench|soak|search: what is outside `make test`, since it takes as long as it is told to.
+# long.sh bench|figures|soak|search: what is outside `make test`, since it takes as long as it is told to.
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -31,6 +31,21 @@ bench)
     cat "$report"
     exit "$failed"
     ;;
+figures)
+    cargo build --locked --workspace --bins --release
+    cargo nextest run --locked -p stead-testbed --profile figures --no-run
+    # Of one commit: what was measured before it was ended early counts, what another has measured does not.
+    figures=$(target_dir)/figures-$(git rev-parse --short HEAD)
+    mkdir -p "$figures"
+    report=$figures/report.md
+    machine >"$report"
+    failed=0
+    STEAD_BIN_DIR=$(target_dir)/release STEAD_BENCH_REPORT=$report STEAD_FIGURES=$figures \
+        cargo nextest run --locked -p stead-testbed --profile figures --no-capture ${ONLY:+"$ONLY"} || failed=$?
+    step "the report and the picture are in $figures"
+    cat "$report"
+    exit "$failed"
+    ;;
 soak)
     cargo build --locked --workspace --bins
     STEAD_SOAK_MINUTES=${MINUTES:-30} cargo nextest run --locked -p stead-testbed --profile soak --no-capture
@@ -38,5 +53,5 @@ soak)
 search)
     STEAD_SEEDS=${SEEDS:-100000} cargo nextest run --locked --workspace --profile search --no-capture
     ;;
-*) die "usage: long.sh bench|soak|search" ;;
+*) die "usage: long.sh bench|figures|soak|search" ;;
 esac

@@ -6,5 +6,6 @@ mod bench;
 mod clients;
 mod console;
 mod e2e;
+mod figures;
 mod soak;
 mod support;

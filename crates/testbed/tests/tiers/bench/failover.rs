@@ -12,7 +12,7 @@ use stead_testbed::poll::Poller;
 use stead_testbed::procs::Process;
 use stead_testbed::{ApiClient, Cluster};
 
-const VM: u32 = 100;
+pub const VM: u32 = 100;
 
 /// One power-off. Seconds after it.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ async fn elected(cluster: &Cluster, watch: &ApiClient, old: usize) -> Result<f64
 }
 
 /// Brings the guest to the leader's node, or off it; gives where it is and a client of a node that will stay.
-async fn place(cluster: &Cluster, on_leader: bool) -> Result<(usize, ApiClient)> {
+pub async fn place(cluster: &Cluster, on_leader: bool) -> Result<(usize, ApiClient)> {
     let any = cluster.api(0).await?;
     let at = runs_on(cluster, &any, VM, RECOVERY, |_| true).await?;
     ha_settled(&any, VM).await?;

@@ -5,12 +5,12 @@
 //! `STEAD_BENCH_RUNS` sets how often each measurement is repeated.
 
 mod events;
-mod failover;
+pub mod failover;
 mod hand;
 mod memory;
 mod migration;
 mod start;
-mod trace;
+pub mod trace;
 
 use anyhow::{Context, Result};
 use std::fmt::Write as _;
@@ -20,18 +20,18 @@ use stead_testbed::node::Node;
 use stead_testbed::{ApiClient, Cluster};
 
 /// How often a measurement is repeated, unless the user says otherwise.
-fn runs(default: usize) -> usize {
+pub fn runs(default: usize) -> usize {
     std::env::var("STEAD_BENCH_RUNS").ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0).unwrap_or(default)
 }
 
 /// Seconds since 1970, on the clock that QEMU stamps its traces with.
-fn now() -> f64 {
+pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
 /// Measurements of one kind.
 #[derive(Debug, Clone, Default)]
-struct Figures(Vec<f64>);
+pub struct Figures(pub Vec<f64>);
 
 impl Figures {
     fn sorted(&self) -> Vec<f64> {
@@ -40,22 +40,29 @@ impl Figures {
         all
     }
 
-    fn min(&self) -> f64 {
+    pub fn min(&self) -> f64 {
         self.sorted().first().copied().unwrap_or(f64::NAN)
     }
 
-    fn max(&self) -> f64 {
+    pub fn max(&self) -> f64 {
         self.sorted().last().copied().unwrap_or(f64::NAN)
     }
 
     /// The median: between the two in the middle where there are two.
-    fn p50(&self) -> f64 {
+    pub fn p50(&self) -> f64 {
         let all = self.sorted();
         match all.len() {
             0 => f64::NAN,
             n if n % 2 == 1 => all[n / 2],
             n => f64::midpoint(all[n / 2 - 1], all[n / 2]),
         }
+    }
+
+    /// The least value that a share of all does not exceed (nearest rank).
+    pub fn quantile(&self, share: f64) -> f64 {
+        let all = self.sorted();
+        let rank = (share * all.len() as f64).ceil() as usize;
+        all.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
     }
 
     /// Cells of a table: how many, min, p50, max.
@@ -83,26 +90,26 @@ fn pid_of(node: &Node, program: &str) -> Result<i32> {
 }
 
 /// Whether an aim is met, as a cell says it.
-fn verdict(aim: &str, met: bool) -> String {
+pub fn verdict(aim: &str, met: bool) -> String {
     format!("{aim}: {}", if met { "met" } else { "**missed**" })
 }
 
 /// What one benchmark has found.
 #[derive(Debug)]
-struct Report(String);
+pub struct Report(String);
 
 impl Report {
-    fn new(title: &str) -> Self {
+    pub fn new(title: &str) -> Self {
         Self(format!("### {title}\n\n"))
     }
 
     /// Begins a table.
-    fn table(&mut self, head: &str) {
+    pub fn table(&mut self, head: &str) {
         let rule = "---|".repeat(head.split('|').count());
         let _ = writeln!(self.0, "| {head} |\n|{rule}");
     }
 
-    fn row(&mut self, cells: &str) {
+    pub fn row(&mut self, cells: &str) {
         let _ = writeln!(self.0, "| {cells} |");
     }
 
@@ -111,7 +118,7 @@ impl Report {
     }
 
     /// Prints it, and appends it to the report's file.
-    fn publish(mut self) -> Result<()> {
+    pub fn publish(mut self) -> Result<()> {
         self.0.push('\n');
         println!("\n{}", self.0);
         let Some(path) = std::env::var_os("STEAD_BENCH_REPORT") else { return Ok(()) };
@@ -121,7 +128,7 @@ impl Report {
 }
 
 /// Sets options of a VM that is not running.
-async fn set(
+pub async fn set(
     cluster: &Cluster,
     api: &ApiClient,
     node: usize,
@@ -137,6 +144,9 @@ fn the_median_lies_in_the_middle() {
     let of = |all: &[f64]| Figures(all.to_vec());
     assert!((of(&[3.0, 1.0, 2.0]).p50() - 2.0).abs() < 1e-9);
     assert!((of(&[4.0, 1.0, 2.0, 3.0]).p50() - 2.5).abs() < 1e-9);
+    let hundred = Figures((1..=100).map(f64::from).collect());
+    assert!((hundred.quantile(0.99) - 99.0).abs() < 1e-9 && (hundred.quantile(1.0) - 100.0).abs() < 1e-9);
+    assert!((of(&[1.0, 2.0]).quantile(0.99) - 2.0).abs() < 1e-9 && of(&[]).quantile(0.5).is_nan());
     assert_eq!(of(&[0.2, 0.1]).cells(1), "2 | 0.1 | 0.2 | 0.2");
     assert_eq!(of(&[]).cells(1), "0 | - | - | -");
 }

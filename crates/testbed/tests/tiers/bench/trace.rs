@@ -86,12 +86,36 @@ impl Trace {
         self.all("vm_state_notify running 0").next_back()
     }
 
+    /// For how long its CPUs have stood in all since they first ran, as far as they run again.
+    pub fn stood(&self) -> f64 {
+        let states = self.events.iter().filter(|(_, e)| e.starts_with("vm_state_notify running "));
+        let (mut since, mut stood) = (None, 0.0);
+        for (at, event) in states.skip_while(|(_, e)| !e.contains("running 1")) {
+            if event.contains("running 0") {
+                since.get_or_insert(*at);
+            } else if let Some(since) = since.take() {
+                stood += at - since;
+            }
+        }
+        stood
+    }
+
     /// How long its state was being sent: from the begin of its last migration to its completion. (A source may have been
     /// a target before.)
     pub fn sending(&self) -> Option<f64> {
         let state = |name: &str| self.all(&format!("migrate_set_state new state {name}")).next_back();
         Some(state("completed")? - state("setup")?)
     }
+}
+
+#[test]
+fn standing_is_between_a_stop_and_the_next_run() {
+    let of = |states: &[(f64, u8)]| {
+        let events = states.iter().map(|(at, run)| (*at, format!("vm_state_notify running {run} reason 1")));
+        Trace { pid: 1, begun: 0.0, events: events.collect() }.stood()
+    };
+    assert!((of(&[(1.0, 0), (2.0, 1), (5.0, 0), (6.0, 0), (7.5, 1), (9.0, 0)]) - 2.5).abs() < 1e-9);
+    assert!(of(&[(1.0, 0)]).abs() < 1e-9);
 }
 
 #[test]
