@@ -46,8 +46,8 @@ struct Shell {
     ops: Arc<Ops>,
     grantor: Grantor,
     send: mpsc::Sender<Input>,
-    /// Who waits for the answer to which nonce.
-    waiting: HashMap<(NodeName, u64), oneshot::Sender<HeartbeatAnswer>>,
+    /// Who waits for the answer to which nonce: a heartbeat may come by several links.
+    waiting: HashMap<(NodeName, u64), Vec<oneshot::Sender<HeartbeatAnswer>>>,
 }
 
 /// Starts the task.
@@ -110,9 +110,14 @@ impl Shell {
     fn take(&mut self, input: Input) -> Vec<GrantorCommand> {
         match input {
             Input::Heartbeat(beat, answer) => {
-                self.waiting.retain(|_, w| !w.is_closed());
-                self.waiting.insert((beat.node.clone(), beat.nonce), answer);
-                self.grantor.heartbeat(boottime(), beat)
+                self.waiting.retain(|_, all| {
+                    all.retain(|w| !w.is_closed());
+                    !all.is_empty()
+                });
+                let copies = self.waiting.entry((beat.node.clone(), beat.nonce)).or_default();
+                copies.push(answer);
+                // It is being answered already. That counts from its first coming, which is before this one's.
+                if copies.len() > 1 { vec![] } else { self.grantor.heartbeat(boottime(), beat) }
             }
             Input::Confirmed { round, term: Some(term) } => {
                 self.read_members();
@@ -140,9 +145,9 @@ impl Shell {
         for command in commands {
             match command {
                 GrantorCommand::Answer { node, answer } => {
-                    if let Some(wait) = self.waiting.remove(&(node, answer.nonce)) {
+                    for wait in self.waiting.remove(&(node, answer.nonce)).unwrap_or_default() {
                         // The asker may have given up.
-                        let _ = wait.send(answer);
+                        let _ = wait.send(answer.clone());
                     }
                 }
                 GrantorCommand::Confirm { round } => {

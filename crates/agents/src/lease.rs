@@ -130,6 +130,8 @@ pub(crate) async fn record_entry(ops: &Ops, known: At<NodeRecord>) -> Result<(),
     }
     record.state = state;
     record.addr = ops.me.addr;
+    // What was a further link may have become the first.
+    record.links.retain(|_, ip| *ip != ops.me.addr.ip());
     ops.me.version.clone_into(&mut record.version);
     let mut txn = store::txn("root@pam", format!("node '{}' enters", ops.me.name));
     store::put_over(&mut txn, &paths::node(&ops.me.name), Some(revision), store::bytes(&record)?);

@@ -61,6 +61,13 @@ impl PeerLink for Link {
     fn links(&self, to: &NodeRecord) -> Vec<LinkReport> {
         let known = to.links().filter_map(|(link, addr)| Some((link, self.client.link(&to.uuid, addr)?)));
         let since = |t: SystemTime| t.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        known.map(|(link, s)| LinkReport { link, answers: s.answers, since: since(s.since) }).collect()
+        known
+            .map(|(link, s)| LinkReport {
+                to: to.name.clone(),
+                link,
+                answers: s.answers,
+                since: since(s.since),
+            })
+            .collect()
     }
 }

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A frame goes by every link, and the first to arrive counts: a dead switch costs no election and no time, where
-//! another link leads to the node. Large ones (a snapshot's chunks) go by the first link that has a stream. Raft bears loss,
+//! another link leads to the node. Large ones (a snapshot's chunks) go by one of the links that have a stream, in turn, so that
+//! what Raft sends again goes by another. Raft bears loss,
 //! repetition and disorder: a frame that cannot be sent now is dropped, and a queue that is full drops, too, so that a slow
 //! node holds nobody up.
 
@@ -77,7 +78,7 @@ struct Way {
 fn reroute(ways: &mut Vec<Way>, peer: &Peer, client: &PeerClient) {
     // A way that is dropped ends with its queue.
     ways.retain(|way| way.peer == *peer);
-    for &link in &peer.addrs {
+    for &link in peer.addrs.values() {
         if ways.iter().all(|way| way.link != link) {
             let (queue, waiting) = mpsc::channel(QUEUE);
             let open = Arc::new(AtomicBool::new(false));
@@ -89,7 +90,8 @@ fn reroute(ways: &mut Vec<Way>, peer: &Peer, client: &PeerClient) {
 
 /// Hands a frame to those ways that it is to go.
 fn route(ways: &[Way], start: u64, number: u64, frame: &Bytes) {
-    let one = (frame.len() > BY_ALL).then(|| ways.iter().find(|w| w.open.load(Ordering::Relaxed))).flatten();
+    let open: Vec<&Way> = ways.iter().filter(|w| w.open.load(Ordering::Relaxed)).collect();
+    let one = (frame.len() > BY_ALL && !open.is_empty()).then(|| open[number as usize % open.len()]);
     let mut headed = BytesMut::with_capacity(HEAD + frame.len());
     headed.put_u64(start);
     headed.put_u64(if frame.len() > BY_ALL { 0 } else { number });
@@ -109,18 +111,17 @@ async fn send_by(
     open: Arc<AtomicBool>,
 ) {
     while let Some(first) = queue.recv().await {
-        let opened = tokio::time::timeout(OPEN, client.open_by(link, &peer, Purpose::Control, "raft")).await;
-        match opened {
-            Ok(Ok(stream)) => {
+        match client.open_by(link, &peer, Purpose::Raft, "raft", OPEN).await {
+            Ok(stream) => {
                 open.store(true, Ordering::Relaxed);
                 let ended = pump(stream, first, &mut queue).await;
                 open.store(false, Ordering::Relaxed);
                 if let Err(e) = ended {
                     tracing::debug!("Raft's stream to '{}' by {link} broke: {e}", peer.name);
+                    client.broke(link, &peer, &e);
                 }
             }
-            Ok(Err(e)) => rest(&e.to_string(), &mut queue).await,
-            Err(_) => rest(&format!("{peer} does not answer by {link}"), &mut queue).await,
+            Err(e) => rest(&e.to_string(), &mut queue).await,
         }
     }
 }
@@ -202,13 +203,13 @@ mod tests {
     use super::*;
 
     fn ways(open: [bool; 2]) -> (Vec<Way>, [mpsc::Receiver<Bytes>; 2]) {
-        let addrs: Vec<SocketAddr> = (1..=2).map(|n| SocketAddr::from(([192, 0, 2, n], 8006))).collect();
+        let addrs = (0..2).map(|n| (n, SocketAddr::from(([192, 0, 2, n], 8006)))).collect();
         let uuid = "7a3c1f52-8f0e-4d9b-9d5f-000000000001".parse().unwrap();
         let peer = Peer { name: "n1".parse().unwrap(), uuid, addrs };
         let channels = [mpsc::channel(8), mpsc::channel(8)];
         let mut out = vec![];
         let ends = channels.map(|(queue, end)| {
-            let link = peer.addrs[out.len()];
+            let link = peer.addrs[&(out.len() as u8)];
             let open = Arc::new(AtomicBool::new(open[out.len()]));
             out.push(Way { peer: peer.clone(), link, queue, open });
             end
@@ -251,6 +252,13 @@ mod tests {
         // The small one overtakes it.
         assert!(heard.fresh(&from, second).is_some());
         assert_eq!(heard.fresh(&from, first), Some(large.clone()));
+
+        let (ways, [mut a, mut b]) = self::ways([true, true]);
+        for number in 1..=4 {
+            route(&ways, 7, number, &large);
+        }
+        let count = |end: &mut mpsc::Receiver<Bytes>| std::iter::from_fn(|| end.try_recv().ok()).count();
+        assert_eq!((count(&mut a), count(&mut b)), (2, 2), "one link may swallow what is large");
 
         let (ways, [mut a, mut b]) = self::ways([false, false]);
         route(&ways, 7, 1, &large);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use stead_model::{NodeName, NodeRecord};
 use stead_ops::Ops;
 use stead_ops::peers::call;
-use stead_ops::status::{NodeReport, StorageReport};
+use stead_ops::status::{LinkReport, NodeReport, StorageReport};
 use stead_ops::task_view::TaskRow;
 use stead_tasks::Filter;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -98,7 +98,7 @@ async fn collect(
         lease: ops.lease.borrow().held,
         listens: ops.events.listens(std::time::Instant::now()),
         fingerprint: Some(ops.host.fingerprint()),
-        links: leader(ops).filter(|l| l.name != ops.me.name).map(|l| ops.peers.links(&l)).unwrap_or_default(),
+        links: links(ops),
         stats: host.read(&ops.me.dir),
         guests,
         storages,
@@ -106,6 +106,16 @@ async fn collect(
         ha: serde_json::to_value(&*ha.borrow()).unwrap_or_default(),
         outlook: ops.status.own_outlook(),
     }
+}
+
+/// By which links this node reaches the leader; if it leads, everybody.
+fn links(ops: &Ops) -> Vec<LinkReport> {
+    let Some(leader) = leader(ops) else { return vec![] };
+    let of = |node: &NodeRecord| ops.peers.links(node);
+    if leader.name != ops.me.name {
+        return of(&leader);
+    }
+    ops.node_records().iter().filter(|n| n.name != ops.me.name).flat_map(of).collect()
 }
 
 async fn read_storages(ops: &Ops) -> Vec<StorageReport> {

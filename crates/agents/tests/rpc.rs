@@ -75,3 +75,23 @@ async fn a_node_that_was_given_up_speaks_for_no_guest_that_was_recovered() {
     let body = json!({"vmid": vmid(100), "epoch": Epoch(8)});
     assert!(refused(&rpc, "n2", "guest/abort", body).await.contains("does not move guest 100 here"));
 }
+
+#[tokio::test]
+async fn a_heartbeat_that_comes_by_two_links_is_granted_by_both() {
+    let (node, rpc) = cluster().await;
+    let boot = node.ops.node_record(&name("n2")).unwrap().value.state.boot().clone();
+    for nonce in 0..20 {
+        let beat = json!({
+            "v": stead_membership::wire::VERSION, "node": "n2", "uuid": uuid(2), "boot": boot, "nonce": nonce,
+        });
+        let from = name("n2");
+        let (first, second) = tokio::join!(
+            rpc.call(&from, "heartbeat", beat.clone()),
+            rpc.call(&from, "heartbeat", beat.clone())
+        );
+        let (first, second) = (first.unwrap(), second.unwrap());
+        assert_eq!(first, second);
+        assert_eq!(first["nonce"], nonce, "{first}");
+        assert!(first.to_string().contains("granted"), "{first}");
+    }
+}

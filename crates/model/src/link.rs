@@ -74,7 +74,8 @@ pub fn parse(text: &str) -> Result<IpAddr, BadLink> {
     if parts.get("priority").is_some_and(|p| p != "0") {
         return Err(BadLink::Priority);
     }
-    parts.get_default("address").and_then(|a| a.parse().ok()).ok_or_else(bad)
+    let ip: Option<IpAddr> = parts.get_default("address").and_then(|a| a.parse().ok());
+    ip.map(|ip| ip.to_canonical()).ok_or_else(bad)
 }
 
 /// Checks the links of a node that has `addr` as link 0, beside the other nodes.
@@ -86,13 +87,16 @@ pub fn check<'a>(
     links: &Links,
     others: impl IntoIterator<Item = (&'a NodeName, Vec<SocketAddr>)>,
 ) -> Result<(), BadLink> {
-    let mut seen = BTreeMap::from([(addr.ip(), 0)]);
+    let mut seen = BTreeMap::from([(addr.ip().to_canonical(), 0)]);
     for (&number, &ip) in links {
         if !(1..=MAX_LINK).contains(&number) {
             return Err(BadLink::Number(number));
         }
         let refuse = |why| Err(BadLink::Address { number, addr: ip, why });
-        if ip.is_unspecified() || ip.is_multicast() {
+        if ip != ip.to_canonical() {
+            return refuse("it is an IPv4 address in the clothes of IPv6: write it as such");
+        }
+        if leads_nowhere(ip) {
             return refuse("it is no address that others could reach this node by");
         }
         if ip.is_loopback() != addr.ip().is_loopback() {
@@ -111,6 +115,13 @@ pub fn check<'a>(
         }
     }
     Ok(())
+}
+
+/// Whether nobody can be reached by an address, or not without saying by which of one's own networks.
+fn leads_nowhere(ip: IpAddr) -> bool {
+    let scoped = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let everybody = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    ip.is_unspecified() || ip.is_multicast() || everybody || scoped
 }
 
 impl NodeRecord {
@@ -136,6 +147,7 @@ mod tests {
         for text in ["10.1.0.11", "address=10.1.0.11", "10.1.0.11,priority=0"] {
             assert_eq!(parse(text), Ok(ip), "{text}");
         }
+        assert_eq!(parse("::ffff:10.1.0.11"), Ok(ip));
         assert_eq!(parse("fd00::1"), Ok("fd00::1".parse().unwrap()));
         for text in ["", "n1", "10.1.0.11:8006", "10.1.0.11,port=1", "priority=0"] {
             assert_eq!(parse(text), Err(BadLink::Text(text.to_owned())), "{text}");
@@ -154,6 +166,9 @@ mod tests {
     fn each_link_has_an_address_of_its_own() {
         assert_eq!(checked(&[]), Ok(()));
         assert_eq!(checked(&[(1, "10.1.0.11"), (7, "fd00::11")]), Ok(()));
+        for nowhere in ["0.0.0.0", "255.255.255.255", "224.0.0.1", "fe80::1", "::", "::ffff:10.0.0.12"] {
+            assert!(checked(&[(1, nowhere)]).is_err(), "{nowhere}");
+        }
         let bad: [&[(u8, &str)]; 7] = [
             &[(0, "10.1.0.11")],
             &[(8, "10.1.0.11")],

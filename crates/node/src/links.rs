@@ -1,7 +1,7 @@
 //! The port at this node's further links, and who the others are: both follow the configuration.
 
 use crate::members::Members;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -25,6 +25,8 @@ struct Listening {
     server: Server,
     port: u16,
     at: BTreeMap<IpAddr, CancellationToken>,
+    /// Where it could not be; told once.
+    failing: BTreeSet<IpAddr>,
 }
 
 impl Listening {
@@ -48,9 +50,12 @@ impl Listening {
                 Ok(listener) => {
                     tracing::info!("serving {addr} as link {number}");
                     self.at.insert(ip, self.server.listen_tls(listener));
+                    self.failing.remove(&ip);
                 }
                 Err(e) => {
-                    tracing::error!("cannot serve {addr} as link {number}, trying again: {e}");
+                    if self.failing.insert(ip) {
+                        tracing::error!("cannot serve {addr} as link {number}, trying again: {e}");
+                    }
                     all = false;
                 }
             }
@@ -92,7 +97,12 @@ pub async fn follow(
     tell: watch::Sender<Directory>,
 ) {
     let mut watch = ops.conf.watch();
-    let mut listening = Listening { server: server.clone(), port: ops.me.addr.port(), at: BTreeMap::new() };
+    let mut listening = Listening {
+        server: server.clone(),
+        port: ops.me.addr.port(),
+        at: BTreeMap::new(),
+        failing: BTreeSet::new(),
+    };
     let mut known: Vec<NodeUuid> = vec![];
     loop {
         let all = members.all();
@@ -104,6 +114,7 @@ pub async fn follow(
         known = now;
         tell.send_replace(directory(&members));
         let own = all.into_iter().find(|n| n.uuid == ops.me.uuid).map(|n| n.links).unwrap_or_default();
+        client.set_own_links(&own);
         let again = if listening.follow(&own) { Duration::MAX } else { AGAIN };
         let changed = async {
             loop {

@@ -114,7 +114,12 @@ async fn run(args: Args) -> Result<bool> {
     });
 
     let (tell, directory) = watch::channel(links::directory(&members));
-    tokio::spawn(stead_agents::raft::send(conf.clone(), peers.clone(), directory, unix_ms));
+    tokio::spawn(stead_agents::raft::send(
+        conf.clone(),
+        peers.clone(),
+        directory,
+        uuid::Uuid::new_v4().as_u64_pair().0,
+    ));
     let grant = stead_agents::grant::start(ops.clone());
     let server =
         serve(&home, &args, &ops, tls, peers.clone(), Rpc { ops: ops.clone(), grant: grant.clone() }).await?;

@@ -117,10 +117,19 @@ impl Ops {
             return Err(OpsError::invalid("clustername", "1 to 15 letters, digits and '-'"));
         }
         name.clone_into(&mut record.name);
+        let mut node = self.node_record(&self.me.name)?;
+        node.value.links.extend(links.beside(node.value.addr)?);
+        crate::links::check(&node.value, &[])?;
         let mut txn = store::txn(&actor.who, format!("cluster '{name}' created"));
         store::put_over(&mut txn, paths::CLUSTER, Some(revision), store::bytes(&record)?);
+        store::put_over(
+            &mut txn,
+            &paths::node(&self.me.name),
+            Some(node.revision),
+            store::bytes(&node.value)?,
+        );
         self.conf.transact(txn).await?;
-        if links.0.is_empty() { Ok(()) } else { self.set_links(actor, &self.me.name, links, &[]).await }
+        Ok(())
     }
 
     /// The certificate's fingerprint of a node that reports.
@@ -148,8 +157,8 @@ impl Ops {
         let token = if with_token { Some(self.make_join_token(actor, None).await?) } else { None };
         let info = JoinInfo {
             v: 1,
-            // The certificate pinned is this one's, so its address alone is named.
-            addrs: vec![by.addr],
+            // The certificate pinned is this one's, so its addresses alone are named.
+            addrs: by.addrs(),
             fingerprint,
             cluster: cluster.name.clone(),
             uuid: cluster.uuid.clone(),

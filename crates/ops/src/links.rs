@@ -1,12 +1,13 @@
 //! The links of the nodes: giving a node more, and whether they answer.
 //!
-//! Only paths to the leader are tried, by heartbeats: that costs little in a large cluster, and a dead switch shows on all
-//! of them.
+//! Only paths from and to the leader are watched, by heartbeats and Raft's streams, which pass there anyway: that costs nothing in a
+//! large cluster, and a dead switch shows on all of them.
 
 use crate::status::LinkReport;
 use crate::store::{self, At};
 use crate::{Actor, Ops, OpsError};
 use serde::Serialize;
+use std::cmp::Reverse;
 use std::net::SocketAddr;
 use stead_api_derive::Schema;
 use stead_model::link::{self, BadLink, Links};
@@ -43,7 +44,7 @@ pub struct LinkStatus {
     pub link: u8,
     /// Its address and port.
     pub address: String,
-    /// Whether heartbeats between this node and the leader pass by it; of the leader, those of any node. Not there where
+    /// Whether this node and the leader reach each other by it; of the leader, whether any node and it do. Not there where
     /// that is not known: the node is off, or the leader has no such link.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answers: Option<bool>,
@@ -52,27 +53,41 @@ pub struct LinkStatus {
     pub since: Option<u64>,
 }
 
-/// What is known of every link, from what nodes report of the leader's.
+/// What is known of every link: whether the node and the leader reach each other by it, each in its own words. By the
+/// leader's own, whether anybody does.
 fn overview(
     nodes: &[NodeRecord],
     leader: Option<&NodeName>,
     reported: impl Fn(&NodeName) -> Vec<LinkReport>,
 ) -> Vec<LinkStatus> {
-    let all: Vec<(&NodeName, LinkReport)> =
+    let reports: Vec<(&NodeName, LinkReport)> =
         nodes.iter().flat_map(|n| reported(&n.name).into_iter().map(|r| (&n.name, r))).collect();
-    let of = |node: &NodeName, link: u8| {
-        let by_it = all.iter().filter(|(from, r)| r.link == link && (*from == node || leader == Some(node)));
-        // Of the leader's, one node that passes is enough.
-        by_it.map(|(_, r)| *r).max_by_key(|r| (r.answers, std::cmp::Reverse(r.since)))
+    // Both ways between a node and the leader; whoever knows of a silence is right.
+    let path = |node: &NodeName, link: u8| {
+        let of = |from: &NodeName, to: Option<&NodeName>| {
+            reports.iter().find(|(f, r)| *f == from && Some(&r.to) == to && r.link == link).map(|(_, r)| r)
+        };
+        let both = [of(node, leader), leader.and_then(|l| of(l, Some(node)))];
+        both.into_iter()
+            .flatten()
+            .map(|r| (r.answers, r.since))
+            .min_by_key(|(answers, since)| (*answers, Reverse(*since)))
     };
     let status = |node: &NodeRecord, link: u8, addr: SocketAddr| {
-        let known = of(&node.name, link);
+        let known = if leader == Some(&node.name) {
+            let others = nodes.iter().filter(|n| n.name != node.name);
+            others
+                .filter_map(|n| path(&n.name, link))
+                .max_by_key(|(answers, since)| (*answers, Reverse(*since)))
+        } else {
+            path(&node.name, link)
+        };
         LinkStatus {
             node: node.name.clone(),
             link,
             address: addr.to_string(),
-            answers: known.map(|r| r.answers),
-            since: known.map(|r| r.since),
+            answers: known.map(|(answers, _)| answers),
+            since: known.map(|(_, since)| since),
         }
     };
     nodes.iter().flat_map(|n| n.links().map(|(link, addr)| status(n, link, addr))).collect()
@@ -96,6 +111,9 @@ impl Ops {
         wish: &LinkWish,
         delete: &[u8],
     ) -> Result<(), OpsError> {
+        if wish.0.is_empty() && delete.is_empty() {
+            return Err(OpsError::invalid("link1", "name at least one link to set, or one to delete"));
+        }
         let At { value: mut record, revision } =
             self.node_record(node).map_err(|e| OpsError::invalid("node", e.to_string()))?;
         for number in delete {
@@ -115,7 +133,7 @@ impl Ops {
 }
 
 /// Checks a node's links beside those of the others.
-fn check(record: &NodeRecord, nodes: &[NodeRecord]) -> Result<(), OpsError> {
+pub(crate) fn check(record: &NodeRecord, nodes: &[NodeRecord]) -> Result<(), OpsError> {
     let others = nodes.iter().filter(|n| n.uuid != record.uuid).map(|n| (&n.name, n.addrs()));
     link::check(record.addr, &record.links, others).map_err(|e| {
         let number = match &e {
@@ -151,10 +169,17 @@ mod tests {
     #[test]
     fn a_link_is_known_by_the_path_to_the_leader() {
         let nodes = [node(1), node(2), node(3), node(4)];
-        let report = |link, answers, since| LinkReport { link, answers, since };
+        let report =
+            |to: &str, link, answers, since| LinkReport { to: to.parse().unwrap(), link, answers, since };
         let reported = |name: &NodeName| match name.as_str() {
-            "n2" => vec![report(0, true, 5), report(1, true, 7)],
-            "n3" => vec![report(0, true, 6), report(1, false, 9)],
+            "n1" => vec![
+                report("n2", 0, true, 1),
+                report("n2", 1, true, 1),
+                report("n3", 0, false, 11),
+                report("n3", 1, true, 1),
+            ],
+            "n2" => vec![report("n1", 0, true, 5), report("n1", 1, true, 7)],
+            "n3" => vec![report("n1", 0, true, 6), report("n1", 1, false, 9)],
             _ => vec![],
         };
         let known = |leader: Option<&NodeName>| -> Vec<String> {
@@ -171,7 +196,7 @@ mod tests {
                 "n1 1 up Some(7)",
                 "n2 0 up Some(5)",
                 "n2 1 up Some(7)",
-                "n3 0 up Some(6)",
+                "n3 0 down Some(11)",
                 "n3 1 down Some(9)",
                 "n4 0 ? None",
                 "n4 1 ? None",

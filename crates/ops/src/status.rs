@@ -61,9 +61,11 @@ pub struct StorageReport {
     pub avail: u64,
 }
 
-/// Whether a node reaches the leader by one of the leader's links.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Whether a node reaches another by one of the other's links: a node of the leader's, the leader of everybody's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkReport {
+    /// The other.
+    pub to: NodeName,
     /// Which link.
     pub link: u8,
     /// Whether it has answered when it was tried last.
@@ -91,7 +93,7 @@ pub struct NodeReport {
     /// Of the certificate that its TLS port shows.
     #[serde(default)]
     pub fingerprint: Option<Fingerprint>,
-    /// By which links it reaches the leader; empty where there is one alone, and of the leader.
+    /// By which links it reaches the leader, or, of the leader, the others; nothing of those with one alone.
     #[serde(default)]
     pub links: Vec<LinkReport>,
     /// Its load.

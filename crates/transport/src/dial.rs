@@ -1,6 +1,6 @@
 //! Making one connection: TCP or unix socket, TLS, who is at the other end, HTTP.
 
-use crate::io::{Cuts, PATIENCE_MS, PATIENCE_WITH_LINKS_MS, Tracked, prepare};
+use crate::io::{Cuts, PATIENCE_MS, Tracked, prepare};
 use crate::links::{Health, first_of};
 use crate::tls::Tls;
 use crate::{Body, ClientError, Fingerprint, Peer, PeerIdentity, Trust};
@@ -11,10 +11,11 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use stead_model::link::Links;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -23,6 +24,10 @@ pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// After so long without an answer by one link the next is tried as well. A link within a site answers far sooner; one of
 /// 50 ms needs three ways there and back.
 const STAGGER: Duration = Duration::from_millis(200);
+/// The same where there is one link: it is asked again.
+const AGAIN: Duration = Duration::from_millis(500);
+/// So often in all.
+const ATTEMPTS: usize = 6;
 
 /// Any two-way stream.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -46,9 +51,13 @@ pub(crate) struct PeerDial {
     pub(crate) peer: Peer,
     /// By this link of its alone; none: by whichever answers.
     pub(crate) only: Option<SocketAddr>,
+    /// How long sent bytes may stay unacknowledged.
+    pub(crate) patience_ms: u32,
     pub(crate) tls: Tls,
     pub(crate) cuts: Cuts,
     pub(crate) health: Health,
+    /// This node's own further links.
+    pub(crate) own: Arc<RwLock<Links>>,
 }
 
 /// A connection, and by which of a peer's links.
@@ -151,22 +160,41 @@ impl PeerDial {
     /// A connection by the first link that answers. Each is given a moment before the next is tried as well.
     async fn connect(&self) -> Result<(Box<dyn Duplex>, SocketAddr), ClientError> {
         let links = self.only.map_or_else(|| self.health.in_order(&self.peer), |link| vec![link]);
-        if let [link] = links[..] {
-            return self.clone().connect_by(link).await;
+        // Over and over: while a network is away TCP asks ever more seldom, and would find late that it is back.
+        let stagger = if links.len() > 1 { STAGGER } else { AGAIN };
+        let mut attempts = Vec::new();
+        for link in links.iter().cycle().take(ATTEMPTS.max(links.len())) {
+            attempts.push(self.clone().connect_by(*link));
         }
-        let first = first_of(links.into_iter().map(|link| self.clone().connect_by(link)), STAGGER).await;
+        let first = first_of(attempts, stagger).await;
         first.unwrap_or_else(|| Err(ClientError::Protocol { to: self.to(), why: "it has no address".into() }))
     }
 
     /// A connection by one link, within [`CONNECT_LIMIT`]. What comes of it is noted.
     async fn connect_by(self, link: SocketAddr) -> Result<(Box<dyn Duplex>, SocketAddr), ClientError> {
         let to = format!("node '{}' at {link}", self.peer.name);
+        let began = Instant::now();
         let connected = in_time(&to, self.connect_to(&to, link)).await;
         match &connected {
-            Ok(_) => self.health.note(&self.peer, link, None),
-            Err(e) => self.health.note(&self.peer, link, Some(e)),
+            Ok(_) => self.health.answered(&self.peer, link),
+            Err(e) => self.health.silent(&self.peer, link, began, e),
         }
         Ok((connected?, link))
+    }
+
+    /// A connection from this node's link of the same number, where it has one: so a link is one network at both ends, and
+    /// an address that this node does not have is found out.
+    async fn connect_from_own(&self, link: SocketAddr) -> io::Result<TcpStream> {
+        let number = self.peer.addrs.iter().find(|(_, addr)| **addr == link).map(|(number, _)| number);
+        let own = {
+            let links = self.own.read().unwrap_or_else(PoisonError::into_inner);
+            number.and_then(|number| links.get(number).copied())
+        };
+        let socket = if link.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if let Some(own) = own.filter(|own| own.is_ipv4() == link.is_ipv4()) {
+            socket.bind(SocketAddr::new(own, 0))?;
+        }
+        socket.connect(link).await
     }
 
     async fn connect_to(&self, to: &str, link: SocketAddr) -> Result<Box<dyn Duplex>, ClientError> {
@@ -175,9 +203,8 @@ impl PeerDial {
             return Err(ClientError::NotAMember(peer.uuid.clone()));
         }
         let fail = failed(to);
-        let tcp = TcpStream::connect(link).await.map_err(&fail)?;
-        let patience = if peer.addrs.len() > 1 { PATIENCE_WITH_LINKS_MS } else { PATIENCE_MS };
-        prepare(&tcp, patience).map_err(&fail)?;
+        let tcp = self.connect_from_own(link).await.map_err(&fail)?;
+        prepare(&tcp, self.patience_ms).map_err(&fail)?;
         let name = ServerName::IpAddress(link.ip().into());
         let mut stream = handshake(to, Tracked::new(tcp), tls.peer_client(), name).await?;
         let seen = PeerIdentity::of(&shown(to, &stream)?)

@@ -24,6 +24,9 @@ const KEEPALIVE_PROBES: u32 = 3;
 pub(crate) const PATIENCE_MS: u32 = 20_000;
 /// The same where there is another way.
 pub(crate) const PATIENCE_WITH_LINKS_MS: u32 = 4_000;
+/// The same for what must go on as soon as a network that was away is back: TCP itself would wait for as long again as it
+/// has waited, up to minutes. A new connection is made sooner.
+pub(crate) const PATIENCE_URGENT_MS: u32 = 1_500;
 
 /// No delay for small writes; a peer that has vanished is noticed, at the latest `patience_ms` after something was sent.
 pub(crate) fn prepare(stream: &TcpStream, patience_ms: u32) -> io::Result<()> {

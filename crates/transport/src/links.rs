@@ -48,16 +48,30 @@ impl Health {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A link has answered, or has not, and why.
-    pub(crate) fn note(&self, peer: &Peer, link: SocketAddr, silent: Option<&dyn std::fmt::Display>) {
+    /// A link has answered.
+    pub(crate) fn answered(&self, peer: &Peer, link: SocketAddr) {
+        self.note(peer, link, Instant::now(), None);
+    }
+
+    /// A link has not answered to what was begun then, and why.
+    pub(crate) fn silent(&self, peer: &Peer, link: SocketAddr, began: Instant, why: &dyn std::fmt::Display) {
+        self.note(peer, link, began, Some(why));
+    }
+
+    fn note(&self, peer: &Peer, link: SocketAddr, began: Instant, silent: Option<&dyn std::fmt::Display>) {
+        let mut all = self.lock();
         if peer.addrs.len() < 2 {
+            all.remove(&peer.uuid);
             return;
         }
         let answers = silent.is_none();
-        let mut all = self.lock();
         let links = all.entry(peer.uuid.clone()).or_default();
         // A node that has moved leaves nothing behind.
-        links.retain(|addr, _| peer.addrs.contains(addr));
+        links.retain(|addr, _| peer.addrs.values().any(|a| a == addr));
+        if !answers && links.get(&link).is_some_and(|seen| seen.state.answers && seen.tried > began) {
+            // It has answered since.
+            return;
+        }
         let known = links.get(&link).map(|seen| seen.state);
         let state = known
             .filter(|s| s.answers == answers)
@@ -82,7 +96,7 @@ impl Health {
 
     /// A peer's links, those that are silent last.
     pub(crate) fn in_order(&self, peer: &Peer) -> Vec<SocketAddr> {
-        let mut links = peer.addrs.clone();
+        let mut links: Vec<SocketAddr> = peer.addrs.values().copied().collect();
         links.sort_by_key(|link| self.is_silent(&peer.uuid, *link));
         links
     }
@@ -95,6 +109,55 @@ impl Health {
     /// Forgets a peer.
     pub(crate) fn forget(&self, peer: &NodeUuid) {
         self.lock().remove(peer);
+    }
+}
+
+/// Copies of one question, each by a link of its own. That a link is silent is noted only beside one that answers: else
+/// it is the node that is slow, or gone.
+#[derive(Debug, Default)]
+pub(crate) struct Copies(Mutex<Answered>);
+
+#[derive(Debug, Default)]
+struct Answered {
+    any: bool,
+    /// Links that were silent before any other had answered.
+    silent: Vec<(SocketAddr, Instant, String)>,
+}
+
+impl Copies {
+    fn lock(&self) -> MutexGuard<'_, Answered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A link has answered.
+    pub(crate) fn answered(&self, health: &Health, peer: &Peer, link: SocketAddr) {
+        let silent = {
+            let mut now = self.lock();
+            now.any = true;
+            std::mem::take(&mut now.silent)
+        };
+        health.answered(peer, link);
+        for (link, began, why) in silent {
+            health.silent(peer, link, began, &why);
+        }
+    }
+
+    /// A link has not.
+    pub(crate) fn silent(
+        &self,
+        health: &Health,
+        peer: &Peer,
+        link: SocketAddr,
+        began: Instant,
+        why: &dyn std::fmt::Display,
+    ) {
+        let mut now = self.lock();
+        if now.any {
+            drop(now);
+            health.silent(peer, link, began, why);
+        } else {
+            now.silent.push((link, began, why.to_string()));
+        }
     }
 }
 
@@ -143,7 +206,7 @@ mod tests {
     fn peer() -> Peer {
         let addr = |n: u8| SocketAddr::from(([192, 0, 2, n], 8006));
         let uuid = "7a3c1f52-8f0e-4d9b-9d5f-000000000001".parse().unwrap();
-        Peer { name: "n1".parse().unwrap(), uuid, addrs: vec![addr(1), addr(2), addr(3)] }
+        Peer { name: "n1".parse().unwrap(), uuid, addrs: (0..3).map(|n| (n, addr(n + 1))).collect() }
     }
 
     #[test]
@@ -157,28 +220,48 @@ mod tests {
             health.in_order(&peer).into_iter().map(last).collect()
         };
         assert_eq!(order(), [1, 2, 3]);
-        health.note(&peer, peer.addrs[0], Some(&"unplugged"));
+        health.silent(&peer, peer.addrs[&0], Instant::now(), &"unplugged");
         assert_eq!(order(), [2, 3, 1]);
-        let since = health.of(&peer.uuid, peer.addrs[0]).unwrap().since;
-        health.note(&peer, peer.addrs[0], Some(&"unplugged"));
-        assert_eq!(health.of(&peer.uuid, peer.addrs[0]), Some(LinkState { answers: false, since }));
-        health.note(&peer, peer.addrs[1], None);
-        health.note(&peer, peer.addrs[0], None);
+        let since = health.of(&peer.uuid, peer.addrs[&0]).unwrap().since;
+        health.silent(&peer, peer.addrs[&0], Instant::now(), &"unplugged");
+        assert_eq!(health.of(&peer.uuid, peer.addrs[&0]), Some(LinkState { answers: false, since }));
+        health.answered(&peer, peer.addrs[&1]);
+        health.answered(&peer, peer.addrs[&0]);
         assert_eq!(order(), [1, 2, 3]);
+        let before = Instant::now().checked_sub(Duration::from_secs(5)).unwrap();
+        health.silent(&peer, peer.addrs[&0], before, &"given up late");
+        assert_eq!(order(), [1, 2, 3], "it has answered since that was begun");
         // It has lost a link: nothing is kept of that.
-        let moved = Peer { addrs: peer.addrs[..2].to_vec(), ..peer.clone() };
-        health.note(&peer, peer.addrs[2], None);
-        health.note(&moved, peer.addrs[0], None);
-        assert_eq!(health.of(&peer.uuid, peer.addrs[2]), None);
+        let mut moved = peer.clone();
+        moved.addrs.remove(&2);
+        health.answered(&peer, peer.addrs[&2]);
+        health.answered(&moved, peer.addrs[&0]);
+        assert_eq!(health.of(&peer.uuid, peer.addrs[&2]), None);
         health.forget(&peer.uuid);
-        assert_eq!(health.of(&peer.uuid, peer.addrs[0]), None);
+        assert_eq!(health.of(&peer.uuid, peer.addrs[&0]), None);
     }
 
     #[test]
     fn of_a_peer_with_one_link_nothing_is_kept() {
-        let (health, peer) = (Health::default(), Peer { addrs: peer().addrs[..1].to_vec(), ..peer() });
-        health.note(&peer, peer.addrs[0], Some(&"off"));
-        assert!(!health.is_silent(&peer.uuid, peer.addrs[0]));
+        let (health, peer) = (Health::default(), peer());
+        let first = peer.addrs[&0];
+        health.silent(&peer, first, Instant::now(), &"off");
+        assert!(health.is_silent(&peer.uuid, first));
+        let alone = Peer { addrs: [(0, first)].into(), ..peer };
+        health.silent(&alone, first, Instant::now(), &"off");
+        assert_eq!(health.of(&alone.uuid, first), None);
+    }
+
+    #[test]
+    fn a_node_that_answers_by_no_link_is_slow_and_its_links_are_not_silent() {
+        let (health, peer, copies) = (Health::default(), peer(), Copies::default());
+        let silent = |link: u8| copies.silent(&health, &peer, peer.addrs[&link], Instant::now(), &"late");
+        silent(0);
+        assert_eq!(health.of(&peer.uuid, peer.addrs[&0]), None);
+        copies.answered(&health, &peer, peer.addrs[&1]);
+        silent(2);
+        let answers = [0, 1, 2].map(|n| health.of(&peer.uuid, peer.addrs[&n]).map(|s| s.answers));
+        assert_eq!(answers, [Some(false), Some(true), Some(false)]);
     }
 
     const STAGGER: Duration = Duration::from_millis(50);

@@ -2,8 +2,8 @@
 
 use crate::client::{collect, upgraded};
 use crate::dial::{Dial, PeerDial};
-use crate::io::Cuts;
-use crate::links::{Health, LinkState, first_of};
+use crate::io::{Cuts, PATIENCE_MS, PATIENCE_URGENT_MS, PATIENCE_WITH_LINKS_MS};
+use crate::links::{Copies, Health, LinkState, first_of};
 use crate::pool::Pool;
 use crate::within::answered_within;
 use crate::{Answer, Body, ClientError, Stream, Tls};
@@ -13,10 +13,11 @@ use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use stead_model::link::Links;
 use stead_model::{NodeName, NodeRecord, NodeUuid};
 
 /// A node to be called.
@@ -26,14 +27,14 @@ pub struct Peer {
     pub name: NodeName,
     /// Who must answer.
     pub uuid: NodeUuid,
-    /// Where: by its links, the first of which is used while it answers.
-    pub addrs: Vec<SocketAddr>,
+    /// Where: its links by their numbers, the lowest of which is used while it answers.
+    pub addrs: BTreeMap<u8, SocketAddr>,
 }
 
 impl std::fmt::Display for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "node '{}' at ", self.name)?;
-        for (i, addr) in self.addrs.iter().enumerate() {
+        for (i, addr) in self.addrs.values().enumerate() {
             write!(f, "{}{addr}", if i > 0 { " or " } else { "" })?;
         }
         Ok(())
@@ -42,7 +43,7 @@ impl std::fmt::Display for Peer {
 
 impl From<&NodeRecord> for Peer {
     fn from(n: &NodeRecord) -> Self {
-        Self { name: n.name.clone(), uuid: n.uuid.clone(), addrs: n.addrs() }
+        Self { name: n.name.clone(), uuid: n.uuid.clone(), addrs: n.links().collect() }
     }
 }
 
@@ -51,7 +52,9 @@ impl From<&NodeRecord> for Peer {
 pub enum Purpose {
     /// Leases. Few, small, urgent.
     Heartbeat,
-    /// Calls with short answers, and Raft's stream.
+    /// Raft's streams. As urgent.
+    Raft,
+    /// Calls with short answers.
     Control,
     /// Uploads, migrations, forwarded requests.
     Bulk,
@@ -61,15 +64,25 @@ impl Purpose {
     /// So many calls may be under way at once with one peer; more wait.
     fn at_once(self) -> usize {
         match self {
-            Self::Heartbeat => 4,
+            Self::Heartbeat | Self::Raft => 4,
             Self::Control => 64,
             Self::Bulk => 128,
         }
     }
+
+    /// How long sent bytes may stay unacknowledged, in milliseconds.
+    fn patience_ms(self, peer: &Peer) -> u32 {
+        match self {
+            Self::Heartbeat | Self::Raft => PATIENCE_URGENT_MS,
+            // Not so for bulk: a receiver that does not read for a while is slow, and no dead link.
+            Self::Control if peer.addrs.len() > 1 => PATIENCE_WITH_LINKS_MS,
+            Self::Control | Self::Bulk => PATIENCE_MS,
+        }
+    }
 }
 
-/// Of the time that a heartbeat's answer may take, a link has one part in so many before the next is asked as well.
-const HEARTBEATS_WITHIN: u32 = 6;
+/// Of the time that a heartbeat's answer may take, all links are asked within one part in so many.
+const HEARTBEATS_WITHIN: u32 = 3;
 
 /// A client for all peers; clones share its connections.
 #[derive(Debug, Clone)]
@@ -80,6 +93,7 @@ struct Inner {
     tls: Tls,
     cuts: Cuts,
     health: Health,
+    own: Arc<RwLock<Links>>,
     pools: Mutex<Pools>,
 }
 
@@ -89,12 +103,13 @@ type Pools = HashMap<(Peer, Option<SocketAddr>, Purpose), Arc<Pool>>;
 impl PeerClient {
     /// A client with this node's identity.
     pub fn new(tls: Tls) -> Self {
-        Self(Arc::new(Inner {
-            tls,
-            cuts: Cuts::default(),
-            health: Health::default(),
-            pools: Mutex::default(),
-        }))
+        let (cuts, health, own) = (Cuts::default(), Health::default(), Arc::default());
+        Self(Arc::new(Inner { tls, cuts, health, own, pools: Mutex::default() }))
+    }
+
+    /// Says which further links this node has: what goes to another's link of the same number comes from there.
+    pub fn set_own_links(&self, links: &Links) {
+        links.clone_into(&mut self.0.own.write().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn pools(&self) -> MutexGuard<'_, Pools> {
@@ -106,9 +121,10 @@ impl PeerClient {
         // A node that has moved leaves a pool behind that nobody will ask for again.
         pools.retain(|(p, _, _), _| p.uuid != peer.uuid || p == peer);
         let make = || {
-            let Inner { tls, cuts, health, .. } = &*self.0;
-            let (tls, cuts, health) = (tls.clone(), cuts.clone(), health.clone());
-            let dial = Dial::Peer(PeerDial { peer: peer.clone(), only, tls, cuts, health });
+            let Inner { tls, cuts, health, own, .. } = &*self.0;
+            let (tls, cuts, health, own) = (tls.clone(), cuts.clone(), health.clone(), own.clone());
+            let patience_ms = purpose.patience_ms(peer);
+            let dial = Dial::Peer(PeerDial { peer: peer.clone(), only, patience_ms, tls, cuts, health, own });
             Arc::new(Pool::new(dial, purpose.at_once()))
         };
         pools.entry((peer.clone(), only, purpose)).or_insert_with(make).clone()
@@ -174,26 +190,27 @@ impl PeerClient {
         every: bool,
     ) -> Result<A, ClientError> {
         let question = Arc::new(Question::new(&format!("{call} on {peer}"), call, question)?);
-        let asked = self.0.health.in_order(peer).into_iter().map(|link| {
-            let (client, peer, question) = (self.clone(), peer.clone(), question.clone());
+        let (copies, end) = (Arc::new(Copies::default()), Instant::now() + limit);
+        let links = self.0.health.in_order(peer);
+        let stagger =
+            if every { Duration::ZERO } else { limit / HEARTBEATS_WITHIN / (links.len().max(1) as u32) };
+        let asked = links.into_iter().map(|link| {
+            let (client, peer, question, copies) =
+                (self.clone(), peer.clone(), question.clone(), copies.clone());
             async move {
-                let answer = client.ask(Some(link), &peer, Purpose::Heartbeat, &question, limit).await;
-                match answer {
-                    // A refusal is an answer: no other link would bring another.
-                    Ok(answer) => Ok(Ok(answer)),
-                    Err(e @ ClientError::Refused(_)) => Ok(Err(e)),
-                    Err(e) => {
-                        client.0.health.note(&peer, link, Some(&e));
-                        return Err(e);
-                    }
+                let began = Instant::now();
+                let left = end.saturating_duration_since(began);
+                let answer = client.ask(Some(link), &peer, Purpose::Heartbeat, &question, left).await;
+                let health = &client.0.health;
+                match &answer {
+                    Ok(_) | Err(ClientError::Refused(_)) => copies.answered(health, &peer, link),
+                    Err(e) => copies.silent(health, &peer, link, began, e),
                 }
-                .inspect(|_| client.0.health.note(&peer, link, None))
+                answer
             }
         });
-        let stagger = if every { Duration::ZERO } else { limit / HEARTBEATS_WITHIN };
         match first_of(asked, stagger).await {
-            Some(Ok(answer)) => question.read(&answer?),
-            Some(Err(e)) => Err(e),
+            Some(answer) => question.read(&answer?),
             None => Err(ClientError::Protocol { to: question.to.clone(), why: "it has no address".into() }),
         }
     }
@@ -228,16 +245,28 @@ impl PeerClient {
         self.upgrade(peer, purpose, post(&format!("{call} on {peer}"), call, crate::empty())?).await
     }
 
-    /// The same by one of the peer's links alone.
+    /// The same by one of the peer's links alone, within `limit`.
     pub async fn open_by(
         &self,
         link: SocketAddr,
         peer: &Peer,
         purpose: Purpose,
         call: &str,
+        limit: Duration,
     ) -> Result<Stream, ClientError> {
-        let request = post(&format!("{call} on {peer}"), call, crate::empty())?;
-        self.upgrade_by(Some(link), peer, purpose, request).await
+        let (to, began) = (format!("{call} on node '{}' at {link}", peer.name), Instant::now());
+        let request = post(&to, call, crate::empty())?;
+        let opened = tokio::time::timeout(limit, self.upgrade_by(Some(link), peer, purpose, request)).await;
+        opened.unwrap_or_else(|_| {
+            let late = ClientError::Timeout { to, after: limit };
+            self.0.health.silent(peer, link, began, &late);
+            Err(late)
+        })
+    }
+
+    /// A stream by one of the peer's links has broken.
+    pub fn broke(&self, link: SocketAddr, peer: &Peer, why: &dyn std::fmt::Display) {
+        self.0.health.silent(peer, link, Instant::now(), why);
     }
 
     /// Sends a request that asks for an upgrade to a stream.

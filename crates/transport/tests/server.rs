@@ -25,10 +25,10 @@ async fn who(client: &PeerClient, peer: &Peer) -> Result<String, ClientError> {
 async fn the_public_side_needs_no_certificate_and_peers_are_known_by_theirs() {
     let (ca, both) = (ca(), members(&[1, 2]));
     let one = node(tls(&ca, 1, &both), tell_who()).await;
-    let client = public(one.peer.addrs[0], Trust::Fingerprint(one.tls.fingerprint()));
+    let client = public(one.peer.addrs[&0], Trust::Fingerprint(one.tls.fingerprint()));
     let answer = client.whole(get("/a?b=c")).await.unwrap();
     assert_eq!(answer.body, "/a?b=c Public");
-    let by_ca = public(one.peer.addrs[0], Trust::ca_pem(ca.cert_pem()).unwrap());
+    let by_ca = public(one.peer.addrs[&0], Trust::ca_pem(ca.cert_pem()).unwrap());
     assert_eq!(by_ca.whole(get("/x")).await.unwrap().body, "/x Public");
 
     let peers = PeerClient::new(tls(&ca, 2, &both));
@@ -46,13 +46,13 @@ async fn without_the_clusters_certificate_nobody_is_a_peer() {
     assert!(matches!(who(&stranger, &one.peer).await, Err(ClientError::Tls { .. })));
 
     // A client that trusts anything and offers the peers' ALPN id, but has no certificate.
-    let reached = soon("end", bare_peer_handshake(one.peer.addrs[0], None)).await;
+    let reached = soon("end", bare_peer_handshake(one.peer.addrs[&0], None)).await;
     assert!(reached.is_err(), "{reached:?}");
     // With a certificate of another CA.
-    let reached = soon("end", bare_peer_handshake(one.peer.addrs[0], Some((&theirs, 2)))).await;
+    let reached = soon("end", bare_peer_handshake(one.peer.addrs[&0], Some((&theirs, 2)))).await;
     assert!(reached.is_err(), "{reached:?}");
     // The probe itself works: with the right certificate it is answered.
-    let reached = soon("answer", bare_peer_handshake(one.peer.addrs[0], Some((&ours, 2)))).await;
+    let reached = soon("answer", bare_peer_handshake(one.peer.addrs[&0], Some((&ours, 2)))).await;
     assert!(reached.unwrap().starts_with("HTTP/1.1 200"), "the control case is answered");
 }
 
@@ -173,15 +173,15 @@ async fn another_node_at_the_address_is_noticed() {
 async fn wrong_fingerprint_and_wrong_ca_are_told_apart() {
     let (ours, all) = (ca(), members(&[1]));
     let one = node(tls(&ours, 1, &all), tell_who()).await;
-    let wrong = public(one.peer.addrs[0], Trust::Fingerprint(Fingerprint([9; 32])));
+    let wrong = public(one.peer.addrs[&0], Trust::Fingerprint(Fingerprint([9; 32])));
     let error = wrong.whole(get("/")).await.unwrap_err();
     assert!(
         matches!(error, ClientError::WrongFingerprint { seen, .. } if seen == one.tls.fingerprint()),
         "{error}"
     );
-    let other_ca = public(one.peer.addrs[0], Trust::ca_pem(ca().cert_pem()).unwrap());
+    let other_ca = public(one.peer.addrs[&0], Trust::ca_pem(ca().cert_pem()).unwrap());
     assert!(matches!(other_ca.whole(get("/")).await, Err(ClientError::Tls { .. })));
-    assert_eq!(public(one.peer.addrs[0], Trust::Insecure).whole(get("/")).await.unwrap().body, "/ Public");
+    assert_eq!(public(one.peer.addrs[&0], Trust::Insecure).whole(get("/")).await.unwrap().body, "/ Public");
 }
 
 #[tokio::test]
@@ -191,9 +191,9 @@ async fn certificates_are_exchanged_while_running() {
     let before = one.tls.fingerprint();
     one.tls.replace(&credentials(&ca, 1), None).unwrap();
     assert_ne!(one.tls.fingerprint(), before);
-    let old = public(one.peer.addrs[0], Trust::Fingerprint(before));
+    let old = public(one.peer.addrs[&0], Trust::Fingerprint(before));
     assert!(matches!(old.whole(get("/")).await, Err(ClientError::WrongFingerprint { .. })));
-    let new = public(one.peer.addrs[0], Trust::Fingerprint(one.tls.fingerprint()));
+    let new = public(one.peer.addrs[&0], Trust::Fingerprint(one.tls.fingerprint()));
     assert!(new.whole(get("/")).await.is_ok());
     // Credentials that don't fit together are refused, and the old ones stay.
     let mut mixed = credentials(&ca, 1);
@@ -208,7 +208,7 @@ async fn certificates_are_exchanged_while_running() {
 #[tokio::test]
 async fn plain_http_on_the_tls_port_is_redirected() {
     let one = node(tls(&ca(), 1, &members(&[1])), tell_who()).await;
-    let mut tcp = TcpStream::connect(one.peer.addrs[0]).await.unwrap();
+    let mut tcp = TcpStream::connect(one.peer.addrs[&0]).await.unwrap();
     tcp.write_all(b"GET /ui HTTP/1.1\r\nHost: pve1:8006\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     soon("answer", tcp.read_to_string(&mut answer)).await.unwrap();
@@ -232,12 +232,12 @@ async fn slow_and_idle_clients_are_cut() {
     // One that never begins its handshake.
     let limits = Limits { handshake: Duration::from_millis(50), ..Limits::default() };
     let one = node_with(tls(&ca, 1, &all), tell_who(), limits).await;
-    let mut silent = TcpStream::connect(one.peer.addrs[0]).await.unwrap();
+    let mut silent = TcpStream::connect(one.peer.addrs[&0]).await.unwrap();
     assert_eq!(soon("end", silent.read(&mut [0])).await.unwrap(), 0);
     // One that sends no further head after a request that was answered.
     let limits = Limits { head: Duration::from_millis(500), ..Limits::default() };
     let one = node_with(tls(&ca, 1, &all), tell_who(), limits).await;
-    let mut idle = public(one.peer.addrs[0], Trust::Insecure).raw().await.unwrap();
+    let mut idle = public(one.peer.addrs[&0], Trust::Insecure).raw().await.unwrap();
     idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let mut seen = vec![];
     let ended = soon("end", idle.read_to_end(&mut seen)).await;
@@ -248,7 +248,7 @@ async fn slow_and_idle_clients_are_cut() {
 async fn two_have_a_place(limits: Limits) {
     let (ca, all) = (ca(), members(&[1, 2]));
     let one = node_with(tls(&ca, 1, &all), tell_who(), limits).await;
-    let client = public(one.peer.addrs[0], Trust::Insecure);
+    let client = public(one.peer.addrs[&0], Trust::Insecure);
     let (first, _second) = (client.raw().await.unwrap(), client.raw().await.unwrap());
     assert!(client.raw().await.is_err());
     who(&PeerClient::new(tls(&ca, 2, &all)), &one.peer).await.unwrap();
@@ -267,10 +267,10 @@ async fn one_address_does_not_take_every_place() {
 
     let limits = Limits { handshakes_each: 1, ..Limits::default() };
     let one = node_with(tls(&ca(), 1, &members(&[1, 2])), tell_who(), limits).await;
-    let silent = TcpStream::connect(one.peer.addrs[0]).await.unwrap();
-    assert!(public(one.peer.addrs[0], Trust::Insecure).raw().await.is_err());
+    let silent = TcpStream::connect(one.peer.addrs[&0]).await.unwrap();
+    assert!(public(one.peer.addrs[&0], Trust::Insecure).raw().await.is_err());
     drop(silent);
-    let client = public(one.peer.addrs[0], Trust::Insecure);
+    let client = public(one.peer.addrs[&0], Trust::Insecure);
     soon("room", async { while client.raw().await.is_err() {} }).await;
 }
 
@@ -296,7 +296,7 @@ async fn half_open_handshakes_elsewhere_keep_no_member_out() {
     let from = async |address: &str| {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
-        socket.connect(one.peer.addrs[0]).await.unwrap()
+        socket.connect(one.peer.addrs[&0]).await.unwrap()
     };
     let _half_open = from("127.0.0.2").await;
     // Whoever has no place is cut off, which shows that the first one has taken the only one.
@@ -306,7 +306,7 @@ async fn half_open_handshakes_elsewhere_keep_no_member_out() {
 
     // A member's address has not more places than another one either.
     let _silent = from("127.0.0.1").await;
-    assert!(public(one.peer.addrs[0], Trust::Insecure).raw().await.is_err());
+    assert!(public(one.peer.addrs[&0], Trust::Insecure).raw().await.is_err());
 }
 
 /// A node whose handler says when it has begun, and answers when it is told to.
@@ -328,7 +328,7 @@ async fn slow_node() -> (Node, UnboundedReceiver<()>, Arc<Notify>) {
 #[tokio::test]
 async fn shutdown_lets_requests_end() {
     let (one, mut has_started, go_on) = slow_node().await;
-    let client = public(one.peer.addrs[0], Trust::Insecure);
+    let client = public(one.peer.addrs[&0], Trust::Insecure);
     let asked = tokio::spawn({
         let client = client.clone();
         async move { client.whole(get("/")).await }
@@ -346,7 +346,7 @@ async fn shutdown_lets_requests_end() {
 #[tokio::test]
 async fn shutdown_cuts_what_does_not_end() {
     let (one, mut has_started, _go_on) = slow_node().await;
-    let client = public(one.peer.addrs[0], Trust::Insecure);
+    let client = public(one.peer.addrs[&0], Trust::Insecure);
     let asked = tokio::spawn(async move { client.whole(get("/")).await });
     has_started.recv().await.unwrap();
     soon("stop", one.server.shutdown(Duration::from_millis(50))).await;
@@ -366,7 +366,7 @@ async fn connections_are_used_again_and_a_dead_one_is_replaced() {
     assert!(peers.connections(&uuid(1)) <= 4, "{}", peers.connections(&uuid(1)));
     // The node restarts at the same address: the next call finds it.
     one.server.shutdown(Duration::ZERO).await;
-    let listener = tokio::net::TcpListener::bind(one.peer.addrs[0]).await.unwrap();
+    let listener = tokio::net::TcpListener::bind(one.peer.addrs[&0]).await.unwrap();
     let again = stead_transport::Server::new(tls1, tell_who(), Limits::default());
     again.listen_tls(listener);
     who(&peers, &one.peer).await.unwrap();

@@ -227,7 +227,7 @@ async fn a_node_joins_with_password_or_token_and_each_refusal_is_typed() {
     let info = JoinInfo {
         v: 1,
         // The first address does not answer: the second is tried.
-        addrs: vec!["127.0.0.1:1".parse().unwrap(), one.peer.addrs[0]],
+        addrs: vec!["127.0.0.1:1".parse().unwrap(), one.peer.addrs[&0]],
         fingerprint: one.tls.fingerprint(),
         cluster: "test".into(),
         uuid: CLUSTER_UUID.into(),
@@ -266,7 +266,7 @@ async fn a_node_joins_with_password_or_token_and_each_refusal_is_typed() {
     assert!(matches!(elsewhere, Err(JoinError::BadAnswer(_))));
 
     // Who names member and fingerprint by hand does not know the cluster's identity.
-    let by_hand = JoinClient::reach(JoinInfo::by_hand(one.peer.addrs[0], info.fingerprint)).await.unwrap();
+    let by_hand = JoinClient::reach(JoinInfo::by_hand(one.peer.addrs[&0], info.fingerprint)).await.unwrap();
     assert_eq!(by_hand.join(&password("right&"), &request, &key).await.unwrap().cluster_uuid, CLUSTER_UUID);
 
     let impostor = JoinInfo { fingerprint: Fingerprint([1; 32]), ..info.clone() };

@@ -86,7 +86,7 @@ fn link_params() -> Vec<ParamSchema> {
 
 /// The number in `link1`.
 fn link_number(name: &str) -> Result<u8, Error> {
-    let number = name.strip_prefix("link").and_then(|n| n.parse().ok()).filter(|n| *n <= MAX_LINK);
+    let number = (0..=MAX_LINK).find(|n| *name == format!("link{n}"));
     number.ok_or_else(|| Error::parameter(name, format!("there are link0 to link{MAX_LINK}")))
 }
 

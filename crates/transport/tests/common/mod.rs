@@ -87,7 +87,7 @@ pub async fn node_with(tls: Tls, handler: Handler, limits: Limits) -> Node {
     let me = tls.identity();
     let server = Server::new(tls.clone(), handler, limits);
     server.listen_tls(listener);
-    Node { server, tls, peer: Peer { name: me.name, uuid: me.uuid, addrs: vec![addr] } }
+    Node { server, tls, peer: Peer { name: me.name, uuid: me.uuid, addrs: [(0, addr)].into() } }
 }
 
 pub fn public(addr: SocketAddr, trust: Trust) -> HttpClient {
