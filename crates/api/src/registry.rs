@@ -105,6 +105,7 @@ fn at_nodes(r: Registry<Backend>) -> Registry<Backend> {
     r.with(Of::<nodes::List>::new())
         .with(Of::<nodes::Status>::new())
         .with(Of::<nodes::Power>::new())
+        .with(Of::<nodes::Depart>::new())
         .with(Of::<nodes::Version>::new())
         .with(Of::<nodes::bulk::PostStart>::new())
         .with(Of::<nodes::bulk::PostStop>::new())

@@ -196,7 +196,7 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 12] = [
+const BEYOND: [(&str, &str); 13] = [
     ("GET", "/cluster/config/links"),
     ("PUT", "/cluster/config/nodes/{node}"),
     ("GET", "/cluster/ha/what-if"),
@@ -206,6 +206,7 @@ const BEYOND: [(&str, &str); 12] = [
     ("GET", "/cluster/events"),
     ("GET", "/cluster/history"),
     ("POST", "/cluster/config/nodes/{node}/confirm-off"),
+    ("POST", "/nodes/{node}/depart"),
     ("GET", "/cluster/ha/resources/{sid}/history"),
     ("POST", "/cluster/ha/resources/{sid}/stop"),
     ("PUT", "/cluster/ha/status/maintenance/{node}"),

@@ -275,9 +275,14 @@ impl Node {
     /// A task's end: its status, and its log.
     pub async fn ended(&self, upid: &Upid) -> (String, String) {
         let status = self.ops.tasks.wait(upid).await.unwrap().exitstatus.unwrap();
+        (status, self.log(upid).await)
+    }
+
+    /// What a task has said so far.
+    pub async fn log(&self, upid: &Upid) -> String {
         let log = self.ops.tasks.log(upid, 0, 0).await.unwrap();
         let lines: Vec<String> = log.lines.into_iter().map(|l| l.t).collect();
-        (status, lines.join("\n"))
+        lines.join("\n")
     }
 
     /// Who may run a guest.

@@ -2,9 +2,12 @@
 //! reverse order of their start, and only then the power is asked for.
 //!
 //! ```text
-//!   wished ──▶ HA moves, freezes or gives up its services ──▶ may go ──▶ the rest is shut down ──▶ power
+//!   wished ──▶ HA moves, freezes or gives up its services ──▶ may go ──▶ the rest is shut down ──▶ at rest ──▶ power
 //!     │ stopped by its user, or a step failed: the wish is taken back, the node stays
 //! ```
+//!
+//! A host that goes down by itself (its service manager was told to) asks for the same without the power
+//! ([`Ops::come_to_rest`]); so does a host that goes down because this asked for the power, and then all is done.
 //!
 //! While it is wished, nothing is put here: the manager knows of it by the agent's report. The agent decides
 //! when the node may go ([`stead_ha::Agent::may_leave`]); this carries the wish to it and its word back.
@@ -24,19 +27,27 @@ use tokio::sync::watch;
 
 /// How long a guest has to shut down, unless its `startup` says otherwise; then it is stopped.
 const SHUTDOWN: u64 = 180;
+/// A host that goes down by itself waits no longer than this for a lease that its node has lost.
+pub const WITHOUT_LEASE: Duration = Duration::from_secs(120);
 /// How often a wait tells that it goes on.
 const TELL: Duration = Duration::from_secs(10);
 
-/// The wish to go, and whether the agent agrees.
+/// The wish to go, whether the agent agrees, and whether all is done.
 #[derive(Debug)]
 pub struct Departure {
     wish: watch::Sender<Option<Leave>>,
     may: watch::Sender<bool>,
+    /// Nothing runs here any more, and nothing is to start here again.
+    at_rest: watch::Sender<bool>,
 }
 
 impl Default for Departure {
     fn default() -> Self {
-        Self { wish: watch::Sender::new(None), may: watch::Sender::new(false) }
+        Self {
+            wish: watch::Sender::new(None),
+            may: watch::Sender::new(false),
+            at_rest: watch::Sender::new(false),
+        }
     }
 }
 
@@ -62,8 +73,9 @@ impl Departure {
 struct Wished<'a>(&'a Departure);
 
 impl Wished<'_> {
-    /// The power was asked for: until it goes, nothing is to start here again.
+    /// The power goes: until then nothing is to start here again.
     fn keep(self) {
+        self.0.at_rest.send_replace(true);
         std::mem::forget(self);
     }
 }
@@ -81,10 +93,7 @@ impl Ops {
         F: FnOnce() -> Result<(), OpsError> + Send + 'static,
     {
         let ops = self.clone();
-        let (worker, leave) = match what {
-            HostPower::Reboot => ("nodereboot", Leave::Reboot),
-            HostPower::Shutdown => ("nodeshutdown", Leave::Shutdown),
-        };
+        let (worker, leave) = leaving(what);
         self.task(worker, self.me.name.as_str(), &actor.who, move |cx| async move {
             let Some(wished) = ops.departure.begin(leave) else {
                 return Err(OpsError::failed("this host is going down already"));
@@ -98,7 +107,75 @@ impl Ops {
         })
     }
 
+    /// Brings the guests of this host to rest, as a task, as [`Self::depart`] does, and leaves the power alone: the host goes
+    /// down by itself. A departure that is under way is waited for; after one that has come to its end there is nothing to do.
+    ///
+    /// Without a lease HA can do nothing here. When there has been none for `patience` ([`WITHOUT_LEASE`] unless a test says
+    /// otherwise) the rest is shut down all the same: whoever switches all nodes off at once must not wait for a majority.
+    pub fn come_to_rest(
+        self: &Arc<Self>,
+        actor: &Actor,
+        what: HostPower,
+        patience: Duration,
+    ) -> Result<Upid, OpsError> {
+        let ops = self.clone();
+        let (worker, leave) = leaving(what);
+        self.task(worker, self.me.name.as_str(), &actor.who, move |cx| async move {
+            let wished = loop {
+                if let Some(wished) = ops.departure.begin(leave) {
+                    break wished;
+                }
+                if ops.another_departs(&cx).await? {
+                    cx.log("nothing runs here any more");
+                    return Ok(());
+                }
+            };
+            tokio::select! {
+                went = ops.let_ha_go(&cx) => went?,
+                () = ops.without_lease_for(patience) => cx.warn(format!(
+                    "no lease for {} s, and none is to be expected: not waiting for HA any longer",
+                    patience.as_secs()
+                )),
+            }
+            ops.shut_the_rest_down(&cx).await?;
+            cx.log("nothing runs here any more: the host may go");
+            wished.keep();
+            Ok(())
+        })
+    }
+
+    /// Waits for the departure that is under way: true when it has come to its end, false when it was given up.
+    async fn another_departs(&self, cx: &TaskContext) -> Result<bool, OpsError> {
+        let (mut wish, mut at_rest) = (self.departure.wish.subscribe(), self.departure.at_rest.subscribe());
+        cx.log("this host is going down already: waiting until its guests have come to rest");
+        // Both senders live as long as the use cases.
+        tokio::select! {
+            _ = at_rest.wait_for(|rest| *rest) => Ok(true),
+            _ = wish.wait_for(Option::is_none) => Ok(false),
+            () = cx.cancelled() => Err(OpsError::failed("stopped: the guests run on")),
+        }
+    }
+
+    /// Returns when the node has had no lease for so long.
+    async fn without_lease_for(&self, patience: Duration) {
+        let mut lease = self.lease.clone();
+        loop {
+            if lease.wait_for(|l| !l.held).await.is_err() {
+                // Nobody renews it any more, since the daemon ends.
+                return std::future::pending().await;
+            }
+            let back = tokio::time::timeout(patience, lease.wait_for(|l| l.held)).await;
+            if back.is_err() {
+                return;
+            }
+        }
+    }
+
     async fn let_ha_go(&self, cx: &TaskContext) -> Result<(), OpsError> {
+        if self.me.witness {
+            // It has neither guests nor an agent.
+            return Ok(());
+        }
         let mut may = self.departure.may.subscribe();
         cx.log("waiting for HA to bring its services here to rest");
         while !*may.borrow_and_update() {
@@ -154,6 +231,14 @@ impl Ops {
             }
             Err(e) => cx.log(format!("VM {vmid}: {e}")),
         }
+    }
+}
+
+/// The task's name, and the wish.
+fn leaving(what: HostPower) -> (&'static str, Leave) {
+    match what {
+        HostPower::Reboot => ("nodereboot", Leave::Reboot),
+        HostPower::Shutdown => ("nodeshutdown", Leave::Shutdown),
     }
 }
 

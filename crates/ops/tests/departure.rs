@@ -2,21 +2,19 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 use stead_conf::Txn;
 use stead_model::paths;
 use stead_ops::admin::HostPower;
+use stead_ops::departure::WITHOUT_LEASE;
 use stead_ops::guest::Asked;
-use stead_ops::{Actor, OpsError};
+use stead_ops::{Actor, Lease, OpsError};
 use stead_ops_testing::{Node, root, vmid};
 use tokio::sync::mpsc;
 
 /// A node with a running guest, and an agent that lets it go at once when it wishes to.
 async fn node() -> Node {
-    let node = Node::start().await;
-    let upid = node.ops.create_vm(&root(), vmid(100), &BTreeMap::new(), false).unwrap();
-    assert_eq!(node.ended(&upid).await.0, "OK");
-    let upid = node.ops.start(&root(), vmid(100), Asked::default()).await.unwrap();
-    assert_eq!(node.ended(&upid).await.0, "OK");
+    let node = running().await;
     let (ops, mut wish) = (node.ops.clone(), node.ops.departure.wish());
     tokio::spawn(async move {
         while wish.changed().await.is_ok() {
@@ -24,6 +22,16 @@ async fn node() -> Node {
             ops.departure.may_go(wished);
         }
     });
+    node
+}
+
+/// A node with a running guest, and no agent.
+async fn running() -> Node {
+    let node = Node::start().await;
+    let upid = node.ops.create_vm(&root(), vmid(100), &BTreeMap::new(), false).unwrap();
+    assert_eq!(node.ended(&upid).await.0, "OK");
+    let upid = node.ops.start(&root(), vmid(100), Asked::default()).await.unwrap();
+    assert_eq!(node.ended(&upid).await.0, "OK");
     node
 }
 
@@ -65,4 +73,48 @@ async fn what_ha_is_asked_for_stays_as_it_is() {
     assert_eq!(down(&node, Ok(())).await, (Some(false), "OK".into()));
     let (text, _) = node.ops.file(paths::HA_RESOURCES).unwrap();
     assert_eq!(text, resources);
+}
+
+#[tokio::test]
+async fn a_host_that_goes_by_itself_only_comes_to_rest() {
+    let node = node().await;
+    let upid = node.ops.come_to_rest(&Actor::system(), HostPower::Reboot, WITHOUT_LEASE).unwrap();
+    assert_eq!(node.ended(&upid).await.0, "OK");
+    assert!(node.machines.state("n1", vmid(100)).is_none() && !node.own(100).running);
+    assert!(node.ops.departure.wish().borrow().is_some(), "nothing is to start here any more");
+    // The power was asked for by `depart`, and the host's own way down asks again.
+    let upid = node.ops.come_to_rest(&Actor::system(), HostPower::Shutdown, WITHOUT_LEASE).unwrap();
+    assert_eq!(node.ended(&upid).await.0, "OK");
+}
+
+#[tokio::test]
+async fn a_departure_that_was_given_up_is_taken_up() {
+    let node = running().await;
+    let power = || Err(OpsError::failed("nobody asks for it"));
+    let first = node.ops.depart(&Actor::system(), HostPower::Shutdown, power).unwrap();
+    let mut wish = node.ops.departure.wish();
+    wish.wait_for(Option::is_some).await.unwrap();
+    let second = node.ops.come_to_rest(&Actor::system(), HostPower::Reboot, WITHOUT_LEASE).unwrap();
+    while !node.log(&second).await.contains("going down already") {
+        tokio::task::yield_now().await;
+    }
+    node.ops.tasks.stop(&first);
+    assert!(node.ended(&first).await.0.contains("interrupted"));
+    // The second one's wish, which only now an agent hears of.
+    wish.wait_for(|w| *w == Some(stead_ha::Leave::Reboot)).await.unwrap();
+    node.ops.departure.may_go(true);
+    assert_eq!(node.ended(&second).await.0, "OK");
+    assert!(wish.borrow().is_some() && !node.own(100).running);
+}
+
+#[tokio::test]
+async fn a_host_that_goes_by_itself_does_not_wait_for_a_majority_for_ever() {
+    // No agent lets it go.
+    let node = running().await;
+    node.lease.send_replace(Lease { held: false });
+    let patience = Duration::from_millis(50);
+    let upid = node.ops.come_to_rest(&Actor::system(), HostPower::Shutdown, patience).unwrap();
+    let (status, log) = node.ended(&upid).await;
+    assert_eq!(status, "WARNINGS: 1", "{log}");
+    assert!(log.contains("not waiting for HA any longer") && !node.own(100).running, "{log}");
 }

@@ -8,9 +8,10 @@ pub mod tasks;
 use crate::framework::{Access, Json, Null};
 use crate::version::{Nothing, Versions, version};
 use stead_api_derive::Params;
-use stead_model::NodeName;
+use stead_model::{NodeName, Upid};
 use stead_ops::admin::HostPower;
 use stead_ops::cluster::{NodeStatus, Resource};
+use stead_ops::departure::WITHOUT_LEASE;
 
 #[derive(Params)]
 pub struct OneNode {
@@ -21,6 +22,15 @@ pub struct OneNode {
 choice! {
     /// What to do with the host.
     pub enum Command { Reboot = "reboot", Shutdown = "shutdown" }
+}
+
+impl From<Command> for HostPower {
+    fn from(command: Command) -> Self {
+        match command {
+            Command::Reboot => Self::Reboot,
+            Command::Shutdown => Self::Shutdown,
+        }
+    }
 }
 
 #[derive(Params)]
@@ -58,12 +68,18 @@ endpoint! {
     Power = post("/nodes/{node}/status"), AtNode, Access::All("/nodes/{node}", &["Sys.PowerMgmt"]);
     fn call(cx, p: NodeCommand) -> Null {
         cx.ops().member(&p.node)?;
-        let what = match p.command {
-            Command::Reboot => HostPower::Reboot,
-            Command::Shutdown => HostPower::Shutdown,
-        };
-        cx.services.admin.host_power(&cx.actor(), what).await?;
+        cx.services.admin.host_power(&cx.actor(), p.command.into()).await?;
         Ok(Null)
+    }
+}
+
+endpoint! {
+    /// Brings a node's guests to rest as for a reboot or shutdown, and leaves the power alone: for a host that goes down by
+    /// itself. Nothing starts there again until its daemon does.
+    Depart = post("/nodes/{node}/depart"), AtNode, Access::All("/nodes/{node}", &["Sys.PowerMgmt"]);
+    fn call(cx, p: NodeCommand) -> Upid {
+        cx.ops().member(&p.node)?;
+        Ok(cx.ops().come_to_rest(&cx.actor(), p.command.into(), WITHOUT_LEASE)?)
     }
 }
 

@@ -74,6 +74,20 @@ pub enum Command {
     /// Start a host anew, once its guests have left or are shut down
     #[command(after_help = "See 'stead node shutdown --help'.")]
     Reboot(Down),
+    /// Bring the guests of a host that goes down by itself to rest
+    #[command(
+        after_help = "The same as 'stead node shutdown', but for the power: that is somebody else's to take. Where the package is \
+                      installed, every shutdown of the host does this (the unit stead-guests). Ends when nothing runs on the node \
+                      any more; from then on nothing starts there until its daemon does.\n\nExample:\n  stead node depart \
+                      --reboot"
+    )]
+    Depart {
+        /// The node (default: the node that is spoken to)
+        node: Option<String>,
+        /// The host will be back: shutdown policies tell a reboot from a shutdown
+        #[arg(long)]
+        reboot: bool,
+    },
     /// Say that a lost node is off, so that its guests can run elsewhere
     #[command(
         after_help = "The cluster can't see whether a node that it has lost still runs guests that HA does not guard. Look at the \
@@ -151,10 +165,7 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
         }
         Command::List => cx.format().list(&cx.api.get("/nodes").await?, &COLUMNS),
         Command::Show { node } => {
-            let node = match node {
-                Some(node) => node,
-                None => cx.api.local_node().await?,
-            };
+            let node = given_or_local(cx, node).await?;
             let mut status = cx.api.get(&format!("/nodes/{}/status", escape(&node))).await?;
             if cx.format() == Format::Table {
                 flatten(&mut status);
@@ -163,6 +174,13 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
         }
         Command::Shutdown(down) => power(cx, down, "shutdown", "switched off").await,
         Command::Reboot(down) => power(cx, down, "reboot", "started anew").await,
+        Command::Depart { node, reboot } => {
+            let node = given_or_local(cx, node).await?;
+            let mut p = Params::new();
+            put(&mut p, "command", Some(if reboot { "reboot" } else { "shutdown" }));
+            let answer = cx.api.post(&format!("/nodes/{}/depart", escape(&node)), &p).await?;
+            cx.answer(&answer, &format!("nothing runs on node '{node}' any more")).await
+        }
         Command::ConfirmOff { node, target, yes } => {
             if !yes {
                 confirm(&format!(
@@ -176,6 +194,13 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             let answer = cx.api.post(&path, &p).await?;
             cx.answer(&answer, &format!("node '{node}' counts as off")).await
         }
+    }
+}
+
+async fn given_or_local(cx: &Cx, node: Option<String>) -> Result<String, Failure> {
+    match node {
+        Some(node) => Ok(node),
+        None => cx.api.local_node().await,
     }
 }
 
