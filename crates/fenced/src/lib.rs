@@ -34,6 +34,7 @@ mod record;
 mod server;
 
 pub mod client;
+pub mod notify;
 pub mod power;
 pub mod protocol;
 

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use stead_fenced::Server;
 use stead_fenced::client::Client;
+use stead_fenced::notify::{READY, notify};
 use stead_fenced::power::Power;
 use stead_fenced::protocol::Op;
 
@@ -12,7 +13,7 @@ const USAGE: &str = "usage: stead-fenced --socket PATH [--power none|socket:PATH
        stead-fenced --socket PATH --stand-down
 
 The fence process of a Stead node: guards the guests that are registered with it, and makes them safe when the
-node's lease ends. Started by steadd.
+node's lease ends. Started by steadd, or by the service manager for it.
 
   --socket PATH         where the daemon connects; PATH.state and PATH.lock lie beside it
   --power none          no power switch (the default): a guest that cannot be made safe is killed
@@ -90,6 +91,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let server = Server::open(&options.socket, power)?;
     hold_on();
     eprintln!("stead-fenced: serving {}", options.socket.display());
+    notify(READY);
     Ok(server.serve()?)
 }
 

@@ -50,6 +50,9 @@ pub struct Args {
     /// The fence process's program; default: beside this one.
     #[arg(long)]
     pub fenced: Option<PathBuf>,
+    /// The service manager runs the fence process: wait for it, and never start one.
+    #[arg(long, conflicts_with = "fenced")]
+    pub await_fence: bool,
 }
 
 /// How guests' network devices reach bridges.

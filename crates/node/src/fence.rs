@@ -1,17 +1,19 @@
-//! The fence process: started by the daemon where nothing else has, and started again should it ever end. It outlives
-//! the daemon.
+//! The fence process: started by the daemon where nothing else has, and started again should it ever end; or run by the
+//! service manager, as a unit of its own, and awaited. It outlives the daemon.
 
+use crate::args::Args;
 use anyhow::{Context, Result, bail};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 use stead_agents::fence_client::{FenceClient, PROTOCOL};
+use stead_fenced::notify;
 
 /// How the fence process is started.
 #[derive(Debug, Clone)]
 pub struct FenceProgram {
-    /// Its program.
-    pub program: PathBuf,
+    /// Its program; none where the service manager runs it.
+    pub program: Option<PathBuf>,
     /// Its socket.
     pub socket: PathBuf,
     /// What it may do as its last resort.
@@ -22,37 +24,43 @@ pub struct FenceProgram {
 
 impl FenceProgram {
     /// Beside this program unless told otherwise.
-    pub fn new(given: Option<&Path>, home: &crate::identity::Home, power: &str) -> Result<Self> {
-        let program = match given {
-            Some(p) => p.to_owned(),
+    pub fn new(args: &Args, home: &crate::identity::Home) -> Result<Self> {
+        let program = match &args.fenced {
+            _ if args.await_fence => None,
+            Some(p) => Some(p.clone()),
             None => {
-                std::env::current_exe().context("can't find this program")?.with_file_name("stead-fenced")
+                let me = std::env::current_exe().context("can't find this program")?;
+                Some(me.with_file_name("stead-fenced"))
             }
         };
-        if !program.exists() {
-            bail!("the fence process {} is not there: name it with --fenced", program.display());
+        if let Some(missing) = program.as_ref().filter(|p| !p.exists()) {
+            bail!("the fence process {} is not there: name it with --fenced", missing.display());
         }
         Ok(Self {
             program,
             socket: home.at("run/fenced.sock"),
-            power: power.to_owned(),
+            power: args.power.clone(),
             log: home.at("run/fenced.log"),
         })
     }
 
-    /// Starts it in a session of its own.
+    /// Where its words are.
+    fn words(&self) -> String {
+        match &self.program {
+            Some(_) => self.log.display().to_string(),
+            None => "the service manager's log of it".to_owned(),
+        }
+    }
+
+    /// Starts it in a session of its own, unless the service manager does.
     fn start(&self) -> Result<()> {
+        let Some(program) = &self.program else { return Ok(()) };
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("can't write {}", self.log.display()))?;
         let mut command = tokio::process::Command::new("setsid");
-        command
-            .arg("--fork")
-            .arg(&self.program)
-            .arg("--socket")
-            .arg(&self.socket)
-            .arg("--power")
-            .arg(&self.power);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.arg("--fork").arg(program).arg("--socket").arg(&self.socket).arg("--power").arg(&self.power);
+        // What a service manager is told is the daemon's own.
+        command.env_remove(notify::SOCKET).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut child = command.spawn().context("can't start the fence process (setsid)")?;
         // It forks and ends at once.
         tokio::spawn(async move { child.wait().await });
@@ -76,19 +84,18 @@ pub async fn ensure(program: FenceProgram, client: FenceClient) -> Result<()> {
         };
         tokio::time::timeout(Duration::from_secs(5), up)
             .await
-            .with_context(|| format!("the fence process does not answer; see {}", program.log.display()))?;
+            .with_context(|| format!("the fence process does not answer; see {}", program.words()))?;
     }
     let version = client.version().await?;
     if version.protocol != PROTOCOL || version.power != power_name(&program.power) {
         bail!(
             "a fence process (pid {}) answers that speaks version {} and has power '{}', wanted are {PROTOCOL} and '{}'. It \
-             guards this node's guests and outlives the daemon: stop the guests or move them away, then run '{} --socket \
-             {} --stand-down' and start the daemon again",
+             guards this node's guests and outlives the daemon: stop the guests or move them away, then run 'stead-fenced \
+             --socket {} --stand-down' and start the daemon again",
             version.pid,
             version.protocol,
             version.power,
             program.power,
-            program.program.display(),
             program.socket.display(),
         );
     }
@@ -103,7 +110,7 @@ pub async fn ensure(program: FenceProgram, client: FenceClient) -> Result<()> {
             tokio::time::sleep(Duration::from_secs(1)).await;
             if client.version().await.is_err() {
                 tracing::error!(
-                    "the fence process is gone: starting it again; guests under HA are unguarded until then"
+                    "the fence process is gone: guests under HA are unguarded until it is started again"
                 );
                 if let Err(e) = program.start() {
                     tracing::error!("{e:#}");

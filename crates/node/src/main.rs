@@ -25,6 +25,7 @@ use stead_agents::peers::Link;
 use stead_agents::rpc::Rpc;
 use stead_api::{Api, Backend};
 use stead_conf::Conf;
+use stead_fenced::notify::{READY, STOPPING, notify};
 use stead_model::{NodeName, NodeRecord, paths};
 use stead_ops::join::JOIN_WORKER;
 use stead_ops::{Flush, Lease, Me, Ops, store};
@@ -77,7 +78,7 @@ async fn run(args: Args) -> Result<bool> {
     let fence = FenceClient::new(&home.at("run/fenced.sock"));
     check_role(&conf, &started.identity.name, args.witness)?;
     if !args.witness {
-        let program = fence::FenceProgram::new(args.fenced.as_deref(), &home, &args.power)?;
+        let program = fence::FenceProgram::new(&args, &home)?;
         fence::ensure(program, fence.clone()).await?;
     }
 
@@ -128,7 +129,11 @@ async fn run(args: Args) -> Result<bool> {
     tokio::spawn(links::follow(ops.clone(), members, peers, server.clone(), tell));
     tracing::info!("node '{}' serves {} and {}", ops.me.name, args.listen, home.at("run/api.sock").display());
 
+    notify(READY);
     let again = until_told(&restart, &conf).await?;
+    if !again {
+        notify(STOPPING);
+    }
     server.shutdown(Duration::from_secs(3)).await;
     stead_agents::witness::hand_over(&conf).await;
     conf.shutdown().await;

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 use tokio::io::unix::AsyncFd;
 
@@ -99,6 +100,9 @@ impl Process {
     }
 }
 
+/// How readily the kernel kills a process for want of memory.
+const OOM_SCORE: &std::ffi::CStr = c"/proc/self/oom_score_adj";
+
 /// A program to be started.
 #[derive(Debug)]
 pub struct Program<'a> {
@@ -137,6 +141,11 @@ impl Program<'_> {
             if let Some(entrance) = &cgroup {
                 rustix::io::write(entrance, b"0")?;
             }
+            // The service manager keeps the daemon from being killed for want of memory; its guests are no part of that.
+            // Where it cannot be written nothing was inherited either.
+            if let Ok(file) = rustix::fs::open(OOM_SCORE, OFlags::WRONLY, Mode::empty()) {
+                let _ = rustix::io::write(file, b"0");
+            }
             Ok(())
         };
         // SAFETY: between fork and exec the closure makes system calls only; it neither allocates nor locks.
@@ -167,6 +176,24 @@ fn pidfile_of(cmdline: &[u8]) -> Option<std::path::PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_program_inherits_nothing_of_how_readily_the_daemon_is_killed() {
+        let own = "/proc/self/oom_score_adj";
+        let before = std::fs::read_to_string(own).unwrap();
+        std::fs::write(own, "100").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let stderr = File::create(dir.path().join("stderr")).unwrap();
+        let argv = ["600".to_owned()];
+        let program = Program { binary: Path::new("sleep"), argv: &argv, inherit: &[], cgroup: None, stderr };
+        let process = program.spawn().unwrap();
+        std::fs::write(own, before).unwrap();
+        let score = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", process.pid)).unwrap();
+        process.kill().unwrap();
+        process.exited().await;
+        process.reap();
+        assert_eq!(score.trim(), "0");
+    }
 
     #[test]
     fn a_stat_line_with_a_nasty_name() {
