@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help deps build release demo demo-failover test check test-e2e test-clients test-console bench figures soak search clean
+.PHONY: help deps build release deb demo demo-failover test check test-e2e test-clients test-console bench figures soak search clean
 
 help: ## this list
 	@echo 'Stead: a highly available virtualization cluster. Targets:'
@@ -23,6 +23,9 @@ build: ## build the console and all programs
 release: ## build optimised programs, for packages and benchmarks
 	@scripts/versions.sh
 	@scripts/build.sh --release
+
+deb: release ## the Debian package, from optimised programs
+	@scripts/deb.sh
 
 demo: ## three nodes with a running VM on this machine; Ctrl-C ends it
 	@scripts/demo.sh demo

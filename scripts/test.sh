@@ -39,6 +39,9 @@ prepare() {
     case $1 in
     e2e | clients | console) cargo run --locked -q -p stead-testbed --example guest-image ;;
     esac
+    if [ "$1" = e2e ]; then
+        scripts/machine-tree.sh
+    fi
 }
 
 nextest() { # profile
@@ -55,7 +58,7 @@ deny() {
 
 shell_lint() {
     if have shellcheck; then
-        shellcheck -x scripts/*.sh .ci/run
+        shellcheck -x scripts/*.sh .ci/run packaging/host-stop packaging/{host-stop,postinst,prerm,postrm}
     else
         skip shellcheck "not installed (make deps)"
     fi
