@@ -23,6 +23,8 @@ dpkg-deb|dpkg|unpacking the guest'"'"'s kernel
 test_programs='
 ip|iproute2|nodes in network namespaces
 nft|nftables|cutting networks
+systemd-nspawn|systemd-container|nodes that boot
+debootstrap|debootstrap|the Debian that such nodes boot
 cmp|diffutils|comparing images
 chromium|chromium|tests of the console
 python3|python3|Proxmox clients

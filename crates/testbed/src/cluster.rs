@@ -1,15 +1,17 @@
 //! A cluster of real daemons on this machine.
 //!
-//! Two shapes of node: *loopback* needs no privileges, every node has an address of 127.0.0.0/8, and can be powered off,
+//! Three shapes of node: *loopback* needs no privileges, every node has an address of 127.0.0.0/8, and can be powered off,
 //! frozen, and robbed of its daemon; *namespace* needs root, has networks that can be cut (see [`crate::netns`]), and
-//! guests on a bridge. Whatever was started is ended when the cluster is dropped, by process id.
+//! guests on a bridge; *machine* has such networks too, and boots (see [`crate::machine`]). Whatever was started is ended when the cluster is dropped, by process id.
 
 use crate::api::{ApiClient, Refused, until};
 use crate::bed::Bed;
+use crate::machine::Machine;
 use crate::netns::{self, Network};
 use crate::node::{Node, Plan};
 use crate::{addr, guest};
 use anyhow::{Context, Result, bail, ensure};
+use futures_util::future::try_join_all;
 use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -25,6 +27,8 @@ pub enum Shape {
     Loopback,
     /// Network namespaces; root, and the calling thread in one of its own ([`netns::enter_own`]).
     Namespace,
+    /// Machines that boot, with the package installed; as `Namespace`, and what [`crate::machine::missing`] names.
+    Machine,
 }
 
 /// How long a daemon may take to answer after its start.
@@ -41,6 +45,15 @@ pub struct Builder {
     arguments: Vec<String>,
     witness: bool,
     links: u8,
+}
+
+/// Where a testbed's nodes are.
+struct Place<'a> {
+    bed: &'a Path,
+    block: &'a addr::Block,
+    port: u16,
+    forward: Option<u16>,
+    network: Option<&'a Arc<Network>>,
 }
 
 impl Builder {
@@ -96,64 +109,94 @@ impl Builder {
                 let port = block.port(self.nodes, 8006, 0)?;
                 (None, port, Some(block.port(self.nodes, 18_100, 20)? - 100))
             }
-            Shape::Namespace => (Some(Arc::new(Network::new(self.nodes, self.links)?)), 8006, None),
+            Shape::Namespace | Shape::Machine => {
+                (Some(Arc::new(Network::new(self.nodes, self.links)?)), 8006, None)
+            }
         };
         let password = format!("{:016x}", rand::random::<u64>());
         write_private(&bed.dir().join("password"), &password)?;
         let shared = bed.dir().join("shared");
         fs::create_dir_all(&shared)?;
 
-        let daemon = program("steadd")?;
-        let mut nodes = Vec::new();
-        for n in 1..=self.nodes {
-            let ip = if self.shape == Shape::Loopback { block.ip(n) } else { netns::node_ip(n) };
-            let name = format!("n{n}");
-            let dir = bed.dir().join(&name);
-            if let Some(bytes) = self.disk {
-                own_disk(&dir, bytes, self.shape)?;
-            }
-            let listen = addr::socket(ip, port);
-            let mut arguments: Vec<String> = [
-                ("--dir", dir.display().to_string()),
-                ("--name", name.clone()),
-                ("--listen", listen.to_string()),
-                ("--power", format!("socket:{}", bed.dir().join(format!("{name}.power")).display())),
-                ("--root-password-file", bed.dir().join("password").display().to_string()),
-                ("--cluster-name", "testbed".to_owned()),
-            ]
-            .into_iter()
-            .flat_map(|(k, v)| [k.to_owned(), v])
-            .collect();
-            if let Some(base) = forward {
-                // Run as root, too: these nodes have no bridges.
-                arguments.extend(["--network", "user", "--user-net-forward"].map(str::to_owned));
-                arguments.push(format!("80:{base}"));
-            }
-            arguments.extend(self.arguments.iter().cloned());
-            if self.witness && n == self.nodes {
-                arguments.push("--witness".to_owned());
-            }
-            let bed = bed.dir().to_owned();
-            let daemon = daemon.clone();
-            nodes.push(Node::new(Plan {
-                name,
-                number: n,
-                bed,
-                listen,
-                daemon,
-                arguments,
-                network: network.clone(),
-            })?);
-        }
-        let cluster =
-            Cluster { nodes, links: self.links, network, forward, password, shared, bed, _block: block };
+        let place = Place { bed: bed.dir(), block: &block, port, forward, network: network.as_ref() };
+        let nodes: Result<Vec<Node>> = (1..=self.nodes).map(|n| self.node(&place, n)).collect();
+        let cluster = Cluster {
+            nodes: nodes?,
+            links: self.links,
+            network,
+            forward,
+            password,
+            shared,
+            bed,
+            _block: block,
+        };
         for node in &cluster.nodes {
             node.power_on()?;
+        }
+        if self.shape == Shape::Machine {
+            cluster.install().await?;
         }
         for node in &cluster.nodes {
             cluster.wait_up(node).await?;
         }
         Ok(cluster)
+    }
+
+    fn node(&self, place: &Place<'_>, n: u8) -> Result<Node> {
+        let ip = if self.shape == Shape::Loopback { place.block.ip(n) } else { netns::node_ip(n) };
+        let listen = addr::socket(ip, place.port);
+        let name = format!("n{n}");
+        let dir = place.bed.join(&name);
+        let power = place.bed.join(format!("{name}.power"));
+        let password = place.bed.join("password");
+        if let Some(bytes) = self.disk {
+            own_disk(&dir, bytes, self.shape)?;
+        }
+        let mut more = self.arguments.clone();
+        if self.witness && n == self.nodes {
+            more.push("--witness".to_owned());
+        }
+        let mut machine = None;
+        let mut arguments = vec![];
+        if self.shape == Shape::Machine {
+            more.push(format!("--root-password-file {} --cluster-name testbed", password.display()));
+            let seen = vec![power.clone(), password, place.bed.join("shared")];
+            let files = Machine::new(&dir, &name, seen)?;
+            let power = power.display();
+            let more = more.join(" ");
+            let text = format!("STEAD_LISTEN={listen}\nSTEAD_POWER=socket:{power}\nSTEAD_OPTIONS={more}\n");
+            // An administrator's own, which the package leaves as they are.
+            files.debian().write("etc/default/stead", &text)?;
+            machine = Some(files);
+        } else {
+            arguments = [
+                ("--dir", dir.display().to_string()),
+                ("--name", name.clone()),
+                ("--listen", listen.to_string()),
+                ("--power", format!("socket:{}", power.display())),
+                ("--root-password-file", password.display().to_string()),
+                ("--cluster-name", "testbed".to_owned()),
+            ]
+            .into_iter()
+            .flat_map(|(k, v)| [k.to_owned(), v])
+            .collect();
+            if let Some(base) = place.forward {
+                // Run as root, too: these nodes have no bridges.
+                arguments.extend(["--network", "user", "--user-net-forward"].map(str::to_owned));
+                arguments.push(format!("80:{base}"));
+            }
+            arguments.extend(more);
+        }
+        Node::new(Plan {
+            name,
+            number: n,
+            bed: place.bed.to_owned(),
+            listen,
+            daemon: program("steadd")?,
+            arguments,
+            network: place.network.cloned(),
+            machine,
+        })
     }
 
     /// Starts the daemons and joins them to one cluster.
@@ -250,6 +293,19 @@ impl Cluster {
         let api = ApiClient::new(addr::socket(ip, self.nodes[n].addr().port()))?;
         api.login("root@pam", &self.password).await?;
         Ok(api)
+    }
+
+    /// The package that machines have; [`crate::machine::package`] makes it.
+    pub fn package(&self) -> PathBuf {
+        self.bed.dir().join("stead.deb")
+    }
+
+    /// Installs the package on each of the machines, all at once.
+    async fn install(&self) -> Result<()> {
+        let built = crate::machine::package(self.bed.dir())?;
+        fs::rename(built, self.package())?;
+        let deb = self.package();
+        try_join_all(self.nodes.iter().map(|node| node.install(&deb))).await.map(drop)
     }
 
     /// A client of a node that has signed in as root@pam.

@@ -1,6 +1,7 @@
 //! Real clusters on one machine: start, cut, freeze, power off. Used by the demo and by end-to-end tests.
 //!
 //! - [`cluster`]: daemons that form a cluster, guests on it; [`node`]: one of them and what can be done to it.
+//! - [`machine`]: nodes with a systemd and the Debian package of their own.
 //! - [`netns`], [`addr`], [`power`], [`procs`], [`bed`]: what they stand on. Nothing here can touch the machine's own
 //!   network or power: networks are cut in namespaces of the test's own, and a node's power switch is a socket.
 //! - [`guest`]: the guests that tests run; [`poll`]: a client that follows one; [`api`]: a client of a node.
@@ -13,6 +14,7 @@ pub mod cluster;
 pub mod control;
 pub mod demo;
 pub mod guest;
+pub mod machine;
 pub mod netns;
 pub mod node;
 pub mod poll;

@@ -12,7 +12,12 @@
 //!
 //! `power_off` takes the network first, then kills all that the node runs, guests and fence process included, and empties
 //! the run folder, which no boot survives. `kill_daemon` ends the daemon alone: guests go on.
+//!
+//! Of a node that is a [`Machine`] the process that is watched is the whole machine: it is started again when it has asked
+//! for a reboot, and stays off when it has gone down. What happens to its daemon is up to its own systemd, which
+//! [`Node::shell`] speaks to.
 
+use crate::machine::{self, Machine};
 use crate::netns::Network;
 use crate::power::Switch;
 use crate::procs::{self, BED_DIR, NODE_DIR};
@@ -29,8 +34,11 @@ use std::time::{Duration, Instant};
 /// A daemon that ends by itself so often in a minute is not started again.
 const RESTARTS_A_MINUTE: usize = 10;
 
+/// How long an end may take that was not asked for politely, or by a signal.
+const ENDED_WITHIN: Duration = Duration::from_secs(20);
+
 /// How a node is started.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) name: String,
     /// From 1.
@@ -40,6 +48,7 @@ pub(crate) struct Plan {
     pub(crate) daemon: PathBuf,
     pub(crate) arguments: Vec<String>,
     pub(crate) network: Option<Arc<Network>>,
+    pub(crate) machine: Option<Machine>,
 }
 
 /// A node.
@@ -121,7 +130,55 @@ impl Node {
 
     /// All processes of the node.
     pub fn processes(&self) -> Vec<procs::Process> {
-        procs::find(NODE_DIR, &self.inner.dir)
+        match &self.inner.plan.machine {
+            Some(machine) => machine.processes(),
+            None => procs::find(NODE_DIR, &self.inner.dir),
+        }
+    }
+
+    /// Runs a shell's script in a node that is a machine, and gives what it prints.
+    ///
+    /// # Errors
+    /// The node is no machine, is off, or the script has failed.
+    pub async fn shell(&self, script: &str) -> Result<String> {
+        let script = script.to_owned();
+        self.aside(move |inner| inner.machine()?.shell(&script)).await
+    }
+
+    /// Waits until a node that is a machine has started all that it shall.
+    ///
+    /// # Errors
+    /// It has not, or a unit has failed.
+    pub async fn wait_booted(&self) -> Result<()> {
+        self.aside(|inner| inner.machine()?.wait_booted()).await
+    }
+
+    /// Waits until a node that is a machine has gone down by itself.
+    ///
+    /// # Errors
+    /// It has not within `limit`.
+    pub async fn wait_down(&self, limit: Duration) -> Result<()> {
+        self.aside(move |inner| inner.wait_ended(limit)).await
+    }
+
+    /// Installs the package on a machine that is booting.
+    pub(crate) async fn install(&self, deb: &Path) -> Result<()> {
+        let deb = deb.to_owned();
+        let work = move |inner: &Inner| {
+            let machine = inner.machine()?;
+            machine.wait_booted()?;
+            machine.install(&deb)
+        };
+        self.aside(work).await
+    }
+
+    /// Does what takes its time beside all else: pollers and clients go on meanwhile.
+    async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || work(&inner)).await?
     }
 
     /// Whether a guest's process is there, running or not.
@@ -233,10 +290,17 @@ impl Drop for Node {
         if let Err(e) = self.inner.power_off() {
             eprintln!("testbed: {e:#}");
         }
+        if let Some(machine) = &self.inner.plan.machine {
+            machine.clear();
+        }
     }
 }
 
 impl Inner {
+    fn machine(&self) -> Result<&Machine> {
+        self.plan.machine.as_ref().with_context(|| format!("{} is no machine", self.plan.name))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -252,7 +316,10 @@ impl Inner {
         }
         // Without a network of its own the node falls silent by being stopped, which `kill_all` does before it kills.
         procs::kill_all(NODE_DIR, &self.dir).with_context(|| format!("powering {} off", self.plan.name))?;
-        self.wait_ended()?;
+        self.wait_ended(ENDED_WITHIN)?;
+        if let Some(machine) = &self.plan.machine {
+            machine.wait_empty()?;
+        }
         match fs::remove_dir_all(self.dir.join("run")) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context("emptying the run folder"),
             _ => Ok(()),
@@ -273,17 +340,16 @@ impl Inner {
             kill_process(pid, signal).with_context(|| format!("ending the daemon of {}", self.plan.name))?;
         }
         drop(state);
-        self.wait_ended()
+        self.wait_ended(ENDED_WITHIN)
     }
 
-    /// Waits until the daemon is reaped.
-    fn wait_ended(&self) -> Result<()> {
-        const WITHIN: Duration = Duration::from_secs(20);
-        let waited = self.changed.wait_timeout_while(self.lock(), WITHIN, |s| s.daemon.is_some());
+    /// Waits until the daemon is reaped, or the machine.
+    fn wait_ended(&self, limit: Duration) -> Result<()> {
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, |s| s.daemon.is_some());
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if state.daemon.is_some() {
             bail!(
-                "the daemon of {} has not ended within {WITHIN:?}; see {}",
+                "the daemon of {} has not ended within {limit:?}; see {}",
                 self.plan.name,
                 self.log().display()
             );
@@ -293,9 +359,15 @@ impl Inner {
 
     fn spawn(&self) -> Result<Child> {
         let log = File::options().create(true).append(true).open(self.log())?;
-        let mut command = Command::new(&self.plan.daemon);
+        let mut command = match &self.plan.machine {
+            Some(machine) => machine.command()?,
+            None => {
+                let mut command = Command::new(&self.plan.daemon);
+                command.args(&self.plan.arguments);
+                command
+            }
+        };
         command
-            .args(&self.plan.arguments)
             .env(NODE_DIR, &self.dir)
             .env(BED_DIR, &self.plan.bed)
             // What a service manager tells its services is not for these.
@@ -311,19 +383,21 @@ impl Inner {
         command.spawn().with_context(|| format!("starting {}", self.plan.daemon.display()))
     }
 
-    /// Starts the daemon again each time it ends by itself, as a service manager would.
+    /// Starts the daemon again each time it ends by itself, as a service manager would; a machine when it asks for that.
     fn supervise(&self, mut child: Child) {
         loop {
             let pid = Pid::from_child(&child);
             // Seen ended but not reaped, the process id is still its own; so nobody else is signalled by it.
             while waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).is_err() {}
             let mut state = self.lock();
-            let _ = child.wait();
+            let ended = child.wait();
             state.daemon = None;
             let now = Instant::now();
             state.ended.retain(|t| now - *t < Duration::from_secs(60));
             state.ended.push(now);
-            let again = state.wanted && state.ended.len() <= RESTARTS_A_MINUTE;
+            let asked = self.plan.machine.is_none()
+                || ended.is_ok_and(|status| status.code() == Some(machine::REBOOT));
+            let again = state.wanted && asked && state.ended.len() <= RESTARTS_A_MINUTE;
             match again.then(|| self.spawn()) {
                 Some(Ok(next)) => {
                     state.daemon = Some(Pid::from_child(&next));

@@ -50,23 +50,33 @@ impl Process {
     }
 }
 
+/// All processes of this machine.
+pub fn all() -> Vec<Process> {
+    pids().filter_map(|pid| Some(Process { pid, command: command_of(pid)? })).collect()
+}
+
 /// All processes that carry `variable=dir` or name a path below `dir` in their arguments, but for this one.
 pub fn find(variable: &str, dir: &Path) -> Vec<Process> {
     let mark = [variable.as_bytes(), b"=", dir.as_os_str().as_encoded_bytes()].concat();
     let below = format!("{}/", dir.display());
     let me = rustix::process::getpid().as_raw_nonzero().get();
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| *pid != me).filter_map(|pid| look(pid, &mark, &below)).collect()
+    pids().filter(|pid| *pid != me).filter_map(|pid| look(pid, &mark, &below)).collect()
+}
+
+fn pids() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
+}
+
+/// Its arguments; none of a kernel thread or a zombie.
+fn command_of(pid: i32) -> Option<String> {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let command = String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ");
+    (!command.is_empty()).then_some(command)
 }
 
 fn look(pid: i32, mark: &[u8], below: &str) -> Option<Process> {
-    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    if command.is_empty() {
-        // A kernel thread or a zombie.
-        return None;
-    }
-    let command = String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ");
+    let command = command_of(pid)?;
     let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let marked = environ.split(|b| *b == 0).any(|v| v == mark);
     (marked || command.contains(below)).then_some(Process { pid, command })

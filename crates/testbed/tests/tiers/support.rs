@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use std::time::Duration;
 use stead_testbed::api::until;
 use stead_testbed::cluster::Builder;
-use stead_testbed::{ApiClient, Cluster, Shape, netns, skip};
+use stead_testbed::{ApiClient, Cluster, Shape, machine, netns, skip};
 
 /// A guest may take so long to boot on a loaded machine.
 pub const BOOT: Duration = Duration::from_secs(60);
@@ -23,10 +23,21 @@ pub fn namespaces(test: impl AsyncFnOnce(Builder) -> Result<()>) {
     if !skip::is_root() {
         skip!("needs root for network namespaces");
     }
+    isolated(Shape::Namespace, test);
+}
+
+/// Runs a test whose nodes are machines.
+pub fn machines(test: impl AsyncFnOnce(Builder) -> Result<()>) {
+    if let Some(why) = machine::missing() {
+        skip!("{why}");
+    }
+    isolated(Shape::Machine, test);
+}
+
+fn isolated(shape: Shape, test: impl AsyncFnOnce(Builder) -> Result<()>) {
     netns::enter_own().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let done = runtime.block_on(test(Cluster::builder().shape(Shape::Namespace)));
-    finish(done);
+    finish(runtime.block_on(test(Cluster::builder().shape(shape))));
 }
 
 fn finish(done: Result<()>) {

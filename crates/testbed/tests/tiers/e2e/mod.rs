@@ -10,6 +10,7 @@ mod faults;
 mod guests;
 mod join;
 mod links;
+mod machine;
 mod moves;
 mod network;
 mod power;
