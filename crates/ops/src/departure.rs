@@ -64,9 +64,15 @@ impl Departure {
 
     /// Wishes, unless it is wished already; dropped, the wish is taken back.
     fn begin(&self, leave: Leave) -> Option<Wished<'_>> {
-        // What the agent said of an earlier wish.
-        self.may_go(false);
-        self.wish.send_if_modified(|w| w.is_none() && w.replace(leave).is_none()).then_some(Wished(self))
+        let begun = self.wish.send_if_modified(|w| {
+            // What the agent said of an earlier wish; it hears of this one later.
+            w.is_none() && {
+                self.may_go(false);
+                w.replace(leave).is_none()
+            }
+        });
+        // Made only where it is true: dropped, it would take back another's wish.
+        begun.then(|| Wished(self))
     }
 }
 
@@ -254,7 +260,10 @@ mod tests {
         let wished = departure.begin(Leave::Reboot).unwrap();
         assert_eq!(*wish.borrow(), Some(Leave::Reboot));
         assert!(!*departure.may.borrow(), "an old word counts no more");
+        departure.may_go(true);
         assert!(departure.begin(Leave::Shutdown).is_none());
+        assert_eq!(*wish.borrow(), Some(Leave::Reboot), "whoever is refused takes nothing back");
+        assert!(*departure.may.borrow());
         drop(wished);
         assert_eq!(*wish.borrow(), None);
         departure.begin(Leave::Shutdown).unwrap().keep();
