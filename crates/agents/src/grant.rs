@@ -7,17 +7,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_conf::TxnError;
-use stead_membership::grantor::{DeclareFailure, Declared, Grantor, GrantorCommand, Member};
+use stead_membership::grantor::{DeclareFailure, Declared, Grantor, GrantorCommand, Member, PowerOff};
 use stead_membership::wire::{Heartbeat, HeartbeatAnswer};
-use stead_model::{NodeName, NodeState, paths};
-use stead_ops::Ops;
+use stead_model::{NodeName, NodeState, PoweredOff, paths};
 use stead_ops::store::{self, At};
+use stead_ops::{Ops, OpsError};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 enum Input {
     Heartbeat(Heartbeat, oneshot::Sender<HeartbeatAnswer>),
     Confirmed { round: u64, term: Option<u64> },
     Declared { node: NodeName, outcome: Result<(), DeclareFailure> },
+    Powered { order: PowerOff, done: Result<PoweredOff, OpsError> },
     Settled(NodeName, oneshot::Sender<bool>),
 }
 
@@ -48,6 +50,12 @@ struct Shell {
     send: mpsc::Sender<Input>,
     /// Who waits for the answer to which nonce: a heartbeat may come by several links.
     waiting: HashMap<(NodeName, u64), Vec<oneshot::Sender<HeartbeatAnswer>>>,
+    /// Orders to fence devices that are under way: who is dropped ends its agents.
+    striking: HashMap<NodeName, JoinSet<()>>,
+    /// What devices have confirmed, until it is committed.
+    confirmed: HashMap<NodeName, PoweredOff>,
+    /// Why fence devices are not used, as it was told last.
+    unusable: Option<String>,
 }
 
 /// Starts the task.
@@ -56,7 +64,15 @@ pub fn start(ops: Arc<Ops>) -> GrantHandle {
     let (profile, previous) =
         ops.cluster_record().map(|c| (c.value.profile, c.value.previous_profile)).unwrap_or_default();
     let grantor = Grantor::new(boottime(), profile, previous);
-    let shell = Shell { ops, grantor, send: send.clone(), waiting: HashMap::new() };
+    let shell = Shell {
+        ops,
+        grantor,
+        send: send.clone(),
+        waiting: HashMap::new(),
+        striking: HashMap::new(),
+        confirmed: HashMap::new(),
+        unusable: None,
+    };
     tokio::spawn(shell.run(receive));
     GrantHandle(send)
 }
@@ -87,11 +103,20 @@ impl Shell {
                     vec![]
                 }
                 event = watch.next() => match event {
-                    Some(event) if !store::touches(&event, "stead/") => vec![],
+                    Some(event) if !store::touches(&event, "stead/") => {
+                        if store::touches(&event, "ha/") {
+                            self.read_devices();
+                        }
+                        vec![]
+                    }
                     Some(_) => { self.read_members(); vec![] }
                     None => return,
                 },
-                () = sleep(wake) => self.grantor.step(boottime()),
+                () = sleep(wake) => {
+                    // Who goes down in order has said so by a report, not by a commit.
+                    self.read_devices();
+                    self.grantor.step(boottime())
+                }
             };
             self.carry_out(commands);
         }
@@ -105,6 +130,20 @@ impl Shell {
         if let Ok(cluster) = self.ops.cluster_record() {
             self.grantor.set_profile(now, cluster.value.profile, cluster.value.previous_profile);
         }
+        self.read_devices();
+    }
+
+    /// Without a list that can be read nobody is powered off.
+    fn read_devices(&mut self) {
+        let (devices, unusable) = match self.ops.fence_delays() {
+            Ok(devices) => (devices, None),
+            Err(e) => (std::collections::BTreeMap::new(), Some(e.to_string())),
+        };
+        if let Some(why) = unusable.as_ref().filter(|why| self.unusable.as_ref() != Some(*why)) {
+            tracing::error!("fence devices are not used: {why}");
+        }
+        self.unusable = unusable;
+        self.grantor.set_devices(devices);
     }
 
     fn take(&mut self, input: Input) -> Vec<GrantorCommand> {
@@ -133,12 +172,56 @@ impl Shell {
                 }
                 vec![]
             }
+            Input::Powered { order, done } => {
+                let PowerOff { node, boot, .. } = &order;
+                self.striking.remove(node);
+                match done {
+                    Ok(off) => {
+                        tracing::warn!("node '{node}' is off, by {}, after {} ms", off.devices, off.took_ms);
+                        self.say(node, "off", &off.devices);
+                        self.confirmed.insert(node.clone(), off);
+                        self.grantor.powered_off(node, boot);
+                    }
+                    Err(e) => {
+                        tracing::error!("node '{node}' could not be powered off, and is waited for: {e}");
+                        self.say(node, "not off", &e.to_string());
+                        self.grantor.power_off_failed(node, boot);
+                    }
+                }
+                vec![]
+            }
             Input::Settled(node, answer) => {
                 // The asker may have given up.
                 let _ = answer.send(self.grantor.settled(boottime(), &node));
                 vec![]
             }
         }
+    }
+
+    fn say(&self, node: &NodeName, power: &str, why: &str) {
+        self.ops.events.emit(
+            "ha",
+            format!("node:{node}"),
+            serde_json::json!({"power": power, "reason": why}),
+        );
+    }
+
+    /// Has a node's power taken, beside everything else.
+    fn strike(&mut self, order: PowerOff) {
+        let silent = order.silent.as_millis();
+        tracing::warn!(
+            "node '{}' has had no lease for {silent} ms: its fence devices take its power",
+            order.node
+        );
+        self.say(&order.node, "ordered off", &format!("no lease for {silent} ms"));
+        let (ops, send, node) = (self.ops.clone(), self.send.clone(), order.node.clone());
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let done = ops.power_off(&order.node, &order.boot).await;
+            // The task that owns the grantor may have ended.
+            let _ = send.send(Input::Powered { order, done }).await;
+        });
+        self.striking.insert(node, task);
     }
 
     fn carry_out(&mut self, commands: Vec<GrantorCommand>) {
@@ -167,10 +250,26 @@ impl Shell {
                         }
                     });
                 }
+                GrantorCommand::PowerOff(order) => self.strike(order),
+                GrantorCommand::CallOff { node } => {
+                    if self.striking.remove(&node).is_some() {
+                        tracing::info!("node '{node}': what its fence devices have under way is called off");
+                        self.ops.status.called_off(&node);
+                    }
+                }
+                GrantorCommand::PowerOn { node } => {
+                    let ops = self.ops.clone();
+                    tokio::spawn(async move {
+                        if let Err(e) = ops.power_on(&node).await {
+                            tracing::warn!("node '{node}' was not given its power back: {e}");
+                        }
+                    });
+                }
                 GrantorCommand::DeclareLost(declared) => {
                     let (ops, send) = (self.ops.clone(), self.send.clone());
+                    let off = self.confirmed.get(&declared.node).filter(|_| declared.off).cloned();
                     tokio::spawn(async move {
-                        let outcome = declare(&ops, &declared).await;
+                        let outcome = declare(&ops, &declared, off).await;
                         // The task that owns the grantor may have ended.
                         let _ = send.send(Input::Declared { node: declared.node, outcome }).await;
                     });
@@ -187,18 +286,27 @@ async fn sleep(wake: Option<Duration>) {
     }
 }
 
-/// Commits a node lost, over its unchanged record.
-async fn declare(ops: &Ops, declared: &Declared) -> Result<(), DeclareFailure> {
+/// Commits a node lost, over its unchanged record; and off, if its devices have confirmed that.
+async fn declare(ops: &Ops, declared: &Declared, off: Option<PoweredOff>) -> Result<(), DeclareFailure> {
     let Ok(At { value: mut node, revision }) = ops.node_record(&declared.node) else {
         return Err(DeclareFailure::Refused);
     };
-    if node.state != (NodeState::Member { boot: declared.boot.clone() }) {
+    let lost = NodeState::Lost { boot: declared.boot.clone() };
+    let member = node.state == (NodeState::Member { boot: declared.boot.clone() });
+    if !member && (off.is_none() || node.state != lost) {
         return Err(DeclareFailure::Refused);
     }
-    node.state = NodeState::Lost { boot: declared.boot.clone() };
+    node.state = lost;
     let silent = declared.silent.as_millis();
-    tracing::warn!("node '{}' is lost: no lease for {silent} ms", declared.node);
-    let mut txn = store::txn("root@pam", format!("node '{}' lost: no lease for {silent} ms", declared.node));
+    let why = match &off {
+        None => format!("no lease for {silent} ms"),
+        Some(off) => {
+            format!("powered off by {} in {} ms, after {silent} ms without a lease", off.devices, off.took_ms)
+        }
+    };
+    node.off = off.or(node.off);
+    tracing::warn!("node '{}' is lost: {why}", declared.node);
+    let mut txn = store::txn("root@pam", format!("node '{}' lost: {why}", declared.node));
     let Ok(bytes) = store::bytes(&node) else { return Err(DeclareFailure::Refused) };
     store::put_over(&mut txn, &paths::node(&declared.node), Some(revision), bytes);
     match ops.conf.transact(txn).await {

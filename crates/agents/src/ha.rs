@@ -208,7 +208,7 @@ async fn recover(ops: &Ops, command: &Command) -> Result<(), OpsError> {
     let node = ops.node_record(from)?;
     let own = &guest.own.value;
     // The preconditions of rule 2: the record as seen, and a node still committed lost.
-    let guarded = own.armed || !own.running;
+    let guarded = own.armed || !own.running || node.value.is_off();
     if own.owner != *from || own.epoch != *epoch || !guarded || !node.value.state.is_lost() {
         return Ok(());
     }

@@ -105,6 +105,7 @@ async fn collect(
         tasks: tasks.iter().map(TaskRow::from).collect(),
         ha: serde_json::to_value(&*ha.borrow()).unwrap_or_default(),
         outlook: ops.status.own_outlook(),
+        fenced: ops.status.own_fenced(),
     }
 }
 

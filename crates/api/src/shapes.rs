@@ -115,6 +115,9 @@ pub struct HaEntry {
     /// Of a guest: why it is in that state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Option<String>>,
+    /// Of a node's agent: what its fence devices did, or why they could not, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<String>,
     /// Of fencing: `armed`, `standby`, `disarming`, `disarmed`.
     #[serde(rename = "armed-state", skip_serializing_if = "Option::is_none")]
     pub armed_state: Option<String>,

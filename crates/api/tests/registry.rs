@@ -196,9 +196,15 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 13] = [
+const BEYOND: [(&str, &str); 19] = [
     ("GET", "/cluster/config/links"),
     ("PUT", "/cluster/config/nodes/{node}"),
+    ("GET", "/cluster/ha/fence/devices"),
+    ("POST", "/cluster/ha/fence/devices"),
+    ("GET", "/cluster/ha/fence/devices/{device}"),
+    ("PUT", "/cluster/ha/fence/devices/{device}"),
+    ("DELETE", "/cluster/ha/fence/devices/{device}"),
+    ("GET", "/cluster/ha/fence/nodes/{node}"),
     ("GET", "/cluster/ha/what-if"),
     ("POST", "/cluster/config/join-token"),
     ("GET", "/cluster/ha/profile"),

@@ -1,6 +1,6 @@
 //! The command line of `stead`.
 
-use crate::cmd::{cluster, events, ha, node, raw, sim, storage, tasks, token, vm, witness};
+use crate::cmd::{cluster, events, fence, ha, node, raw, sim, storage, tasks, token, vm, witness};
 use crate::options::Options;
 use clap::{Parser, Subcommand};
 
@@ -54,6 +54,9 @@ pub enum Command {
     /// High availability
     #[command(subcommand)]
     Ha(ha::Command),
+    /// Fence devices: what takes a lost node's power
+    #[command(subcommand)]
+    Fence(fence::Command),
     /// The cluster itself: create, join, remove
     #[command(subcommand)]
     Cluster(cluster::Command),

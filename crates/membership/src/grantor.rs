@@ -21,10 +21,17 @@
 //! refused, before the commit too, for the commit may come through at any later time. **Lost is not yet settled**:
 //! a loss that an *older* leader decided may be committed under a newer one that has granted a lease in between.
 //! Recovery therefore needs both, the commit and [`Grantor::settled`] of the present leader.
+//!
+//! A node with fence devices may be known to be off before the wait is over: see [`PowerOff`] and `power`.
+
+mod power;
+
+pub use power::PowerOff;
 
 use crate::Moment;
 use crate::wire::{Heartbeat, HeartbeatAnswer, Outcome, Refusal, VERSION};
-use std::collections::BTreeMap;
+use power::Order;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use stead_model::{BootId, FenceProfile, NodeName, NodeRecord, NodeState, NodeUuid};
 
@@ -38,11 +45,14 @@ pub struct Member {
     pub uuid: NodeUuid,
     /// Whether it takes part, and under which boot.
     pub state: NodeState,
+    /// The last boot of it that its fence devices have confirmed to be off.
+    pub off: Option<BootId>,
 }
 
 impl From<&NodeRecord> for Member {
     fn from(record: &NodeRecord) -> Self {
-        Self { uuid: record.uuid.clone(), state: record.state.clone() }
+        let off = record.off.as_ref().map(|off| off.boot.clone());
+        Self { uuid: record.uuid.clone(), state: record.state.clone(), off }
     }
 }
 
@@ -62,9 +72,22 @@ pub enum GrantorCommand {
         /// What it gets.
         answer: HeartbeatAnswer,
     },
-    /// Commit the node lost, with its record being an unchanged `Member` of that boot as precondition. Then call
-    /// [`Grantor::declared`], or [`Grantor::declare_failed`].
+    /// Commit the node lost, with its record being an unchanged `Member` of that boot as precondition; where it is confirmed off,
+    /// that too, and then `Lost` of that boot will do as well. Then call [`Grantor::declared`], or [`Grantor::declare_failed`].
     DeclareLost(Declared),
+    /// Have every fence device of the node take its power, then ask each whether it is off. If all say so, call
+    /// [`Grantor::powered_off`], otherwise [`Grantor::power_off_failed`].
+    PowerOff(PowerOff),
+    /// Give the power back that a [`Self::PowerOff`] has taken, now that this is committed: the node may boot.
+    PowerOn {
+        /// The node.
+        node: NodeName,
+    },
+    /// End what a [`Self::PowerOff`] of this node has under way. What comes of it is told all the same, or not.
+    CallOff {
+        /// The node.
+        node: NodeName,
+    },
     /// Take this previous profile out of the cluster's record, if it still stands there. It is asked again until it does
     /// not.
     SettleProfile(FenceProfile),
@@ -79,6 +102,8 @@ pub struct Declared {
     pub boot: BootId,
     /// For how long it has had no lease from this leader.
     pub silent: Duration,
+    /// Its fence devices have confirmed that this boot is off.
+    pub off: bool,
 }
 
 /// What this leader knows of one member's lease.
@@ -92,6 +117,8 @@ struct Track {
     granted: bool,
     /// Given up, and until the outcome is known refused.
     declaring: Option<Declaring>,
+    /// Its power is to go, or is gone.
+    order: Order,
 }
 
 /// How far the commit of a loss is.
@@ -116,6 +143,7 @@ pub enum DeclareFailure {
 struct Round {
     id: u64,
     waiting: Vec<(Heartbeat, Moment)>,
+    suspects: BTreeSet<NodeName>,
 }
 
 /// A node's view as the leader, or as one who may become it.
@@ -130,6 +158,12 @@ pub struct Grantor {
     next_round: u64,
     round: Option<Round>,
     pending: BTreeMap<NodeName, (Heartbeat, Moment)>,
+    /// Who has fence devices, and how long they wait.
+    devices: BTreeMap<NodeName, Option<Duration>>,
+    /// Who is to be powered off once the next round has confirmed that this node leads.
+    suspects: BTreeSet<NodeName>,
+    /// Commands for the next step.
+    due: Vec<GrantorCommand>,
 }
 
 impl Grantor {
@@ -144,6 +178,9 @@ impl Grantor {
             next_round: 1,
             round: None,
             pending: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            suspects: BTreeSet::new(),
+            due: Vec::new(),
         }
     }
 
@@ -162,16 +199,22 @@ impl Grantor {
     /// This node does not lead (any more).
     pub fn depose(&mut self) -> Vec<GrantorCommand> {
         self.term = None;
+        let mut out = self.call_all_off();
         self.tracks.clear();
         let begun = self.round.take().map(|r| r.waiting).unwrap_or_default();
         let pending = std::mem::take(&mut self.pending).into_values();
-        begun.into_iter().chain(pending).map(|(beat, _)| refuse(&beat, Refusal::NotLeader)).collect()
+        out.extend(begun.into_iter().chain(pending).map(|(beat, _)| refuse(&beat, Refusal::NotLeader)));
+        out
     }
 
     /// The members as committed now.
     pub fn set_members(&mut self, now: Moment, members: BTreeMap<NodeName, Member>) {
         let before = std::mem::replace(&mut self.members, members);
-        self.tracks.retain(|node, _| self.members.contains_key(node));
+        for (node, track) in self.tracks.extract_if(.., |node, _| !self.members.contains_key(node)) {
+            if matches!(track.order, Order::Out(_)) {
+                self.due.push(GrantorCommand::CallOff { node });
+            }
+        }
         if self.term.is_none() {
             return;
         }
@@ -180,6 +223,9 @@ impl Grantor {
             let track = self.tracks.entry(node.clone()).or_insert_with(|| Track::unheard(now, safe_at));
             if before.get(node).is_none_or(|old| old.state != member.state) {
                 track.declaring = None;
+                if track.order.state_changed(&member.state) {
+                    self.due.push(GrantorCommand::CallOff { node: node.clone() });
+                }
                 if !member.state.is_lost() {
                     // It has just entered, and counts as heard.
                     track.safe_at = track.safe_at.max(safe_at);
@@ -217,7 +263,7 @@ impl Grantor {
     }
 
     /// The round was confirmed by a majority for `term`, and everything that it proves committed has been applied and
-    /// told by [`Self::set_members`].
+    /// told by [`Self::set_members`]. Leases are granted first: who gets one is not powered off.
     pub fn confirmed(&mut self, round: u64, term: u64) -> Vec<GrantorCommand> {
         let Some(done) = self.round.take_if(|r| r.id == round) else { return Vec::new() };
         let mut out = Vec::new();
@@ -228,6 +274,11 @@ impl Grantor {
                 Err(reason) => refuse(&beat, reason),
             });
         }
+        if self.term == Some(term) {
+            out.extend(self.strike(done.suspects));
+        } else {
+            self.unsuspect(done.suspects);
+        }
         out.extend(self.begin());
         out
     }
@@ -236,6 +287,7 @@ impl Grantor {
     pub fn unconfirmed(&mut self, round: u64) -> Vec<GrantorCommand> {
         let Some(done) = self.round.take_if(|r| r.id == round) else { return Vec::new() };
         let mut out: Vec<_> = done.waiting.iter().map(|(beat, _)| refuse(beat, Refusal::NotLeader)).collect();
+        self.unsuspect(done.suspects);
         out.extend(self.begin());
         out
     }
@@ -246,9 +298,12 @@ impl Grantor {
         let safe_at = now + self.longest();
         let Some(track) = self.tracks.get_mut(node).filter(|t| t.declaring.is_some()) else { return };
         track.declaring = None;
-        if self.members.get(node).is_some_and(|m| !m.state.is_lost()) {
+        if let Some(member) = self.members.get(node).filter(|m| !m.state.is_lost()) {
             track.safe_at = track.safe_at.max(safe_at);
             track.heard = now;
+            if track.order.state_changed(&member.state) {
+                self.due.push(GrantorCommand::CallOff { node: node.clone() });
+            }
         }
     }
 
@@ -262,10 +317,10 @@ impl Grantor {
         }
     }
 
-    /// Who is to be given up now, and whether a change of the profile is over. To be called when [`Self::next_wake`] has
-    /// come.
+    /// Who is to be given up now or powered off, and whether a change of the profile is over. To be called when
+    /// [`Self::next_wake`] has come.
     pub fn step(&mut self, now: Moment) -> Vec<GrantorCommand> {
-        let mut out = Vec::new();
+        let mut out = std::mem::take(&mut self.due);
         if let Some((previous, over)) = self.previous.as_mut().filter(|(_, over)| now > *over)
             && self.term.is_some()
         {
@@ -273,36 +328,44 @@ impl Grantor {
             out.push(GrantorCommand::SettleProfile(*previous));
         }
         for (node, track) in &mut self.tracks {
-            let Some(NodeState::Member { boot }) = self.members.get(node).map(|m| &m.state) else { continue };
-            if now > track.safe_at && track.declaring != Some(Declaring::Asked) {
+            let Some(member) = self.members.get(node) else { continue };
+            let off = track.order.is_unsaid(&member.state, member.off.as_ref());
+            let over = now > track.safe_at && !member.state.is_lost();
+            if (over || off) && track.declaring != Some(Declaring::Asked) {
                 track.declaring = Some(Declaring::Asked);
-                let silent = now.saturating_sub(track.heard);
-                out.push(GrantorCommand::DeclareLost(Declared {
-                    node: node.clone(),
-                    boot: boot.clone(),
-                    silent,
-                }));
+                let (boot, silent) = (member.state.boot().clone(), now.saturating_sub(track.heard));
+                out.push(GrantorCommand::DeclareLost(Declared { node: node.clone(), boot, silent, off }));
+            }
+            if track.order.is_done(&member.state, member.off.as_ref()) {
+                track.order = Order::None;
+                out.push(GrantorCommand::PowerOn { node: node.clone() });
             }
         }
+        out.extend(self.suspect(now));
         out
     }
 
     /// When [`Self::step`] must be called next; none while this node does not lead.
     pub fn next_wake(&self) -> Option<Moment> {
-        let waits = |node: &NodeName, t: &Track| {
-            t.declaring != Some(Declaring::Asked)
-                && self.members.get(node).is_some_and(|m| !m.state.is_lost())
+        let declares_at = |(node, t): (&NodeName, &Track)| {
+            let member = self.members.get(node).filter(|_| t.declaring != Some(Declaring::Asked))?;
+            let off = t.order.is_unsaid(&member.state, member.off.as_ref());
+            let done = t.order.is_done(&member.state, member.off.as_ref());
+            if off || done { Some(Moment::ZERO) } else { Some(t.safe_at).filter(|_| !member.state.is_lost()) }
         };
-        let lost = self.tracks.iter().filter(|(n, t)| waits(n, t)).map(|(_, t)| t.safe_at);
+        let lost = self.tracks.iter().filter_map(declares_at);
+        let strikes = self.tracks.iter().filter_map(|(n, t)| self.strikes_at(n, t));
         let settled = self.previous.filter(|_| self.term.is_some()).map(|(_, over)| over);
-        lost.chain(settled).min().map(|at| at + Duration::from_millis(1))
+        let due = (!self.due.is_empty()).then_some(Moment::ZERO);
+        lost.chain(strikes).chain(settled).chain(due).min().map(|at| at + Duration::from_millis(1))
     }
 
-    /// Whether nothing that `node` had can still run: its loss is committed, and the fence time has passed since the
-    /// last lease that any leader can have granted it. A recovery needs this.
+    /// Whether nothing that `node` had can still run: its loss is committed, and either the boot that was lost is committed to be
+    /// off, or the fence time has passed since the last lease that any leader can have granted it. A recovery needs this.
     pub fn settled(&self, now: Moment, node: &NodeName) -> bool {
-        let lost = self.members.get(node).is_some_and(|m| m.state.is_lost());
-        lost && self.tracks.get(node).is_some_and(|t| now > t.safe_at)
+        let Some(member) = self.members.get(node).filter(|m| m.state.is_lost()) else { return false };
+        let off = member.off.as_ref() == Some(member.state.boot());
+        self.tracks.get(node).is_some_and(|t| off || now > t.safe_at)
     }
 
     /// How long ago the last granted heartbeat of a node arrived; none if this leader granted none. For display, and for
@@ -333,7 +396,10 @@ impl Grantor {
                 Err(Refusal::WrongBoot { entered: boot.clone() })
             }
             NodeState::Member { .. }
-                if self.tracks.get(&beat.node).is_some_and(|t| t.declaring.is_some()) =>
+                if self
+                    .tracks
+                    .get(&beat.node)
+                    .is_some_and(|t| t.declaring.is_some() || t.order.refuses()) =>
             {
                 Err(Refusal::Lost)
             }
@@ -347,18 +413,20 @@ impl Grantor {
             track.safe_at = track.safe_at.max(arrived + fence);
             track.heard = track.heard.max(arrived);
             track.granted = true;
+            track.order = Order::None;
         }
         answer(beat, Outcome::granted(self.profile))
     }
 
     /// Begins a round for all that wait, unless one is under way: that one began too early for them.
     fn begin(&mut self) -> Option<GrantorCommand> {
-        if self.round.is_some() || self.pending.is_empty() {
+        if self.round.is_some() || (self.pending.is_empty() && self.suspects.is_empty()) {
             return None;
         }
         let id = self.next_round;
         self.next_round += 1;
-        self.round = Some(Round { id, waiting: std::mem::take(&mut self.pending).into_values().collect() });
+        let waiting = std::mem::take(&mut self.pending).into_values().collect();
+        self.round = Some(Round { id, waiting, suspects: std::mem::take(&mut self.suspects) });
         Some(GrantorCommand::Confirm { round: id })
     }
 
@@ -371,7 +439,7 @@ impl Grantor {
 
 impl Track {
     fn unheard(now: Moment, safe_at: Moment) -> Self {
-        Self { safe_at, heard: now, granted: false, declaring: None }
+        Self { safe_at, heard: now, granted: false, declaring: None, order: Order::None }
     }
 }
 

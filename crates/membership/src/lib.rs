@@ -25,7 +25,7 @@ pub mod holder;
 pub mod voters;
 pub mod wire;
 
-pub use grantor::{DeclareFailure, Declared, Grantor, GrantorCommand, Member};
+pub use grantor::{DeclareFailure, Declared, Grantor, GrantorCommand, Member, PowerOff};
 pub use holder::{Hold, Holder, HolderCommand, RegisterError, RenewError, Report, RunError};
 pub use wire::{Heartbeat, HeartbeatAnswer, Outcome, Refusal};
 

@@ -30,6 +30,8 @@ enum Plant {
     SettleAtOnce,
     /// A daemon that starts does not read the previous profile.
     ForgetPrevious,
+    /// A fence device that says it will is believed.
+    OffOnOrder,
 }
 
 #[derive(Debug, Clone)]
@@ -50,6 +52,8 @@ enum Act {
     Restart(bool),
     /// A heartbeat to that leader and back without a delay.
     Renew(bool),
+    /// The node's fence device carries a leader's order out, or fails; or it says that it did, and did not yet.
+    Device(u8, bool),
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
@@ -66,6 +70,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         2 => any::<u8>().prop_map(Act::Settle),
         1 => any::<bool>().prop_map(Act::Restart),
         4 => any::<bool>().prop_map(Act::Renew),
+        2 => (any::<u8>(), any::<bool>()).prop_map(|(i, ok)| Act::Device(i, ok)),
     ];
     prop::collection::vec(act, 1..120)
 }
@@ -103,7 +108,10 @@ struct World {
     settling: Vec<FenceProfile>,
     beats: Vec<Heartbeat>,
     answers: Vec<HeartbeatAnswer>,
-    proposals: Vec<usize>,
+    /// Who proposes the loss, and whether as confirmed off.
+    proposals: Vec<(usize, bool)>,
+    /// Whose orders to power off are out.
+    orders: Vec<usize>,
     /// When the machine is reset for good.
     dead: bool,
     fed: Option<(Moment, Duration)>,
@@ -127,10 +135,11 @@ impl World {
     fn new(plant: Plant, node_rate: u32, rates: [u32; 2], hangs_at: Duration) -> Self {
         let uuid = "11111111-1111-4111-8111-111111111111".parse().unwrap();
         let members: BTreeMap<_, _> =
-            [(node(), Member { uuid, state: NodeState::Member { boot: boot() } })].into();
+            [(node(), Member { uuid, state: NodeState::Member { boot: boot() }, off: None })].into();
         let leader = |rate| {
             let mut grantor = Grantor::new(Duration::ZERO, FenceProfile::Default, None);
             grantor.set_members(Duration::ZERO, members.clone());
+            grantor.set_devices([(node(), None)].into());
             Leader { grantor, rate, round: None, applied: 1 }
         };
         let mut world = Self {
@@ -148,6 +157,7 @@ impl World {
             beats: Vec::new(),
             answers: Vec::new(),
             proposals: Vec::new(),
+            orders: Vec::new(),
             dead: false,
             fed: None,
             leased: false,
@@ -176,7 +186,11 @@ impl World {
                     self.leaders[which].round = Some((round, valid, self.profiles.len()));
                 }
                 GrantorCommand::Answer { answer, .. } => self.answers.push(answer),
-                GrantorCommand::DeclareLost(_) => self.proposals.push(which),
+                GrantorCommand::DeclareLost(lost) => self.proposals.push((which, lost.off)),
+                GrantorCommand::PowerOff(_) => self.orders.push(which),
+                GrantorCommand::CallOff { .. } => self.orders.retain(|w| *w != which),
+                // The old copy is gone; what boots then is another story.
+                GrantorCommand::PowerOn { .. } => {}
                 GrantorCommand::SettleProfile(previous) => self.settling.push(previous),
             }
         }
@@ -246,11 +260,14 @@ impl World {
     }
 
     fn commit(&mut self, at: u8) {
-        let which = self.proposals.swap_remove(usize::from(at) % self.proposals.len());
-        let Some(member) = self.members.get_mut(&node()).filter(|m| !m.state.is_lost()) else {
+        let (which, off) = self.proposals.swap_remove(usize::from(at) % self.proposals.len());
+        let Some(member) = self.members.get_mut(&node()).filter(|m| off || !m.state.is_lost()) else {
             return self.leaders[which].grantor.declare_failed(&node(), DeclareFailure::Refused);
         };
         member.state = NodeState::Lost { boot: boot() };
+        if off {
+            member.off = Some(boot());
+        }
         for which in 0..2 {
             // One log: whoever applies the loss has applied what was committed before it.
             self.apply(which, self.profiles.len());
@@ -291,9 +308,22 @@ impl World {
         let now = clock(self.now, rate);
         let mut grantor = Grantor::new(now, profile, previous);
         grantor.set_members(now, self.members.clone());
+        grantor.set_devices([(node(), None)].into());
         self.leaders[which] = Leader { grantor, rate, round: None, applied };
         if which == self.latest {
             self.elect(1 - which);
+        }
+    }
+
+    /// What a device does, it does whoever leads by now.
+    fn device(&mut self, at: u8, ok: bool) {
+        let which = self.orders.swap_remove(usize::from(at) % self.orders.len());
+        self.dead |= ok;
+        let grantor = &mut self.leaders[which].grantor;
+        if ok || self.plant == Plant::OffOnOrder {
+            grantor.powered_off(&node(), &boot());
+        } else {
+            grantor.power_off_failed(&node(), &boot());
         }
     }
 
@@ -337,6 +367,7 @@ impl World {
                     self.profiles.push((profile, None));
                 }
             }
+            Act::Device(i, ok) if !self.orders.is_empty() => self.device(i, ok),
             Act::Restart(which) => self.restart(usize::from(which)),
             Act::Renew(to) => {
                 for act in
@@ -409,6 +440,7 @@ fn every_planted_mistake_is_found() {
         Plant::BadClock,
         Plant::SettleAtOnce,
         Plant::ForgetPrevious,
+        Plant::OffOnOrder,
     ] {
         assert!(search(plant, 20_000).is_err(), "{plant:?} was not found");
     }

@@ -138,6 +138,7 @@ mod tests {
             state: NodeState::Member { boot: boot.clone() },
             version: String::new(),
             witness: false,
+            off: None,
         };
         (1..=n).map(node).collect()
     }

@@ -54,6 +54,28 @@ pub struct NodeRecord {
     /// It votes and keeps the configuration, and runs no guests: it needs no lease and is never lost.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub witness: bool,
+    /// The last boot of it that its fence devices have confirmed to be off. That stays true whatever comes after, since it
+    /// is of that boot alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub off: Option<PoweredOff>,
+}
+
+impl NodeRecord {
+    /// Whether the boot by which it was last a member is confirmed off, and it has not entered again.
+    pub fn is_off(&self) -> bool {
+        self.state.is_lost() && self.off.as_ref().is_some_and(|off| off.boot == *self.state.boot())
+    }
+}
+
+/// A node's power is off, by the word of all of its fence devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoweredOff {
+    /// The boot that ended by it, or had ended before.
+    pub boot: BootId,
+    /// The devices, in their order.
+    pub devices: String,
+    /// Milliseconds from the order to the confirmation.
+    pub took_ms: u64,
 }
 
 /// Whether a node takes part. *Lost is sticky*: once committed, the node gets no lease until it has come back

@@ -137,6 +137,13 @@ text_id!(
     StorageId, "storage ID", is_pve_id
 );
 text_id!(
+    /// A fence device's name in `ha/fence.cfg`.
+    DeviceId, "name of a fence device", |s| match crate::text::is_config_id(s) && s.len() <= 64 {
+        true => Ok(()),
+        false => Err("it must have 1 to 64 letters, digits, '-' and '_', and begin with a letter"),
+    }
+);
+text_id!(
     /// `user@realm`.
     UserId, "user ID", |s| {
         let Some((user, realm)) = s.rsplit_once('@') else { return Err("it must be of the form user@realm") };

@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod datacenter;
+pub mod fence_cfg;
 pub mod ha_cfg;
 pub mod ha_groups;
 pub mod ha_options;
@@ -21,14 +22,15 @@ pub mod text;
 pub mod user_cfg;
 pub mod vmconfig;
 
-pub use cluster::{ClusterRecord, FenceProfile, NoProfile, NodeRecord, NodeState};
+pub use cluster::{ClusterRecord, FenceProfile, NoProfile, NodeRecord, NodeState, PoweredOff};
 pub use datacenter::Datacenter;
+pub use fence_cfg::{FenceCfg, FenceSecrets};
 pub use ha_cfg::{HaResource, HaResources, HaRule, HaRuleKind, HaRules, RequestedState};
 pub use ha_groups::HaGroup;
 pub use ha_options::{AutoRebalance, BalanceMethod, CrsMode, CrsOptions, HaOptions, ShutdownPolicy};
 pub use ids::{
-    BootId, Epoch, GuestKind, IdError, NodeName, NodeUuid, RaftId, ServiceId, StorageId, TokenId, Upid,
-    UserId, Vmid, VolumeId,
+    BootId, DeviceId, Epoch, GuestKind, IdError, NodeName, NodeUuid, RaftId, ServiceId, StorageId, TokenId,
+    Upid, UserId, Vmid, VolumeId,
 };
 pub use ownership::Ownership;
 pub use property::PropertyString;

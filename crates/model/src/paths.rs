@@ -22,6 +22,10 @@ pub const HA_RESOURCES: &str = "ha/resources.cfg";
 pub const HA_RULES: &str = "ha/rules.cfg";
 /// Groups of HA: the older form of rules.
 pub const HA_GROUPS: &str = "ha/groups.cfg";
+/// Fence devices, and which nodes they power.
+pub const FENCE_CFG: &str = "ha/fence.cfg";
+/// Fence devices' passwords (sealed).
+pub const FENCE_SECRETS: &str = "priv/fence.cfg";
 /// The HA manager's state.
 pub const HA_STATUS: &str = "ha/manager_status";
 /// The cluster CA's certificate.

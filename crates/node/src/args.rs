@@ -53,6 +53,9 @@ pub struct Args {
     /// The service manager runs the fence process: wait for it, and never start one.
     #[arg(long, conflicts_with = "fenced")]
     pub await_fence: bool,
+    /// Where the fence agents are: the programs that speak to fence devices.
+    #[arg(long, value_name = "DIR", default_value = stead_ops::fence_devices::agent::AGENTS)]
+    pub fence_agents: PathBuf,
 }
 
 /// How guests' network devices reach bridges.

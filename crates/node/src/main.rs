@@ -102,6 +102,7 @@ async fn run(args: Args) -> Result<bool> {
         tasks: tasks.clone(),
         guests,
         fence: Arc::new(fence),
+        fence_agents: stead_ops::fence_devices::agent::Agents::new(&args.fence_agents),
         storage_types: vec![Arc::new(stead_ops::kept_open::KeptOpen::new(stead_storage::DirType))],
         peers: Arc::new(Link::new(peers.clone())),
         status: stead_ops::status::ClusterStatus::default(),

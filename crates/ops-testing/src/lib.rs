@@ -138,6 +138,7 @@ fn record(node: &str, raft_id: u64, uuid: &str, addr: SocketAddr, state: NodeSta
         state,
         version: "0.1.0".into(),
         witness: false,
+        off: None,
     }
 }
 
@@ -202,6 +203,7 @@ impl Node {
             tasks: Tasks::open(dir.path().join("tasks"), name("n1")).unwrap(),
             guests: Arc::new(FakeGuests::new(&machines, "n1", dir.path())),
             fence: fence.clone(),
+            fence_agents: stead_ops::fence_devices::agent::Agents::new(&dir.path().join("agents")),
             storage_types: vec![Arc::new(storages.clone())],
             peers: Arc::new(Alone),
             status: stead_ops::status::ClusterStatus::default(),
@@ -269,6 +271,7 @@ impl Node {
             tasks: vec![],
             ha: Value::Null,
             outlook: None,
+            fenced: vec![],
         });
     }
 

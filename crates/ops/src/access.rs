@@ -246,7 +246,7 @@ impl Ops {
             .map_err(|e| OpsError::failed(format!("the secret '{path}' can't be opened: {e}")))
     }
 
-    fn secret_text(&self, path: &str) -> Result<String, OpsError> {
+    pub(crate) fn secret_text(&self, path: &str) -> Result<String, OpsError> {
         let bytes = self.secret(path)?.unwrap_or_default();
         String::from_utf8(bytes).map_err(|_| OpsError::failed(format!("the secret '{path}' is not text")))
     }
@@ -322,7 +322,7 @@ impl Ops {
         Ok(())
     }
 
-    fn sealed(&self, path: &str, text: &str) -> Result<Vec<u8>, OpsError> {
+    pub(crate) fn sealed(&self, path: &str, text: &str) -> Result<Vec<u8>, OpsError> {
         let sealed = self.conf.seal(path, text.as_bytes());
         Ok(sealed
             .map_err(|e| OpsError::failed(format!("the secret '{path}' can't be sealed: {e}")))?

@@ -101,6 +101,7 @@ mod tests {
             state: NodeState::Member { boot: id.parse().unwrap() },
             version: String::new(),
             witness: false,
+            off: None,
         }
     }
 

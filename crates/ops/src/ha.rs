@@ -393,10 +393,16 @@ impl Ops {
                 (false, true) => "active",
                 (false, false) => "no lease",
             };
-            out.push(json!({
+            let fenced = self.fenced_words(&n);
+            let more = fenced.as_ref().map(|f| format!(", {f}")).unwrap_or_default();
+            let mut row = json!({
                 "id": format!("lrm:{}", n.name), "type": "lrm", "node": n.name,
-                "status": format!("{} ({word})", n.name),
-            }));
+                "status": format!("{} ({word}{more})", n.name),
+            });
+            if let Some(fenced) = fenced {
+                row["fenced"] = json!(fenced);
+            }
+            out.push(row);
         }
         let (cfg, _) = self.resources_cfg()?;
         for s in cfg.iter().filter(|s| matches!(s.kind(), "vm" | "ct")) {

@@ -13,7 +13,9 @@ use stead_ha::{
     Unmanaged, View,
 };
 use stead_model::ha_cfg::{HaResource, HaResources, HaRule, HaRules};
-use stead_model::{Datacenter, HaOptions, NodeName, NodeState, ServiceId, Vmid, ha_groups, paths};
+use stead_model::{
+    Datacenter, HaOptions, NodeName, NodeRecord, NodeState, ServiceId, Vmid, ha_groups, paths,
+};
 
 /// How long a round is in which an imbalance is counted, as administrators know it, seconds.
 const ROUND: u64 = 10;
@@ -174,6 +176,8 @@ fn look(
         let word = word(&n.state, report.as_ref(), settled);
         nodes.insert(n.name, node(word, report));
     }
+    let off: BTreeSet<NodeName> =
+        ops.guest_nodes().into_iter().filter(NodeRecord::is_off).map(|n| n.name).collect();
     let (mut services, mut unmanaged) = (BTreeMap::new(), BTreeMap::new());
     for (vmid, own) in ops.conf.view(store::guests) {
         let sid = ServiceId { kind: own.kind, vmid };
@@ -203,7 +207,9 @@ fn look(
             }
             _ => stats,
         };
-        let (owner, epoch, running, armed) = (own.owner, own.epoch, own.running, own.armed);
+        // What ran without a guard on a node that is off runs no more: nobody need be asked for their word.
+        let armed = own.armed || off.contains(&own.owner);
+        let (owner, epoch, running) = (own.owner, own.epoch, own.running);
         let lock = size.lock;
         services.insert(sid, ServiceView { resource, owner, epoch, running, armed, process, stats, lock });
     }

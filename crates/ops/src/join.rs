@@ -386,6 +386,7 @@ impl Ops {
             version: String::new(),
             // What matters of others until the configuration has come: where they are.
             witness: false,
+            off: None,
         };
         let material = JoinMaterial {
             raft_id: answer.raft_id,
@@ -556,6 +557,7 @@ impl Ops {
             self.owns_nothing(name)?;
         }
         txn.ops.push(Op::Delete(paths::node(name)));
+        self.disconnect_fence(&mut txn, name);
         let word = crate::confirm_off::path(name);
         if self.conf.view(|t| t.get(&word).is_some()) {
             txn.ops.push(Op::Delete(word));
@@ -601,6 +603,7 @@ fn admission(tree: &Tree, request: &JoinRequest, token: Option<String>) -> Resul
         state: NodeState::Lost { boot },
         version: request.version.clone(),
         witness: request.witness,
+        off: None,
     };
     let what = if request.witness { "witness" } else { "node" };
     let mut txn = store::txn("root@pam", format!("{what} '{name}' joins"));

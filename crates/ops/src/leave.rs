@@ -219,6 +219,7 @@ impl Ops {
         let mut txn = store::txn(&request.by, format!("node '{name}' has left"));
         txn.checks.push(Check::Revision(paths::node(name), revision));
         txn.ops.push(Op::Delete(paths::node(name)));
+        self.disconnect_fence(&mut txn, name);
         self.conf.transact(txn).await?;
         self.status.forget(name);
         Ok(LeaveAnswer::Done)

@@ -15,6 +15,7 @@ pub mod datacenter;
 pub mod departure;
 pub mod error;
 pub mod events;
+pub mod fence_devices;
 pub mod guest;
 pub mod ha;
 pub mod ha_rules;
@@ -111,6 +112,8 @@ pub struct Ops {
     pub guests: Arc<dyn GuestDriver>,
     /// The fence process of this node.
     pub fence: Arc<dyn Fence>,
+    /// The programs that speak to fence devices.
+    pub fence_agents: fence_devices::agent::Agents,
     /// The storage types that this node knows.
     pub storage_types: Vec<Arc<dyn StorageType>>,
     /// Other nodes.

@@ -3,6 +3,7 @@
 //! Each node reports to the leader, which merges and hands the report on to every node; so every node can
 //! answer for the whole cluster. A report that is old tells nothing: its guests are *unknown*, never stopped.
 
+use crate::fence_devices::Fenced;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
@@ -109,6 +110,9 @@ pub struct NodeReport {
     /// From the node that leads: whether the cluster survives the loss of any one node.
     #[serde(default)]
     pub outlook: Option<Outlook>,
+    /// What came of the last orders to power nodes off that were given here.
+    #[serde(default)]
+    pub fenced: Vec<Fenced>,
 }
 
 /// What is known of a guest's process.
@@ -134,6 +138,8 @@ pub struct ClusterStatus {
     nodes: Arc<RwLock<BTreeMap<NodeName, Held>>>,
     /// What this node has found out itself.
     outlook: Arc<RwLock<Option<Outlook>>>,
+    /// What came of the last order to power each node off, of those that were given here.
+    fenced: Arc<RwLock<BTreeMap<NodeName, Fenced>>>,
 }
 
 impl ClusterStatus {
@@ -164,6 +170,7 @@ impl ClusterStatus {
     /// Forgets a node that was removed.
     pub fn forget(&self, node: &NodeName) {
         self.nodes.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(node);
+        self.fenced.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(node);
     }
 
     /// A node's report, if it is fresh.
@@ -198,6 +205,35 @@ impl ClusterStatus {
         let told = self
             .read(|n| n.values().filter(fresh).filter_map(|h| h.report.outlook.clone()).max_by_key(|o| o.at));
         self.own_outlook().or(told)
+    }
+
+    /// Notes how far an order of this node to power another off is, for its next reports.
+    pub fn fenced(&self, what: Fenced) {
+        let mut fenced = self.fenced.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        fenced.insert(what.node.clone(), what);
+    }
+
+    /// An order that is under way was called off.
+    pub fn called_off(&self, node: &NodeName) {
+        let mut fenced = self.fenced.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if fenced.get(node).is_some_and(|f| f.took_ms.is_none()) {
+            fenced.remove(node);
+        }
+    }
+
+    /// What came of the orders that were given here.
+    pub fn own_fenced(&self) -> Vec<Fenced> {
+        self.fenced.read().unwrap_or_else(std::sync::PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// How far the last order to power a node off is, wherever it was given.
+    pub fn last_fenced(&self, node: &NodeName) -> Option<Fenced> {
+        let fresh = |h: &&Held| h.at.elapsed() < STALE_AFTER;
+        let mut all: Vec<Fenced> =
+            self.read(|n| n.values().filter(fresh).flat_map(|h| h.report.fenced.clone()).collect());
+        all.extend(self.own_fenced());
+        // Of one order the later word: a report may be older than what is known here.
+        all.into_iter().filter(|f| f.node == *node).max_by_key(|f| (f.at_ms, f.took_ms))
     }
 
     /// What is known of a guest's process on its owner.

@@ -30,6 +30,7 @@ fn report(node: &Node, of: &str, total: u64, used: u64) {
         tasks: vec![],
         ha: serde_json::Value::Null,
         outlook: None,
+        fenced: vec![],
     });
 }
 

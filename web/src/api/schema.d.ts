@@ -2,7 +2,7 @@
  * What the endpoints that the console calls take. Made by `npm run api` from crates/api/openapi.json; not to be
  * edited. It stays whole, as it is made.
  *
- * Document: 3e2b7444c3c7fb4eab37e0f72ad8bd26ad9774f78077337b67a051bd2bfcc1e7
+ * Document: 6a8eb4f5adb0ebfe3837ba481eab2e1983214d1f96d289e0e808f4a35ac2f0a0
  */
 
 export interface paths {
@@ -339,6 +339,8 @@ export interface paths {
                                 guarded?: 0 | 1;
                                 /** @description Of a guest: why it is in that state. */
                                 reason?: string | null;
+                                /** @description Of a node's agent: what its fence devices did, or why they could not, for people. */
+                                fenced?: string;
                                 /** @description Of fencing: `armed`, `standby`, `disarming`, `disarmed`. */
                                 "armed-state"?: string;
                                 /** @description Of fencing: what becomes of resources while HA is disarmed. */

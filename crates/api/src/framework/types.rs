@@ -3,7 +3,7 @@
 use super::params::{Kind, Param, ParamSchema, boolean};
 use std::net::IpAddr;
 use stead_access::AuthId;
-use stead_model::{GuestKind, NodeName, ServiceId, StorageId, Upid, UserId, Vmid, VolumeId};
+use stead_model::{DeviceId, GuestKind, NodeName, ServiceId, StorageId, Upid, UserId, Vmid, VolumeId};
 
 impl Param for String {
     fn describe(s: ParamSchema) -> ParamSchema {
@@ -62,6 +62,7 @@ macro_rules! parsed {
 parsed! {
     NodeName, "pve-node";
     StorageId, "pve-storage-id";
+    DeviceId, "pve-configid";
     UserId, "pve-userid";
     AuthId, "pve-authid";
     VolumeId, "pve-volume-id";

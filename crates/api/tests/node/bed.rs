@@ -120,6 +120,7 @@ async fn report(ops: &Ops, seq: u64) -> NodeReport {
         tasks: vec![],
         ha: Value::Null,
         outlook: None,
+        fenced: vec![],
     }
 }
 

@@ -214,13 +214,14 @@ fn progress_bar(format: Format) -> ProgressBar {
 
 fn line(p: &Progress) -> String {
     format!(
-        "{} seeds, {:.1} simulated hours: {} recoveries, {} resets, {} thaws, {} live migrations",
+        "{} seeds, {:.1} simulated hours: {} recoveries, {} resets, {} thaws, {} live migrations, {} confirmed power-offs",
         p.seeds,
         hours(p.time),
         p.recoveries,
         p.resets,
         p.thaws,
-        p.moves
+        p.moves,
+        p.offs
     )
 }
 
@@ -276,6 +277,7 @@ fn show(
             "seeds": p.seeds, "simulated_hours": hours(p.time), "seconds": took.as_secs_f64(),
             "simulated_hours_per_second": rate, "events": p.events, "recoveries": p.recoveries,
             "resets": p.resets, "thaws": p.thaws, "live_migrations": p.moves,
+            "confirmed_power_offs": p.offs,
             "found": found.as_ref().map(of),
         }))?;
     } else {

@@ -19,7 +19,10 @@ fn boot(n: u32) -> BootId {
 }
 
 fn member(n: u32) -> (NodeName, Member) {
-    (name(n), Member { uuid: uuid(n).parse().unwrap(), state: NodeState::Member { boot: boot(n) } })
+    (
+        name(n),
+        Member { uuid: uuid(n).parse().unwrap(), state: NodeState::Member { boot: boot(n) }, off: None },
+    )
 }
 
 fn beat(n: u32, nonce: u64) -> Heartbeat {
@@ -194,4 +197,172 @@ fn while_a_profile_changes_the_longer_counts() {
     g.set_members(ms(0), (1..=3).map(member).collect());
     g.lead(ms(1), 2);
     assert_eq!(declared(&g.step(ms(1) + wan.fence_time())), []);
+}
+
+/// A leader of three nodes, of which the first two have devices; n3 leads and was heard.
+fn with_devices(delay: Option<Duration>) -> Grantor {
+    let mut g = leader();
+    g.set_devices([(name(1), delay), (name(2), delay)].into());
+    g
+}
+
+fn power_off(n: u32, silent: u64) -> GrantorCommand {
+    GrantorCommand::PowerOff(PowerOff { node: name(n), boot: boot(n), silent: ms(silent) })
+}
+
+fn lost_and_off(n: u32, off: bool) -> (NodeName, Member) {
+    let (name, mut member) = member(n);
+    member.state = NodeState::Lost { boot: boot(n) };
+    member.off = off.then(|| boot(n));
+    (name, member)
+}
+
+/// When a node that was heard at 0 is suspected: its lease with drift, and a heartbeat.
+const STRIKE: u64 = 4040 + 500;
+
+#[test]
+fn a_silent_node_with_devices_is_powered_off_once_leadership_is_confirmed() {
+    let mut g = with_devices(None);
+    assert_eq!(g.next_wake(), Some(ms(STRIKE + 1)));
+    assert_eq!(g.step(ms(STRIKE)), []);
+    // n2 is heard in time; n3 has no device.
+    g.heartbeat(ms(4000), beat(2, 20));
+    g.confirmed(1, 5);
+    assert_eq!(g.step(ms(STRIKE + 1)), [GrantorCommand::Confirm { round: 2 }]);
+    assert_eq!(g.confirmed(2, 5), [power_off(1, STRIKE + 1)]);
+    assert_eq!(g.step(ms(STRIKE + 2)), [], "once");
+    assert_eq!(outcomes(&g.heartbeat(ms(STRIKE + 2), beat(1, 10))), [(10, refused(Refusal::Lost))]);
+
+    assert!(!g.settled(ms(STRIKE + 2), &name(1)));
+    g.powered_off(&name(1), &boot(9));
+    assert_eq!(g.step(ms(STRIKE + 3)), [], "another boot's");
+    g.powered_off(&name(1), &boot(1));
+    assert!(g.next_wake() <= Some(ms(1)));
+    let out = g.step(ms(STRIKE + 3));
+    let [GrantorCommand::DeclareLost(lost)] = &out[..] else { panic!("{out:?}") };
+    assert!(lost.off && lost.boot == boot(1) && lost.node == name(1));
+    assert!(!g.settled(ms(STRIKE + 4), &name(1)), "not committed");
+    g.set_members(ms(STRIKE + 5), [lost_and_off(1, true), member(2), member(3)].into());
+    assert!(g.settled(ms(STRIKE + 5), &name(1)), "no wait");
+    assert_eq!(g.step(ms(STRIKE + 5)), [GrantorCommand::PowerOn { node: name(1) }]);
+    assert_eq!(g.step(ms(STRIKE + 6)), [], "once");
+    // A later leader need not wait either.
+    g.lead(ms(STRIKE + 7), 6);
+    assert!(g.settled(ms(STRIKE + 7), &name(1)));
+    // It enters by another boot, is lost again, and what is known of the boot before helps nothing.
+    let mut again = lost_and_off(1, true);
+    again.1.state = NodeState::Lost { boot: boot(7) };
+    g.set_members(ms(STRIKE + 8), [again, member(2), member(3)].into());
+    assert!(!g.settled(ms(STRIKE + 8), &name(1)));
+}
+
+#[test]
+fn who_does_not_lead_for_sure_powers_nobody_off() {
+    let mut g = with_devices(None);
+    assert_eq!(g.step(ms(STRIKE + 1)), [GrantorCommand::Confirm { round: 1 }]);
+    assert_eq!(g.unconfirmed(1), []);
+    assert_eq!(g.step(ms(STRIKE + 2)), [GrantorCommand::Confirm { round: 2 }], "asked again");
+    assert_eq!(g.confirmed(2, 6), [], "another term");
+    assert_eq!(g.step(ms(STRIKE + 3)), [GrantorCommand::Confirm { round: 3 }]);
+    assert_eq!(g.depose(), []);
+    assert_eq!(g.confirmed(3, 5), []);
+    assert_eq!(g.next_wake(), None);
+}
+
+#[test]
+fn who_is_heard_at_the_last_moment_is_not_powered_off() {
+    // In the round that confirms leadership; and after it began.
+    for late in [false, true] {
+        let mut g = with_devices(None);
+        let now = ms(STRIKE + 1);
+        if !late {
+            g.heartbeat(ms(STRIKE), beat(3, 30));
+            g.step(now);
+            g.heartbeat(now, beat(1, 10));
+            let out = g.confirmed(1, 5);
+            assert!(out.contains(&GrantorCommand::Confirm { round: 2 }), "{out:?}");
+            let out = g.confirmed(2, 5);
+            assert_eq!(outcomes(&out).len(), 1);
+            assert_eq!(
+                out.iter().filter(|c| matches!(c, GrantorCommand::PowerOff(_))).count(),
+                1,
+                "n2 alone"
+            );
+        } else {
+            g.step(now);
+            g.heartbeat(now, beat(1, 10));
+            let out = g.confirmed(1, 5);
+            assert_eq!(out, [power_off(2, STRIKE + 1), GrantorCommand::Confirm { round: 2 }]);
+            assert_eq!(outcomes(&g.confirmed(2, 5)), [(10, Outcome::granted(P))]);
+        }
+        assert!(g.next_wake() > Some(now));
+    }
+}
+
+#[test]
+fn a_power_off_that_fails_leaves_the_wait_as_it_was() {
+    let mut g = with_devices(None);
+    g.step(ms(STRIKE + 1));
+    assert_eq!(g.confirmed(1, 5), [power_off(1, STRIKE + 1), power_off(2, STRIKE + 1)]);
+    g.power_off_failed(&name(1), &boot(1));
+    // It gets leases again, and another order when it is silent again.
+    assert_eq!(g.heartbeat(ms(5000), beat(1, 10)), [GrantorCommand::Confirm { round: 2 }]);
+    assert_eq!(outcomes(&g.confirmed(2, 5)), [(10, Outcome::granted(P))]);
+    assert_eq!(g.strikes_at(&name(1), &g.tracks[&name(1)]), Some(ms(5000 + STRIKE)));
+    // n2's order stays out, and the wait ends all the same: lost without a confirmation.
+    let out = g.step(P.fence_time() + ms(1));
+    let [GrantorCommand::DeclareLost(first), GrantorCommand::DeclareLost(second)] = &out[..] else {
+        panic!("{out:?}")
+    };
+    assert_eq!((&first.node, first.off, &second.node), (&name(2), false, &name(3)));
+    g.set_members(ms(7100), [member(1), lost_and_off(2, false), member(3)].into());
+    assert!(g.settled(ms(7101), &name(2)));
+    // It enters again: the order is called off, and it gets leases.
+    g.set_members(ms(8000), (1..=3).map(member).collect());
+    assert_eq!(g.step(ms(8000)), [GrantorCommand::CallOff { node: name(2) }]);
+    assert!(outcomes(&g.heartbeat(ms(8001), beat(2, 20))).is_empty());
+    g.powered_off(&name(2), &boot(2));
+    assert!(
+        !g.step(ms(8002)).iter().any(|c| matches!(c, GrantorCommand::DeclareLost(d) if d.off)),
+        "told too late"
+    );
+}
+
+#[test]
+fn a_confirmation_after_the_wait_is_recorded_too() {
+    let mut g = with_devices(None);
+    g.step(ms(STRIKE + 1));
+    g.confirmed(1, 5);
+    g.step(P.fence_time() + ms(1));
+    g.set_members(ms(7100), [lost_and_off(1, false), member(2), member(3)].into());
+    g.powered_off(&name(1), &boot(1));
+    let out = g.step(ms(7101));
+    assert!(matches!(&out[..], [GrantorCommand::DeclareLost(d)] if d.off && d.node == name(1)), "{out:?}");
+}
+
+#[test]
+fn what_is_out_is_called_off_with_its_leader_its_node_or_its_device() {
+    let out = || {
+        let mut g = with_devices(Some(ms(0)));
+        g.step(ms(4041));
+        assert_eq!(g.confirmed(1, 5).len(), 2);
+        g
+    };
+    let off = |n| GrantorCommand::CallOff { node: name(n) };
+    assert_eq!(out().depose(), [off(1), off(2)]);
+    let mut g = out();
+    g.set_members(ms(4050), (2..=3).map(member).collect());
+    assert_eq!(g.step(ms(4050)), [off(1)]);
+    let mut g = out();
+    g.set_devices([(name(1), None)].into());
+    assert_eq!(g.step(ms(4050)), [off(2)]);
+    assert_eq!(g.heartbeat(ms(4051), beat(2, 1)), [GrantorCommand::Confirm { round: 2 }]);
+}
+
+#[test]
+fn a_device_that_waits_as_long_as_the_fence_time_is_not_used() {
+    let mut g = with_devices(Some(ms(3100)));
+    assert_eq!(g.next_wake(), Some(P.fence_time() + ms(1)));
+    assert_eq!(declared(&g.step(P.fence_time() + ms(1))).len(), 3);
+    assert_eq!(g.round.as_ref().map(|r| r.id), None);
 }

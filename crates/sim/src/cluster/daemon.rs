@@ -410,6 +410,7 @@ impl World {
                 }
             }
             Msg::Append { .. } | Msg::Round { .. } => {}
+            Msg::Beat(beat) if self.grants_uncounted(node, &beat) => {}
             Msg::Beat(beat) => {
                 let at = self.nodes[node].clock(now);
                 self.set_members(node);
@@ -573,11 +574,13 @@ impl World {
                 NodeState::Lost { boot } if forgives => NodeState::Member { boot: boot.clone() },
                 state => state.clone(),
             };
-            Some((name.clone(), Member { uuid: uuid(name)?, state }))
+            Some((name.clone(), Member { uuid: uuid(name)?, state, off: tree.off.get(name).cloned() }))
         };
         let members = tree.nodes.iter().filter_map(member).collect();
         let applied = self.nodes[node].applied;
+        let devices = self.devices_but(node);
         if let Some(d) = self.daemon(node) {
+            d.grantor.set_devices(devices);
             d.told = Some(applied);
             d.grantor.set_members(at, members);
             d.grantor.set_profile(at, tree.profile, tree.previous);
@@ -611,9 +614,13 @@ impl World {
                         self.send(node, to, Msg::Answer(answer));
                     }
                 }
+                GrantorCommand::PowerOff(order) => self.order_off(node, &order),
+                GrantorCommand::PowerOn { node: off } => self.order_on(&off),
+                GrantorCommand::CallOff { node: of } => self.call_off(node, &of),
                 GrantorCommand::DeclareLost(lost) => {
                     self.note(|| format!("n{}: gives {} up after {:?}", node + 1, lost.node, lost.silent));
-                    let txn = Txn::Lose(lost.node.clone(), lost.boot);
+                    let named = (lost.node.clone(), lost.boot);
+                    let txn = if lost.off { Txn::Off(named.0, named.1) } else { Txn::Lose(named.0, named.1) };
                     self.ask(node, Ask::Propose(txn), tasks::Then::Declared(lost.node));
                 }
             }

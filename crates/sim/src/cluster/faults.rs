@@ -17,6 +17,7 @@ impl Act {
             Self::OneWay { node, .. }
             | Self::Pause { node, .. }
             | Self::Kill { node, .. }
+            | Self::Device { node, .. }
             | Self::Leave { node, .. } => *node < nodes,
             Self::Deaf { from, to } => *from < nodes && *to < nodes,
             Self::PowerOff { nodes: off, .. } => off.iter().all(|n| *n < nodes),
@@ -91,6 +92,9 @@ impl World {
                 if leave == Leave::Shutdown {
                     self.after(time, Event::PowerOn { node });
                 }
+            }
+            Act::Device { node, works } => {
+                self.nodes[node].device.iter_mut().for_each(|d| d.works = works);
             }
             Act::User(edit) => self.edit(edit),
         }
@@ -180,6 +184,7 @@ impl World {
             let n = &mut self.nodes[node];
             n.copies.values_mut().for_each(|c| c.hung = false);
             n.daemon.iter_mut().for_each(|d| d.leave = None);
+            n.device.iter_mut().for_each(super::power::Device::heal);
             if !n.on {
                 self.after(Duration::from_secs(2), Event::PowerOn { node });
             }

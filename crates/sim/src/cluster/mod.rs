@@ -8,6 +8,7 @@
 //! |---|---|
 //! | the configuration (`store`) | a linearizable log; elections, rounds and proposals by messages that can be late, lost or doubled; a proposal may hang, or be forwarded late by a node that was deposed meanwhile |
 //! | a machine (`node`, `machine`) | clock that errs by up to 1 %, power, watchdog that counts by itself, daemon and fence process that can be paused, killed and started again |
+//! | fence devices (`power`; in every other history) | two outlets a machine, which work, fail silently, are slow, or are gone with the machine's power; agents that outlive the daemon that started them; somebody who turns machines on again |
 //! | a guest | waiting, running, frozen, hung; slow to start, to stop and to be sent; QEMU goes on by itself when a migration fails |
 //!
 //! One seed is one history. What is done to the cluster, faults and users' changes, is drawn before it begins (`script`), and
@@ -24,6 +25,7 @@ mod machine;
 mod moves;
 mod node;
 mod plant;
+mod power;
 mod scene;
 mod script;
 mod search;

@@ -88,6 +88,8 @@ pub struct Node {
     pub offset: Duration,
     /// Has power.
     pub on: bool,
+    /// Its fence device, if it has one.
+    pub device: Option<super::power::Device>,
     /// The whole machine stands still until then; its watchdog goes on.
     pub paused_until: Duration,
     /// When the watchdog resets it.

@@ -50,11 +50,17 @@ pub enum Plant {
     FailureUncounted,
     /// A guest is recovered on another node than the manager has named.
     WrongTarget,
+    /// A node counts as off when its fence devices have taken the order.
+    OffOnOrder,
+    /// A node counts as off when the first of its two outlets is off.
+    OffByOneOutlet,
+    /// Leases are granted, and not counted, while an order to power off is out.
+    LeaseAfterOrder,
 }
 
 impl Plant {
     /// All mistakes.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::SilenceIsLoss,
         Self::LeaseFromAnswer,
         Self::UnconfirmedGrant,
@@ -75,6 +81,9 @@ impl Plant {
         Self::RulesUnseen,
         Self::FailureUncounted,
         Self::WrongTarget,
+        Self::OffOnOrder,
+        Self::OffByOneOutlet,
+        Self::LeaseAfterOrder,
     ];
 
     /// Its name on the command line.
@@ -141,6 +150,11 @@ impl Plant {
             Self::FailureUncounted => ("failure-uncounted", "failed starts are not counted"),
             Self::WrongTarget => {
                 ("wrong-target", "a recovery goes to another node than the manager has named")
+            }
+            Self::OffOnOrder => ("off-on-order", "a fence device that takes the order is believed"),
+            Self::OffByOneOutlet => ("off-by-one-outlet", "one outlet of two that is off is enough"),
+            Self::LeaseAfterOrder => {
+                ("lease-after-order", "leases are granted, uncounted, while a power-off is under way")
             }
         }
     }

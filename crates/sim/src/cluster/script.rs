@@ -67,6 +67,8 @@ pub enum Act {
     Ambush { commits: u32, how: Ambush },
     /// A node, or its daemon, goes in order, and comes back.
     Leave { node: usize, leave: Leave, time: Duration },
+    /// A machine's fence device works like this from now on.
+    Device { node: usize, works: super::power::Works },
     /// A user changes something.
     User(Edit),
 }
@@ -332,6 +334,7 @@ impl fmt::Display for Act {
                 };
                 write!(f, "n{}: {what} in order", node + 1)
             }
+            Self::Device { node, works } => write!(f, "n{}: its fence device {works}", node + 1),
             Self::User(edit) => write!(f, "a user: {edit}"),
         }
     }

@@ -45,6 +45,8 @@ pub struct Progress {
     pub thaws: u64,
     /// Guests that moved while they ran.
     pub moves: u64,
+    /// Nodes that their fence devices have confirmed to be off.
+    pub offs: u64,
 }
 
 impl Progress {
@@ -56,6 +58,7 @@ impl Progress {
         self.resets += u64::from(outcome.resets);
         self.thaws += u64::from(outcome.thaws);
         self.moves += u64::from(outcome.moves);
+        self.offs += u64::from(outcome.offs);
     }
 }
 

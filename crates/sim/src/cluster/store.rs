@@ -14,6 +14,8 @@ use stead_model::{
 pub struct Tree {
     /// Each node's state.
     pub nodes: BTreeMap<NodeName, NodeState>,
+    /// The last boot of each node that its fence devices have confirmed to be off.
+    pub off: BTreeMap<NodeName, BootId>,
     /// How often each node's state was written.
     pub node_revisions: BTreeMap<NodeName, u64>,
     /// Each guest's owner.
@@ -35,6 +37,7 @@ impl Tree {
     pub fn new(owners: BTreeMap<Vmid, Ownership>, manager: ManagerState, config: Config) -> Self {
         Self {
             nodes: BTreeMap::new(),
+            off: BTreeMap::new(),
             node_revisions: BTreeMap::new(),
             owners,
             revisions: BTreeMap::new(),
@@ -113,6 +116,8 @@ impl Tree {
 pub enum Txn {
     /// The node is lost, if it is a member by that boot.
     Lose(NodeName, BootId),
+    /// The node is off, if it is a member by that boot or was lost with it.
+    Off(NodeName, BootId),
     /// The node takes part by that boot, if its record is still as seen.
     Enter(NodeName, BootId, NodeState),
     /// The guest moves from a lost node, whose record is of that revision, to another, under the next epoch.
@@ -219,6 +224,14 @@ fn apply(tree: &mut Tree, txn: &Txn) -> bool {
             let as_seen = tree.is_member(node, boot);
             if as_seen {
                 tree.set_node(node, NodeState::Lost { boot: boot.clone() });
+            }
+            as_seen
+        }
+        Txn::Off(node, boot) => {
+            let as_seen = tree.nodes.get(node).is_some_and(|s| s.boot() == boot);
+            if as_seen {
+                tree.set_node(node, NodeState::Lost { boot: boot.clone() });
+                tree.off.insert(node.clone(), boot.clone());
             }
             as_seen
         }

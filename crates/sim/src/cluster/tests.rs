@@ -35,7 +35,9 @@ fn a_seed_is_one_history() {
 #[test]
 fn no_guest_runs_twice_and_all_heal() {
     let progress = hold(0, 2000, Plan::default());
-    for reached in [progress.recoveries, progress.resets, progress.thaws, 3 * progress.moves] {
+    for reached in
+        [progress.recoveries, progress.resets, progress.thaws, 3 * progress.moves, 3 * progress.offs]
+    {
         assert!(reached > 900, "{progress:?}");
     }
     hold(10_000, 100, Plan { nodes: 5, guests: 5, ..Plan::default() });
@@ -68,6 +70,9 @@ fn every_planted_mistake_is_found() {
         (Plant::RulesUnseen, 10, &["rules"]),
         (Plant::FailureUncounted, 50, &["counters"]),
         (Plant::WrongTarget, 0, &["reasons"]),
+        (Plant::OffOnOrder, 1750, &SAFETY),
+        (Plant::OffByOneOutlet, 500, &SAFETY),
+        (Plant::LeaseAfterOrder, 30, &SAFETY),
     ] {
         let found = find(first, 10_000, plant.plan(Plan::default())).found;
         let found = found.unwrap_or_else(|| panic!("{plant:?} was not found"));

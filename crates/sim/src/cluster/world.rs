@@ -46,6 +46,8 @@ pub struct Outcome {
     pub thaws: u32,
     /// Guests that moved while they ran.
     pub moves: u32,
+    /// Nodes that their fence devices have confirmed to be off.
+    pub offs: u32,
 }
 
 /// An invariant that was broken.
@@ -189,6 +191,15 @@ pub(super) enum Event {
         vmid: Vmid,
         ok: bool,
     },
+    /// A fence agent goes on.
+    Agent {
+        order: u64,
+        does: super::power::Does,
+    },
+    /// Somebody turns a machine on whose outlets are off.
+    Restore {
+        node: usize,
+    },
     /// The cluster heals: is all well?
     Look,
 }
@@ -226,6 +237,7 @@ pub(super) struct World {
     pub resets: u32,
     pub thaws: u32,
     pub moves: u32,
+    pub offs: u32,
     /// Users' changes that wait for a leader.
     pub edits: VecDeque<Edit>,
     /// How guests fail by themselves.
@@ -236,6 +248,8 @@ pub(super) struct World {
     pub failed_starts: BTreeMap<(ServiceId, u64, u64), u32>,
     /// Services that were given up, and are disabled for a moment to be started again.
     pub helped: BTreeSet<ServiceId>,
+    /// What fence agents have under way.
+    pub orders: BTreeMap<u64, super::power::Order>,
     /// The scenario that is played, if it is one.
     pub scene: Option<Scene>,
 }
@@ -243,6 +257,7 @@ pub(super) struct World {
 impl World {
     fn new(seed: u64, mut plan: Plan, cut: &Cut) -> Self {
         let (mut script, options, outside) = script::draw(seed, &plan);
+        let devices = super::power::draw(seed, &plan, &mut script);
         (plan.nodes, plan.guests) = (cut.nodes.unwrap_or(plan.nodes), cut.guests.unwrap_or(plan.guests));
         plan.calm |= cut.calm;
         let mut dice = Dice::new(seed, plan.nodes);
@@ -266,6 +281,7 @@ impl World {
         let config = Config { options, ..Config::with_defaults(under_ha) };
         let tree = Tree::new(owners, ManagerState::default(), config);
         let mut world = Self::with(dice, plan, nodes, tree);
+        world.nodes.iter_mut().zip(devices).for_each(|(node, device)| node.device = device);
         for (number, (at, act)) in script.iter_mut().enumerate() {
             if cut.leaves(number) && act.concerns(plan.nodes, plan.guests) {
                 world.at(*at, Event::Act(number));
@@ -305,11 +321,13 @@ impl World {
             resets: 0,
             thaws: 0,
             moves: 0,
+            offs: 0,
             edits: VecDeque::new(),
             failing: BTreeMap::new(),
             ordered: BTreeSet::new(),
             failed_starts: BTreeMap::new(),
             helped: BTreeSet::new(),
+            orders: BTreeMap::new(),
             scene: None,
             plan,
         }
@@ -407,6 +425,7 @@ impl World {
             resets: self.resets,
             thaws: self.thaws,
             moves: self.moves,
+            offs: self.offs,
         }
     }
 
@@ -567,8 +586,12 @@ impl World {
             }
             Event::Step(index) => self.play_step(index),
             Event::Edits => self.commit_edits(),
-            Event::PowerOn { node } if !self.nodes[node].on => self.power_on(node),
+            Event::PowerOn { node } if !self.nodes[node].on && self.nodes[node].is_fed() => {
+                self.power_on(node);
+            }
             Event::PowerOn { .. } => {}
+            Event::Agent { order, does } => self.agent_goes_on(order, does),
+            Event::Restore { node } => self.restore(node),
             Event::StartDaemon { node, boots } => {
                 if self.is_boot(node, boots) && self.nodes[node].daemon.is_none() {
                     self.nodes[node].start_daemon(self.now, &self.store);
@@ -696,6 +719,7 @@ pub(super) fn new_node(n: usize, name: NodeName, plan: &Plan, dice: &mut Dice) -
         rate: u32::try_from(rate).unwrap_or(1000),
         offset: Duration::from_millis(1000 + offset % 1_000_000),
         on: false,
+        device: None,
         paused_until: Duration::ZERO,
         watchdog: None,
         fenced: None,

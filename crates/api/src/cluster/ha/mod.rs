@@ -1,5 +1,6 @@
 //! `/cluster/ha`: what HA maintains, and how it stands.
 
+pub mod fence;
 pub mod profile;
 pub mod resources;
 pub mod rules;

@@ -23,7 +23,11 @@ endpoint! {
     Manager = get("/cluster/ha/status/manager_status"), Anywhere, Access::All("/", &["Sys.Audit"]);
     fn call(cx, _p: Nothing) -> Json<Value> {
         let quorum = json!({"node": cx.ops().me.name, "quorate": cx.ops().quorate()});
-        Ok(Json(json!({"manager_status": cx.ops().ha_manager_status()?, "quorum": quorum})))
+        let fenced = |n: stead_model::NodeRecord| Some((n.name.to_string(), json!(cx.ops().fenced_words(&n)?)));
+        let fenced: serde_json::Map<_, _> = cx.ops().guest_nodes().into_iter().filter_map(fenced).collect();
+        Ok(Json(json!({
+            "manager_status": cx.ops().ha_manager_status()?, "quorum": quorum, "fenced": fenced,
+        })))
     }
 }
 
