@@ -29,6 +29,10 @@ cmp|diffutils|comparing images
 chromium|chromium|tests of the console
 python3|python3|Proxmox clients
 shellcheck|shellcheck|lint of the scripts
+ipmi_sim|openipmi|service processors for fence devices
+ipmitool|ipmitool|fence devices that speak IPMI
+openssl|openssl|certificates of emulated devices
+fence_ipmilan|fence-agents|programs that speak to fence devices
 '
 programs=$demo_programs
 [ "$wanted" = all ] && programs+=$test_programs

@@ -4,12 +4,14 @@
 //! - [`machine`]: nodes with a systemd and the Debian package of their own.
 //! - [`netns`], [`addr`], [`power`], [`procs`], [`bed`]: what they stand on. Nothing here can touch the machine's own
 //!   network or power: networks are cut in namespaces of the test's own, and a node's power switch is a socket.
+//! - [`bmc`]: service processors that press the nodes' switches.
 //! - [`guest`]: the guests that tests run; [`poll`]: a client that follows one; [`api`]: a client of a node.
 //! - [`demo`]: `stead demo` and `stead demo-failover`.
 
 pub mod addr;
 pub mod api;
 mod bed;
+pub mod bmc;
 pub mod cluster;
 pub mod control;
 pub mod demo;

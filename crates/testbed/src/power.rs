@@ -37,13 +37,16 @@ impl Switch {
                 if stopped.load(SeqCst) {
                     return;
                 }
-                let count = match stream.ok().and_then(|s| word(&s)).as_deref() {
+                let Ok(stream) = stream else { continue };
+                let count = match word(&stream).as_deref() {
                     Some("reset") => &reset,
                     Some("off" | "reboot") => &ordered,
                     _ => continue,
                 };
                 off();
                 count.fetch_add(1, SeqCst);
+                // Whoever waits for the end of the connection knows by it that all is done.
+                drop(stream);
             }
         };
         let thread = std::thread::Builder::new().name("power".to_owned()).spawn(serve)?;

@@ -4,6 +4,7 @@ mod admit;
 mod boot;
 mod demo;
 mod departure;
+mod devices;
 mod disk;
 mod events;
 mod faults;
