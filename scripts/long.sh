@@ -26,6 +26,14 @@ bench)
     failed=0
     STEAD_BIN_DIR=$(target_dir)/release STEAD_BENCH_REPORT=$report \
         cargo nextest run --locked -p stead-testbed --profile bench --no-capture || failed=$?
+    {
+        say '### The simulator and the manager, by the size of the cluster'
+        say
+        cargo run --locked -q --release -p stead-sim --example scale
+        say
+        cargo run --locked -q --release -p stead-ha --example scale
+        say
+    } >>"$report"
     printf 'Load afterwards: %s.\n' "$(cut -d' ' -f1-3 /proc/loadavg)" >>"$report"
     step "the report, also in $report"
     cat "$report"

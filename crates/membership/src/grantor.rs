@@ -139,7 +139,7 @@ pub enum DeclareFailure {
     Unknown,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Round {
     id: u64,
     waiting: Vec<(Heartbeat, Moment)>,
@@ -147,7 +147,7 @@ struct Round {
 }
 
 /// A node's view as the leader, or as one who may become it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Grantor {
     term: Option<u64>,
     profile: FenceProfile,

@@ -51,7 +51,7 @@ pub async fn run(args: Vec<OsString>) -> Result<(), Failure> {
         .map_err(|e| Failure::Told { text: e.render().to_string(), good: !e.use_stderr() })?;
     match cli.command {
         Command::Completion { shell } => return completion(shell),
-        Command::Sim(command) => return sim::run(command, cli.options.output),
+        Command::Sim(command) => return sim::run(command, cli.options.output).await,
         Command::Witness(ref args) => return witness::run(args, cli.options.connection.dir.as_deref()),
         Command::Demo => return demo(Play::Show).await,
         Command::DemoFailover => return demo(Play::Failover).await,

@@ -7,9 +7,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use stead_sim::cluster::{Cut, Finding, Outcome, Plan, Plant, Progress, Search, replay, shrink};
+use stead_sim::serve::Server;
 use stead_sim::{cluster, scenario};
 
 #[derive(Debug, Subcommand)]
@@ -36,6 +38,37 @@ pub enum Command {
         --only and --first-... leave parts out, as shrinking does. Exit code: 1 if a promise is broken."
     )]
     Replay(ReplayArgs),
+    /// A cluster to learn on, in your browser: pull plugs, cut cables, watch the guests, go back in time
+    #[command(
+        after_help = "Examples:\n  stead sim serve\n  stead sim serve --nodes 1000 --guests 20000 --profile fast\n  \
+        stead sim serve --scenario story.txt\n\n\
+        Prints the address of the page, and serves it until Ctrl-C. Nobody signs in, so it listens on this machine's own addresses \
+        only; from elsewhere use a tunnel (ssh -L 8086:127.0.0.1:8086 HOST). 'Save story' on the page gives a file that --scenario \
+        opens again and that 'stead sim run --story' plays."
+    )]
+    Serve(ServeArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Where the page is; port 0 is any free one
+    #[arg(long, default_value = "127.0.0.1:8086", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+    /// Nodes of the cluster
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..=1000), value_name = "N")]
+    pub nodes: u32,
+    /// Guests, in turn on all nodes [default: three for each node]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=20_000), value_name = "N")]
+    pub guests: Option<u32>,
+    /// What is left to chance comes from this number
+    #[arg(long, default_value_t = 1, value_name = "SEED")]
+    pub seed: u64,
+    /// Times of leases and fencing
+    #[arg(long, default_value = "default", value_parser = ["fast", "default", "wan"])]
+    pub profile: String,
+    /// A scenario, or a saved story, in place of all that
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["nodes", "guests", "seed", "profile"])]
+    pub scenario: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -116,12 +149,38 @@ fn plant(name: &str) -> Result<Plant, String> {
 }
 
 /// Does it.
-pub fn run(command: Command, format: Format) -> Result<(), Failure> {
+pub async fn run(command: Command, format: Format) -> Result<(), Failure> {
     match command {
         Command::Run(args) => play(&args),
         Command::Search(args) if args.list_plants => list_plants(format),
         Command::Search(args) => search(&args, format),
         Command::Replay(args) => tell(&args, format),
+        Command::Serve(args) => serve(&args, format).await,
+    }
+}
+
+async fn serve(args: &ServeArgs, format: Format) -> Result<(), Failure> {
+    let scenario = match &args.scenario {
+        Some(path) => {
+            std::fs::read_to_string(path).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?
+        }
+        None => {
+            let ServeArgs { nodes, seed, profile, .. } = args;
+            let guests = args.guests.unwrap_or(3 * nodes);
+            format!("nodes {nodes}\nguests {guests}\nseed {seed}\nprofile {profile}\n")
+        }
+    };
+    let failed = |e: &dyn std::fmt::Display| Failure::failed(e.to_string());
+    let server = Server::open(args.listen, scenario).await.map_err(|e| failed(&e))?;
+    let url = format!("http://{}/", server.address());
+    if format == Format::Json {
+        output::json(&json!({"url": url}))?;
+    } else {
+        output::print(&format!("The simulator is at {url} (Ctrl-C ends it)."))?;
+    }
+    tokio::select! {
+        () = server.serve() => Ok(()),
+        ended = tokio::signal::ctrl_c() => ended.map_err(|e| failed(&e)),
     }
 }
 

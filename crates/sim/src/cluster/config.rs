@@ -80,14 +80,17 @@ impl Edit {
             Self::Add { resource, node, running } => {
                 let sid = resource.sid;
                 config.resources.insert(sid, resource.clone());
-                tree.owners.entry(sid.vmid).or_insert_with(|| Ownership {
-                    kind: sid.kind,
-                    owner: node.clone(),
-                    epoch: Epoch(1),
-                    armed: false,
-                    running: *running,
-                    recovered: false,
-                });
+                if tree.owners.get(&sid.vmid).is_none() {
+                    let own = Ownership {
+                        kind: sid.kind,
+                        owner: node.clone(),
+                        epoch: Epoch(1),
+                        armed: false,
+                        running: *running,
+                        recovered: false,
+                    };
+                    tree.owners.write(sid.vmid, own);
+                }
                 true
             }
             Self::Remove(sid) => config.resources.remove(sid).is_some(),
@@ -98,14 +101,13 @@ impl Edit {
                 };
                 true
             }
-            Self::Moved { vmid, to, running } => tree
-                .owners
-                .get_mut(vmid)
-                .map(|own| {
-                    (own.owner, own.epoch) = (to.clone(), own.epoch.next());
-                    (own.running, own.armed) = (*running, false);
-                })
-                .is_some(),
+            Self::Moved { vmid, to, running } => {
+                let Some(own) = tree.owners.get(vmid).cloned() else { return false };
+                let (owner, epoch) = (to.clone(), own.epoch.next());
+                let own = Ownership { owner, epoch, running: *running, armed: false, ..own };
+                tree.owners.write(*vmid, own);
+                true
+            }
             Self::Rules(rules) => {
                 config.rules.clone_from(rules);
                 true
@@ -146,7 +148,7 @@ impl fmt::Display for Edit {
     }
 }
 
-fn told(rule: &HaRule) -> String {
+pub(super) fn told(rule: &HaRule) -> String {
     let sids: Vec<String> = rule.resources.iter().map(ToString::to_string).collect();
     let sids = sids.join(", ");
     match &rule.kind {

@@ -10,6 +10,7 @@ use super::tasks::{Ask, Reported, Told};
 use super::world::{Call, Event, World};
 use super::{Plant, tasks};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::time::Duration;
 use stead_ha::{Agent, Leave};
 use stead_membership::grantor::{DeclareFailure, Grantor, GrantorCommand, Member};
@@ -111,7 +112,7 @@ pub(super) struct Round {
 }
 
 /// What a daemon has in memory.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Daemon {
     pub life: u64,
     pub paused_until: Duration,
@@ -128,6 +129,8 @@ pub(super) struct Daemon {
     rounds: BTreeMap<u64, Round>,
     /// The index as of which the grantor knows the members.
     told: Option<usize>,
+    /// The members as the grantor knows them.
+    members: Option<Rc<BTreeMap<NodeName, NodeState>>>,
     pub next_id: u64,
     due: BTreeMap<&'static str, Duration>,
     /// The index as of which something was done last.
@@ -159,6 +162,7 @@ impl Daemon {
             acked: BTreeMap::new(),
             rounds: BTreeMap::new(),
             told: None,
+            members: None,
             next_id: 1,
             due: BTreeMap::new(),
             done: BTreeMap::new(),
@@ -169,6 +173,12 @@ impl Daemon {
             at_work: BTreeSet::new(),
             moves: BTreeMap::new(),
         }
+    }
+
+    /// How many of the voters a leader knows to follow, itself among them.
+    fn followed(&self, now: Duration, voters: usize) -> usize {
+        let fresh = |at: &Duration| now - *at < ROUND / 2;
+        self.acked.range(..voters).filter(|(_, at)| fresh(at)).count() + 1
     }
 
     /// Whether something that is done every so often is due; notes that it was done.
@@ -192,7 +202,7 @@ impl Daemon {
 
 impl World {
     fn majority(&self) -> usize {
-        self.nodes.len() / 2 + 1
+        self.voters / 2 + 1
     }
 
     /// What a daemon does from time to time.
@@ -276,8 +286,7 @@ impl World {
     /// Whether enough nodes answer a leader.
     pub fn has_majority(&self, node: usize) -> bool {
         let now = self.now;
-        let fresh = |d: &Daemon| d.acked.values().filter(|at| now - **at < ROUND / 2).count() + 1;
-        self.nodes[node].daemon.as_ref().is_some_and(|d| fresh(d) >= self.majority())
+        self.nodes[node].daemon.as_ref().is_some_and(|d| d.followed(now, self.voters) >= self.majority())
     }
 
     pub fn leads(&self, node: usize) -> Option<u64> {
@@ -291,8 +300,7 @@ impl World {
         let n = &mut self.nodes[node];
         let Some(d) = n.daemon.as_mut() else { return };
         let Some(term) = d.leads else { return };
-        let fresh = d.acked.values().filter(|at| now - **at < ROUND / 2).count() + 1;
-        if fresh < self.cut.len() / 2 + 1 {
+        if d.followed(now, self.voters) < self.voters / 2 + 1 {
             return self.depose(node);
         }
         // What a leader of an older term knows ends where the newer one began; it has no way to commit more.
@@ -324,6 +332,9 @@ impl World {
 
     /// Stands for election, if no leader was heard for long enough.
     fn stand(&mut self, node: usize) {
+        if node >= self.voters {
+            return;
+        }
         let now = self.now;
         // Where nothing is left to chance, the nodes' numbers part them.
         let apart = if self.plan.calm {
@@ -340,7 +351,7 @@ impl World {
         d.patience = patience;
         d.heard = now;
         let voters: Vec<usize> =
-            (0..self.nodes.len()).filter(|v| *v == node || self.would_vote(*v, node)).collect();
+            (0..self.voters).filter(|v| *v == node || self.would_vote(*v, node)).collect();
         if voters.len() < self.majority() {
             return;
         }
@@ -360,7 +371,7 @@ impl World {
         n.applied = last;
         let at = n.clock(now);
         let Some(d) = n.daemon.as_mut() else { return };
-        d.leads = Some(term);
+        (d.leads, d.told) = (Some(term), None);
         d.acked = (0..self.cut.len()).filter(|v| *v != node).map(|v| (v, now)).collect();
         d.reports.clear();
         self.set_members(node);
@@ -460,7 +471,7 @@ impl World {
         d.next_id += 1;
         let id = d.next_id;
         d.rounds.insert(id, Round { acks: BTreeSet::new(), index, until, purpose });
-        for to in (0..self.nodes.len()).filter(|to| *to != node) {
+        for to in (0..self.voters).filter(|to| *to != node) {
             self.send(node, to, Msg::Round { term, id });
         }
     }
@@ -567,7 +578,15 @@ impl World {
             return;
         }
         let (at, tree) = (n.clock(now), self.store.at(n.applied));
-        let uuid = |name: &NodeName| self.nodes.iter().find(|n| n.name == *name).map(|n| n.uuid.clone());
+        let Some(d) = n.daemon.as_mut() else { return };
+        d.told = Some(n.applied);
+        // Who does not lead is told of the members when it does.
+        let same = d.members.as_ref().is_some_and(|known| Rc::ptr_eq(known, &tree.nodes));
+        if d.leads.is_none() || same {
+            return d.grantor.set_profile(at, tree.profile, tree.previous);
+        }
+        d.members = Some(tree.nodes.clone());
+        let uuid = |name: &NodeName| self.index(name).map(|i| self.nodes[i].uuid.clone());
         let forgives = self.plan.plant == Plant::LostNotSticky;
         let member = |(name, state): (&NodeName, &stead_model::NodeState)| {
             let state = match state {
@@ -577,11 +596,9 @@ impl World {
             Some((name.clone(), Member { uuid: uuid(name)?, state, off: tree.off.get(name).cloned() }))
         };
         let members = tree.nodes.iter().filter_map(member).collect();
-        let applied = self.nodes[node].applied;
         let devices = self.devices_but(node);
         if let Some(d) = self.daemon(node) {
             d.grantor.set_devices(devices);
-            d.told = Some(applied);
             d.grantor.set_members(at, members);
             d.grantor.set_profile(at, tree.profile, tree.previous);
         }
@@ -639,10 +656,6 @@ impl World {
         if let Some(d) = self.daemon(node) {
             d.grantor.declare_failed(lost, failure);
         }
-    }
-
-    pub fn index(&self, name: &NodeName) -> Option<usize> {
-        self.nodes.iter().position(|n| n.name == *name)
     }
 
     fn beat(&mut self, node: usize) {

@@ -4,6 +4,8 @@
 //! asked. So a history from which a fault was taken out goes on as before wherever that fault was not felt, which is
 //! what lets a story be shrunk.
 
+use std::collections::HashMap;
+
 /// Where a number is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
@@ -14,17 +16,23 @@ pub enum Stream {
 }
 
 /// The dice of one history.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Dice {
     seed: u64,
     nodes: usize,
     thrown: Vec<u64>,
+    /// Of links between more nodes than [`FEW`]: most of them never carry anything.
+    rare: HashMap<u64, u64>,
 }
+
+/// For so many nodes there is a place for each link.
+const FEW: usize = 16;
 
 impl Dice {
     /// The dice of a seed, for so many nodes.
     pub fn new(seed: u64, nodes: usize) -> Self {
-        Self { seed: mix(seed), nodes, thrown: vec![0; nodes * (nodes + 1)] }
+        let links = if nodes > FEW { 0 } else { nodes * nodes };
+        Self { seed: mix(seed), nodes, thrown: vec![0; nodes + links], rare: HashMap::new() }
     }
 
     /// The next number of a stream.
@@ -34,8 +42,12 @@ impl Dice {
             Stream::Node(n) => (n, n as u64),
             Stream::Link(from, to) => (self.nodes * (from + 1) + to, ((from as u64 + 1) << 16) | to as u64),
         };
-        self.thrown[slot] += 1;
-        mix(self.seed ^ mix(name << 32 ^ self.thrown[slot]))
+        let thrown = match self.thrown.get_mut(slot) {
+            Some(thrown) => thrown,
+            None => self.rare.entry(name).or_default(),
+        };
+        *thrown += 1;
+        mix(self.seed ^ mix(name << 32 ^ *thrown))
     }
 }
 

@@ -123,7 +123,7 @@ impl World {
         }
     }
 
-    fn pause(&mut self, part: Part, node: usize, until: Duration) {
+    pub fn pause(&mut self, part: Part, node: usize, until: Duration) {
         let n = &mut self.nodes[node];
         match part {
             Part::Machine => n.paused_until = until,
@@ -133,7 +133,7 @@ impl World {
     }
 
     /// Whoever is paused is not started again before its time.
-    fn kill(&mut self, part: Part, node: usize, time: Duration) {
+    pub fn kill(&mut self, part: Part, node: usize, time: Duration) {
         if !self.nodes[node].on {
             return;
         }

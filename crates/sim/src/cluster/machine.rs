@@ -26,7 +26,8 @@ impl World {
     pub fn reset(&mut self, node: usize) {
         self.resets += 1;
         self.lose_power(node);
-        if self.scene.is_none() {
+        // In a scenario that leaves nothing to chance a machine stays off until it is told otherwise.
+        if self.scene.is_none() || !self.plan.calm {
             let time = self.ms(node, 2000, 12_000);
             self.after(time, Event::PowerOn { node });
         }

@@ -16,14 +16,18 @@
 //! while the rest keeps its meaning, and [`shrink`] does that. A history has a phase of faults and a phase of healing; each invariant is one
 //! file in `invariants`. A [`Plant`] is a mistake in the wiring that the search must find.
 
+mod cables;
 mod config;
 mod daemon;
 mod dice;
 mod faults;
+mod hands;
 mod invariants;
+pub mod lab;
 mod machine;
 mod moves;
 mod node;
+mod owners;
 mod plant;
 mod power;
 mod scene;
@@ -32,11 +36,13 @@ mod search;
 mod store;
 mod tasks;
 mod tell;
+mod watch;
 mod world;
 
 #[cfg(test)]
 mod tests;
 
+pub use lab::Lab;
 pub use plant::Plant;
 pub use scene::{PlayError, play};
 pub use search::{Finding, Found, Progress, Search, shrink};

@@ -20,7 +20,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 const ASK_SOURCE: Duration = Duration::from_secs(5);
 
 /// A migration, at its source.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Moving {
     plan: Migration,
     command: AgentCommand,

@@ -57,7 +57,7 @@ pub struct Incoming {
 }
 
 /// The fence process.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Fenced {
     /// Its decisions.
     pub holder: Holder,
@@ -72,7 +72,7 @@ pub struct Fenced {
 }
 
 /// One machine.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Node {
     /// Counted from 1.
     pub number: usize,

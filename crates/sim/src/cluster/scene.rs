@@ -4,6 +4,7 @@
 //! wait, in their order. What is told of machines - that a guest started, was paused, is lost - comes from the model of the
 //! machine, never from what the manager believes.
 
+use super::cables::Cables;
 use super::config::{Config, Edit};
 use super::dice::Dice;
 use super::node::Node;
@@ -43,16 +44,18 @@ pub enum PlayError {
 }
 
 /// What a scenario needs beside the cluster.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Scene {
     steps: Vec<Step>,
+    /// How many of them were carried out.
+    played: usize,
     hardware: Vec<Hardware>,
-    names: BTreeMap<ServiceId, String>,
+    pub names: BTreeMap<ServiceId, String>,
     later: BTreeMap<ServiceId, Load>,
     loads: BTreeMap<Vmid, Load>,
     /// Every service that there ever was.
-    known: BTreeSet<ServiceId>,
-    unplugged: BTreeSet<usize>,
+    pub known: BTreeSet<ServiceId>,
+    pub cables: Cables,
     /// Guests under way from one node to another, with the node that they left.
     pub transit: BTreeMap<Vmid, usize>,
     round: u64,
@@ -65,30 +68,29 @@ pub(super) struct Scene {
 /// If it does not fit together.
 pub fn play(scenario: &Scenario) -> Result<Story, PlayError> {
     let mut world = build(scenario)?;
-    for node in 0..world.nodes.len() {
-        if scenario.nodes[node].power {
-            world.power_on(node);
-        }
-    }
-    for (index, step) in scenario.steps.iter().enumerate() {
-        world.at(step.at, Event::Step(index));
-    }
-    world.run_until(scenario.end);
+    world.run_before(scenario.end + Duration::from_nanos(1), |_| false);
+    world.now = scenario.end;
     Ok(world.story())
 }
 
-fn build(scenario: &Scenario) -> Result<World, PlayError> {
-    let plan = Plan { nodes: scenario.nodes.len(), plant: Plant::None, calm: true, ..Plan::default() };
-    let mut dice = Dice::new(0, plan.nodes);
-    let machine = |(i, h): (usize, &Hardware)| Node {
-        rate: 1000,
-        offset: Duration::from_secs(1000),
-        ..new_node(i + 1, h.name.clone(), &plan, &mut dice)
+/// The cluster of a scenario, in which nothing has happened yet.
+pub(super) fn build(scenario: &Scenario) -> Result<World, PlayError> {
+    let calm = scenario.seed.is_none();
+    let plan = Plan { nodes: scenario.nodes.len(), plant: Plant::None, calm, ..Plan::default() };
+    let mut dice = Dice::new(scenario.seed.unwrap_or(0), plan.nodes);
+    let machine = |(i, h): (usize, &Hardware)| {
+        let node = new_node(i + 1, h.name.clone(), &plan, &mut dice);
+        let offset = if calm { Duration::from_secs(1000) } else { node.offset };
+        Node { offset, ..node }
     };
     let nodes: Vec<Node> = scenario.nodes.iter().enumerate().map(machine).collect();
     let known: BTreeSet<&NodeName> = scenario.nodes.iter().map(|h| &h.name).collect();
     let missing = |n: &&NodeName| !known.contains(n);
-    let named = scenario.services.iter().map(|s| &s.node).chain(scenario.steps.iter().filter_map(of_node));
+    let named = scenario
+        .services
+        .iter()
+        .map(|s| &s.node)
+        .chain(scenario.steps.iter().flat_map(|s| of_nodes(&s.command)));
     if let Some(node) = named.into_iter().find(missing) {
         return Err(PlayError::Node(node.clone()));
     }
@@ -103,41 +105,63 @@ fn build(scenario: &Scenario) -> Result<World, PlayError> {
         };
         (s.resource.sid.vmid, own)
     });
-    let tree = Tree::new(owners.collect(), manager(scenario)?, config(scenario)?);
+    let mut tree = Tree::new(owners.collect(), manager(scenario)?, config(scenario)?);
+    tree.profile = scenario.profile;
     let mut world = World::with(dice, plan, nodes, tree);
     world.failing = scenario.services.iter().map(|s| (s.resource.sid.vmid, s.failing)).collect();
     let unplugged = scenario.nodes.iter().enumerate().filter(|(_, h)| h.power && !h.network);
     let unplugged: BTreeSet<usize> = unplugged.map(|(i, _)| i).collect();
     world.scene = Some(Scene {
-        steps: scenario.steps.clone(),
+        steps: in_order(&scenario.steps),
+        played: 0,
         hardware: scenario.nodes.clone(),
         names: scenario.names.clone(),
         later: scenario.later.clone(),
         loads: scenario.services.iter().map(|s| (s.resource.sid.vmid, s.load)).collect(),
         known: scenario.services.iter().map(|s| s.resource.sid).collect(),
-        unplugged,
+        cables: Cables { unplugged, ..Cables::default() },
         transit: BTreeMap::new(),
         round: scenario.round.as_secs(),
         told: vec![],
     });
     world.plug();
+    for (node, hardware) in scenario.nodes.iter().enumerate() {
+        if hardware.power {
+            world.power_on(node);
+        }
+    }
     Ok(world)
 }
 
-/// The node that a step cannot be carried out without. A request to move to a node that is none is the manager's to refuse.
-fn of_node(step: &Step) -> Option<&NodeName> {
-    match &step.command {
-        Command::Power(n, _) | Command::Network(n, _) | Command::Maintenance(n, _) => Some(n),
+/// The nodes that a command cannot be carried out without. A request to move to a node that is none is the manager's to refuse.
+pub(super) fn of_nodes(command: &Command) -> Vec<&NodeName> {
+    match command {
+        Command::Power(n, _) | Command::Network(n, _) | Command::Maintenance(n, _) => vec![n],
         Command::Shutdown(n) | Command::Reboot(n) | Command::RestartAgent(n) | Command::StopManager(n) => {
-            Some(n)
+            vec![n]
         }
-        Command::Service(_, ServiceCommand::MoveByHand(n) | ServiceCommand::Add { node: n, .. }) => Some(n),
+        Command::Service(_, ServiceCommand::MoveByHand(n) | ServiceCommand::Add { node: n, .. }) => vec![n],
+        Command::Pause { node, .. } | Command::Kill { node, .. } | Command::ConfirmOff(node) => vec![node],
+        Command::Cut { from, to, .. } => vec![from, to],
+        Command::Split(side) => side.iter().collect(),
         Command::Service(..)
         | Command::Delay(_)
         | Command::SkipRound
         | Command::Disarm { .. }
-        | Command::Arm => None,
+        | Command::Arm
+        | Command::Mend
+        | Command::Stall(_)
+        | Command::Weather { .. }
+        | Command::Rule(_)
+        | Command::Unrule(_)
+        | Command::Profile(_) => vec![],
     }
+}
+
+fn in_order(steps: &[Step]) -> Vec<Step> {
+    let mut steps = steps.to_vec();
+    steps.sort_by_key(|s| s.at);
+    steps
 }
 
 fn config(scenario: &Scenario) -> Result<Config, PlayError> {
@@ -182,7 +206,7 @@ fn manager(scenario: &Scenario) -> Result<ManagerState, PlayError> {
     serde_json::from_value(state).map_err(PlayError::Manager)
 }
 
-fn status_word(status: NodeStatus) -> String {
+pub(super) fn status_word(status: NodeStatus) -> String {
     serde_json::to_value(status).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
@@ -240,26 +264,57 @@ impl World {
     }
 
     /// Sets the links as the cables are.
-    fn plug(&mut self) {
-        let Some(unplugged) = self.scene.as_ref().map(|s| s.unplugged.clone()) else { return };
+    pub fn plug(&mut self) {
+        let Some(cables) = self.scene.as_ref().map(|s| s.cables.clone()) else { return };
         for (from, row) in self.cut.iter_mut().enumerate() {
             for (to, cut) in row.iter_mut().enumerate() {
-                *cut = from != to && (unplugged.contains(&from) || unplugged.contains(&to));
+                *cut = from != to && cables.is_cut(from, to);
             }
         }
     }
 
     fn cable(&mut self, node: usize, plugged: bool) -> bool {
         let Some(scene) = &mut self.scene else { return false };
-        let changed = if plugged { scene.unplugged.remove(&node) } else { scene.unplugged.insert(node) };
+        let changed = match plugged {
+            true => scene.cables.unplugged.remove(&node),
+            false => scene.cables.unplugged.insert(node),
+        };
         self.plug();
         changed
     }
 
-    /// Carries out a step.
-    pub fn play_step(&mut self, index: usize) {
-        let Some(step) = self.scene.as_ref().and_then(|s| s.steps.get(index)).cloned() else { return };
-        match &step.command {
+    /// When the next step is due.
+    pub fn next_step(&self) -> Option<Duration> {
+        self.scene.as_ref().and_then(|s| s.steps.get(s.played)).map(|s| s.at)
+    }
+
+    /// These are the steps from now on. Those that were carried out must be among them.
+    pub fn set_steps(&mut self, steps: &[Step]) {
+        if let Some(scene) = &mut self.scene {
+            scene.steps = steps.to_vec();
+        }
+    }
+
+    /// What was told since this was asked last.
+    pub fn take_told(&mut self) -> Vec<Happening> {
+        self.scene.as_mut().map(|s| std::mem::take(&mut s.told)).unwrap_or_default()
+    }
+
+    /// Whether anything was told since then.
+    pub fn has_told(&self) -> bool {
+        self.scene.as_ref().is_some_and(|s| !s.told.is_empty())
+    }
+
+    /// Carries out the next step.
+    pub fn play_step(&mut self) {
+        let Some(scene) = &mut self.scene else { return };
+        let Some(step) = scene.steps.get(scene.played).cloned() else { return };
+        scene.played += 1;
+        self.play_command(&step.command);
+    }
+
+    fn play_command(&mut self, command: &Command) {
+        match command {
             Command::Power(n, on) => self.power_command(n, *on),
             Command::Network(n, on) => {
                 if let Some(node) = self.index(n) {
@@ -298,10 +353,11 @@ impl World {
                 }
             }
             Command::Service(named, command) => self.service_command(*named, command),
+            other => self.play_fault(other),
         }
     }
 
-    fn tell_command(&mut self, sid: Option<ServiceId>, words: String) {
+    pub fn tell_command(&mut self, sid: Option<ServiceId>, words: String) {
         self.tell(Kind::InCommand, sid, None, Some(words));
     }
 
@@ -368,6 +424,7 @@ impl World {
             ServiceCommand::Add { node, state, .. } => format!("add {node} {}", state.as_str()),
             ServiceCommand::Delete => "delete".to_owned(),
             ServiceCommand::Die => "die".to_owned(),
+            ServiceCommand::Hang => "hang".to_owned(),
             ServiceCommand::Lock(lock) => words("lock", lock),
             ServiceCommand::Unlock => "unlock".to_owned(),
             ServiceCommand::MoveByHand(to) => words("manual-migrate", to),
@@ -390,6 +447,9 @@ impl World {
             ServiceCommand::Add { node, state, running } => self.add(named, node, *state, *running),
             ServiceCommand::Delete => self.edit(Edit::Remove(sid)),
             ServiceCommand::Die => self.die(vmid),
+            ServiceCommand::Hang => {
+                self.nodes.iter_mut().filter_map(|n| n.copies.get_mut(&vmid)).for_each(|c| c.hung = true);
+            }
             ServiceCommand::Lock(lock) => self.edit(Edit::Lock(vmid, Some(lock.clone()))),
             ServiceCommand::Unlock => self.edit(Edit::Lock(vmid, None)),
             ServiceCommand::MoveByHand(to) => {
@@ -572,7 +632,7 @@ impl World {
         };
         let node = |(i, n): (usize, &Node)| {
             let state = tree.manager.0.node_status.get(&n.name).map(|s| status_word(*s));
-            let network = n.on && !scene.unplugged.contains(&i);
+            let network = n.on && !scene.cables.unplugged.contains(&i);
             (n.name.to_string(), NodeEnd { power: n.on, network, state })
         };
         Story {

@@ -4,6 +4,7 @@
 use super::Plan;
 use super::config::Edit;
 use crate::scenario::Failing;
+pub use crate::scenario::command::Part;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeSet;
@@ -12,14 +13,6 @@ use std::time::Duration;
 use stead_ha::{DisarmMode, Leave, Request};
 use stead_model::ha_cfg::{HaResource, HaRule, HaRuleKind, RequestedState};
 use stead_model::{FenceProfile, GuestKind, HaOptions, NodeName, ServiceId, Vmid};
-
-/// What stands still, or is killed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    Daemon,
-    Fenced,
-    Machine,
-}
 
 /// What happens to a leader at a certain commit, before anybody hears of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -261,16 +254,6 @@ impl Pen {
             rules.push(rule("among", pair, kind));
         }
         rules
-    }
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Daemon => "the daemon",
-            Self::Fenced => "the fence process",
-            Self::Machine => "the machine",
-        })
     }
 }
 

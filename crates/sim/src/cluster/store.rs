@@ -1,7 +1,8 @@
 //! The configuration as a linearizable log, of which each node has applied a beginning.
 
 use super::config::{Config, Edit};
-use std::collections::BTreeMap;
+use super::owners::Owners;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use stead_ha::ManagerState;
@@ -13,15 +14,13 @@ use stead_model::{
 #[derive(Debug, Clone)]
 pub struct Tree {
     /// Each node's state.
-    pub nodes: BTreeMap<NodeName, NodeState>,
+    pub nodes: Rc<BTreeMap<NodeName, NodeState>>,
     /// The last boot of each node that its fence devices have confirmed to be off.
     pub off: BTreeMap<NodeName, BootId>,
     /// How often each node's state was written.
-    pub node_revisions: BTreeMap<NodeName, u64>,
-    /// Each guest's owner.
-    pub owners: BTreeMap<Vmid, Ownership>,
-    /// How often each guest's ownership was written.
-    pub revisions: BTreeMap<Vmid, u64>,
+    pub node_revisions: Rc<BTreeMap<NodeName, u64>>,
+    /// Each guest's owner, and how often that was written.
+    pub owners: Owners,
     /// The HA manager's state, and how often it was written.
     pub manager: (Arc<ManagerState>, u64),
     /// What users want.
@@ -34,13 +33,12 @@ pub struct Tree {
 
 impl Tree {
     /// A cluster of the default profile, in which nothing has happened yet.
-    pub fn new(owners: BTreeMap<Vmid, Ownership>, manager: ManagerState, config: Config) -> Self {
+    pub fn new(owners: Owners, manager: ManagerState, config: Config) -> Self {
         Self {
-            nodes: BTreeMap::new(),
+            nodes: Rc::default(),
+            node_revisions: Rc::default(),
             off: BTreeMap::new(),
-            node_revisions: BTreeMap::new(),
             owners,
-            revisions: BTreeMap::new(),
             manager: (Arc::new(manager), 0),
             config: Rc::new(config),
             profile: FenceProfile::Default,
@@ -58,7 +56,7 @@ impl Tree {
 
     /// How often a guest's ownership was written.
     pub fn revision(&self, vmid: Vmid) -> u64 {
-        self.revisions.get(&vmid).copied().unwrap_or(0)
+        self.owners.revision(vmid)
     }
 
     /// How often a node's state was written.
@@ -72,12 +70,8 @@ impl Tree {
     }
 
     fn set_node(&mut self, node: &NodeName, state: NodeState) {
-        self.nodes.insert(node.clone(), state);
-        *self.node_revisions.entry(node.clone()).or_default() += 1;
-    }
-
-    fn written(&mut self, vmid: Vmid) {
-        *self.revisions.entry(vmid).or_default() += 1;
+        Rc::make_mut(&mut self.nodes).insert(node.clone(), state);
+        *Rc::make_mut(&mut self.node_revisions).entry(node.clone()).or_default() += 1;
     }
 
     /// Changes the profile, unless an earlier change is not over.
@@ -96,17 +90,16 @@ impl Tree {
         }
         let to = self.nodes.iter().find(|(_, s)| !s.is_lost()).map(|(n, _)| n.clone());
         let mut freed = vec![];
-        for (vmid, own) in self.owners.iter_mut().filter(|(_, o)| o.owner == *node) {
+        for (vmid, own) in self.owners.of(node) {
             let resource = self.config.resources.get(&ServiceId { kind: own.kind, vmid: *vmid });
             let state = resource.map_or(RequestedState::Ignored, |r| r.state);
             let by_ha = !matches!(state, RequestedState::Ignored | RequestedState::Disabled);
             let to = if by_ha { Some(node.clone()) } else { to.clone() };
             let Some(to) = to.filter(|_| !by_ha || (own.running && !own.armed)) else { continue };
-            (own.owner, own.epoch) = (to, own.epoch.next());
-            (own.running, own.armed) = (false, false);
-            freed.push(*vmid);
+            let (owner, epoch) = (to, own.epoch.next());
+            freed.push((*vmid, Ownership { owner, epoch, running: false, armed: false, ..own.clone() }));
         }
-        freed.into_iter().for_each(|vmid| self.written(vmid));
+        freed.into_iter().for_each(|(vmid, own)| self.owners.write(vmid, own));
         true
     }
 }
@@ -161,10 +154,16 @@ pub enum Checked {
 /// Names a proposal: who made it, in which life of its daemon, and its number.
 pub type ProposalId = (usize, u64, u64);
 
+/// So many entries are kept, and so many more as make this number times the guests.
+const KEPT: usize = 64;
+const KEPT_GUESTS: usize = 1_000_000;
+
 /// The log, and who was elected last.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Store {
-    log: Vec<Rc<Tree>>,
+    /// By index: the later entries, and earlier ones that a node still stands at.
+    log: BTreeMap<usize, Rc<Tree>>,
+    last: usize,
     /// What came of each proposal: one that arrives again is not applied again.
     done: BTreeMap<ProposalId, Option<usize>>,
     /// The latest term with a leader.
@@ -174,27 +173,31 @@ pub struct Store {
 impl Store {
     /// A store with one entry.
     pub fn new(first: Tree) -> Self {
-        Self { log: vec![Rc::new(first)], done: BTreeMap::new(), term: 0 }
+        Self { log: BTreeMap::from([(0, Rc::new(first))]), last: 0, done: BTreeMap::new(), term: 0 }
     }
 
     /// The last index.
     pub fn last(&self) -> usize {
-        self.log.len() - 1
+        self.last
     }
 
-    /// The tree as of an index.
+    fn entry(&self, index: usize) -> &Rc<Tree> {
+        self.log.range(index..).next().map_or_else(|| unreachable!("the last entry stays"), |(_, tree)| tree)
+    }
+
+    /// The tree as of an index; of one that is no more, as of the next.
     pub fn at(&self, index: usize) -> Rc<Tree> {
-        self.log[index].clone()
+        self.entry(index).clone()
     }
 
     /// What is committed now: for the invariants, and for who has just been elected.
     pub fn newest(&self) -> &Tree {
-        &self.log[self.last()]
+        self.entry(self.last)
     }
 
     /// What was committed before the last entry.
     pub fn before(&self) -> Rc<Tree> {
-        self.log[self.last().saturating_sub(1)].clone()
+        self.at(self.last.saturating_sub(1))
     }
 
     /// Appends the change if its precondition holds. Returns the index.
@@ -203,8 +206,20 @@ impl Store {
         if !apply(&mut tree, txn) {
             return None;
         }
-        self.log.push(Rc::new(tree));
-        Some(self.last())
+        self.last += 1;
+        self.log.insert(self.last, Rc::new(tree));
+        Some(self.last)
+    }
+
+    /// Forgets entries at which no node stands, when they have become many for what they hold.
+    pub fn trim(&mut self, guests: usize, stands: impl Iterator<Item = usize>) {
+        let most = KEPT + KEPT_GUESTS / guests.max(1);
+        if self.log.len() < 2 * most {
+            return;
+        }
+        let stood: BTreeSet<usize> = stands.collect();
+        let recent = self.last.saturating_sub(most);
+        self.log.retain(|index, _| *index >= recent || stood.contains(index));
     }
 
     /// The same of a proposal, once. The flag says whether it was now.
@@ -259,13 +274,7 @@ fn apply(tree: &mut Tree, txn: &Txn) -> bool {
             }
             as_seen
         }
-        Txn::User(edit) => {
-            let done = edit.apply(tree);
-            if let (true, Edit::Moved { vmid, .. }) = (done, edit) {
-                tree.written(*vmid);
-            }
-            done
-        }
+        Txn::User(edit) => edit.apply(tree),
         of_guest => apply_to_guest(tree, of_guest),
     }
 }
@@ -314,7 +323,6 @@ fn apply_to_guest(tree: &mut Tree, txn: &Txn) -> bool {
         }
         _ => return false,
     };
-    tree.owners.insert(*vmid, new);
-    tree.written(*vmid);
+    tree.owners.write(*vmid, new);
     true
 }

@@ -286,8 +286,11 @@ impl World {
         let ready = self.leased(node);
         let tree = self.tree(node);
         let n = &self.nodes[node];
-        let own = |sid: &ServiceId| tree.owners.get(&sid.vmid).filter(|o| o.owner == n.name);
-        let mine = tree.config.resources.iter().filter(|(sid, _)| own(sid).is_some());
+        let resource = |(vmid, own): (&Vmid, &Ownership)| {
+            // A resource of the other kind by that number is none of this guest's.
+            tree.config.resources.get_key_value(&sid_of(*vmid, own))
+        };
+        let mine = tree.owners.of(&n.name).filter_map(resource);
         let service = |present, max_restart, requested| AgentService { present, max_restart, requested };
         let services: BTreeMap<ServiceId, AgentService> = mine
             .map(|(sid, r)| (*sid, service(n.copies.contains_key(&sid.vmid), r.max_restart, r.state)))
@@ -348,7 +351,7 @@ impl World {
         if !read || !tree.is_member(&n.name, &n.boot) {
             return;
         }
-        let owned = tree.owners.iter().filter(|(_, o)| o.owner == n.name && o.running).map(|(v, _)| *v);
+        let owned = tree.owners.of(&n.name).filter(|(_, o)| o.running).map(|(v, _)| *v);
         let all: BTreeSet<Vmid> = n.copies.keys().copied().chain(owned).collect();
         let at_work = n.daemon.as_ref().map(|d| d.at_work.clone()).unwrap_or_default();
         for vmid in all.difference(&at_work) {
@@ -374,7 +377,7 @@ impl World {
     pub fn guard(&mut self, node: usize) {
         let tree = self.tree(node);
         let name = self.nodes[node].name.clone();
-        for (vmid, own) in tree.owners.iter().filter(|(_, o)| o.owner == name && o.running) {
+        for (vmid, own) in tree.owners.of(&name).filter(|(_, o)| o.running) {
             let unguarded = tree.is_guarded(*vmid) && !own.armed;
             let copy = self.nodes[node].copies.get(vmid);
             let runs = copy.is_some_and(|c| c.epoch == own.epoch && c.running && !c.frozen);
@@ -699,11 +702,10 @@ impl World {
         };
         let (cpu, mem) = self.index(name).map_or((0.0, 0), |n| self.capacity(n));
         let mut others = Stats::default();
-        let foreign = |(vmid, o): &(&Vmid, &Ownership)| {
-            o.owner == *name && !tree.config.resources.contains_key(&sid_of(**vmid, o))
-        };
+        let foreign =
+            |(vmid, o): &(&Vmid, &Ownership)| !tree.config.resources.contains_key(&sid_of(**vmid, o));
         let runs = |vmid: &Vmid| report.is_some_and(|r| r.copies.contains(vmid));
-        for (vmid, _) in tree.owners.iter().filter(foreign).filter(|(v, _)| runs(v)) {
+        for (vmid, _) in tree.owners.of(name).filter(foreign).filter(|(v, _)| runs(v)) {
             let stats = self.stats(*vmid);
             others.max.cpu += stats.max.cpu;
             others.max.mem += stats.max.mem;

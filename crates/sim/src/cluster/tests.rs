@@ -31,14 +31,15 @@ fn a_seed_is_one_history() {
     assert!(told.story.len() > 50);
 }
 
-/// What every check runs. A search that does not reach what it is for would hold everything.
+/// What every check runs, and continuous integration more of. A search that does not reach what it is for would hold everything.
 #[test]
 fn no_guest_runs_twice_and_all_heal() {
-    let progress = hold(0, 2000, Plan::default());
+    let seeds = std::env::var("STEAD_CHECK_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(800);
+    let progress = hold(0, seeds, Plan::default());
     for reached in
         [progress.recoveries, progress.resets, progress.thaws, 3 * progress.moves, 3 * progress.offs]
     {
-        assert!(reached > 900, "{progress:?}");
+        assert!(reached > seeds * 9 / 20, "{progress:?}");
     }
     hold(10_000, 100, Plan { nodes: 5, guests: 5, ..Plan::default() });
     hold(20_000, 100, Plan { nodes: 4, guests: 4, ..Plan::default() });

@@ -8,12 +8,15 @@ use super::scene::Scene;
 use super::script::{self, Act, Ambush};
 use super::store::{Store, Tree, Txn};
 use super::tasks::Task;
+use super::watch::Watch;
 use super::{Cut, Plan, invariants};
 use crate::scenario::{Failing, Kind};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::rc::Rc;
 use std::time::Duration;
 use stead_ha::ManagerState;
 use stead_membership::Outcome as Granted;
+use stead_membership::voters::MAX_VOTERS;
 use stead_model::{Epoch, NodeName, NodeState, Ownership, ServiceId, Vmid};
 
 /// How often users try to make changes for which there is no leader.
@@ -21,6 +24,9 @@ const RETRY: Duration = Duration::from_millis(200);
 
 /// How often it is looked whether a process answers again.
 const HUNG: Duration = Duration::from_millis(500);
+
+/// In a cluster of more nodes than this not all vote.
+const ALL_VOTE: usize = 9;
 
 /// For how long all must be well, looked at so often, until a cluster counts as healed.
 const WELL: (u32, Duration) = (5, Duration::from_secs(1));
@@ -159,8 +165,6 @@ pub(super) enum Event {
     },
     /// An act, by its number.
     Act(usize),
-    /// The next step of a scenario.
-    Step(usize),
     /// Users' changes that wait for a leader.
     Edits,
     /// A round was confirmed whose proposal hung in the store.
@@ -204,6 +208,7 @@ pub(super) enum Event {
     Look,
 }
 
+#[derive(Clone)]
 pub(super) struct World {
     pub plan: Plan,
     pub dice: Dice,
@@ -211,6 +216,10 @@ pub(super) struct World {
     queue: BTreeMap<(Duration, u64), Event>,
     pub next: u64,
     pub nodes: Vec<Node>,
+    indexes: HashMap<NodeName, usize>,
+    /// The first so many nodes vote.
+    pub voters: usize,
+    pub watch: Watch,
     pub store: Store,
     /// Links that are cut: from, to.
     pub cut: Vec<Vec<bool>>,
@@ -276,7 +285,7 @@ impl World {
             };
             (sid.vmid, own)
         };
-        let owners: BTreeMap<Vmid, Ownership> = (0..plan.guests).map(own).collect();
+        let owners = (0..plan.guests).map(own).collect();
         let under_ha = (0..plan.guests).filter(|i| !outside.contains(i)).map(script::guest);
         let config = Config { options, ..Config::with_defaults(under_ha) };
         let tree = Tree::new(owners, ManagerState::default(), config);
@@ -294,7 +303,7 @@ impl World {
     /// A world of these nodes, all of them members.
     pub fn with(dice: Dice, plan: Plan, nodes: Vec<Node>, mut tree: Tree) -> Self {
         let member = |n: &Node| (n.name.clone(), NodeState::Member { boot: n.boot.clone() });
-        tree.nodes = nodes.iter().map(member).collect();
+        tree.nodes = Rc::new(nodes.iter().map(member).collect());
         let store = Store::new(tree);
         Self {
             dice,
@@ -302,6 +311,9 @@ impl World {
             queue: BTreeMap::new(),
             next: 0,
             cut: vec![vec![false; nodes.len()]; nodes.len()],
+            indexes: nodes.iter().enumerate().map(|(i, n)| (n.name.clone(), i)).collect(),
+            voters: if nodes.len() > ALL_VOTE { MAX_VOTERS } else { nodes.len() },
+            watch: Watch::default(),
             nodes,
             store,
             loss: 0,
@@ -361,17 +373,31 @@ impl World {
         }
     }
 
-    /// Runs on to that moment, and checks the invariants after every event.
-    pub fn run_until(&mut self, end: Duration) {
-        while let Some(((at, _), event)) = self.queue.pop_first().filter(|((at, _), _)| *at <= end) {
+    /// Does whatever is due before that moment, one after the other, the scenario's steps before all else of their moment;
+    /// and checks the invariants after each. `stop` may end it earlier; then this says so.
+    pub fn run_before(&mut self, end: Duration, stop: impl Fn(&Self) -> bool) -> bool {
+        loop {
+            let event = self.queue.first_key_value().map(|((at, _), _)| *at);
+            let step = self.next_step();
+            let Some(at) = event.into_iter().chain(step).min().filter(|at| *at < end) else { break };
             self.now = at;
+            let mut place = None;
+            if step == Some(at) {
+                self.play_step();
+            } else if let Some((_, event)) = self.queue.pop_first() {
+                place = event.place();
+                self.handle(event);
+            }
             self.events += 1;
-            self.handle(event);
             if self.broken.is_none() {
-                self.check();
+                self.check_after(place);
+            }
+            if stop(self) {
+                return true;
             }
         }
         self.now = end;
+        false
     }
 
     /// The invariant that was broken first, if one was.
@@ -395,8 +421,9 @@ impl World {
             }
             self.now = at;
             self.events += 1;
+            let place = event.place();
             self.handle(event);
-            self.check();
+            self.check_after(place);
             if self.broken.is_some() || self.well >= WELL.0 {
                 return;
             }
@@ -429,13 +456,6 @@ impl World {
         }
     }
 
-    fn check(&mut self) {
-        let broken = invariants::ALL.iter().find_map(|(name, check)| Some((*name, check(self)?)));
-        if let Some((name, how)) = broken {
-            self.breaks(name, how);
-        }
-    }
-
     /// An invariant is broken. The first one counts.
     pub fn breaks(&mut self, invariant: &'static str, how: String) {
         if self.broken.is_none() {
@@ -460,6 +480,13 @@ impl World {
             }
         }
         self.tell_commit(txn, &before);
+        let guests = before.config.resources.len();
+        self.store.trim(guests, self.nodes.iter().map(|n| n.applied));
+    }
+
+    /// A node's number.
+    pub fn index(&self, name: &NodeName) -> Option<usize> {
+        self.indexes.get(name).copied()
     }
 
     pub fn at(&mut self, at: Duration, event: Event) {
@@ -584,7 +611,6 @@ impl World {
                     self.conclude(node, term, *round);
                 }
             }
-            Event::Step(index) => self.play_step(index),
             Event::Edits => self.commit_edits(),
             Event::PowerOn { node } if !self.nodes[node].on && self.nodes[node].is_fed() => {
                 self.power_on(node);

@@ -1,10 +1,11 @@
 //! What can be done to the cluster in a scenario, and how it is written.
 
-use super::{Failing, Load, MIB};
+use super::{Failing, Load, MIB, folder};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
-use stead_model::ha_cfg::RequestedState;
-use stead_model::{GuestKind, NodeName, ServiceId, Vmid};
+use stead_model::ha_cfg::{HaRule, RequestedState};
+use stead_model::{FenceProfile, GuestKind, NodeName, ServiceId, Vmid};
 
 /// A command that cannot be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,6 +88,8 @@ pub enum ServiceCommand {
     Delete,
     /// Its process dies by itself.
     Die,
+    /// Its process answers nothing any more.
+    Hang,
     /// A lock is put into its configuration.
     Lock(String),
     /// The lock is removed.
@@ -146,6 +149,88 @@ pub enum Command {
     Arm,
     /// The manager on that node gives its work to another one.
     StopManager(NodeName),
+    /// Something stands still for so long.
+    Pause {
+        /// What.
+        part: Part,
+        /// On which node.
+        node: NodeName,
+        /// For how long.
+        time: Duration,
+    },
+    /// Something is killed, and started again after so long.
+    Kill {
+        /// What.
+        part: Part,
+        /// On which node.
+        node: NodeName,
+        /// After how long.
+        time: Duration,
+    },
+    /// What one node sends does not reach another one.
+    Cut {
+        /// Who is not heard.
+        from: NodeName,
+        /// By whom.
+        to: NodeName,
+        /// The other way neither.
+        both: bool,
+    },
+    /// These nodes and all others do not hear each other.
+    Split(BTreeSet<NodeName>),
+    /// Cut links and splits are mended, and no message is lost any more. Cables that are out stay out.
+    Mend,
+    /// The configuration's store takes its time for so long: proposals hang, then are committed or not.
+    Stall(Duration),
+    /// Of 1000 messages so many are lost, very late, sent twice.
+    Weather {
+        /// Lost.
+        loss: u32,
+        /// Very late.
+        late: u32,
+        /// Sent twice.
+        twice: u32,
+    },
+    /// A rule is made, or takes the place of the one of its name.
+    Rule(Box<HaRule>),
+    /// A rule is taken back.
+    Unrule(String),
+    /// Other times of leases and fencing.
+    Profile(FenceProfile),
+    /// An operator says that a lost node is off.
+    ConfirmOff(NodeName),
+}
+
+/// What of a node stands still, or is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Its daemon: it decides and talks to the others.
+    Daemon,
+    /// Its fence process: it holds the lease and makes guests safe.
+    Fenced,
+    /// All of it; a machine that is killed loses its power.
+    Machine,
+}
+
+impl Part {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "daemon" => Ok(Self::Daemon),
+            "fence" => Ok(Self::Fenced),
+            "machine" => Ok(Self::Machine),
+            other => Err(format!("'{other}' is none of 'daemon', 'fence', 'machine'")),
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Daemon => "the daemon",
+            Self::Fenced => "the fence process",
+            Self::Machine => "the machine",
+        })
+    }
 }
 
 impl Command {
@@ -187,8 +272,64 @@ fn read(words: &[&str]) -> Result<Command, String> {
         ["skip-round", ..] => Ok(Command::SkipRound),
         ["service", sid, rest @ ..] => Ok(Command::Service(Named::parse(sid)?, service(rest)?)),
         ["crm", n, rest @ ..] => crm(n, rest),
+        _ => fault(words),
+    }
+}
+
+fn fault(words: &[&str]) -> Result<Command, String> {
+    match words {
+        ["pause", part, n, time] => {
+            Ok(Command::Pause { part: Part::parse(part)?, node: node(n)?, time: seconds(time)? })
+        }
+        ["kill", part, n, time] => {
+            Ok(Command::Kill { part: Part::parse(part)?, node: node(n)?, time: seconds(time)? })
+        }
+        ["cut", from, to, way @ ..] => {
+            let both = match way {
+                [] => true,
+                ["one-way"] => false,
+                _ => return Err("after the nodes nothing is understood but 'one-way'".to_owned()),
+            };
+            Ok(Command::Cut { from: node(from)?, to: node(to)?, both })
+        }
+        ["split", side] => Ok(Command::Split(side.split(',').map(node).collect::<Result<_, _>>()?)),
+        ["mend"] => Ok(Command::Mend),
+        ["stall", time] => Ok(Command::Stall(seconds(time)?)),
+        ["weather", loss, late, twice] => Ok(Command::Weather {
+            loss: thousandth(loss)?,
+            late: thousandth(late)?,
+            twice: thousandth(twice)?,
+        }),
+        ["rule", kind, id, options @ ..] => {
+            let mut text = String::new();
+            section(&mut text, kind, id, options);
+            let rule = folder::rules(&text).map_err(|e| e.to_string())?.pop();
+            rule.map(|r| Command::Rule(Box::new(r))).ok_or_else(|| "that is no rule".to_owned())
+        }
+        ["unrule", id] => Ok(Command::Unrule((*id).to_owned())),
+        ["profile", profile] => Ok(Command::Profile(self::profile(profile)?)),
+        ["confirm-off", n] => Ok(Command::ConfirmOff(node(n)?)),
         _ => Err("no such command".to_owned()),
     }
+}
+
+/// Reads a profile's name.
+pub(super) fn profile(text: &str) -> Result<FenceProfile, String> {
+    text.parse::<FenceProfile>().map_err(|e| e.to_string())
+}
+
+fn thousandth(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|n| *n <= 1000).ok_or_else(|| format!("'{text}' is no number up to 1000"))
+}
+
+/// Writes a line's words as a section of a configuration file.
+pub(super) fn section(out: &mut String, kind: &str, id: &str, options: &[&str]) {
+    out.push_str(&format!("{kind}: {id}\n"));
+    for option in options {
+        let (key, value) = option.split_once('=').unwrap_or((option, "1"));
+        out.push_str(&format!("\t{key} {value}\n"));
+    }
+    out.push('\n');
 }
 
 fn crm(name: &str, words: &[&str]) -> Result<Command, String> {
@@ -220,6 +361,7 @@ fn service(words: &[&str]) -> Result<ServiceCommand, String> {
         }
         ["delete"] => Ok(ServiceCommand::Delete),
         ["die"] => Ok(ServiceCommand::Die),
+        ["hang"] => Ok(ServiceCommand::Hang),
         ["lock", rest @ ..] => Ok(ServiceCommand::Lock((*rest.first().unwrap_or(&"backup")).to_owned())),
         ["unlock"] => Ok(ServiceCommand::Unlock),
         ["set-static-stats", rest @ ..] => {

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use stead_model::ha_cfg::{HaResource, HaRule};
-use stead_model::{NodeName, SectionConfig, ServiceId};
+use stead_model::{FenceProfile, NodeName, SectionConfig, ServiceId};
 
 /// A path that holds no scenario.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +163,10 @@ pub struct Scenario {
     pub round: Duration,
     /// When it ends.
     pub end: Duration,
+    /// What is left to chance comes from this seed; nothing is for `None`.
+    pub seed: Option<u64>,
+    /// Times of leases and fencing at the beginning.
+    pub profile: FenceProfile,
     /// Services that have another name in the scenario than in the cluster.
     pub names: BTreeMap<ServiceId, String>,
 }

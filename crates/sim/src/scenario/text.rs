@@ -17,21 +17,29 @@
 //! (the story)
 //! ```
 //!
+//! `nodes 30` and `guests 600` make nodes `n1` to `n30` and started VMs from number 100 on, in turn on all of them. `seed 7` leaves to chance
+//! what is chance in a cluster - delays, clocks, how long a reset takes -, by that seed; `profile fast` begins with other times of leases.
+//!
 //! Memory is written in MiB, time in seconds. Commands are those of [`super::command`]. Nodes have power and network unless it is said
 //! otherwise; a scenario ends 60 s after its last step unless it is said otherwise.
 
-use super::command::Named;
+use super::command::{self, Named, section};
 use super::folder;
 use super::{Command, Hardware, Load, MIB, Scenario, Setup, Step};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use stead_model::ha_cfg::{HaResource, RequestedState};
+use stead_model::{GuestKind, ServiceId, Vmid};
 
 /// How long after its last step a scenario goes on.
 const AFTER: Duration = Duration::from_secs(60);
 
 /// The round of a cluster.
 const ROUND: Duration = Duration::from_secs(10);
+
+/// How many nodes and guests there are at most.
+const MOST_NODES: u32 = 1000;
+const MOST_GUESTS: u32 = 20_000;
 
 /// What parts a scenario from its story.
 pub const LINE: &str = "----\n";
@@ -74,6 +82,13 @@ pub fn read(text: &str) -> Result<Scenario, TextError> {
             }
             ["rule", kind, id, options @ ..] => section(&mut rules, kind, id, options),
             ["group", id, options @ ..] => section(&mut groups, "group", id, options),
+            ["nodes", count] => add_nodes(&mut scenario, count).map_err(said)?,
+            ["guests", count] => add_guests(&mut scenario, count).map_err(said)?,
+            ["seed", seed] => {
+                let seed = seed.parse().map_err(|_| said(format!("'{seed}' is no seed")))?;
+                scenario.seed = Some(seed);
+            }
+            ["profile", profile] => scenario.profile = command::profile(profile).map_err(said)?,
             ["ha", options] => scenario.ha = (*options).to_owned(),
             ["crs", options] => scenario.crs = (*options).to_owned(),
             ["at", at, ..] => {
@@ -107,13 +122,31 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(s).map_err(|e| e.to_string())
 }
 
-fn section(out: &mut String, kind: &str, id: &str, options: &[&str]) {
-    out.push_str(&format!("{kind}: {id}\n"));
-    for option in options {
-        let (key, value) = option.split_once('=').unwrap_or((option, "1"));
-        out.push_str(&format!("\t{key} {value}\n"));
+/// Nodes `n1` to `nN`.
+fn add_nodes(scenario: &mut Scenario, count: &str) -> Result<(), String> {
+    let count: u32 = number(count, MOST_NODES)?;
+    for n in 1..=count {
+        let name = format!("n{n}").parse().map_err(|e: stead_model::IdError| e.to_string())?;
+        scenario.nodes.push(Hardware::new(name));
     }
-    out.push('\n');
+    Ok(())
+}
+
+/// Started VMs from number 100 on, in turn on the nodes that there are.
+fn add_guests(scenario: &mut Scenario, count: &str) -> Result<(), String> {
+    let count: u32 = number(count, MOST_GUESTS)?;
+    let nodes: Vec<_> = scenario.nodes.iter().map(|h| h.name.clone()).collect();
+    for (i, node) in (0..count).zip(nodes.iter().cycle()) {
+        let vmid = Vmid::new(100 + i).map_err(|e| e.to_string())?;
+        let sid = ServiceId { kind: GuestKind::Qemu, vmid };
+        let resource = HaResource { state: RequestedState::Started, ..HaResource::new(sid) };
+        scenario.services.push(Setup { resource, ..Setup::new(sid, node.clone()) });
+    }
+    Ok(())
+}
+
+fn number(text: &str, most: u32) -> Result<u32, String> {
+    text.parse().ok().filter(|n| *n <= most).ok_or_else(|| format!("'{text}' is no number up to {most}"))
 }
 
 fn options<'t>(words: &[&'t str]) -> BTreeMap<&'t str, &'t str> {

@@ -2,17 +2,18 @@
 //! watchdog has W more). That is: no guest whose record says that it is armed there. What comes under HA on a node that
 //! cannot record it is not armed, and is not recovered.
 
+use crate::cluster::watch::grace;
 use crate::cluster::world::World;
 use std::time::Duration;
 use stead_model::Vmid;
 
 /// Timers ring within this, whatever the clocks' rates.
-const ROUNDING: Duration = Duration::from_millis(1);
+pub(in crate::cluster) const ROUNDING: Duration = Duration::from_millis(1);
 
 pub(in crate::cluster) fn check(world: &World) -> Option<String> {
     let tree = world.store.newest();
     for node in &world.nodes {
-        if world.now <= node.lease_ends + node.times.0 + node.times.1 + ROUNDING {
+        if world.now <= grace(node) {
             continue;
         }
         let armed = |vmid: &Vmid| tree.owners.get(vmid).is_some_and(|o| o.armed && o.owner == node.name);

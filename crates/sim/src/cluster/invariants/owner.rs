@@ -8,7 +8,7 @@ pub(in crate::cluster) fn check(world: &World) -> Option<String> {
     for node in &world.nodes {
         for vmid in node.copies.keys() {
             let Some(epoch) = node.guest_executes(world.now, *vmid) else { continue };
-            let own = tree.owners.get(vmid)?;
+            let Some(own) = tree.owners.get(vmid) else { continue };
             if own.owner != node.name || own.epoch != epoch {
                 return Some(format!(
                     "guest {vmid} executes on {} under epoch {epoch}, but {} owns it under epoch {}",
