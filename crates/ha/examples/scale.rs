@@ -102,7 +102,7 @@ fn rounds(view: &View, state: &mut ManagerState, n: usize) -> (Duration, Duratio
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for (nodes, services) in [(10, 200), (100, 2_000), (1_000, 20_000)] {
+    for (nodes, services) in [(10, 200), (30, 600), (100, 2_000), (300, 6_000), (1_000, 20_000)] {
         let (mut view, mut state) = (view(nodes, services)?, ManagerState::default());
         let first = rounds(&view, &mut state, 3);
         arrive(&mut view, &mut state);

@@ -291,13 +291,15 @@ function drawChosen() {
     return drawTale()
   }
   const node = chosen && state.nodes[chosen.node]
-  const now = JSON.stringify(node ? node : [state.known.scenario, state.summary?.rules, state.nodes.length, state.guests.length])
+  const now = JSON.stringify(node ? [node, mapped(node).map(g => [g.sid, g.state])] : [state.known.scenario, state.summary?.rules, state.nodes.length, state.guests.length])
   if (now === drawn) return
   drawn = now
   if (node) drawNodePanel(node)
   else drawClusterPanel()
 }
 
+/** The guests of a node, where nodes are too many to show theirs. */
+const mapped = n => (state.nodes.length > CARDS ? state.guests.filter(g => g.node === n.i) : [])
 const back = () => make('button', { textContent: '← cluster', on: () => choose(null) })
 
 function drawNodePanel(n) {
@@ -312,6 +314,7 @@ function drawNodePanel(n) {
     acts(off ? button('Plug in', `power ${name} on`) : button('Pull the plug', `power ${name} off`, 'bad'),
       n.out.includes('cable') ? button('Cable in', `network ${name} on`) : button('Cable out', `network ${name} off`, 'bad'),
       button('Shut down', `shutdown ${name}`), button('Reboot', `reboot ${name}`)),
+    make('div', { className: 'guests' }, ...mapped(n).map(g => make('button', { className: `guest ${g.state}`, textContent: g.sid, on: () => choose({ sid: g.sid }) }))),
     make('h4', {}, 'In service'),
     acts(button('Maintenance on', `crm ${name} enable-node-maintenance`), button('off', `crm ${name} disable-node-maintenance`),
       ...(n.leads ? [button('Step down as leader', `crm ${name} stop`)] : []), ...(n.lease === 'lost' && off ? [button('Confirm: it is off', `confirm-off ${name}`)] : [])),

@@ -231,7 +231,8 @@ mod tests {
     fn a_wrong_line_is_named() {
         let said = |text: &str| read(text).unwrap_err().to_string();
         assert_eq!(said("node n1\nnode n2 colour=red\n"), "line 2: the option 'colour' is not known");
-        assert_eq!(said("nodes n1\n"), "line 1: 'nodes n1' is not understood");
+        assert_eq!(said("knots n1\n"), "line 1: 'knots n1' is not understood");
+        assert_eq!(said("nodes 1001\n"), "line 1: '1001' is no number up to 1000");
         assert!(said("at 20 power\n").starts_with("line 1: the command 'power'"));
     }
 }

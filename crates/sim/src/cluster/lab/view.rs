@@ -7,6 +7,7 @@ use crate::cluster::store::Tree;
 use crate::scenario::Happening;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use stead_ha::ServiceState;
 use stead_membership::Hold;
 use stead_model::{ServiceId, Vmid};
 
@@ -33,7 +34,8 @@ pub struct GuestRow {
     pub sid: ServiceId,
     /// The number of the node that it executes on, else of the one that has its process, else of its owner.
     pub node: usize,
-    /// `runs`, `paused`, `hung`, `moving`, `waits` (a process that has not run), `down` (to run, and does not), `off`.
+    /// `runs`, `paused`, `hung`, `moving`, `waits` (to be started, and has not run yet), `down` (to run, and does not any more, or was
+    /// given up), `off`.
     pub state: &'static str,
     /// What its user wants; empty when HA does not have it.
     pub want: &'static str,
@@ -117,9 +119,9 @@ impl Lab {
             let sid = ServiceId { kind: own.kind, vmid: *vmid };
             let want = tree.config.resources.get(&sid).map_or("", |r| r.state.as_str());
             let place = places.get(vmid).copied();
-            let state = self.guest_state(place, want);
-            let node = place.map(|(i, _)| i).or_else(|| world.index(&own.owner)).unwrap_or(0);
             let ha = tree.manager.0.service_status.get(&sid).map_or("", |s| s.state.as_str());
+            let state = self.guest_state(sid, place, want, ha);
+            let node = place.map(|(i, _)| i).or_else(|| world.index(&own.owner)).unwrap_or(0);
             GuestRow { sid, node, state, want, ha }
         });
         View {
@@ -178,8 +180,21 @@ impl Lab {
         }
     }
 
-    fn guest_state(&self, place: Option<(usize, &Copy)>, want: &str) -> &'static str {
-        let Some((node, copy)) = place else { return if want == "started" { "down" } else { "off" } };
+    fn guest_state(
+        &self,
+        sid: ServiceId,
+        place: Option<(usize, &Copy)>,
+        want: &str,
+        ha: &str,
+    ) -> &'static str {
+        let Some((node, copy)) = place else {
+            let down = ha == ServiceState::Error.as_str() || self.outages.of(sid).since.is_some();
+            return match want {
+                "started" if down => "down",
+                "started" => "waits",
+                _ => "off",
+            };
+        };
         let stands = !self.world.nodes[node].executes(self.world.now);
         match copy {
             c if c.frozen || stands => "paused",
