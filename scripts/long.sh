@@ -29,7 +29,7 @@ bench)
     {
         say '### The simulator and the manager, by the size of the cluster'
         say
-        cargo run --locked -q --release -p stead-sim --example scale
+        cargo run --locked -q --release -p stead-sim --example growth
         say
         cargo run --locked -q --release -p stead-ha --example scale
         say

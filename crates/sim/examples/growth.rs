@@ -1,5 +1,5 @@
 //! How the modelled cluster grows from 10 to 1,000 nodes of 20 guests each, as a table for docs/benchmarks.md:
-//! `cargo run --release -p stead-sim --example scale [NODES…]`.
+//! `cargo run --release -p stead-sim --example growth [NODES…]`.
 //!
 //! Each size starts all of its guests, settles, is measured at rest, then one of its nodes loses power and its 20 guests are recovered.
 //! Times of guests are simulated; how long this machine takes for them is given as well.
