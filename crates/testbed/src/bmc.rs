@@ -116,8 +116,9 @@ impl Bmc {
     /// The options by which a fence agent reaches it, without the password.
     pub fn options(&self) -> String {
         let (ip, port) = (self.addr.ip(), self.addr.port());
-        // The simulator takes ten seconds to say which ciphers it knows.
-        format!("ip={ip} ipport={port} username={USER} lanplus=1 cipher=3")
+        // The simulator takes ten seconds to say which ciphers it knows; the agent waits two after each order, if not told
+        // otherwise.
+        format!("ip={ip} ipport={port} username={USER} lanplus=1 cipher=3 power_wait=0")
     }
 }
 

@@ -83,7 +83,7 @@ fn silent(note: &str) -> Result<u64> {
     Ok(number.context("no time stands there")?.parse()?)
 }
 
-async fn with_devices(cluster: &Cluster, api: &ApiClient) -> Result<Vec<Bmc>> {
+async fn with_devices(cluster: &Cluster, api: &ApiClient) -> Result<Vec<Option<Bmc>>> {
     let mut all = vec![];
     for n in 0..3 {
         let name = cluster.node(n).name();
@@ -100,7 +100,7 @@ async fn with_devices(cluster: &Cluster, api: &ApiClient) -> Result<Vec<Bmc>> {
         api.post(DEVICES, &form).await?;
         let said = api.get(&format!("/cluster/ha/fence/nodes/{name}")).await?;
         ensure!(said[0]["power"] == "on", "{said}");
-        all.push(bmc);
+        all.push(Some(bmc));
     }
     Ok(all)
 }
@@ -143,7 +143,7 @@ fn a_confirmed_power_off_takes_the_place_of_the_wait() {
         bed.mend(first).await?;
 
         let mut bmcs = with_devices(&bed.cluster, &api).await?;
-        sealed(&bed.cluster, &api).await?;
+        dead_device(&bed, &mut bmcs).await?;
         let at = place(&bed).await?;
         let (_, with) = bed.cut(at).await?;
         let note = bed.loss(at).await?;
@@ -156,19 +156,19 @@ fn a_confirmed_power_off_takes_the_place_of_the_wait() {
             "its power is on"
         );
         // What was taken is given back.
-        until("the node is turned on", BOOT, async || Ok(bmcs[at].is_on()?.then_some(()))).await?;
+        let device = bmcs[at].as_ref().context("its device was ended before")?;
+        until("the node is turned on", BOOT, async || Ok(device.is_on()?.then_some(()))).await?;
         bed.cluster.node(at).power_on()?;
         bed.mend(at).await?;
 
-        dead_device(&bed, &mut bmcs).await?;
         sealed(&bed.cluster, &api).await
     });
 }
 
 /// The device has gone with the power of its node: the wait is what it is without one, and HA's status says why.
-async fn dead_device(bed: &Bed, bmcs: &mut Vec<Bmc>) -> Result<()> {
+async fn dead_device(bed: &Bed, bmcs: &mut [Option<Bmc>]) -> Result<()> {
     let at = place(bed).await?;
-    bmcs.remove(at);
+    drop(bmcs[at].take());
     let (_, took) = bed.cut(at).await?;
     let note = bed.loss(at).await?;
     println!("power cut off, its device dead: {took:.2?} ({note})");
