@@ -13,8 +13,17 @@ use std::path::{Path, PathBuf};
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// Makes the folder, or takes the one that is there.
+    /// Makes the folder, or takes the one that is there. One in which nobody is left is thawed: whoever was frozen there is
+    /// dead, and who comes next would never run.
     pub fn create(path: PathBuf) -> io::Result<Self> {
+        let group = Self::make(path)?;
+        if group.is_frozen() && group.members().is_empty() {
+            group.thaw()?;
+        }
+        Ok(group)
+    }
+
+    fn make(path: PathBuf) -> io::Result<Self> {
         // The last guest of another node may just remove the group above.
         let mut made = std::fs::create_dir_all(&path);
         for _ in 0..8 {
@@ -63,14 +72,16 @@ impl Cgroup {
             // One that ended meanwhile is no failure.
             let _ = kill_process(pid, Signal::KILL);
         }
-        let state = self.0.join("freezer.state");
-        if state.exists() {
-            // SIGKILL is pending for every member: none returns to its own code.
-            std::fs::write(state, "THAWED")?;
-        }
-        let freeze = self.0.join("cgroup.freeze");
-        if freeze.exists() {
-            std::fs::write(freeze, "0")?;
+        // SIGKILL is pending for every member: none returns to its own code.
+        self.thaw()
+    }
+
+    fn thaw(&self) -> io::Result<()> {
+        for (file, word) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
+            let file = self.0.join(file);
+            if file.exists() {
+                std::fs::write(file, word)?;
+            }
         }
         Ok(())
     }

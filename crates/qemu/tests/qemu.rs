@@ -121,6 +121,17 @@ fn freeze(group: &Path) {
     }
 }
 
+/// A group that was left frozen, and in which nobody is, does not hold the next guest.
+async fn left_frozen(h: &Machines, options: QemuOptions) {
+    let id = vmid(101);
+    let driver = QemuDriver::new(options);
+    let group = driver.prepare(id, Epoch(1)).await.unwrap().cgroup.unwrap();
+    freeze(&group);
+    start(h, &driver, h.launch(id, Epoch(2))).await;
+    ticking(h, id).await;
+    driver.kill(id).await.unwrap();
+}
+
 /// A frozen guest reads as paused, takes no commands, is adopted, and dies without another tick.
 async fn frozen(h: &Machines, options: QemuOptions) {
     let id = vmid(100);
@@ -155,7 +166,8 @@ async fn a_frozen_group_dies_without_a_thaw() {
     if options.cgroup_root.is_none() {
         return skip("no cgroup can be made here");
     }
-    frozen(&h, options).await;
+    frozen(&h, options.clone()).await;
+    left_frozen(&h, options).await;
 }
 
 #[tokio::test]
@@ -166,7 +178,9 @@ async fn a_frozen_group_of_the_old_kind_dies_before_it_is_thawed() {
     if std::fs::create_dir_all(&root).is_err() || !root.join("freezer.state").exists() {
         return skip("there is no freezer of cgroups' first version here");
     }
-    frozen(&h, QemuOptions { cgroup_root: Some(root.clone()), ..h.options(0) }).await;
+    let options = QemuOptions { cgroup_root: Some(root.clone()), ..h.options(0) };
+    frozen(&h, options.clone()).await;
+    left_frozen(&h, options).await;
     assert!(!root.exists(), "the last guest's end removes the group above");
 }
 
