@@ -33,8 +33,10 @@ export function MigrateDialog({ guest, nodes, onMigrate, onCancel }: Props) {
   const conditions = useQuery(queries.migratePreconditions(node, vmid))
   const [picked, setPicked] = useState<string>()
   const targets = targetsOf(nodes, node, conditions.data)
-  const target = picked ?? proposed(targets)
-  const possible = targets.some((t) => t.node.name === target && t.obstacle === null)
+  const proposal = conditions.data && proposed(targets)
+  // Proposed once: what stands as chosen must not move when loads change, just before it is clicked.
+  if (picked === undefined && proposal) setPicked(proposal)
+  const possible = targets.some((t) => t.node.name === picked && t.obstacle === null)
   const running = conditions.data ? flag(conditions.data.running) : status !== 'stopped'
   return (
     <Modal
@@ -71,7 +73,7 @@ export function MigrateDialog({ guest, nodes, onMigrate, onCancel }: Props) {
                 <TargetChoice
                   key={t.node.name}
                   target={t}
-                  chosen={t.node.name === target}
+                  chosen={t.node.name === picked}
                   onPick={setPicked}
                 />
               ))}
@@ -84,7 +86,7 @@ export function MigrateDialog({ guest, nodes, onMigrate, onCancel }: Props) {
         <Button
           variant="primary"
           isDisabled={!conditions.data || !possible}
-          onClick={() => target && onMigrate(target, running)}
+          onClick={() => picked && onMigrate(picked, running)}
         >
           Migrate
         </Button>
