@@ -125,7 +125,17 @@ pub(crate) fn known(ops: &Ops) -> Result<At<NodeRecord>, OpsError> {
 pub(crate) async fn record_entry(ops: &Ops, known: At<NodeRecord>) -> Result<(), OpsError> {
     let At { value: mut record, revision } = known;
     let state = NodeState::Member { boot: ops.me.boot.clone() };
-    if record.state == state && record.addr == ops.me.addr && record.version == ops.me.version {
+    let refuted = record.off.take_if(|off| off.boot == ops.me.boot);
+    if let Some(off) = &refuted {
+        // Kept, it would settle every later loss of this boot at once, without a wait.
+        tracing::error!(
+            "{} said that this node was off, and it ran: see which device powers which node (stead fence list); until then \
+             guests may run twice",
+            off.devices
+        );
+    }
+    let same = record.state == state && record.addr == ops.me.addr && record.version == ops.me.version;
+    if same && refuted.is_none() {
         return Ok(());
     }
     record.state = state;

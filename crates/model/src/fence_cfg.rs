@@ -33,8 +33,38 @@ pub type AgentOptions = BTreeMap<String, String>;
 const NOT_YOURS: [&str; 8] =
     ["action", "option", "agent", "nodename", "debug", "debug_file", "verbose", "verbose_level"];
 
+/// Older names of options, which agents take beside the newer ones and which count before them: one for a whole device
+/// would silently take the place of what each of its connections says.
+const OLD_NAMES: [(&str, &str); 5] = [
+    ("ipaddr", "ip"),
+    ("login", "username"),
+    ("passwd", "password"),
+    ("passwd_script", "password_script"),
+    ("port", "plug"),
+];
+
+/// Agents whose *off* is no power-off: they take a machine's storage or network, ask somebody, or do nothing at all. To them
+/// a machine is off that runs on. (`fence_zvmip` takes a machine that it does not know for one that is off.)
+const NO_POWER: [&str; 14] = [
+    "fence_ack_manual",
+    "fence_brocade",
+    "fence_cisco_mds",
+    "fence_compute",
+    "fence_dummy",
+    "fence_evacuate",
+    "fence_heuristics_ping",
+    "fence_ifmib",
+    "fence_kdump",
+    "fence_mpath",
+    "fence_sanbox2",
+    "fence_sbd",
+    "fence_scsi",
+    "fence_zvmip",
+];
+
 /// What makes an option a secret, wherever in its name it stands.
-const SECRET: [&str; 7] = ["passw", "secret", "token", "community", "api_key", "apikey", "private_key"];
+const SECRET: [&str; 8] =
+    ["passw", "secret", "token", "community", "api_key", "apikey", "private_key", "hexadecimal_kg"];
 
 /// Whether an option of an agent is a secret, by its name.
 pub fn is_secret(key: &str) -> bool {
@@ -58,6 +88,14 @@ pub fn check_option(key: &str, value: &str) -> Result<(), String> {
              passwords are among it"
         ));
     }
+    if key.replace('-', "_") == "missing_as_off" {
+        return Err(format!(
+            "'{key}' cannot be set: it takes a machine that the device does not know, by a slip of the pen, for one that is off"
+        ));
+    }
+    if let Some((_, new)) = OLD_NAMES.iter().find(|(old, _)| *old == key) {
+        return Err(format!("'{key}' is an older name of the option '{new}': use that one"));
+    }
     if value.chars().any(char::is_control) || value.len() > 1024 {
         return Err(format!("the value of '{key}' has a control character, or more than 1024 bytes"));
     }
@@ -74,6 +112,12 @@ pub fn check_agent(agent: &str) -> Result<(), String> {
     if rest.is_empty() || agent.len() > 64 || !rest.chars().all(inner) {
         return Err(format!(
             "'{agent}' is no fence agent: it must be one like fence_redfish or fence_ipmilan"
+        ));
+    }
+    if NO_POWER.contains(&agent) {
+        return Err(format!(
+            "'{agent}' can't be used: when it says 'off' the machine may still run, and its guests would run twice; take an \
+             agent that switches the power"
         ));
     }
     Ok(())
@@ -484,6 +528,10 @@ mod tests {
             ("device a fence_x/../y", 1, "fence_redfish"),
             ("device a fence_x\ndevice a fence_x", 2, "defined twice"),
             ("\n\ndevice a fence_x password=x", 3, "stead fence set"),
+            ("device a fence_scsi ip=192.0.2.1", 1, "twice"),
+            ("device a fence_x port=3", 1, "older name of the option 'plug'"),
+            ("device a fence_x missing_as_off=1", 1, "cannot be set"),
+            ("device a fence_x hexadecimal_kg=00", 1, "secret"),
             ("device a fence_x snmp_priv_passwd=x", 1, "secret"),
             ("device a fence_x action=off", 1, "cannot be set"),
             ("device a fence_x debug-file=/x", 1, "cannot be set"),

@@ -153,6 +153,7 @@ async fn one_outlet_that_stays_on_is_no_power_off_and_the_other_is_given_back() 
     std::fs::write(file(&node, "4.stuck"), "").unwrap();
     let e = off(&node).await.unwrap_err();
     assert_eq!(e, "pdu: it took the order, and says that the power is on");
+    assert!(!file(&node, "3.off").exists(), "the other outlet is on again");
     let mut n2 = node.ops.node_record(&name("n2")).unwrap().value;
     n2.state = NodeState::Member { boot: BOOT.parse().unwrap() };
     assert!(node.ops.fenced_words(&n2).unwrap().starts_with("not powered off after "));

@@ -1,7 +1,7 @@
 //! Fence agents: the field's programs that speak to power switches, service processors and hypervisors (Debian's package
 //! `fence-agents` has about eighty).
 //!
-//! An agent reads `key=value` lines from its standard input, passwords among them, so that nothing of it stands on a command line;
+//! An agent reads `key=value` lines from its standard input, passwords among them, so that nothing of it stands on its command line (that of what it starts is its own);
 //! `action` says what to do. It exits with 0 when it has done it. Asked for the `status`, it exits with 0 for *on* and 2 for *off*.
 //!
 //! An agent is ended with all that it has started (`ipmitool`, `ssh`, …) when its time is over, or nobody waits for it any more.

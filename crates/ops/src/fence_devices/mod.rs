@@ -95,8 +95,9 @@ impl Ops {
         Ok(delays)
     }
 
-    /// Takes a node's power by all of its devices, then asks each whether it is off. When one of them fails, the others give back
-    /// what they have taken: half of a machine's power supplies is no state to leave it in.
+    /// Takes a node's power by all of its devices, then asks each whether it is off. When one of them fails, or says otherwise,
+    /// all give back what they may have taken: neither half of a machine's power supplies nor a machine that nobody turns on
+    /// again is a state to leave it in.
     ///
     /// # Errors
     /// Anything but: each has done it, and says afterwards that the power is off.
@@ -128,23 +129,33 @@ impl Ops {
             return Err(OpsError::failed(format!("node '{node}' has no fence device")));
         }
         let taken = join_all(calls.iter().map(|call| self.fence_agents.run(call, Action::Off))).await;
-        if let Some(why) = failures(&taken) {
-            let back = calls.iter().zip(&taken).filter(|(_, taken)| **taken == Ok(Ended::Done));
+        let confirmed = match failures(&taken) {
+            Some(why) => Err(OpsError::failed(why)),
+            None => self.all_off(&calls).await,
+        };
+        if let Err(e) = confirmed {
+            // One that failed may have done it all the same.
+            let back = calls.iter().zip(&taken).filter(|(_, taken)| **taken != Ok(Ended::WasOff));
             self.give_power(back.map(|(call, _)| call)).await;
-            return Err(OpsError::failed(why));
+            return Err(e);
         }
+        let names: Vec<String> = calls.iter().map(|c| c.device.to_string()).collect();
+        Ok((names.join(", "), taken.iter().all(|t| *t == Ok(Ended::WasOff))))
+    }
+
+    /// Asks every device whether the power is off.
+    async fn all_off(&self, calls: &[AgentCall]) -> Result<(), OpsError> {
         let seen = join_all(calls.iter().map(|call| self.fence_agents.run(call, Action::Status))).await;
         if let Some(why) = failures(&seen) {
             return Err(OpsError::failed(why));
         }
-        if let Some((call, _)) = calls.iter().zip(&seen).find(|(_, seen)| **seen != Ok(Ended::Off)) {
-            let device = &call.device;
-            return Err(OpsError::failed(format!(
-                "{device}: it took the order, and says that the power is on"
-            )));
+        match calls.iter().zip(&seen).find(|(_, seen)| **seen != Ok(Ended::Off)) {
+            None => Ok(()),
+            Some((call, _)) => Err(OpsError::failed(format!(
+                "{}: it took the order, and says that the power is on",
+                call.device
+            ))),
         }
-        let names: Vec<String> = calls.iter().map(|c| c.device.to_string()).collect();
-        Ok((names.join(", "), taken.iter().all(|t| *t == Ok(Ended::WasOff))))
     }
 
     async fn give_power(&self, calls: impl Iterator<Item = &AgentCall>) {

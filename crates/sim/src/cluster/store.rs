@@ -254,6 +254,9 @@ fn apply(tree: &mut Tree, txn: &Txn) -> bool {
             let as_seen = tree.nodes.get(node) == Some(seen);
             if as_seen {
                 tree.set_node(node, NodeState::Member { boot: boot.clone() });
+                if tree.off.get(node) == Some(boot) {
+                    tree.off.remove(node);
+                }
             }
             as_seen
         }
