@@ -5,6 +5,8 @@
 # Everything that it installs is in packaging/; the lists below say where it goes.
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
+# What is packed is readable by all, whoever builds it.
+umask 022
 
 profile=release
 pack=(-Zxz)

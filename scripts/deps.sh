@@ -95,7 +95,7 @@ add_backports() {
     fi
     # shellcheck disable=SC2016 # apt-get fills these in, not the shell
     uri=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(CODENAME)' 'Created-By: Packages' 2>/dev/null |
-        awk -v c="$codename" '$2 == c || $3 == c { print $1; exit }')
+        awk -v c="$codename" '($2 == c || $3 == c) && !seen++ { print $1 }')
     [ -n "$uri" ] || return 0
     signed=/usr/share/keyrings/debian-archive-keyring.gpg
     printf 'Types: deb\nURIs: %s\nSuites: %s-backports\nComponents: main\nSigned-By: %s\n' "$uri" "$codename" "$signed" |

@@ -31,11 +31,11 @@ have debootstrap || give_up "debootstrap is missing (make deps)"
 step "a Debian tree for machine nodes (400 MB, once)"
 # shellcheck disable=SC2016 # apt-get fills it in, not the shell
 mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' |
-    awk -v suite="$suite" '$2 == suite { print $1; exit }') || mirror=''
+    awk -v suite="$suite" '$2 == suite && !seen++ { print $1 }') || mirror=''
 mkdir -p "$cache"
 : >"$cache/log"
 work=$(mktemp -d "$cache/work.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf --one-file-system "$work"' EXIT
 chmod 755 "$work"
 logged debootstrap --variant=minbase --include="$base" "$suite" "$work" ${mirror:+"$mirror"}
 # Nothing is started while it is made.

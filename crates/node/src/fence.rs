@@ -87,7 +87,16 @@ pub async fn ensure(program: FenceProgram, client: FenceClient) -> Result<()> {
             .with_context(|| format!("the fence process does not answer; see {}", program.words()))?;
     }
     let version = client.version().await?;
-    if version.protocol != PROTOCOL || version.power != power_name(&program.power) {
+    let other_power = version.power != power_name(&program.power);
+    if other_power && program.program.is_none() {
+        // It keeps what it was started with; a node without a daemon would lose its guests for it.
+        tracing::warn!(
+            "the fence process has power '{}' until it is started anew, with the host; '{}' is wanted",
+            version.power,
+            program.power
+        );
+    }
+    if version.protocol != PROTOCOL || (other_power && program.program.is_some()) {
         bail!(
             "a fence process (pid {}) answers that speaks version {} and has power '{}', wanted are {PROTOCOL} and '{}'. It \
              guards this node's guests and outlives the daemon: stop the guests or move them away, then run 'stead-fenced \

@@ -235,10 +235,19 @@ impl Machine {
         self.cgroup.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Its pid 1, as this machine knows it.
+    /// Its pid 1, as this machine knows it. Never a process of this machine's own, whatever its command line: what is run
+    /// there may switch the power off.
     pub(crate) fn leader(&self) -> Option<i32> {
+        let space = |pid: &str, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
+        let apart = |pid: i32| {
+            ["pid", "mnt"].iter().all(|kind| {
+                let (own, other) = (space("self", kind), space(&pid.to_string(), kind));
+                own.is_some() && other.is_some() && own != other
+            })
+        };
         let all = procs::find(procs::NODE_DIR, &self.dir);
-        all.iter().find(|p| p.command.ends_with("/systemd") || p.command.ends_with("/init")).map(|p| p.pid)
+        let is_init = |p: &&procs::Process| p.command.ends_with("/systemd") || p.command.ends_with("/init");
+        all.iter().filter(is_init).find(|p| apart(p.pid)).map(|p| p.pid)
     }
 
     /// Its processes: all that share its pid 1's process ids.

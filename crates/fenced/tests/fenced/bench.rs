@@ -21,6 +21,7 @@ pub const W: Duration = Duration::from_millis(1500);
 const QEMU: &str = "qemu-system-x86_64";
 
 /// Skips by name what this machine cannot do; under `STEAD_STRICT=1` that is a failure. Returns whether it can.
+#[must_use]
 pub fn allowance(can: bool, what: &str) -> bool {
     if !can {
         assert!(std::env::var("STEAD_STRICT").as_deref() != Ok("1"), "this machine lacks {what}");

@@ -61,7 +61,9 @@ fn held_by_signals() {
 #[test]
 fn held_by_a_cgroup() {
     let found = cgroups();
-    allowance(!found.is_empty(), "a writable cgroup with a freezer");
+    if !allowance(!found.is_empty(), "a writable cgroup with a freezer") {
+        return;
+    }
     for cgroup in &found {
         hold_and_thaw(Some(cgroup.path()));
     }
@@ -215,7 +217,12 @@ fn a_guest_is_registered_again_only_when_its_process_is_gone() {
 /// On a machine where the package has written the file this test would take power over it, so it does not run there.
 #[test]
 fn power_over_the_host_is_refused_where_it_was_not_given() {
-    allowance(!Path::new(stead_fenced::power::HOST_ARMED).exists(), "a machine that is no node of Stead's");
+    if !allowance(
+        !Path::new(stead_fenced::power::HOST_ARMED).exists(),
+        "a machine that is no node of Stead's",
+    ) {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_stead-fenced"))
         .args(["--power", "host", "--socket"])

@@ -40,7 +40,7 @@ impl Named {
             return Ok(Self { sid, fails: false });
         };
         let number: u32 = digits.parse().map_err(|_| format!("'{text}' is not fa:NUMBER"))?;
-        let vmid = Vmid::new(FAILING_FROM + number).map_err(|e| e.to_string())?;
+        let vmid = Vmid::new(FAILING_FROM.saturating_add(number)).map_err(|e| e.to_string())?;
         Ok(Self { sid: ServiceId { kind: GuestKind::Qemu, vmid }, fails: true })
     }
 
