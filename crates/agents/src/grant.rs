@@ -267,7 +267,8 @@ impl Shell {
                 }
                 GrantorCommand::DeclareLost(declared) => {
                     let (ops, send) = (self.ops.clone(), self.send.clone());
-                    let off = self.confirmed.get(&declared.node).filter(|_| declared.off).cloned();
+                    let of_it = |off: &&PoweredOff| declared.off && off.boot == declared.boot;
+                    let off = self.confirmed.get(&declared.node).filter(of_it).cloned();
                     tokio::spawn(async move {
                         let outcome = declare(&ops, &declared, off).await;
                         // The task that owns the grantor may have ended.
