@@ -12,10 +12,11 @@
 //! that runs the tests, so whether that one's power is out of reach is looked at before the package, whose fence process
 //! has power over hosts, comes in ([`out_of_reach`]).
 
-use crate::procs;
+use crate::procs::{self, run};
 use anyhow::{Context, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Seek};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -314,14 +315,21 @@ impl Machine {
     /// # Errors
     /// Some are still there.
     pub(crate) fn wait_empty(&self) -> Result<()> {
-        let begin = Instant::now();
-        let events = self.cgroup.join("cgroup.events");
-        while fs::read_to_string(&events).is_ok_and(|text| text.lines().any(|l| l == "populated 1")) {
-            ensure!(begin.elapsed() < EMPTY_WITHIN, "processes of {} outlive SIGKILL", self.name);
-            // The kernel tells nobody but their parent, which has gone.
-            std::thread::sleep(Duration::from_millis(5));
+        let end = Instant::now() + EMPTY_WITHIN;
+        // Without the group nobody is in it.
+        let Ok(mut events) = fs::File::open(self.cgroup.join("cgroup.events")) else { return Ok(()) };
+        loop {
+            let mut text = String::new();
+            events.rewind()?;
+            if events.read_to_string(&mut text).is_err() || !text.lines().any(|l| l == "populated 1") {
+                return Ok(());
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "processes of {} outlive SIGKILL", self.name);
+            // The kernel tells of a change after what was read.
+            let mut changed = [PollFd::new(&events, PollFlags::PRI)];
+            poll(&mut changed, Some(&Timespec::try_from(left)?))?;
         }
-        Ok(())
     }
 
     /// Takes apart what `new` laid out, all but its files. It is off by now.
@@ -355,12 +363,6 @@ pub fn package(dir: &Path) -> Result<PathBuf> {
         .context("running scripts/deb.sh")?;
     ensure!(out.status.success(), "scripts/deb.sh failed:\n{}", String::from_utf8_lossy(&out.stderr));
     Ok(PathBuf::from(String::from_utf8(out.stdout)?.trim()))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let out = command.stdin(Stdio::null()).output().with_context(|| format!("running {command:?}"))?;
-    ensure!(out.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&out.stderr).trim());
-    Ok(())
 }
 
 #[cfg(test)]

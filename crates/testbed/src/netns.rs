@@ -14,6 +14,7 @@
 //! A namespace belongs to a thread: [`enter_own`] moves the calling thread, and what that thread opens or starts from then
 //! on lies in it. Nothing of the machine's own network is touched.
 
+use crate::procs::run;
 use anyhow::{Context, Result, ensure};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::collections::BTreeSet;
@@ -197,12 +198,6 @@ impl Network {
         ensure!(child.wait()?.success(), "nft refused:\n{script}");
         Ok(())
     }
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let out = command.stdin(Stdio::null()).output().with_context(|| format!("running {command:?}"))?;
-    ensure!(out.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&out.stderr).trim());
-    Ok(())
 }
 
 #[cfg(test)]

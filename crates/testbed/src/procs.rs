@@ -4,10 +4,11 @@
 //! the fence process and every guest. Whoever cleans its children's environment still names the node's folder in its
 //! arguments. Nothing is ever found, or ended, by a program's name.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The variable that marks a node's processes; its value is the node's folder.
@@ -17,6 +18,13 @@ pub const BED_DIR: &str = "STEAD_TESTBED_DIR";
 
 /// How long killed processes may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Runs a command to its end; an error, with its words, where it fails.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let out = command.stdin(Stdio::null()).output().with_context(|| format!("running {command:?}"))?;
+    ensure!(out.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&out.stderr).trim());
+    Ok(())
+}
 
 /// A process that runs (no zombie), as it was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
