@@ -1,0 +1,40 @@
+//! A node enters its cluster.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use stead_agents::lease::enter;
+use stead_conf::Txn;
+use stead_model::{BootId, NodeRecord, NodeState, PoweredOff, paths};
+use stead_ops::store;
+use stead_ops_testing::{Node, name};
+
+const EARLIER: &str = "33333333-3333-4333-8333-333333333333";
+
+/// What n1's record says after n1 has entered with `state` and with that boot confirmed off.
+async fn entered(state: impl FnOnce(BootId) -> NodeState, off: Option<BootId>) -> NodeRecord {
+    let node = Node::start().await;
+    let mut record = node.ops.node_record(&name("n1")).unwrap().value;
+    let boot = node.ops.me.boot.clone();
+    record.state = state(boot.clone());
+    let off = off.unwrap_or(boot);
+    record.off = Some(PoweredOff { boot: off, devices: "pdu1".into(), took_ms: 900 });
+    node.commit(Txn::new("test").put(paths::node(&record.name), store::bytes(&record).unwrap())).await;
+    enter(&node.ops).await.unwrap();
+    let record = node.ops.node_record(&name("n1")).unwrap().value;
+    assert_eq!(record.state, NodeState::Member { boot: node.ops.me.boot.clone() });
+    record
+}
+
+#[tokio::test]
+async fn a_boot_that_enters_was_never_off() {
+    let lost = entered(|boot| NodeState::Lost { boot }, None).await;
+    assert_eq!(lost.off, None, "no later loss of this boot may be settled by what was no power-off");
+    let member = entered(|boot| NodeState::Member { boot }, None).await;
+    assert_eq!(member.off, None);
+}
+
+#[tokio::test]
+async fn what_is_known_of_an_earlier_boot_stays() {
+    let earlier: BootId = EARLIER.parse().unwrap();
+    let after = entered(|_| NodeState::Lost { boot: EARLIER.parse().unwrap() }, Some(earlier.clone())).await;
+    assert_eq!(after.off.map(|off| off.boot), Some(earlier));
+}
