@@ -279,6 +279,7 @@ impl Ops {
             Request::Move { sid, target, .. } => {
                 self.ha_resource(*sid)?;
                 self.member(target)?;
+                self.ha_counts_on(target)?;
                 format!("HA: move {sid} to '{target}'")
             }
             Request::Stop { sid, timeout } => return self.ha_stop(who, *sid, *timeout).await,
@@ -293,6 +294,18 @@ impl Ops {
         txn.ops.push(Op::Put(command_path(request), store::bytes(request)?.into()));
         self.conf.transact(txn).await?;
         Ok(())
+    }
+
+    /// Fails where the manager would refuse a move to a node: of what it refuses, only the log of its own node tells.
+    fn ha_counts_on(&self, target: &NodeName) -> Result<(), OpsError> {
+        let status = self.ha_manager_status()?;
+        match status.pointer(&format!("/node_status/{target}")).and_then(Value::as_str) {
+            // It has not looked at that node yet.
+            None | Some("online") => Ok(()),
+            Some(other) => Err(OpsError::failed(format!(
+                "HA does not count on target node '{target}' now ({other}): nothing is moved there until it is online (stead ha status)"
+            ))),
+        }
     }
 
     /// Stops a resource within so many seconds: sets its requested state, and tells the manager the time.

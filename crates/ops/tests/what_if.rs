@@ -108,3 +108,20 @@ async fn what_the_leader_has_found_out_is_shown_in_the_status() {
     node.ops.status.foresee(Some(stead_ha::Outlook { survives: true, failing: 0, ..outlook }));
     assert_eq!(quorum(&node)["survives"], 1);
 }
+
+#[tokio::test]
+async fn a_move_that_the_manager_would_refuse_is_refused_where_it_is_asked_for() {
+    let node = cluster().await;
+    let go = |target: &str| stead_ha::Request::Move {
+        sid: "vm:100".parse().unwrap(),
+        target: name(target),
+        relocate: false,
+    };
+    node.ops.ha_request("root@pam", &go("n3")).await.unwrap();
+    // It has come back, and has no lease yet.
+    let mut state = ha_view::manager_state(&node.ops).unwrap().0;
+    state.node_status.insert(name("n3"), stead_ha::NodeStatus::Unknown);
+    node.commit(Txn::new("test").put(paths::HA_STATUS, store::bytes(&state).unwrap())).await;
+    let why = node.ops.ha_request("root@pam", &go("n3")).await.unwrap_err().to_string();
+    assert!(why.contains("does not count on target node 'n3' now (unknown)"), "{why}");
+}

@@ -107,6 +107,16 @@ pub async fn ha_settled(api: &ApiClient, vmid: u32) -> Result<()> {
     .await
 }
 
+/// Waits until the HA manager places services on a node: a member that has just come back holds no lease for a moment.
+pub async fn ha_takes(cluster: &Cluster, api: &ApiClient, node: usize) -> Result<()> {
+    let name = cluster.node(node).name();
+    until(&format!("HA counts on {name}"), RECOVERY, async || {
+        let status = api.get("/cluster/ha/status/manager_status").await?;
+        Ok((status["manager_status"]["node_status"][name] == "online").then_some(()))
+    })
+    .await
+}
+
 /// Waits until node `seen` stands as online, or not, in the view of `api`'s node.
 pub async fn node_is(cluster: &Cluster, api: &ApiClient, seen: usize, online: bool) -> Result<()> {
     let name = cluster.node(seen).name();

@@ -1,7 +1,7 @@
 //! Power-off under a guest → its CPUs run on another node, and its first answer.
 
 use super::super::support::{
-    BOOT, RECOVERY, cluster, ha_settled, ha_started, loopback, node_is, one_writer, runs_on,
+    BOOT, RECOVERY, cluster, ha_settled, ha_started, ha_takes, loopback, node_is, one_writer, runs_on,
 };
 use super::events::Follower;
 use super::trace::Traces;
@@ -128,6 +128,7 @@ pub async fn place(cluster: &Cluster, on_leader: bool) -> Result<(usize, ApiClie
     let mut to = at;
     if (at == leader) != on_leader {
         to = if on_leader { leader } else { (leader + 1) % 3 };
+        ha_takes(cluster, &any, to).await?;
         let path = format!("/nodes/{}/qemu/{VM}/migrate", cluster.node(at).name());
         any.post_and_wait(&path, &[("target", cluster.node(to).name()), ("online", "1")], BOOT).await?;
         runs_on(cluster, &any, VM, BOOT, |n| n == to).await?;
