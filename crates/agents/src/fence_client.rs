@@ -147,6 +147,10 @@ impl Fence for FenceClient {
         self.done(Op::Renew { nonce, lease_ms, drain_ms, watchdog_ms }, "renew the lease", None).await
     }
 
+    async fn shorten(&self) -> Result<(), FenceError> {
+        self.done(Op::Shorten, "shorten the lease", None).await
+    }
+
     async fn register(&self, guest: Registration) -> Result<(), FenceError> {
         let Registration { vmid, epoch, cgroup, monitor, pidfile } = guest;
         self.entrusted().insert(vmid);

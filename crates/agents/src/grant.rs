@@ -297,6 +297,10 @@ async fn declare(ops: &Ops, declared: &Declared, off: Option<PoweredOff>) -> Res
     if !member && (off.is_none() || node.state != lost) {
         return Err(DeclareFailure::Refused);
     }
+    // It was marked, or unmarked, since: there may be a restart lease that was not waited for.
+    if off.is_none() && node.may_restart() != declared.restart {
+        return Err(DeclareFailure::Refused);
+    }
     node.state = lost;
     let silent = declared.silent.as_millis();
     let why = match &off {

@@ -5,6 +5,7 @@
 use crate::clock::boottime;
 use crate::grant::GrantHandle;
 use crate::guardian::{self, Renewal};
+use crate::restart::{self, Restart};
 use std::sync::Arc;
 use std::time::Duration;
 use stead_membership::wire::{Heartbeat, HeartbeatAnswer, Outcome, Refusal, VERSION};
@@ -13,11 +14,14 @@ use stead_ops::peers::call;
 use stead_ops::store::{self, At};
 use stead_ops::{Lease, Ops, OpsError};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// Keeps the node's lease for as long as the daemon runs.
-pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>) {
+pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>, restart: Arc<Restart>) {
     let mut was_held = false;
-    let mut deciding: Option<tokio::task::JoinHandle<()>> = None;
+    let mut deciding: Option<JoinHandle<()>> = None;
+    let mut unmarking: Option<JoinHandle<()>> = None;
+    let mut asked = restart.asked();
     let profile = ops.cluster_record().map(|c| c.value.profile).unwrap_or_default();
     // What an earlier daemon was granted ends before this.
     let granted = Renewal { sent: boottime(), lease: profile.lease(), drain: profile.drain() };
@@ -28,21 +32,27 @@ pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>)
         let profile = cluster.as_ref().map(|c| c.profile).unwrap_or_default();
         let period = cluster.as_ref().map_or(profile.heartbeat(), ClusterRecord::heartbeat);
         let begun = tokio::time::Instant::now();
-        match beat(&ops, &grant, profile, &renewed).await {
-            Ok(None) => {}
-            Ok(Some(Refusal::Lost | Refusal::WrongBoot { .. })) => {
+        let asks = *asked.borrow_and_update();
+        match beat(&ops, &grant, profile, &renewed, asks).await {
+            Ok(Ok(length)) => {
+                restart.renewed(length);
+                if !asks && is_marked(&ops) && is_idle(unmarking.as_ref()) {
+                    unmarking = Some(tokio::spawn(unmark(ops.clone())));
+                }
+            }
+            Ok(Err(Refusal::Lost | Refusal::WrongBoot { .. })) => {
                 if let Err(e) = enter(&ops).await {
                     tracing::warn!("could not enter the cluster again: {e}");
                 }
             }
-            Ok(Some(why)) => tracing::debug!("no lease: {why}"),
+            Ok(Err(why)) => tracing::debug!("no lease: {why}"),
             Err(e) => tracing::debug!("no lease: {e}"),
         }
         let held = match ops.fence.status().await {
             Ok(status) => {
                 let has_lease = status.lease_left_ms.is_some();
                 // Beside the heartbeats: a guest that takes its time must not cost the node its lease.
-                if has_lease && deciding.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                if has_lease && is_idle(deciding.as_ref()) {
                     let (ops, guests) = (ops.clone(), status.guests);
                     deciding = Some(tokio::spawn(async move { ops.decide_held(&guests).await }));
                 }
@@ -58,22 +68,45 @@ pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>)
             tracing::info!("lease {}", if held { "held" } else { "lost" });
         }
         lease.send_if_modified(|l| std::mem::replace(&mut l.held, held) != held);
-        tokio::time::sleep_until(begun + period).await;
+        tokio::select! {
+            () = tokio::time::sleep_until(begun + period) => {}
+            // Its sender lives as long as this.
+            _ = asked.changed() => {}
+        }
     }
 }
 
-/// One heartbeat: nonce, question, answer, renewal. `Some`: refused.
+fn is_idle(task: Option<&JoinHandle<()>>) -> bool {
+    task.is_none_or(JoinHandle::is_finished)
+}
+
+/// Whether this node's record says that it may hold a restart lease.
+fn is_marked(ops: &Ops) -> bool {
+    known(ops).is_ok_and(|record| record.value.may_restart())
+}
+
+async fn unmark(ops: Arc<Ops>) {
+    // It is tried again after the next heartbeat.
+    if let Err(e) = restart::end(&ops).await {
+        tracing::debug!("the restart lease is not ended yet: {e}");
+    }
+}
+
+/// One heartbeat: nonce, question, answer, renewal. How long the lease is, or why there is none.
 async fn beat(
     ops: &Ops,
     grant: &GrantHandle,
     profile: FenceProfile,
     renewed: &watch::Sender<Renewal>,
-) -> Result<Option<Refusal>, OpsError> {
+    asks: bool,
+) -> Result<Result<Duration, Refusal>, OpsError> {
     let sent = boottime();
     let nonce = ops.fence.nonce().await?;
     let me = &ops.me;
-    let heartbeat =
-        Heartbeat { v: VERSION, node: me.name.clone(), uuid: me.uuid.clone(), boot: me.boot.clone(), nonce };
+    let (uuid, boot) = (me.uuid.clone(), me.boot.clone());
+    // Not before the mark is committed: who leads grants it to marked nodes alone.
+    let restart = asks && is_marked(ops);
+    let heartbeat = Heartbeat { v: VERSION, node: me.name.clone(), uuid, boot, nonce, restart };
     let leader = leader(ops).ok_or_else(|| OpsError::failed("the cluster has no leader now"))?;
     let limit = profile.lease() / 3;
     let answer: HeartbeatAnswer = if leader.name == me.name {
@@ -90,9 +123,9 @@ async fn beat(
             ops.fence.renew(answer.nonce, lease_ms, drain_ms, watchdog_ms).await?;
             let ms = Duration::from_millis;
             renewed.send_replace(Renewal { sent, lease: ms(lease_ms), drain: ms(drain_ms) });
-            Ok(None)
+            Ok(Ok(ms(lease_ms)))
         }
-        Outcome::Refused { reason } => Ok(Some(reason)),
+        Outcome::Refused { reason } => Ok(Err(reason)),
     }
 }
 

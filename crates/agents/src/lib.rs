@@ -12,6 +12,7 @@ pub mod members;
 pub mod peers;
 pub mod raft;
 pub mod report;
+pub mod restart;
 pub mod rpc;
 pub mod stats;
 pub mod witness;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use stead_agents::lease::enter;
+use stead_agents::restart::{self, Restart};
 use stead_conf::Txn;
 use stead_model::{BootId, NodeRecord, NodeState, PoweredOff, paths};
 use stead_ops::store;
@@ -37,4 +38,31 @@ async fn what_is_known_of_an_earlier_boot_stays() {
     let earlier: BootId = EARLIER.parse().unwrap();
     let after = entered(|_| NodeState::Lost { boot: EARLIER.parse().unwrap() }, Some(earlier.clone())).await;
     assert_eq!(after.off.map(|off| off.boot), Some(earlier));
+}
+
+async fn marked(node: &Node) {
+    let mut record = node.ops.node_record(&name("n1")).unwrap().value;
+    record.restart = Some(node.ops.me.boot.clone());
+    node.commit(Txn::new("test").put(paths::node(&record.name), store::bytes(&record).unwrap())).await;
+}
+
+#[tokio::test]
+async fn the_mark_of_a_restart_goes_only_once_the_fence_process_has_let_go() {
+    let node = Node::start().await;
+    marked(&node).await;
+    let is_marked = || node.ops.node_record(&name("n1")).unwrap().value.may_restart();
+    node.fence.set_gone(true);
+    restart::end(&node.ops).await.unwrap_err();
+    assert!(is_marked(), "it may hold to the long lease");
+    node.fence.set_gone(false);
+    restart::end(&node.ops).await.unwrap();
+    assert!(!is_marked());
+    assert_eq!(node.fence.shortened(), 1);
+}
+
+#[tokio::test]
+async fn a_node_without_guests_takes_no_restart_lease() {
+    let node = Node::start().await;
+    Restart::default().prepare(&node.ops).await;
+    assert!(!node.ops.node_record(&name("n1")).unwrap().value.may_restart());
 }

@@ -12,6 +12,8 @@ struct State {
     nonce: u64,
     lease_ms: Option<u64>,
     gone: bool,
+    /// How often the lease was shortened.
+    shortened: u32,
     guests: BTreeMap<Vmid, (Registration, Hold)>,
     /// What was continued, in order.
     ran: Vec<(Vmid, Epoch)>,
@@ -41,6 +43,11 @@ impl FakeFence {
     /// From now on nothing is answered (or everything again).
     pub fn set_gone(&self, gone: bool) {
         self.state().gone = gone;
+    }
+
+    /// How often the lease was shortened.
+    pub fn shortened(&self) -> u32 {
+        self.state().shortened
     }
 
     /// What was continued, in order.
@@ -78,6 +85,12 @@ impl Fence for FakeFence {
             return Err(FenceError::Gone(format!("it refused to renew the lease: nonce {nonce} is unknown")));
         }
         state.lease_ms = Some(lease_ms);
+        Ok(())
+    }
+
+    async fn shorten(&self) -> Result<(), FenceError> {
+        let mut state = self.answering()?;
+        state.shortened += 1;
         Ok(())
     }
 

@@ -21,7 +21,7 @@ pub enum PowerError {
     )]
     NotArmed(PathBuf),
     /// Not a switch.
-    #[error("'{0}' is no power switch: it must be none, socket:PATH or host")]
+    #[error("'{0}' is no power switch: it must be none, socket:PATH, watchdog:PATH or host")]
     Syntax(String),
     /// The switch does not work.
     #[error("could not {what} {path}")]
@@ -58,26 +58,30 @@ pub enum Power {
     None,
     /// The testbed's power switch: a unix socket that takes `reset\n`.
     Socket(PathBuf),
+    /// The same with a watchdog, which `feed MILLISECONDS\n` starts and feeds.
+    Watchdog(PathBuf),
     /// This machine: sysrq, and the watchdog behind it.
     Host(HostPower),
 }
 
 impl Power {
-    /// Reads `none`, `socket:PATH` or `host`.
+    /// Reads `none`, `socket:PATH`, `watchdog:PATH` or `host`.
     pub fn parse(text: &str) -> Result<Self, PowerError> {
         match text.split_once(':') {
             None if text == "none" => Ok(Self::None),
             None if text == "host" => Ok(Self::Host(HostPower::open(Path::new(HOST_ARMED))?)),
             Some(("socket", path)) if !path.is_empty() => Ok(Self::Socket(path.into())),
+            Some(("watchdog", path)) if !path.is_empty() => Ok(Self::Watchdog(path.into())),
             _ => Err(PowerError::Syntax(text.to_owned())),
         }
     }
 
-    /// `none`, `socket` or `host`.
+    /// `none`, `socket`, `watchdog` or `host`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Socket(_) => "socket",
+            Self::Watchdog(_) => "watchdog",
             Self::Host(_) => "host",
         }
     }
@@ -86,14 +90,7 @@ impl Power {
     pub fn reset(&mut self) -> Result<bool, PowerError> {
         match self {
             Self::None => Ok(false),
-            Self::Socket(path) => {
-                let mut switch =
-                    UnixStream::connect(&*path).map_err(io("connect to the power switch", path))?;
-                let sent = switch.set_write_timeout(Some(Duration::from_millis(100)));
-                sent.and_then(|()| switch.write_all(b"reset\n"))
-                    .map_err(io("reset by the power switch", path))?;
-                Ok(true)
-            }
+            Self::Socket(path) | Self::Watchdog(path) => tell(path, "reset\n").map(|()| true),
             Self::Host(host) => host.reset().map(|()| true),
         }
     }
@@ -102,6 +99,7 @@ impl Power {
     pub fn feed(&mut self, timeout: Duration) -> Result<(), PowerError> {
         match self {
             Self::None | Self::Socket(_) => Ok(()),
+            Self::Watchdog(path) => tell(path, &format!("feed {}\n", timeout.as_millis())),
             Self::Host(host) => host.feed(timeout),
         }
     }
@@ -111,6 +109,8 @@ impl Power {
     pub fn admit(&mut self, timeout: Duration) -> Result<(), PowerError> {
         match self {
             Self::None | Self::Socket(_) => Ok(()),
+            // What it counts is told with each feed.
+            Self::Watchdog(_) => self.feed(timeout),
             Self::Host(host) => host.set_timeout(timeout),
         }
     }
@@ -119,9 +119,17 @@ impl Power {
     pub fn stand_down(&mut self) -> Result<(), PowerError> {
         match self {
             Self::None | Self::Socket(_) => Ok(()),
+            Self::Watchdog(path) => tell(path, "stop\n"),
             Self::Host(host) => host.stand_down(),
         }
     }
+}
+
+/// A word to the testbed's power switch.
+fn tell(path: &Path, word: &str) -> Result<(), PowerError> {
+    let mut switch = UnixStream::connect(path).map_err(io("connect to the power switch", path))?;
+    let sent = switch.set_write_timeout(Some(Duration::from_millis(100)));
+    sent.and_then(|()| switch.write_all(word.as_bytes())).map_err(io("tell the power switch", path))
 }
 
 /// Power over this machine.
@@ -287,6 +295,9 @@ mod tests {
     fn switches_are_named_as_documented() {
         assert!(matches!(Power::parse("none"), Ok(Power::None)));
         assert!(matches!(Power::parse("socket:/run/x"), Ok(Power::Socket(p)) if p == Path::new("/run/x")));
+        assert!(
+            matches!(Power::parse("watchdog:/run/x"), Ok(Power::Watchdog(p)) if p == Path::new("/run/x"))
+        );
         for wrong in ["", "sock:/x", "socket:", "none:1", "host:/x"] {
             assert!(matches!(Power::parse(wrong), Err(PowerError::Syntax(_))), "{wrong}");
         }

@@ -336,6 +336,7 @@ impl Server {
             Op::Renew { nonce, lease_ms, drain_ms, watchdog_ms } => {
                 self.renew(nonce, lease_ms, drain_ms, watchdog_ms)
             }
+            Op::Shorten => self.shorten(),
             Op::Register(registration) => self.register(registration),
             Op::Forget { vmid } => self.forget(vmid),
             Op::Run { vmid, epoch } => match self.run(vmid, epoch) {
@@ -373,6 +374,20 @@ impl Server {
         let before = self.holder.times();
         let renewed = self.holder.renew(self.clock.now(), nonce, lease, drain, watchdog);
         renewed.map_err(|e| grant(e.to_string()))?;
+        if self.holder.times() != before {
+            self.store();
+        }
+        Ok(Answer::Done)
+    }
+
+    /// The watchdog is given the shorter times first: if this process hangs later, they are what it promised.
+    fn shorten(&mut self) -> Result<Answer, Refusal> {
+        let grant = |why: String| Refusal::Grant { why };
+        let (drain, watchdog) =
+            self.holder.may_shorten(self.clock.now()).map_err(|e| grant(e.to_string()))?;
+        self.power.admit(less_drift(drain + watchdog)).map_err(|e: PowerError| grant(e.to_string()))?;
+        let before = self.holder.times();
+        self.holder.shorten(self.clock.now()).map_err(|e| grant(e.to_string()))?;
         if self.holder.times() != before {
             self.store();
         }

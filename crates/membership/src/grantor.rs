@@ -17,6 +17,11 @@
 //! to apply the change, no lease of the old profile can be alive, and it commits that ([`GrantorCommand::SettleProfile`]).
 //! So a daemon that starts, and knows no history, reads all that matters.
 //!
+//! **A restart lease** lets a node's guests run on while its daemon is started anew. It is granted to a heartbeat that asks for it
+//! by a node whose record says so ([`Member::restart`]), which was committed before: so every later leader knows that
+//! such a lease may be alive, and waits for it. The node takes the mark out of its record once its fence process holds to an
+//! ordinary lease again; from that commit on the long one counts no more.
+//!
 //! A node is declared lost when the fence time after its last granted heartbeat has passed. From the decision on it is
 //! refused, before the commit too, for the commit may come through at any later time. **Lost is not yet settled**:
 //! a loss that an *older* leader decided may be committed under a newer one that has granted a lease in between.
@@ -28,8 +33,8 @@ mod power;
 
 pub use power::PowerOff;
 
-use crate::Moment;
 use crate::wire::{Heartbeat, HeartbeatAnswer, Outcome, Refusal, VERSION};
+use crate::{Moment, RESTART_LEASE, restart_fence_time};
 use power::Order;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -47,12 +52,15 @@ pub struct Member {
     pub state: NodeState,
     /// The last boot of it that its fence devices have confirmed to be off.
     pub off: Option<BootId>,
+    /// The boot by which it is, or was, a member may hold a restart lease.
+    pub restart: bool,
 }
 
 impl From<&NodeRecord> for Member {
     fn from(record: &NodeRecord) -> Self {
         let off = record.off.as_ref().map(|off| off.boot.clone());
-        Self { uuid: record.uuid.clone(), state: record.state.clone(), off }
+        let restart = record.may_restart();
+        Self { uuid: record.uuid.clone(), state: record.state.clone(), off, restart }
     }
 }
 
@@ -73,7 +81,7 @@ pub enum GrantorCommand {
         answer: HeartbeatAnswer,
     },
     /// Commit the node lost, with its record being an unchanged `Member` of that boot as precondition; where it is confirmed off,
-    /// that too, and then `Lost` of that boot will do as well. Then call [`Grantor::declared`], or [`Grantor::declare_failed`].
+    /// that too, and then `Lost` of that boot will do as well; [`NodeRecord::may_restart`] as it is named. Then call [`Grantor::declared`], or [`Grantor::declare_failed`].
     DeclareLost(Declared),
     /// Have every fence device of the node take its power, then ask each whether it is off. If all say so, call
     /// [`Grantor::powered_off`], otherwise [`Grantor::power_off_failed`].
@@ -104,13 +112,17 @@ pub struct Declared {
     pub silent: Duration,
     /// Its fence devices have confirmed that this boot is off.
     pub off: bool,
+    /// Whether a restart lease was waited for. If the record says another thing by now, this decision rests on too little.
+    pub restart: bool,
 }
 
 /// What this leader knows of one member's lease.
 #[derive(Debug, Clone)]
 struct Track {
-    /// Before this moment the node may have a lease, or guests not yet made safe.
-    safe_at: Moment,
+    /// Before this moment the node may have an ordinary lease, or guests not yet made safe.
+    ordinary: Moment,
+    /// The same of a restart lease, while one may be alive.
+    restart: Option<Moment>,
     /// The last granted heartbeat's arrival, or when counting began.
     heard: Moment,
     /// Whether a heartbeat was granted by this leader.
@@ -192,7 +204,8 @@ impl Grantor {
         let out = self.depose();
         self.term = Some(term);
         let safe_at = now + self.longest();
-        self.tracks = self.members.keys().map(|n| (n.clone(), Track::unheard(now, safe_at))).collect();
+        let track = |(n, m): (&NodeName, &Member)| (n.clone(), Track::unheard(now, safe_at, m));
+        self.tracks = self.members.iter().map(track).collect();
         out
     }
 
@@ -220,16 +233,21 @@ impl Grantor {
         }
         let safe_at = now + self.longest();
         for (node, member) in &self.members {
-            let track = self.tracks.entry(node.clone()).or_insert_with(|| Track::unheard(now, safe_at));
+            let track =
+                self.tracks.entry(node.clone()).or_insert_with(|| Track::unheard(now, safe_at, member));
+            match track.restart {
+                // An older leader may have granted one before this one came to know of the mark.
+                None if member.restart => track.restart = Some(now + restart_fence_time()),
+                Some(_) if !member.restart => track.restart = None,
+                _ => {}
+            }
             if before.get(node).is_none_or(|old| old.state != member.state) {
                 track.declaring = None;
                 if track.order.state_changed(&member.state) {
                     self.due.push(GrantorCommand::CallOff { node: node.clone() });
                 }
                 if !member.state.is_lost() {
-                    // It has just entered, and counts as heard.
-                    track.safe_at = track.safe_at.max(safe_at);
-                    track.heard = now;
+                    track.entered(now, safe_at);
                 }
             }
         }
@@ -244,7 +262,7 @@ impl Grantor {
             self.profile = profile;
             // An older leader may have granted by it before this one came to apply it.
             for track in self.tracks.values_mut() {
-                track.safe_at = track.safe_at.max(now + profile.fence_time());
+                track.ordinary = track.ordinary.max(now + profile.fence_time());
             }
         }
     }
@@ -299,8 +317,7 @@ impl Grantor {
         let Some(track) = self.tracks.get_mut(node).filter(|t| t.declaring.is_some()) else { return };
         track.declaring = None;
         if let Some(member) = self.members.get(node).filter(|m| !m.state.is_lost()) {
-            track.safe_at = track.safe_at.max(safe_at);
-            track.heard = now;
+            track.entered(now, safe_at);
             if track.order.state_changed(&member.state) {
                 self.due.push(GrantorCommand::CallOff { node: node.clone() });
             }
@@ -330,11 +347,12 @@ impl Grantor {
         for (node, track) in &mut self.tracks {
             let Some(member) = self.members.get(node) else { continue };
             let off = track.order.is_unsaid(&member.state, member.off.as_ref());
-            let over = now > track.safe_at && !member.state.is_lost();
+            let over = now > track.safe_at() && !member.state.is_lost();
             if (over || off) && track.declaring != Some(Declaring::Asked) {
                 track.declaring = Some(Declaring::Asked);
                 let (boot, silent) = (member.state.boot().clone(), now.saturating_sub(track.heard));
-                out.push(GrantorCommand::DeclareLost(Declared { node: node.clone(), boot, silent, off }));
+                let (node, restart) = (node.clone(), member.restart);
+                out.push(GrantorCommand::DeclareLost(Declared { node, boot, silent, off, restart }));
             }
             if track.order.is_done(&member.state, member.off.as_ref()) {
                 track.order = Order::None;
@@ -351,7 +369,11 @@ impl Grantor {
             let member = self.members.get(node).filter(|_| t.declaring != Some(Declaring::Asked))?;
             let off = t.order.is_unsaid(&member.state, member.off.as_ref());
             let done = t.order.is_done(&member.state, member.off.as_ref());
-            if off || done { Some(Moment::ZERO) } else { Some(t.safe_at).filter(|_| !member.state.is_lost()) }
+            if off || done {
+                Some(Moment::ZERO)
+            } else {
+                Some(t.safe_at()).filter(|_| !member.state.is_lost())
+            }
         };
         let lost = self.tracks.iter().filter_map(declares_at);
         let strikes = self.tracks.iter().filter_map(|(n, t)| self.strikes_at(n, t));
@@ -365,7 +387,7 @@ impl Grantor {
     pub fn settled(&self, now: Moment, node: &NodeName) -> bool {
         let Some(member) = self.members.get(node).filter(|m| m.state.is_lost()) else { return false };
         let off = member.off.as_ref() == Some(member.state.boot());
-        self.tracks.get(node).is_some_and(|t| off || now > t.safe_at)
+        self.tracks.get(node).is_some_and(|t| off || now > t.safe_at())
     }
 
     /// How long ago the last granted heartbeat of a node arrived; none if this leader granted none. For display, and for
@@ -408,14 +430,19 @@ impl Grantor {
     }
 
     fn grant(&mut self, beat: &Heartbeat, arrived: Moment) -> GrantorCommand {
-        let fence = self.profile.fence_time();
+        let restart = beat.restart && self.members.get(&beat.node).is_some_and(|m| m.restart);
         if let Some(track) = self.tracks.get_mut(&beat.node) {
-            track.safe_at = track.safe_at.max(arrived + fence);
+            if restart {
+                track.restart = track.restart.max(Some(arrived + restart_fence_time()));
+            } else {
+                track.ordinary = track.ordinary.max(arrived + self.profile.fence_time());
+            }
             track.heard = track.heard.max(arrived);
             track.granted = true;
             track.order = Order::None;
         }
-        answer(beat, Outcome::granted(self.profile))
+        let lease = if restart { RESTART_LEASE.max(self.profile.lease()) } else { self.profile.lease() };
+        answer(beat, Outcome::granted_for(lease, self.profile))
     }
 
     /// Begins a round for all that wait, unless one is under way: that one began too early for them.
@@ -438,8 +465,20 @@ impl Grantor {
 }
 
 impl Track {
-    fn unheard(now: Moment, safe_at: Moment) -> Self {
-        Self { safe_at, heard: now, granted: false, declaring: None, order: Order::None }
+    fn unheard(now: Moment, ordinary: Moment, member: &Member) -> Self {
+        let restart = member.restart.then(|| now + restart_fence_time());
+        Self { ordinary, restart, heard: now, granted: false, declaring: None, order: Order::None }
+    }
+
+    /// Before this moment the node may have a lease, or guests not yet made safe.
+    fn safe_at(&self) -> Moment {
+        self.restart.map_or(self.ordinary, |restart| restart.max(self.ordinary))
+    }
+
+    /// The node has just entered, and counts as heard.
+    fn entered(&mut self, now: Moment, safe_at: Moment) {
+        self.ordinary = self.ordinary.max(safe_at);
+        self.heard = now;
     }
 }
 

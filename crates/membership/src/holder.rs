@@ -16,7 +16,8 @@
 //!
 //! The lease's end is counted from the moment its nonce was issued, which is before the heartbeat was sent.
 //! 1 % is taken off every wait, for a clock that is slow. Where a grant and the one before it differ in length
-//! (the profile was changed), the one that ends later counts; the leader counts the longest that it gave.
+//! (the profile was changed, or a restart lease is alive), the one that ends later counts; the leader counts the longest
+//! that it gave. [`Holder::shorten`] ends a longer one, and from its answer on it counts no more on either side.
 //!
 //! The watchdog may be fed while the lease is good or while no guest can run. Fed last at the lease's end at the
 //! latest, with a time-out of D + W, it fires by L + D + W even if this process hangs. (Feeding on renewals alone
@@ -113,6 +114,9 @@ pub enum RenewError {
     /// The reset of this machine was asked for; nothing is taken back.
     #[error("this machine is about to be reset")]
     Resetting,
+    /// The lease granted last is over, or there was none.
+    #[error("the lease that was granted last is over")]
+    NothingLeft,
 }
 
 /// A guest that may not be run.
@@ -170,6 +174,7 @@ struct Lease {
     ends: Moment,
     lease: Duration,
     drain: Duration,
+    watchdog: Duration,
 }
 
 impl Lease {
@@ -184,6 +189,9 @@ pub struct Holder {
     next_nonce: u64,
     issued: VecDeque<(u64, Moment)>,
     lease: Option<Lease>,
+    /// The one granted last, where that is another.
+    #[serde(default)]
+    latest: Option<Lease>,
     guests: BTreeMap<Vmid, Guest>,
     /// The end of `lease` was seen, and what was registered then is being made safe.
     over: bool,
@@ -203,6 +211,7 @@ impl Holder {
             next_nonce: first_nonce,
             issued: VecDeque::new(),
             lease: None,
+            latest: None,
             guests: BTreeMap::new(),
             over: false,
             times: None,
@@ -256,18 +265,39 @@ impl Holder {
         watchdog: Duration,
     ) -> Result<(), RenewError> {
         let at = self.answers(nonce, lease, drain, watchdog)?;
-        let granted = Lease { ends: self.issued[at].1 + less_drift(lease), lease, drain };
+        let granted = Lease { ends: self.issued[at].1 + less_drift(lease), lease, drain, watchdog };
         // Answers to this and to older heartbeats count no more.
         self.issued.drain(..=at);
         if granted.ends <= now {
             return Err(RenewError::TooLate(nonce));
         }
+        self.latest = Some(granted);
         if self.lease.is_none_or(|old| old.ends < granted.ends) {
             self.lease = Some(granted);
             self.times = Some((drain, watchdog));
         }
         self.over = false;
         self.adopted_by = None;
+        Ok(())
+    }
+
+    /// D and W that count after [`Self::shorten`], if it would be carried out now.
+    pub fn may_shorten(&self, now: Moment) -> Result<(Duration, Duration), RenewError> {
+        let latest = self.latest.filter(|l| l.ends > now).ok_or(RenewError::NothingLeft)?;
+        if self.guests.values().any(|g| g.hold == Hold::Unsafe) {
+            return Err(RenewError::Resetting);
+        }
+        Ok((latest.drain, latest.watchdog))
+    }
+
+    /// Holds to the lease granted last alone, although one before it ends later. Refused where nothing would be left.
+    ///
+    /// Older heartbeats count no more, so that what was granted to them is ended for ever. The watchdog must have
+    /// [`Self::may_shorten`]'s times before this is answered.
+    pub fn shorten(&mut self, now: Moment) -> Result<(), RenewError> {
+        self.times = Some(self.may_shorten(now)?);
+        self.lease = self.latest;
+        self.fed = None;
         Ok(())
     }
 

@@ -20,6 +20,9 @@
 //! Nothing here reads a clock. Every moment is a [`Moment`]: time since boot with suspension counted
 //! (`CLOCK_BOOTTIME`) of the machine on which the value lives; moments of two machines are never compared.
 
+use std::time::Duration;
+use stead_model::FenceProfile;
+
 pub mod grantor;
 pub mod holder;
 pub mod voters;
@@ -30,11 +33,20 @@ pub use holder::{Hold, Holder, HolderCommand, RegisterError, RenewError, Report,
 pub use wire::{Heartbeat, HeartbeatAnswer, Outcome, Refusal};
 
 /// Time since boot (`CLOCK_BOOTTIME`) of one machine.
-pub type Moment = std::time::Duration;
+pub type Moment = Duration;
 
 /// Takes 1 % off, for a clock that may be slow: what this side waits has truly passed by then.
-pub fn less_drift(time: std::time::Duration) -> std::time::Duration {
+pub fn less_drift(time: Duration) -> Duration {
     time * 99 / 100
+}
+
+/// How long a restart lease is: for a daemon that is started anew, or upgraded, on purpose.
+pub const RESTART_LEASE: Duration = Duration::from_secs(60);
+
+/// The fence time of a restart lease. It may have been granted under any profile, so the longest D and W count.
+pub fn restart_fence_time() -> Duration {
+    let wan = FenceProfile::Wan;
+    (RESTART_LEASE.max(wan.lease()) + wan.drain() + wan.watchdog()) * 101 / 100
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //!
 //! Each `Plant` is a mistake one could make in wiring the two; the search must find every one.
 
-use crate::grantor::{DeclareFailure, Grantor, GrantorCommand, Member};
+use crate::grantor::{DeclareFailure, Declared, Grantor, GrantorCommand, Member};
 use crate::holder::{Holder, HolderCommand};
 use crate::wire::{Heartbeat, Outcome, VERSION};
 use crate::{HeartbeatAnswer, Moment};
@@ -32,6 +32,14 @@ enum Plant {
     ForgetPrevious,
     /// A fence device that says it will is believed.
     OffOnOrder,
+    /// A restart lease is granted to who asks, marked or not.
+    RestartUnmarked,
+    /// A new leader does not look for marks of restart leases, nor does the commit of a loss.
+    MarkUnseen,
+    /// The mark goes while the fence process still holds to the restart lease.
+    ClearUnshortened,
+    /// The end of a mark is committed over whatever stands there.
+    ClearUnchecked,
 }
 
 #[derive(Debug, Clone)]
@@ -52,11 +60,22 @@ enum Act {
     Restart(bool),
     /// A heartbeat to that leader and back without a delay.
     Renew(bool),
+    /// The node's daemon is to be started anew: its record is marked, and it asks for a restart lease from now on.
+    Mark,
+    /// It is there again, and asks for ordinary ones.
+    Return,
+    /// Its fence process is to hold to the lease granted last, and then the mark is to go.
+    Shorten,
+    /// All of that until the proposal, with no delay.
+    Back(bool),
+    /// That is committed, if the record has not changed since.
+    Clear(u8),
     /// The node's fence device carries a leader's order out, or fails; or it says that it did, and did not yet.
     Device(u8, bool),
 }
 
-fn acts() -> impl Strategy<Value = Vec<Act>> {
+/// With daemons that are started anew on purpose, or without.
+fn acts(restarts: bool) -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
         4 => (1u16..3000).prop_map(Act::Wait),
         3 => Just(Act::Beat),
@@ -72,6 +91,15 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         4 => any::<bool>().prop_map(Act::Renew),
         2 => (any::<u8>(), any::<bool>()).prop_map(|(i, ok)| Act::Device(i, ok)),
     ];
+    let restart = prop_oneof![
+        1 => (3000u16..20_000).prop_map(Act::Wait),
+        2 => Just(Act::Mark),
+        1 => Just(Act::Return),
+        1 => Just(Act::Shorten),
+        2 => any::<bool>().prop_map(Act::Back),
+        2 => any::<u8>().prop_map(Act::Clear),
+    ];
+    let act = if restarts { prop_oneof![3 => act, 1 => restart].boxed() } else { act.boxed() };
     prop::collection::vec(act, 1..120)
 }
 
@@ -88,10 +116,19 @@ struct Leader {
     round: Option<(u64, bool, usize)>,
     /// How many of them it has applied.
     applied: usize,
+    /// It was elected without a look at the marks.
+    blind: bool,
 }
 
-/// The profile as committed, and the one before it until that is settled.
-type Profiles = (FenceProfile, Option<FenceProfile>);
+/// What is committed but for losses.
+#[derive(Debug, Clone, Copy)]
+struct Commit {
+    profile: FenceProfile,
+    /// The one before it until that is settled.
+    previous: Option<FenceProfile>,
+    /// The node may hold a restart lease.
+    restart: bool,
+}
 
 struct World {
     plant: Plant,
@@ -104,12 +141,20 @@ struct World {
     term: u64,
     members: BTreeMap<NodeName, Member>,
     /// Every committed change, oldest first.
-    profiles: Vec<Profiles>,
+    log: Vec<Commit>,
+    /// How often the node's record was changed.
+    revision: usize,
+    /// The node's daemon asks for restart leases.
+    asks: bool,
+    /// Its fence process was given an ordinary lease last, for a heartbeat of this daemon.
+    fresh: bool,
+    /// Proposals to end the mark, and over which revision.
+    clears: Vec<usize>,
     settling: Vec<FenceProfile>,
     beats: Vec<Heartbeat>,
     answers: Vec<HeartbeatAnswer>,
-    /// Who proposes the loss, and whether as confirmed off.
-    proposals: Vec<(usize, bool)>,
+    /// Who proposes the loss, and how.
+    proposals: Vec<(usize, Declared)>,
     /// Whose orders to power off are out.
     orders: Vec<usize>,
     /// When the machine is reset for good.
@@ -135,12 +180,13 @@ impl World {
     fn new(plant: Plant, node_rate: u32, rates: [u32; 2], hangs_at: Duration) -> Self {
         let uuid = "11111111-1111-4111-8111-111111111111".parse().unwrap();
         let members: BTreeMap<_, _> =
-            [(node(), Member { uuid, state: NodeState::Member { boot: boot() }, off: None })].into();
+            [(node(), Member { uuid, state: NodeState::Member { boot: boot() }, off: None, restart: false })]
+                .into();
         let leader = |rate| {
             let mut grantor = Grantor::new(Duration::ZERO, FenceProfile::Default, None);
             grantor.set_members(Duration::ZERO, members.clone());
             grantor.set_devices([(node(), None)].into());
-            Leader { grantor, rate, round: None, applied: 1 }
+            Leader { grantor, rate, round: None, applied: 1, blind: false }
         };
         let mut world = Self {
             plant,
@@ -152,7 +198,11 @@ impl World {
             latest: 0,
             term: 0,
             members,
-            profiles: vec![(FenceProfile::Default, None)],
+            log: vec![Commit { profile: FenceProfile::Default, previous: None, restart: false }],
+            revision: 0,
+            asks: false,
+            fresh: false,
+            clears: Vec::new(),
             settling: Vec::new(),
             beats: Vec::new(),
             answers: Vec::new(),
@@ -173,6 +223,8 @@ impl World {
         let at = clock(self.now, self.leaders[which].rate);
         let at = if self.plant == Plant::NoWait { at.saturating_sub(Duration::from_secs(8)) } else { at };
         let term = self.term;
+        self.leaders[which].blind = self.plant == Plant::MarkUnseen;
+        self.tell(which);
         let out = self.leaders[which].grantor.lead(at, term);
         self.leaders[which].round = None;
         self.take(which, out);
@@ -183,10 +235,10 @@ impl World {
             match command {
                 GrantorCommand::Confirm { round } => {
                     let valid = which == self.latest || self.plant == Plant::DeposedConfirms;
-                    self.leaders[which].round = Some((round, valid, self.profiles.len()));
+                    self.leaders[which].round = Some((round, valid, self.log.len()));
                 }
                 GrantorCommand::Answer { answer, .. } => self.answers.push(answer),
-                GrantorCommand::DeclareLost(lost) => self.proposals.push((which, lost.off)),
+                GrantorCommand::DeclareLost(lost) => self.proposals.push((which, lost)),
                 GrantorCommand::PowerOff(_) => self.orders.push(which),
                 GrantorCommand::CallOff { .. } => self.orders.retain(|w| *w != which),
                 // The old copy is gone; what boots then is another story.
@@ -248,9 +300,11 @@ impl World {
             return;
         }
         let now = self.node_now();
+        let restart = lease_ms == 60_000;
         let nonce = if self.plant == Plant::CountFromAnswer { self.holder.nonce(now) } else { answer.nonce };
         let ms = Duration::from_millis;
         if self.holder.renew(now, nonce, ms(lease_ms), ms(drain_ms), ms(watchdog_ms)).is_ok() {
+            self.fresh = !self.asks && !restart;
             if !self.leased {
                 self.holder.register(vmid(), Epoch(1), true).unwrap();
                 self.leased = self.holder.run(now, vmid(), Epoch(1)).is_ok();
@@ -260,56 +314,102 @@ impl World {
     }
 
     fn commit(&mut self, at: u8) {
-        let (which, off) = self.proposals.swap_remove(usize::from(at) % self.proposals.len());
-        let Some(member) = self.members.get_mut(&node()).filter(|m| off || !m.state.is_lost()) else {
+        let (which, lost) = self.proposals.swap_remove(usize::from(at) % self.proposals.len());
+        let marked = self.log[self.log.len() - 1].restart;
+        let as_named = lost.off || marked == lost.restart || self.plant == Plant::MarkUnseen;
+        let Some(member) =
+            self.members.get_mut(&node()).filter(|m| as_named && (lost.off || !m.state.is_lost()))
+        else {
             return self.leaders[which].grantor.declare_failed(&node(), DeclareFailure::Refused);
         };
+        self.revision += 1;
         member.state = NodeState::Lost { boot: boot() };
-        if off {
+        if lost.off {
             member.off = Some(boot());
         }
         for which in 0..2 {
             // One log: whoever applies the loss has applied what was committed before it.
-            self.apply(which, self.profiles.len());
-            let leader = &mut self.leaders[which];
-            leader.grantor.set_members(clock(self.now, leader.rate), self.members.clone());
+            self.apply(which, self.log.len());
+            self.tell(which);
         }
         let Leader { grantor, rate, .. } = &mut self.leaders[which];
         grantor.declared(clock(self.now, *rate), &node());
     }
 
+    /// A leader is told the members as it has applied them.
+    fn tell(&mut self, which: usize) {
+        let mut members = self.members.clone();
+        let leader = &mut self.leaders[which];
+        let marked = match self.plant {
+            Plant::RestartUnmarked => self.asks && which == self.latest,
+            _ => self.log[leader.applied - 1].restart && !leader.blind,
+        };
+        for member in members.values_mut() {
+            member.restart = marked;
+        }
+        leader.grantor.set_members(clock(self.now, leader.rate), members);
+    }
+
+    fn mark(&mut self, restart: bool) {
+        let last = self.log[self.log.len() - 1];
+        self.revision += 1;
+        self.log.push(Commit { restart, ..last });
+    }
+
+    /// The daemon's last step after it is there again.
+    fn shorten(&mut self) {
+        if self.asks || !self.fresh || !self.log[self.log.len() - 1].restart {
+            return;
+        }
+        let now = self.node_now();
+        if self.plant == Plant::ClearUnshortened || self.holder.shorten(now).is_ok() {
+            self.fence();
+            self.clears.push(self.revision);
+        }
+    }
+
+    fn clear(&mut self, at: u8) {
+        let over = self.clears.swap_remove(usize::from(at) % self.clears.len());
+        if over == self.revision || self.plant == Plant::ClearUnchecked {
+            self.mark(false);
+        }
+    }
+
     fn change_profile(&mut self, to: u8) {
         let all = [FenceProfile::Fast, FenceProfile::Default, FenceProfile::Wan];
         let to = all[usize::from(to) % all.len()];
-        let (profile, previous) = self.profiles[self.profiles.len() - 1];
-        if previous.is_none() && to != profile {
-            self.profiles.push((to, Some(profile)));
+        let last = self.log[self.log.len() - 1];
+        if last.previous.is_none() && to != last.profile {
+            self.log.push(Commit { profile: to, previous: Some(last.profile), ..last });
             if self.plant == Plant::SettleAtOnce {
-                self.profiles.push((to, None));
+                self.log.push(Commit { profile: to, ..last });
             }
         }
     }
 
-    /// A leader applies the changes of the profile up to the `upto`th.
+    /// A leader applies the changes up to the `upto`th.
     fn apply(&mut self, which: usize, upto: usize) {
-        let Leader { grantor, rate, applied, .. } = &mut self.leaders[which];
-        while *applied < upto.min(self.profiles.len()) {
-            let (profile, previous) = self.profiles[*applied];
+        while self.leaders[which].applied < upto.min(self.log.len()) {
+            let Leader { grantor, rate, applied, blind, .. } = &mut self.leaders[which];
+            let Commit { profile, previous, restart } = self.log[*applied];
+            // What is marked under its eyes it sees.
+            *blind &= restart == self.log[*applied - 1].restart;
             *applied += 1;
             grantor.set_profile(clock(self.now, *rate), profile, previous);
+            self.tell(which);
         }
     }
 
     /// What it knew is gone; what it had applied is on its disk. It follows the other, or is elected later.
     fn restart(&mut self, which: usize) {
         let Leader { rate, applied, .. } = self.leaders[which];
-        let (profile, previous) = self.profiles[applied - 1];
+        let Commit { profile, previous, .. } = self.log[applied - 1];
         let previous = previous.filter(|_| self.plant != Plant::ForgetPrevious);
         let now = clock(self.now, rate);
         let mut grantor = Grantor::new(now, profile, previous);
-        grantor.set_members(now, self.members.clone());
         grantor.set_devices([(node(), None)].into());
-        self.leaders[which] = Leader { grantor, rate, round: None, applied };
+        self.leaders[which] = Leader { grantor, rate, round: None, applied, blind: false };
+        self.tell(which);
         if which == self.latest {
             self.elect(1 - which);
         }
@@ -333,7 +433,8 @@ impl World {
             Act::Beat if !self.dead && self.now < self.hangs_at => {
                 let uuid = self.members[&node()].uuid.clone();
                 let nonce = self.holder.nonce(self.node_now());
-                self.beats.push(Heartbeat { v: VERSION, node: node(), uuid, boot: boot(), nonce });
+                let (v, boot, restart) = (VERSION, boot(), self.asks);
+                self.beats.push(Heartbeat { v, node: node(), uuid, boot, nonce, restart });
             }
             Act::DeliverBeat(i, to) if !self.beats.is_empty() => {
                 let beat = self.beats.swap_remove(usize::from(i) % self.beats.len());
@@ -362,11 +463,26 @@ impl World {
             Act::Apply(which) => self.apply(usize::from(which), self.leaders[usize::from(which)].applied + 1),
             Act::Settle(i) if !self.settling.is_empty() => {
                 let previous = self.settling.swap_remove(usize::from(i) % self.settling.len());
-                let (profile, standing) = self.profiles[self.profiles.len() - 1];
-                if standing == Some(previous) {
-                    self.profiles.push((profile, None));
+                let last = self.log[self.log.len() - 1];
+                if last.previous == Some(previous) {
+                    self.log.push(Commit { previous: None, ..last });
                 }
             }
+            Act::Mark => {
+                self.asks = true;
+                match self.plant {
+                    Plant::RestartUnmarked => self.tell(self.latest),
+                    _ => self.mark(true),
+                }
+            }
+            Act::Return => (self.asks, self.fresh) = (false, false),
+            Act::Shorten if !self.dead && self.now < self.hangs_at => self.shorten(),
+            Act::Back(to) => {
+                for act in [Act::Return, Act::Renew(to), Act::Shorten] {
+                    self.act(&act);
+                }
+            }
+            Act::Clear(i) if !self.clears.is_empty() => self.clear(i),
             Act::Device(i, ok) if !self.orders.is_empty() => self.device(i, ok),
             Act::Restart(which) => self.restart(usize::from(which)),
             Act::Renew(to) => {
@@ -401,7 +517,7 @@ fn run(
     (world.harm, interesting)
 }
 
-fn search(plant: Plant, cases: u32) -> Result<(), String> {
+fn search(plant: Plant, restarts: bool, cases: u32) -> Result<(), String> {
     let config = ProptestConfig {
         cases,
         failure_persistence: None,
@@ -412,8 +528,8 @@ fn search(plant: Plant, cases: u32) -> Result<(), String> {
     let mut runner = prop::test_runner::TestRunner::new_with_rng(config, rng);
     let reached = std::cell::Cell::new(0u32);
     let rate = 990u32..=1010;
-    let rates = (rate.clone(), rate.clone(), rate, 0u64..60_000);
-    let result = runner.run(&(acts(), rates), |(acts, (n, a, b, hangs))| {
+    let rates = (rate.clone(), rate.clone(), rate, 0u64..if restarts { 120_000 } else { 60_000 });
+    let result = runner.run(&(acts(restarts), rates), |(acts, (n, a, b, hangs))| {
         let (harm, interesting) = run(plant, &acts, n, [a, b], Duration::from_millis(hangs));
         reached.set(reached.get() + u32::from(interesting));
         prop_assert!(harm.is_none(), "{}", harm.unwrap_or_default());
@@ -427,7 +543,8 @@ fn search(plant: Plant, cases: u32) -> Result<(), String> {
 
 #[test]
 fn a_settled_node_runs_nothing() {
-    search(Plant::None, 3000).unwrap();
+    search(Plant::None, false, 2000).unwrap();
+    search(Plant::None, true, 2000).unwrap();
 }
 
 #[test]
@@ -442,6 +559,13 @@ fn every_planted_mistake_is_found() {
         Plant::ForgetPrevious,
         Plant::OffOnOrder,
     ] {
-        assert!(search(plant, 20_000).is_err(), "{plant:?} was not found");
+        assert!(search(plant, false, 20_000).is_err(), "{plant:?} was not found");
+    }
+}
+
+#[test]
+fn every_mistake_with_restart_leases_is_found() {
+    for plant in [Plant::RestartUnmarked, Plant::MarkUnseen, Plant::ClearUnshortened, Plant::ClearUnchecked] {
+        assert!(search(plant, true, 20_000).is_err(), "{plant:?} was not found");
     }
 }

@@ -139,6 +139,7 @@ mod tests {
             version: String::new(),
             witness: false,
             off: None,
+            restart: None,
         };
         (1..=n).map(node).collect()
     }

@@ -1,6 +1,7 @@
 //! What nodes and the leader say to each other about leases. Versioned; JSON.
 
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 use stead_model::{BootId, FenceProfile, NodeName, NodeUuid};
 
 /// The version of these messages that this program speaks.
@@ -19,6 +20,9 @@ pub struct Heartbeat {
     pub boot: BootId,
     /// From its live fence process, which noted the moment.
     pub nonce: u64,
+    /// It asks for a restart lease ([`crate::RESTART_LEASE`]): its daemon is about to be started anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restart: bool,
 }
 
 /// The leader's answer to one heartbeat.
@@ -55,9 +59,14 @@ pub enum Outcome {
 impl Outcome {
     /// The grant of a profile.
     pub fn granted(profile: FenceProfile) -> Self {
-        let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        Self::granted_for(profile.lease(), profile)
+    }
+
+    /// The grant of another length, with the profile's D and W.
+    pub fn granted_for(lease: Duration, profile: FenceProfile) -> Self {
+        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         Self::Granted {
-            lease_ms: ms(profile.lease()),
+            lease_ms: ms(lease),
             drain_ms: ms(profile.drain()),
             watchdog_ms: ms(profile.watchdog()),
         }
@@ -110,10 +119,15 @@ mod tests {
             uuid: "11111111-1111-4111-8111-111111111111".parse().unwrap(),
             boot: "22222222-2222-4222-8222-222222222222".parse().unwrap(),
             nonce: 7,
+            restart: false,
         };
         let text = r#"{"v":1,"node":"n1","uuid":"11111111-1111-4111-8111-111111111111","boot":"22222222-2222-4222-8222-222222222222","nonce":7}"#;
         assert_eq!(serde_json::to_string(&beat).unwrap(), text);
         assert_eq!(serde_json::from_str::<Heartbeat>(text).unwrap(), beat);
+        let restart = Heartbeat { restart: true, ..beat };
+        let text = text.replace('}', r#","restart":true}"#);
+        assert_eq!(serde_json::to_string(&restart).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Heartbeat>(&text).unwrap(), restart);
 
         let yes = HeartbeatAnswer { v: VERSION, nonce: 7, outcome: Outcome::granted(FenceProfile::Default) };
         let text = r#"{"v":1,"nonce":7,"outcome":{"is":"granted","lease_ms":4000,"drain_ms":1000,"watchdog_ms":2000}}"#;

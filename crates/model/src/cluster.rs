@@ -58,9 +58,18 @@ pub struct NodeRecord {
     /// is of that boot alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub off: Option<PoweredOff>,
+    /// The boot whose daemon is, or was last, started anew on purpose: it may hold a restart lease. Taken out once its fence
+    /// process holds to an ordinary lease again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<BootId>,
 }
 
 impl NodeRecord {
+    /// Whether the boot by which it is, or was last, a member may hold a restart lease.
+    pub fn may_restart(&self) -> bool {
+        self.restart.as_ref() == Some(self.state.boot())
+    }
+
     /// Whether the boot by which it was last a member is confirmed off, and it has not entered again.
     pub fn is_off(&self) -> bool {
         self.state.is_lost() && self.off.as_ref().is_some_and(|off| off.boot == *self.state.boot())

@@ -21,7 +21,7 @@ pub struct Args {
     /// Address and port of the one TLS port, as other nodes reach it.
     #[arg(long, default_value = "127.0.0.1:8006")]
     pub listen: SocketAddr,
-    /// What the fence process may do as its last resort: `none`, `socket:PATH` (a test bed's switch) or `host`
+    /// What the fence process may do as its last resort: `none`, `socket:PATH` (a test bed's switch), `watchdog:PATH` (one with a watchdog) or `host`
     /// (accepted only where the package has armed the host).
     #[arg(long, default_value = "none")]
     pub power: String,

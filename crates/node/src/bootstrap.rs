@@ -114,6 +114,7 @@ fn found(home: &Home, args: &Args, boot: BootId, left: Option<&PendingLeave>) ->
         version: env!("CARGO_PKG_VERSION").to_owned(),
         witness: args.witness,
         off: None,
+        restart: None,
     };
     let mut txn = stead_ops::join::found(&cluster, &node, ca.cert_pem(), stead_ops::storage_place::LOCAL)?;
     let password = if left.is_some() { None } else { password(args)? };

@@ -107,7 +107,7 @@ impl Host for Daemon {
 pub struct NodeAdmin {
     /// The use cases.
     pub ops: Arc<Ops>,
-    /// Power over the host, as the fence process has it: `none`, `socket:PATH` or `host`.
+    /// Power over the host, as the fence process has it: `none`, `socket:PATH`, `watchdog:PATH` or `host`.
     pub power: String,
 }
 
@@ -116,7 +116,7 @@ impl NodeAdmin {
     fn switch(power: &str, what: HostPower) -> Result<(), OpsError> {
         let failed = |why: String| OpsError::failed(format!("the power switch did not take it: {why}"));
         match power.split_once(':') {
-            Some(("socket", path)) => {
+            Some(("socket" | "watchdog", path)) => {
                 let word = match what {
                     HostPower::Reboot => "reboot\n",
                     HostPower::Shutdown => "off\n",

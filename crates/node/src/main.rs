@@ -125,7 +125,8 @@ async fn run(args: Args) -> Result<bool> {
     let grant = stead_agents::grant::start(ops.clone());
     let server =
         serve(&home, &args, &ops, tls, peers.clone(), Rpc { ops: ops.clone(), grant: grant.clone() }).await?;
-    start_agents(&ops, grant, lease, flushes);
+    let leases = Arc::new(stead_agents::restart::Restart::default());
+    start_agents(&ops, grant, lease, flushes, leases.clone());
     finish_tasks(&ops, &tasks);
     tokio::spawn(links::follow(ops.clone(), members, peers, server.clone(), tell));
     tracing::info!("node '{}' serves {} and {}", ops.me.name, args.listen, home.at("run/api.sock").display());
@@ -134,6 +135,7 @@ async fn run(args: Args) -> Result<bool> {
     let again = until_told(&restart, &conf).await?;
     if !again {
         notify(STOPPING);
+        leases.prepare(&ops).await;
     }
     server.shutdown(Duration::from_secs(3)).await;
     stead_agents::witness::hand_over(&conf).await;
@@ -205,6 +207,7 @@ fn start_agents(
     grant: stead_agents::grant::GrantHandle,
     lease: watch::Sender<Lease>,
     flushes: mpsc::Receiver<tokio::sync::oneshot::Sender<()>>,
+    leases: Arc<stead_agents::restart::Restart>,
 ) {
     let (reports, reported) = watch::channel(stead_agents::ha::Reports::default());
     tokio::spawn(stead_agents::report::run(ops.clone(), flushes, reported));
@@ -218,7 +221,7 @@ fn start_agents(
     }
     tokio::spawn(stead_agents::guests::run(ops.clone()));
     tokio::spawn(stead_agents::ha::agent(ops.clone(), reports));
-    tokio::spawn(stead_agents::lease::run(ops.clone(), grant, lease));
+    tokio::spawn(stead_agents::lease::run(ops.clone(), grant, lease, leases));
 }
 
 /// A node stays what it was let in as: others place guests on it, or rely on it having none.

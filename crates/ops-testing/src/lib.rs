@@ -139,6 +139,7 @@ fn record(node: &str, raft_id: u64, uuid: &str, addr: SocketAddr, state: NodeSta
         version: "0.1.0".into(),
         witness: false,
         off: None,
+        restart: None,
     }
 }
 

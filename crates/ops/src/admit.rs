@@ -102,6 +102,7 @@ mod tests {
             version: String::new(),
             witness: false,
             off: None,
+            restart: None,
         }
     }
 

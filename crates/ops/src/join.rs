@@ -387,6 +387,7 @@ impl Ops {
             // What matters of others until the configuration has come: where they are.
             witness: false,
             off: None,
+            restart: None,
         };
         let material = JoinMaterial {
             raft_id: answer.raft_id,
@@ -604,6 +605,7 @@ fn admission(tree: &Tree, request: &JoinRequest, token: Option<String>) -> Resul
         version: request.version.clone(),
         witness: request.witness,
         off: None,
+        restart: None,
     };
     let what = if request.witness { "witness" } else { "node" };
     let mut txn = store::txn("root@pam", format!("{what} '{name}' joins"));

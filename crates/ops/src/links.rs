@@ -164,6 +164,7 @@ mod tests {
             version: String::new(),
             witness: false,
             off: None,
+            restart: None,
         }
     }
 

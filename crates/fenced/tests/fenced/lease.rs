@@ -3,7 +3,7 @@
 use super::bench::{Bench, D, L, Qemu, W, allowance, cgroups};
 use serde_json::json;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use stead_fenced::client::CallError;
 use stead_fenced::protocol::{Answer, Op, Refusal};
 use stead_membership::Hold;
@@ -246,4 +246,23 @@ fn it_is_small() {
     let resident = bench.resident_kib();
     // Without optimisation the program itself is larger; 8 MiB is what may be locked.
     assert!(resident < 8192, "{resident} KiB resident");
+}
+
+#[test]
+fn a_restart_lease_ends_by_word_with_the_guest_running_on() {
+    let Some(mut bench) = Bench::start("none") else { return };
+    let mut qemu = bench.guest(100, None);
+    bench.lease(L * 100);
+    bench.run(100, 3).unwrap();
+    // The daemon is there again, and has an ordinary lease.
+    bench.lease(L * 4);
+    let left = |bench: &mut Bench| match bench.fenced.call(Op::Status).unwrap() {
+        Answer::Status { lease_left_ms, .. } => Duration::from_millis(lease_left_ms.unwrap_or_default()),
+        other => panic!("{other:?}"),
+    };
+    assert!(left(&mut bench) > L * 50);
+    bench.fenced.call(Op::Shorten).unwrap();
+    assert!(left(&mut bench) <= L * 4);
+    assert_eq!(qemu.status(), "running");
+    bench.wait_for(100, Hold::Held, L * 4 + D);
 }

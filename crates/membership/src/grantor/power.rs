@@ -127,8 +127,8 @@ impl Grantor {
         let free = member && track.order == Order::None && track.declaring.is_none();
         // The wait is over a fence time after the last grant; the lease by so much sooner.
         let since_lease = (self.profile.drain() + self.profile.watchdog()) * 101 / 100;
-        let at = track.safe_at.saturating_sub(since_lease) + delay;
-        (free && at < track.safe_at).then_some(at)
+        let at = track.safe_at().saturating_sub(since_lease) + delay;
+        (free && at < track.safe_at()).then_some(at)
     }
 
     /// Notes who is to be powered off, and asks for the round that must come before.
@@ -142,7 +142,7 @@ impl Grantor {
         for order in orders {
             let node = order.node.clone();
             if let Some(track) = self.tracks.get_mut(&node) {
-                track.order = Order::Asked { order, safe_at: track.safe_at };
+                track.order = Order::Asked { order, safe_at: track.safe_at() };
                 self.suspects.insert(node);
             }
         }
@@ -157,7 +157,7 @@ impl Grantor {
             let Some(track) = self.tracks.get_mut(&node) else { continue };
             let Order::Asked { order, safe_at } = &track.order else { continue };
             let as_seen = self.members.get(&node).is_some_and(|m| m.state.boot() == &order.boot);
-            if heard || !as_seen || *safe_at != track.safe_at || track.declaring.is_some() {
+            if heard || !as_seen || *safe_at != track.safe_at() || track.declaring.is_some() {
                 track.order = Order::None;
                 continue;
             }

@@ -21,12 +21,24 @@ fn boot(n: u32) -> BootId {
 fn member(n: u32) -> (NodeName, Member) {
     (
         name(n),
-        Member { uuid: uuid(n).parse().unwrap(), state: NodeState::Member { boot: boot(n) }, off: None },
+        Member {
+            uuid: uuid(n).parse().unwrap(),
+            state: NodeState::Member { boot: boot(n) },
+            off: None,
+            restart: false,
+        },
     )
 }
 
 fn beat(n: u32, nonce: u64) -> Heartbeat {
-    Heartbeat { v: VERSION, node: name(n), uuid: uuid(n).parse().unwrap(), boot: boot(n), nonce }
+    Heartbeat {
+        v: VERSION,
+        node: name(n),
+        uuid: uuid(n).parse().unwrap(),
+        boot: boot(n),
+        nonce,
+        restart: false,
+    }
 }
 
 fn leader() -> Grantor {
@@ -365,4 +377,86 @@ fn a_device_that_waits_as_long_as_the_fence_time_is_not_used() {
     assert_eq!(g.next_wake(), Some(P.fence_time() + ms(1)));
     assert_eq!(declared(&g.step(P.fence_time() + ms(1))).len(), 3);
     assert_eq!(g.round.as_ref().map(|r| r.id), None);
+}
+
+/// The members, of whom the first may hold a restart lease.
+fn marked() -> BTreeMap<NodeName, Member> {
+    let mut members: BTreeMap<_, _> = (1..=3).map(member).collect();
+    members.get_mut(&name(1)).unwrap().restart = true;
+    members
+}
+
+fn granted_ms(commands: &[GrantorCommand]) -> Vec<u64> {
+    let length = |(_, outcome)| match outcome {
+        Outcome::Granted { lease_ms, .. } => lease_ms,
+        Outcome::Refused { reason } => panic!("{reason}"),
+    };
+    outcomes(commands).into_iter().map(length).collect()
+}
+
+#[test]
+fn a_restart_lease_is_for_who_is_marked_and_asks() {
+    let mut g = leader();
+    let asks = |n| Heartbeat { restart: true, ..beat(1, n) };
+    g.heartbeat(ms(1), asks(1));
+    assert_eq!(granted_ms(&g.confirmed(1, 5)), [4000], "asked, and not marked");
+    g.set_members(ms(2), marked());
+    g.heartbeat(ms(3), beat(1, 2));
+    assert_eq!(granted_ms(&g.confirmed(2, 5)), [4000], "marked, and did not ask");
+    g.heartbeat(ms(1000), asks(3));
+    assert_eq!(granted_ms(&g.confirmed(3, 5)), [60_000]);
+
+    let over = ms(1000) + restart_fence_time();
+    let others = declared(&g.step(over));
+    assert!(!others.contains(&name(1)), "{others:?}");
+    let lost = g.step(over + ms(1));
+    assert_eq!(declared(&lost), [name(1)]);
+    assert!(
+        matches!(&lost[0], GrantorCommand::DeclareLost(d) if d.restart),
+        "as it was waited for: {lost:?}"
+    );
+}
+
+#[test]
+fn once_the_mark_is_gone_the_ordinary_leases_count_alone() {
+    let mut g = leader();
+    g.set_members(ms(0), marked());
+    g.heartbeat(ms(1000), Heartbeat { restart: true, ..beat(1, 1) });
+    g.confirmed(1, 5);
+    g.heartbeat(ms(9000), beat(1, 2));
+    g.confirmed(2, 5);
+    g.set_members(ms(9100), (1..=3).map(member).collect());
+    let over = ms(9000) + P.fence_time();
+    assert!(!declared(&g.step(over)).contains(&name(1)));
+    assert_eq!(declared(&g.step(over + ms(1))), [name(1)]);
+}
+
+#[test]
+fn a_new_leader_waits_for_whoever_is_marked_whenever_it_learns_of_that() {
+    let mut g = leader();
+    g.depose();
+    g.set_members(ms(100), marked());
+    g.lead(ms(1000), 6);
+    let over = ms(1000) + restart_fence_time();
+    assert_eq!(declared(&g.step(over)), [name(2), name(3)]);
+    assert_eq!(declared(&g.step(over + ms(1))), [name(1)]);
+
+    let mut g = leader();
+    g.set_members(ms(5000), marked());
+    let over = ms(5000) + restart_fence_time();
+    assert_eq!(declared(&g.step(over)), [name(2), name(3)]);
+    assert_eq!(declared(&g.step(over + ms(1))), [name(1)]);
+}
+
+#[test]
+fn nobody_is_powered_off_under_a_restart_lease() {
+    let mut g = leader();
+    g.set_devices([(name(1), None)].into());
+    g.set_members(ms(0), marked());
+    g.heartbeat(ms(1000), Heartbeat { restart: true, ..beat(1, 1) });
+    g.confirmed(1, 5);
+    let confirms = |c: &[GrantorCommand]| c.iter().any(|c| matches!(c, GrantorCommand::Confirm { .. }));
+    assert!(!confirms(&g.step(ms(61_000))), "its lease is alive");
+    let over = ms(1000) + restart_fence_time();
+    assert!(confirms(&g.step(over - ms(1))), "its lease is over, and the wait is not");
 }

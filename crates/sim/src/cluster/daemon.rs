@@ -5,6 +5,7 @@
 //! deposed while one is on its way, and learn of it late or never.
 
 use super::moves::Moving;
+use super::script::Part;
 use super::store::{Tree, Txn};
 use super::tasks::{Ask, Reported, Told};
 use super::world::{Call, Event, World};
@@ -23,6 +24,12 @@ const ROUND: Duration = Duration::from_secs(3);
 
 /// For how long a node that goes down waits for a lease.
 const HELPLESS: Duration = Duration::from_secs(10);
+
+/// For how long a daemon that is to be started anew waits for its restart lease.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often it is tried to end the mark of one.
+const UNMARK: Duration = Duration::from_secs(1);
 
 /// What daemons say to each other.
 #[derive(Debug, Clone)]
@@ -139,6 +146,8 @@ pub(super) struct Daemon {
     pub waiting: BTreeMap<u64, (tasks::Then, Duration)>,
     /// It is to go, and since when.
     pub leave: Option<(Leave, Duration)>,
+    /// It is to be started anew, and for how long it will be away: it asks for a restart lease.
+    pub restart: Option<Duration>,
     /// Procedures of which there is one at a time.
     pub busy: BTreeSet<&'static str>,
     /// Guests on which a task is at work: nobody else touches them.
@@ -169,6 +178,7 @@ impl Daemon {
             reports: BTreeMap::new(),
             waiting: BTreeMap::new(),
             leave: None,
+            restart: None,
             busy: BTreeSet::new(),
             at_work: BTreeSet::new(),
             moves: BTreeMap::new(),
@@ -272,6 +282,51 @@ impl World {
         self.nodes[node].daemon = None;
         let boots = self.nodes[node].boots;
         self.after(Duration::from_secs(1), Event::StartDaemon { node, boots });
+    }
+
+    /// A daemon that is to be started anew marks its node's record and asks for a restart lease; it waits for that only so long.
+    pub fn plan_restart(&mut self, node: usize, time: Duration) {
+        let (name, boot) = (self.nodes[node].name.clone(), self.nodes[node].boot.clone());
+        let Some(d) = self.daemon(node).filter(|d| d.restart.is_none()) else { return };
+        d.restart = Some(time);
+        let life = d.life;
+        if self.plan.plant != Plant::RestartUnmarked {
+            self.ask(node, Ask::Propose(Txn::Mark(name, boot)), tasks::Then::Nothing);
+        }
+        self.after(PATIENCE, Event::Restarts { node, life });
+    }
+
+    pub fn restarts(&mut self, node: usize, life: u64) {
+        let away = self.daemon(node).filter(|d| d.life == life).and_then(|d| d.restart);
+        if let Some(time) = away {
+            self.kill(Part::Daemon, node, time);
+        }
+    }
+
+    /// The fence process has a lease. After a restart it is to hold to no longer one, and the mark is to go. Its revision is
+    /// read before: a later mark means a later restart lease.
+    pub fn renewed(&mut self, node: usize, restart: bool) {
+        let (tree, now) = (self.tree(node), self.now);
+        let name = self.nodes[node].name.clone();
+        let Some(d) = self.daemon(node) else { return };
+        match (restart, d.restart) {
+            (true, Some(_)) => {
+                let life = d.life;
+                self.restarts(node, life);
+            }
+            (false, None) if tree.may_restart(&name) && d.is_due("unmark", now, UNMARK) => {
+                self.ask_fenced(node, Call::Shorten { revision: tree.node_revision(&name) });
+            }
+            _ => {}
+        }
+    }
+
+    /// The fence process holds to no restart lease any more.
+    pub fn unmark(&mut self, node: usize, revision: u64) {
+        let name = self.nodes[node].name.clone();
+        if self.daemon(node).is_some_and(|d| d.restart.is_none()) {
+            self.ask(node, Ask::Propose(Txn::Unmark(name, revision)), tasks::Then::Nothing);
+        }
     }
 
     /// Gives the lead to whoever is elected next.
@@ -593,7 +648,11 @@ impl World {
                 NodeState::Lost { boot } if forgives => NodeState::Member { boot: boot.clone() },
                 state => state.clone(),
             };
-            Some((name.clone(), Member { uuid: uuid(name)?, state, off: tree.off.get(name).cloned() }))
+            let restart = tree.may_restart(name) || self.asks_unmarked(name);
+            Some((
+                name.clone(),
+                Member { uuid: uuid(name)?, state, off: tree.off.get(name).cloned(), restart },
+            ))
         };
         let members = tree.nodes.iter().filter_map(member).collect();
         let devices = self.devices_but(node);
@@ -602,6 +661,12 @@ impl World {
             d.grantor.set_members(at, members);
             d.grantor.set_profile(at, tree.profile, tree.previous);
         }
+    }
+
+    /// A planted mistake: a leader believes who asks, and no other leader hears of it.
+    fn asks_unmarked(&self, name: &NodeName) -> bool {
+        let daemon = self.index(name).and_then(|i| self.nodes[i].daemon.as_ref());
+        self.plan.plant == Plant::RestartUnmarked && daemon.is_some_and(|d| d.restart.is_some())
     }
 
     fn grant_step(&mut self, node: usize) {
@@ -637,7 +702,10 @@ impl World {
                 GrantorCommand::DeclareLost(lost) => {
                     self.note(|| format!("n{}: gives {} up after {:?}", node + 1, lost.node, lost.silent));
                     let named = (lost.node.clone(), lost.boot);
-                    let txn = if lost.off { Txn::Off(named.0, named.1) } else { Txn::Lose(named.0, named.1) };
+                    let txn = match lost.off {
+                        true => Txn::Off(named.0, named.1),
+                        false => Txn::Lose(named.0, named.1, lost.restart),
+                    };
                     self.ask(node, Ask::Propose(txn), tasks::Then::Declared(lost.node));
                 }
             }
@@ -665,7 +733,9 @@ impl World {
         let Some(fenced) = n.answering(now) else { return };
         let nonce = fenced.holder.nonce(at);
         let (name, uuid, boot): (_, _, BootId) = (n.name.clone(), n.uuid.clone(), n.boot.clone());
-        let beat = Heartbeat { v: wire::VERSION, node: name, uuid, boot, nonce };
+        let marked = self.store.at(n.applied).may_restart(&name) || self.plan.plant == Plant::RestartUnmarked;
+        let restart = marked && n.daemon.as_ref().is_some_and(|d| d.restart.is_some());
+        let beat = Heartbeat { v: wire::VERSION, node: name, uuid, boot, nonce, restart };
         if let Some(leader) = n.daemon.as_ref().and_then(|d| d.leader) {
             self.send(node, leader, Msg::Beat(beat));
         }

@@ -18,6 +18,7 @@ impl Act {
             | Self::Pause { node, .. }
             | Self::Kill { node, .. }
             | Self::Device { node, .. }
+            | Self::Restart { node, .. }
             | Self::Leave { node, .. } => *node < nodes,
             Self::Deaf { from, to } => *from < nodes && *to < nodes,
             Self::PowerOff { nodes: off, .. } => off.iter().all(|n| *n < nodes),
@@ -93,6 +94,7 @@ impl World {
                     self.after(time, Event::PowerOn { node });
                 }
             }
+            Act::Restart { node, time } => self.plan_restart(node, time),
             Act::Device { node, works } => {
                 self.nodes[node].device.iter_mut().for_each(|d| d.works = works);
             }

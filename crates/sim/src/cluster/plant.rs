@@ -56,11 +56,15 @@ pub enum Plant {
     OffByOneOutlet,
     /// Leases are granted, and not counted, while an order to power off is out.
     LeaseAfterOrder,
+    /// A restart lease is granted to a node whose record does not say so.
+    RestartUnmarked,
+    /// The mark of a restart lease goes while the fence process still holds to it.
+    UnmarkUnshortened,
 }
 
 impl Plant {
     /// All mistakes.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::SilenceIsLoss,
         Self::LeaseFromAnswer,
         Self::UnconfirmedGrant,
@@ -84,6 +88,8 @@ impl Plant {
         Self::OffOnOrder,
         Self::OffByOneOutlet,
         Self::LeaseAfterOrder,
+        Self::RestartUnmarked,
+        Self::UnmarkUnshortened,
     ];
 
     /// Its name on the command line.
@@ -155,6 +161,12 @@ impl Plant {
             Self::OffByOneOutlet => ("off-by-one-outlet", "one outlet of two that is off is enough"),
             Self::LeaseAfterOrder => {
                 ("lease-after-order", "leases are granted, uncounted, while a power-off is under way")
+            }
+            Self::RestartUnmarked => {
+                ("restart-unmarked", "a restart lease is granted, and no record says so to later leaders")
+            }
+            Self::UnmarkUnshortened => {
+                ("unmark-unshortened", "the mark of a restart lease goes while the lease is still alive")
             }
         }
     }

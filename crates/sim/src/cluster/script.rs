@@ -60,6 +60,8 @@ pub enum Act {
     Ambush { commits: u32, how: Ambush },
     /// A node, or its daemon, goes in order, and comes back.
     Leave { node: usize, leave: Leave, time: Duration },
+    /// A daemon is started anew on purpose, and is away for so long.
+    Restart { node: usize, time: Duration },
     /// A machine's fence device works like this from now on.
     Device { node: usize, works: super::power::Works },
     /// A user changes something.
@@ -133,7 +135,7 @@ impl Pen {
 
     fn act(&mut self) -> Act {
         let node = self.node();
-        match self.rng.random_range(0..40) {
+        match self.rng.random_range(0..41) {
             0..2 => Act::Split((0..self.nodes).map(|_| self.rng.random_range(0..2)).collect()),
             2 => Act::Split((0..self.nodes).map(|_| self.rng.random_range(0..3)).collect()),
             3..5 => Act::OneWay { node, outward: self.rng.random() },
@@ -151,6 +153,7 @@ impl Pen {
             25 => Act::Depose,
             26..28 => self.ambush(),
             28 => self.leave(node),
+            29 => Act::Restart { node, time: self.ms(500, 40_000) },
             _ => Act::User(self.wish()),
         }
     }
@@ -316,6 +319,14 @@ impl fmt::Display for Act {
                     Leave::Restart => "restarts its daemon",
                 };
                 write!(f, "n{}: {what} in order", node + 1)
+            }
+            Self::Restart { node, time } => {
+                write!(
+                    f,
+                    "n{}: its daemon is stopped on purpose, and started again after {}",
+                    node + 1,
+                    seconds(time)
+                )
             }
             Self::Device { node, works } => write!(f, "n{}: its fence device {works}", node + 1),
             Self::User(edit) => write!(f, "a user: {edit}"),

@@ -17,6 +17,8 @@ pub struct Tree {
     pub nodes: Rc<BTreeMap<NodeName, NodeState>>,
     /// The last boot of each node that its fence devices have confirmed to be off.
     pub off: BTreeMap<NodeName, BootId>,
+    /// The boot of each node whose daemon is, or was last, started anew on purpose: it may hold a restart lease.
+    pub restart: BTreeMap<NodeName, BootId>,
     /// How often each node's state was written.
     pub node_revisions: Rc<BTreeMap<NodeName, u64>>,
     /// Each guest's owner, and how often that was written.
@@ -38,6 +40,7 @@ impl Tree {
             nodes: Rc::default(),
             node_revisions: Rc::default(),
             off: BTreeMap::new(),
+            restart: BTreeMap::new(),
             owners,
             manager: (Arc::new(manager), 0),
             config: Rc::new(config),
@@ -67,6 +70,22 @@ impl Tree {
     /// Whether a node takes part, by that boot.
     pub fn is_member(&self, node: &NodeName, boot: &BootId) -> bool {
         self.nodes.get(node).is_some_and(|s| !s.is_lost() && s.boot() == boot)
+    }
+
+    /// Whether the boot by which a node is, or was last, a member may hold a restart lease.
+    pub fn may_restart(&self, node: &NodeName) -> bool {
+        self.nodes.get(node).is_some_and(|state| self.restart.get(node) == Some(state.boot()))
+    }
+
+    /// The node's record is written as it is, but for the mark.
+    fn mark(&mut self, node: &NodeName, boot: Option<&BootId>) {
+        match boot {
+            Some(boot) => drop(self.restart.insert(node.clone(), boot.clone())),
+            None => drop(self.restart.remove(node)),
+        }
+        if let Some(state) = self.nodes.get(node).cloned() {
+            self.set_node(node, state);
+        }
     }
 
     fn set_node(&mut self, node: &NodeName, state: NodeState) {
@@ -107,8 +126,12 @@ impl Tree {
 /// A change with its precondition.
 #[derive(Debug, Clone)]
 pub enum Txn {
-    /// The node is lost, if it is a member by that boot.
-    Lose(NodeName, BootId),
+    /// The node is lost, if it is a member by that boot, and may or may not hold a restart lease, as is said.
+    Lose(NodeName, BootId, bool),
+    /// The node may hold a restart lease, if it is a member by that boot.
+    Mark(NodeName, BootId),
+    /// It holds none any more, if its record is of that revision.
+    Unmark(NodeName, u64),
     /// The node is off, if it is a member by that boot or was lost with it.
     Off(NodeName, BootId),
     /// The node takes part by that boot, if its record is still as seen.
@@ -235,8 +258,22 @@ impl Store {
 
 fn apply(tree: &mut Tree, txn: &Txn) -> bool {
     match txn {
-        Txn::Lose(node, boot) => {
+        Txn::Mark(node, boot) => {
             let as_seen = tree.is_member(node, boot);
+            if as_seen {
+                tree.mark(node, Some(boot));
+            }
+            as_seen
+        }
+        Txn::Unmark(node, revision) => {
+            let as_seen = tree.node_revision(node) == *revision;
+            if as_seen {
+                tree.mark(node, None);
+            }
+            as_seen
+        }
+        Txn::Lose(node, boot, restart) => {
+            let as_seen = tree.is_member(node, boot) && tree.may_restart(node) == *restart;
             if as_seen {
                 tree.set_node(node, NodeState::Lost { boot: boot.clone() });
             }

@@ -18,7 +18,7 @@ impl World {
                 self.recoveries += 1;
                 self.tell_recovery(*vmid, from, to);
             }
-            Txn::Lose(lost, _) | Txn::Off(lost, _) => {
+            Txn::Lose(lost, ..) | Txn::Off(lost, _) => {
                 self.offs += u32::from(matches!(txn, Txn::Off(..)));
                 let lost = self.index(lost);
                 self.tell(Kind::FenceRequest, None, lost, None);
@@ -43,7 +43,9 @@ impl World {
 fn lines(txn: &Txn, before: &ManagerState) -> Vec<String> {
     let one = |text: String| vec![text];
     match txn {
-        Txn::Lose(node, _) => one(format!("committed: {node} is lost")),
+        Txn::Lose(node, ..) => one(format!("committed: {node} is lost")),
+        Txn::Mark(node, _) => one(format!("committed: {node} may hold a restart lease")),
+        Txn::Unmark(node, _) => one(format!("committed: {node} holds no restart lease any more")),
         Txn::Off(node, _) => one(format!("committed: {node} is lost, and off")),
         Txn::Enter(node, ..) => one(format!("committed: {node} takes part (again)")),
         Txn::Recover { vmid, from, to, epoch, .. } => {

@@ -52,28 +52,30 @@ fn every_planted_mistake_is_found() {
     // Where each search begins is near where it once found something, to save time; the range is wide.
     for (plant, first, by) in [
         (Plant::SilenceIsLoss, 0, &SAFETY[..]),
-        (Plant::LeaseFromAnswer, 160, &SAFETY),
-        (Plant::UnconfirmedGrant, 740, &SAFETY),
-        (Plant::LossIsSettled, 390, &SAFETY),
+        (Plant::LeaseFromAnswer, 110, &SAFETY),
+        (Plant::UnconfirmedGrant, 4215, &SAFETY),
+        (Plant::LossIsSettled, 920, &SAFETY),
         (Plant::NewLeaderNoWait, 0, &SAFETY),
-        (Plant::LostNotSticky, 50, &SAFETY),
-        (Plant::EpochUnchecked, 0, &["reasons", "once", "owner"]),
-        (Plant::ArmedBeforeRegistered, 20, &SAFETY),
+        (Plant::LostNotSticky, 440, &SAFETY),
+        (Plant::EpochUnchecked, 200, &["reasons", "once", "owner"]),
+        (Plant::ArmedBeforeRegistered, 0, &SAFETY),
         (Plant::ThawUnasked, 10, &SAFETY),
         (Plant::ThawBeforeDecision, 0, &SAFETY),
-        (Plant::ThawAcrossEpoch, 210, &SAFETY),
-        (Plant::StopUnverified, 50, &SAFETY),
-        (Plant::ThawInHandover, 1900, &SAFETY),
+        (Plant::ThawAcrossEpoch, 215, &SAFETY),
+        (Plant::StopUnverified, 180, &SAFETY),
+        (Plant::ThawInHandover, 10, &SAFETY),
         (Plant::ProfileShrunk, 480, &SAFETY),
         (Plant::SlowWatchdog, 0, &SAFETY),
         (Plant::NoReset, 0, &SAFETY),
         (Plant::NobodyEnters, 0, &["healed"]),
-        (Plant::RulesUnseen, 10, &["rules"]),
-        (Plant::FailureUncounted, 50, &["counters"]),
+        (Plant::RulesUnseen, 70, &["rules"]),
+        (Plant::FailureUncounted, 20, &["counters"]),
         (Plant::WrongTarget, 0, &["reasons"]),
-        (Plant::OffOnOrder, 1750, &SAFETY),
-        (Plant::OffByOneOutlet, 500, &SAFETY),
-        (Plant::LeaseAfterOrder, 30, &SAFETY),
+        (Plant::OffOnOrder, 6550, &SAFETY),
+        (Plant::OffByOneOutlet, 505, &SAFETY),
+        (Plant::LeaseAfterOrder, 10, &SAFETY),
+        (Plant::RestartUnmarked, 180, &SAFETY),
+        (Plant::UnmarkUnshortened, 760, &SAFETY),
     ] {
         let found = find(first, 10_000, plant.plan(Plan::default())).found;
         let found = found.unwrap_or_else(|| panic!("{plant:?} was not found"));
@@ -92,7 +94,7 @@ fn clocks_beyond_the_bound_break_the_promise() {
 #[test]
 fn what_is_found_is_shrunk_and_replays() {
     let plan = Plant::LostNotSticky.plan(Plan::default());
-    let seed = find(50, 10_000, plan).found.map(|f| f.seed).unwrap_or_else(|| panic!("nothing was found"));
+    let seed = find(440, 10_000, plan).found.map(|f| f.seed).unwrap_or_else(|| panic!("nothing was found"));
     let whole = run(seed, &plan);
     let (cut, told) = shrink(seed, &plan).unwrap_or_else(|| panic!("it does not replay"));
     let left = cut.only.as_ref().map_or(usize::MAX, BTreeSet::len);

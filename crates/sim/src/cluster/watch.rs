@@ -39,6 +39,7 @@ impl Event {
             | Self::PowerOn { node }
             | Self::Restore { node }
             | Self::StartFenced { node, .. }
+            | Self::Restarts { node, .. }
             | Self::StartDaemon { node, .. }
             | Self::Stopping { node, .. }
             | Self::Sent { node, .. }

@@ -94,6 +94,10 @@ pub(super) enum Call {
         nonce: u64,
         outcome: Granted,
     },
+    /// Hold to the lease granted last alone. Then the mark of that revision of the node's record is to go.
+    Shorten {
+        revision: u64,
+    },
     /// `task` with the life of the daemon that waits for it.
     Run {
         vmid: Vmid,
@@ -158,6 +162,11 @@ pub(super) enum Event {
     StartFenced {
         node: usize,
         boots: u64,
+    },
+    /// A daemon of that life that waits for a restart lease waits no longer.
+    Restarts {
+        node: usize,
+        life: u64,
     },
     StartDaemon {
         node: usize,
@@ -618,6 +627,7 @@ impl World {
             Event::PowerOn { .. } => {}
             Event::Agent { order, does } => self.agent_goes_on(order, does),
             Event::Restore { node } => self.restore(node),
+            Event::Restarts { node, life } => self.restarts(node, life),
             Event::StartDaemon { node, boots } => {
                 if self.is_boot(node, boots) && self.nodes[node].daemon.is_none() {
                     self.nodes[node].start_daemon(self.now, &self.store);
