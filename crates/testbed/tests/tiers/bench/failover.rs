@@ -76,7 +76,7 @@ async fn measure(cluster: &Cluster) -> Result<Vec<Run>> {
 async fn one(cluster: &Cluster, traces: &Traces, poller: &Poller, on_leader: bool) -> Result<Run> {
     let (at, watch) = place(cluster, on_leader).await?;
     let before = poller.wait(BOOT, |s| s.place == at).await?;
-    let known = traces.pids();
+    let known = traces.living()?;
     let events = Follower::start(&watch).await?;
     let begin = now();
     cluster.node(at).power_off()?;

@@ -46,7 +46,7 @@ fn api_call_to_running() {
 async fn through_api(cluster: &Cluster, api: &ApiClient, traces: &Traces) -> Result<(f64, Line)> {
     let node = cluster.node(1);
     let path = format!("/nodes/{}/qemu/{VM}/status", node.name());
-    let known = traces.pids();
+    let known = traces.living()?;
     let begin = now();
     let task = api.post(&format!("{path}/start"), &[]).await?;
     let trace = traces.new_running(&known, BOOT).await?;

@@ -44,6 +44,17 @@ impl Traces {
         entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
     }
 
+    /// Those of them that live. The traces of the others are removed: their pids come again, sooner or later.
+    pub fn living(&self) -> Result<BTreeSet<i32>> {
+        let (living, dead): (BTreeSet<i32>, BTreeSet<i32>) =
+            self.pids().into_iter().partition(|pid| Path::new(&format!("/proc/{pid}")).exists());
+        for pid in dead {
+            fs::remove_file(self.0.join(pid.to_string()))
+                .with_context(|| format!("removing the trace of {pid}"))?;
+        }
+        Ok(living)
+    }
+
     /// The trace of a process.
     pub fn of(&self, pid: i32) -> Result<Trace> {
         let path = self.0.join(pid.to_string());

@@ -87,7 +87,7 @@ async fn all(cluster: &Cluster, aim: &Aim, samples: &Samples, wanted: usize) -> 
 
 async fn one(cluster: &Cluster, traces: &Traces, on_leader: bool) -> Result<f64> {
     let (at, watch) = place(cluster, on_leader).await?;
-    let known = traces.pids();
+    let known = traces.living()?;
     let begin = now();
     cluster.node(at).power_off()?;
     let trace = traces.new_running(&known, RECOVERY).await?;
