@@ -61,7 +61,7 @@ figures: ## measure the published distributions, for hours; ONLY=power_loss_fast
 	@scripts/versions.sh
 	@scripts/long.sh figures
 
-soak: ## faults on a real cluster, over and over, for MINUTES=30
+soak: ## faults on a real cluster, over and over, for MINUTES=30, drawn from SEED=7
 	@scripts/versions.sh
 	@scripts/long.sh soak
 

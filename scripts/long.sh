@@ -56,7 +56,7 @@ figures)
     ;;
 soak)
     cargo build --locked --workspace --bins
-    STEAD_SOAK_MINUTES=${MINUTES:-30} cargo nextest run --locked -p stead-testbed --profile soak --no-capture
+    STEAD_SOAK_MINUTES=${MINUTES:-30} STEAD_SOAK_SEED=${SEED:-} cargo nextest run --locked -p stead-testbed --profile soak --no-capture
     ;;
 search)
     STEAD_SEEDS=${SEEDS:-100000} cargo nextest run --locked --workspace --profile search --no-capture

@@ -3,7 +3,7 @@
 #
 #   tier      what                                                  budget, warm
 #   check     lints, unit, property and simulation tests            180 s
-#   e2e       real clusters, real guests, real faults               720 s
+#   e2e       real clusters, real guests, real faults               1080 s
 #   clients   unmodified Proxmox VE clients                         240 s
 #   console   the console in Chromium                               240 s
 #
@@ -87,7 +87,7 @@ run_console() { nextest console; }
 budget_of() {
     case $1 in
     check) say 180 ;;
-    e2e) say 720 ;;
+    e2e) say 1080 ;;
     clients | console) say 240 ;;
     *) die "there is no tier '$1'" ;;
     esac

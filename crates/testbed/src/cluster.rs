@@ -45,6 +45,7 @@ pub struct Builder {
     arguments: Vec<String>,
     witness: bool,
     links: u8,
+    watchdog: bool,
 }
 
 /// Where a testbed's nodes are.
@@ -82,6 +83,13 @@ impl Builder {
     #[must_use]
     pub fn shape(mut self, shape: Shape) -> Self {
         self.shape = shape;
+        self
+    }
+
+    /// Gives each node a watchdog: one whose processes all stand still is reset.
+    #[must_use]
+    pub fn watchdog(mut self) -> Self {
+        self.watchdog = true;
         self
     }
 
@@ -142,6 +150,12 @@ impl Builder {
         Ok(cluster)
     }
 
+    /// What the fence process is told of the power switch.
+    fn switch_at(&self, path: &Path) -> String {
+        let kind = if self.watchdog { "watchdog" } else { "socket" };
+        format!("{kind}:{}", path.display())
+    }
+
     fn node(&self, place: &Place<'_>, n: u8) -> Result<Node> {
         let ip = if self.shape == Shape::Loopback { place.block.ip(n) } else { netns::node_ip(n) };
         let listen = addr::socket(ip, place.port);
@@ -162,9 +176,9 @@ impl Builder {
             more.push(format!("--root-password-file {} --cluster-name testbed", password.display()));
             let seen = vec![power.clone(), password, place.bed.join("shared")];
             let files = Machine::new(&dir, &name, seen)?;
-            let power = power.display();
+            let power = self.switch_at(&power);
             let more = more.join(" ");
-            let text = format!("STEAD_LISTEN={listen}\nSTEAD_POWER=socket:{power}\nSTEAD_OPTIONS={more}\n");
+            let text = format!("STEAD_LISTEN={listen}\nSTEAD_POWER={power}\nSTEAD_OPTIONS={more}\n");
             // An administrator's own, which the package leaves as they are.
             files.debian().write("etc/default/stead", &text)?;
             machine = Some(files);
@@ -173,7 +187,7 @@ impl Builder {
                 ("--dir", dir.display().to_string()),
                 ("--name", name.clone()),
                 ("--listen", listen.to_string()),
-                ("--power", format!("socket:{}", power.display())),
+                ("--power", self.switch_at(&power)),
                 ("--root-password-file", password.display().to_string()),
                 ("--cluster-name", "testbed".to_owned()),
             ]
@@ -238,6 +252,7 @@ impl Cluster {
             arguments: Vec::new(),
             witness: false,
             links: 1,
+            watchdog: false,
         }
     }
 

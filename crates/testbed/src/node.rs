@@ -118,6 +118,11 @@ impl Node {
         self.switch.resets()
     }
 
+    /// How often its watchdog has reset it.
+    pub fn bites(&self) -> u32 {
+        self.switch.bites()
+    }
+
     /// How often it has gone down in order.
     pub fn orders(&self) -> u32 {
         self.switch.orders()
@@ -196,11 +201,13 @@ impl Node {
 
     /// Takes the network, then kills everything that the node runs. Returns when nothing is left.
     pub fn power_off(&self) -> Result<()> {
-        self.inner.power_off()
+        let off = self.inner.power_off();
+        self.switch.unplug();
+        off
     }
 
-    /// Stops all processes of the node where they are, as a pause of a virtual machine would. (A real machine that
-    /// hangs for longer than its watchdog bears is reset by it; here nothing does that.)
+    /// Stops all processes of the node where they are, as a pause of a virtual machine would. A cluster that was built with
+    /// watchdogs ([`crate::cluster::Builder::watchdog`]) resets it, as a real one does.
     pub fn freeze(&self) {
         procs::freeze(NODE_DIR, &self.inner.dir);
     }
@@ -243,9 +250,14 @@ impl Node {
         self.inner.end_daemon(Signal::KILL)
     }
 
+    /// Asks the daemon to end; it stays away until [`Self::start_daemon`].
+    pub fn stop_daemon(&self) -> Result<()> {
+        self.inner.end_daemon(Signal::TERM)
+    }
+
     /// Asks the daemon to end, and starts it again.
     pub fn restart_daemon(&self) -> Result<()> {
-        self.inner.end_daemon(Signal::TERM)?;
+        self.stop_daemon()?;
         self.start_daemon()
     }
 

@@ -15,6 +15,7 @@ mod machine;
 mod moves;
 mod network;
 mod power;
+mod standstill;
 mod story;
 mod witness;
 mod word;
