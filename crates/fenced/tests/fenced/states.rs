@@ -1,7 +1,7 @@
 //! Every state that a guest can be in when its lease ends. Each is judged by what reaches the disks: nothing does once the
 //! guest is held, and nothing when it is only thawed (a thaw is no permission to run).
 
-use super::bench::{Bench, D, L, Qemu, W, allowance};
+use super::bench::{Bench, D, L, Qemu, W, allowance, cgroups};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -350,6 +350,59 @@ fn with_a_file_system_that_hangs() {
     println!("the machine was reset {:?} after the lease began", asked.duration_since(begun));
     drop(server);
     drop(case);
+}
+
+/// A helper process beside QEMU, in the guest's cgroup: it is frozen with it, and goes on with it.
+#[test]
+fn with_a_tpm_beside_it() {
+    let there = Command::new("swtpm").arg("--version").stdout(Stdio::null()).status().is_ok();
+    let found = cgroups();
+    if !allowance(there && !found.is_empty(), "swtpm and a writable cgroup with a freezer") {
+        return;
+    }
+    for cgroup in found.iter().map(|c| c.path()) {
+        let Some(mut bench) = Bench::start("none") else { return };
+        let (state, socket) = (bench.dir.path().join("tpm"), bench.dir.path().join("tpm.socket"));
+        std::fs::create_dir(&state).unwrap();
+        let tpm = Command::new("swtpm")
+            .args(["socket", "--tpm2", "--terminate", "--tpmstate", &format!("dir={}", state.display())])
+            .args(["--ctrl", &format!("type=unixio,path={}", socket.display())])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = tpm.id().to_string();
+        std::fs::write(cgroup.join("cgroup.procs"), &pid).unwrap();
+        until("the TPM listens", || socket.exists());
+        let disk = bench.dir.path().join("guest.disk");
+        tick::write_disk(&disk).unwrap();
+        let file = format!("driver=file,filename={},node-name=file", disk.display());
+        let chardev = format!("socket,id=tpm,path={}", socket.display());
+        let device = [
+            "-chardev",
+            &chardev,
+            "-tpmdev",
+            "emulator,id=tpm0,chardev=tpm",
+            "-device",
+            "tpm-crb,tpmdev=tpm0",
+        ];
+        let qemu = bench.guest_with(100, Some(cgroup), &[on_disk(&file).as_slice(), &device].concat());
+        let mut case = Case { bench, qemu, helpers: vec![tpm] };
+        case.bench.lease(LEASE);
+        case.bench.run(100, 3).unwrap();
+        until("the guest writes", || tick::read_cell(&disk).unwrap().is_some_and(|c| c.count > 1));
+        assert!(std::fs::read_dir(&state).unwrap().next().is_some(), "the TPM has kept nothing");
+
+        case.bench.wait_for(100, Hold::Held, LEASE + D);
+        assert!(case.qemu.is_frozen(Some(cgroup)));
+        let inside = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
+        assert!(inside.lines().any(|line| line == pid), "the TPM runs outside of what is frozen: {inside}");
+        assert_eq!(changed(case.bench.dir.path()), Vec::<PathBuf>::new(), "written after it was held");
+
+        case.bench.lease(L * 20);
+        case.bench.run(100, 3).unwrap();
+        assert_eq!(case.qemu.status(), "running");
+        assert!(case.helpers[0].try_wait().unwrap().is_none(), "the TPM has ended");
+    }
 }
 
 /// A storage server that can hang.
