@@ -33,7 +33,7 @@ ipmi_sim|openipmi|service processors for fence devices
 ipmitool|ipmitool|fence devices that speak IPMI
 openssl|openssl|certificates of emulated devices
 fence_ipmilan|fence-agents|programs that speak to fence devices
-swtpm|swtpm|a guest's helper process
+swtpm|swtpm|trusted platform modules beside guests
 '
 programs=$demo_programs
 [ "$wanted" = all ] && programs+=$test_programs

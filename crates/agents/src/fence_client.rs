@@ -147,8 +147,8 @@ impl Fence for FenceClient {
         self.done(Op::Renew { nonce, lease_ms, drain_ms, watchdog_ms }, "renew the lease", None).await
     }
 
-    async fn shorten(&self) -> Result<(), FenceError> {
-        self.done(Op::Shorten, "shorten the lease", None).await
+    async fn shorten(&self, lease_ms: u64) -> Result<(), FenceError> {
+        self.done(Op::Shorten { lease_ms }, "shorten the lease", None).await
     }
 
     async fn register(&self, guest: Registration) -> Result<(), FenceError> {

@@ -5,9 +5,10 @@
 use crate::clock::boottime;
 use crate::grant::GrantHandle;
 use crate::guardian::{self, Renewal};
-use crate::restart::{self, Restart};
+use crate::restart::Restart;
 use std::sync::Arc;
 use std::time::Duration;
+use stead_membership::RESTART_LEASE;
 use stead_membership::wire::{Heartbeat, HeartbeatAnswer, Outcome, Refusal, VERSION};
 use stead_model::{ClusterRecord, FenceProfile, NodeRecord, NodeState, paths};
 use stead_ops::peers::call;
@@ -16,6 +17,9 @@ use stead_ops::{Lease, Ops, OpsError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+/// After a restart lease that could not be ended.
+const UNMARK_AGAIN: Duration = Duration::from_secs(5);
+
 /// Keeps the node's lease for as long as the daemon runs.
 pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>, restart: Arc<Restart>) {
     let mut was_held = false;
@@ -23,7 +27,7 @@ pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>,
     let mut unmarking: Option<JoinHandle<()>> = None;
     let mut asked = restart.asked();
     let profile = ops.cluster_record().map(|c| c.value.profile).unwrap_or_default();
-    // What an earlier daemon was granted ends before this.
+    // What an earlier daemon was granted is taken to end by this: a restart lease ends later, and nobody needs to be ended later.
     let granted = Renewal { sent: boottime(), lease: profile.lease(), drain: profile.drain() };
     let (renewed, renewals) = watch::channel(granted);
     tokio::spawn(guardian::run(ops.clone(), renewals));
@@ -35,9 +39,12 @@ pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>,
         let asks = *asked.borrow_and_update();
         match beat(&ops, &grant, profile, &renewed, asks).await {
             Ok(Ok(length)) => {
-                restart.renewed(length);
-                if !asks && is_marked(&ops) && is_idle(unmarking.as_ref()) {
-                    unmarking = Some(tokio::spawn(unmark(ops.clone())));
+                if length >= RESTART_LEASE {
+                    // Its reports say from now on that nothing is to be placed here.
+                    lease.send_if_modified(|l| std::mem::replace(&mut l.held, false));
+                    restart.granted();
+                } else if is_marked(&ops) && is_idle(unmarking.as_ref()) {
+                    unmarking = Some(tokio::spawn(unmark(ops.clone(), restart.clone(), length)));
                 }
             }
             Ok(Err(Refusal::Lost | Refusal::WrongBoot { .. })) => {
@@ -63,6 +70,7 @@ pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>,
                 false
             }
         };
+        let held = held && !restart.is_granted();
         if held != was_held {
             was_held = held;
             tracing::info!("lease {}", if held { "held" } else { "lost" });
@@ -85,10 +93,13 @@ fn is_marked(ops: &Ops) -> bool {
     known(ops).is_ok_and(|record| record.value.may_restart())
 }
 
-async fn unmark(ops: Arc<Ops>) {
-    // It is tried again after the next heartbeat.
-    if let Err(e) = restart::end(&ops).await {
-        tracing::debug!("the restart lease is not ended yet: {e}");
+async fn unmark(ops: Arc<Ops>, restart: Arc<Restart>, length: Duration) {
+    // It is tried again after a later heartbeat.
+    if let Err(e) = restart.end(&ops, length).await {
+        tracing::warn!(
+            "until its restart lease is ended, a loss of this node is found out a minute later: {e}"
+        );
+        tokio::time::sleep(UNMARK_AGAIN).await;
     }
 }
 

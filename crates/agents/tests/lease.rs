@@ -1,8 +1,9 @@
 //! A node enters its cluster.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::time::Duration;
 use stead_agents::lease::enter;
-use stead_agents::restart::{self, Restart};
+use stead_agents::restart::Restart;
 use stead_conf::Txn;
 use stead_model::{BootId, NodeRecord, NodeState, PoweredOff, paths};
 use stead_ops::store;
@@ -46,18 +47,53 @@ async fn marked(node: &Node) {
     node.commit(Txn::new("test").put(paths::node(&record.name), store::bytes(&record).unwrap())).await;
 }
 
+const LEASE: Duration = Duration::from_secs(4);
+
 #[tokio::test]
 async fn the_mark_of_a_restart_goes_only_once_the_fence_process_has_let_go() {
     let node = Node::start().await;
     marked(&node).await;
     let is_marked = || node.ops.node_record(&name("n1")).unwrap().value.may_restart();
+    let restart = Restart::default();
+    // The lease that it was given last is the long one.
+    restart.end(&node.ops, LEASE).await.unwrap_err();
+    assert!(is_marked(), "it holds to the long lease");
+    let nonce = node.ops.fence.nonce().await.unwrap();
+    node.ops.fence.renew(nonce, 4000, 1000, 2000).await.unwrap();
     node.fence.set_gone(true);
-    restart::end(&node.ops).await.unwrap_err();
+    restart.end(&node.ops, LEASE).await.unwrap_err();
     assert!(is_marked(), "it may hold to the long lease");
     node.fence.set_gone(false);
-    restart::end(&node.ops).await.unwrap();
+    restart.end(&node.ops, LEASE).await.unwrap();
     assert!(!is_marked());
     assert_eq!(node.fence.shortened(), 1);
+    restart.end(&node.ops, LEASE).await.unwrap();
+    assert_eq!(node.fence.shortened(), 1, "there is no mark any more");
+}
+
+#[tokio::test]
+async fn who_is_to_end_ends_no_mark_and_marks_anew() {
+    let node = Node::start().await;
+    marked(&node).await;
+    let guest = stead_driver::fence::Registration {
+        vmid: stead_ops_testing::vmid(100),
+        epoch: stead_model::Epoch(3),
+        cgroup: None,
+        monitor: "m".into(),
+        pidfile: "p".into(),
+    };
+    node.ops.fence.register(guest.clone()).await.unwrap();
+    node.ops.fence.run(guest.vmid, guest.epoch).await.unwrap();
+    let nonce = node.ops.fence.nonce().await.unwrap();
+    node.ops.fence.renew(nonce, 4000, 1000, 2000).await.unwrap();
+    let record = || node.ops.node_record(&name("n1")).unwrap();
+    let before = record().revision;
+    let restart = Restart::default();
+    // Nobody grants anything here: it gives up. By then it has marked the node anew, over the old mark.
+    restart.prepare(&node.ops).await;
+    assert!(record().revision > before && record().value.may_restart());
+    restart.end(&node.ops, LEASE).await.unwrap();
+    assert!(record().value.may_restart(), "its own mark, for a lease that may come yet");
 }
 
 #[tokio::test]

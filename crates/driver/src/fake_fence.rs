@@ -88,8 +88,13 @@ impl Fence for FakeFence {
         Ok(())
     }
 
-    async fn shorten(&self) -> Result<(), FenceError> {
+    async fn shorten(&self, lease_ms: u64) -> Result<(), FenceError> {
         let mut state = self.answering()?;
+        if state.lease_ms.is_none_or(|is| is > lease_ms) {
+            return Err(FenceError::Gone(
+                "it refused to shorten the lease: there is none so short".to_owned(),
+            ));
+        }
         state.shortened += 1;
         Ok(())
     }

@@ -82,8 +82,9 @@ pub trait Fence: Send + Sync {
         drain_ms: u64,
         watchdog_ms: u64,
     ) -> Result<(), FenceError>;
-    /// Holds to the lease granted last alone, although one before it ends later. From the answer on that one is over for good.
-    async fn shorten(&self) -> Result<(), FenceError>;
+    /// Holds to the lease granted last alone, although one before it ends later. From the answer on that one is over for good. Refused where
+    /// the last one was granted for more than `lease_ms`.
+    async fn shorten(&self, lease_ms: u64) -> Result<(), FenceError>;
     /// Makes a guest known, before its process is executed. Repeating it is no error.
     async fn register(&self, guest: Registration) -> Result<(), FenceError>;
     /// Forgets a guest whose process is gone (or was handed over and ended).

@@ -42,8 +42,12 @@ pub enum Op {
         /// W in milliseconds.
         watchdog_ms: u64,
     },
-    /// Holds to the lease granted last alone, although one before it ends later: the end of a restart lease.
-    Shorten,
+    /// Holds to the lease granted last alone, although one before it ends later: the end of a restart lease. Refused where that lease
+    /// is longer than is said.
+    Shorten {
+        /// L in milliseconds.
+        lease_ms: u64,
+    },
     /// Makes a guest known before its process is executed.
     Register(Registration),
     /// Forgets a guest that has no process any more.
@@ -182,7 +186,7 @@ mod tests {
                 Op::Renew { nonce: 7, lease_ms: 4000, drain_ms: 1000, watchdog_ms: 2000 },
                 r#"{"id":1,"op":"renew","nonce":7,"lease_ms":4000,"drain_ms":1000,"watchdog_ms":2000}"#,
             ),
-            (Op::Shorten, r#"{"id":1,"op":"shorten"}"#),
+            (Op::Shorten { lease_ms: 4000 }, r#"{"id":1,"op":"shorten","lease_ms":4000}"#),
             (
                 Op::Register(reg),
                 r#"{"id":1,"op":"register","vmid":100,"epoch":3,"cgroup":null,"monitor":"/r/f","pidfile":"/r/p"}"#,

@@ -336,7 +336,7 @@ impl Server {
             Op::Renew { nonce, lease_ms, drain_ms, watchdog_ms } => {
                 self.renew(nonce, lease_ms, drain_ms, watchdog_ms)
             }
-            Op::Shorten => self.shorten(),
+            Op::Shorten { lease_ms } => self.shorten(Duration::from_millis(lease_ms)),
             Op::Register(registration) => self.register(registration),
             Op::Forget { vmid } => self.forget(vmid),
             Op::Run { vmid, epoch } => match self.run(vmid, epoch) {
@@ -381,13 +381,13 @@ impl Server {
     }
 
     /// The watchdog is given the shorter times first: if this process hangs later, they are what it promised.
-    fn shorten(&mut self) -> Result<Answer, Refusal> {
+    fn shorten(&mut self, most: Duration) -> Result<Answer, Refusal> {
         let grant = |why: String| Refusal::Grant { why };
         let (drain, watchdog) =
-            self.holder.may_shorten(self.clock.now()).map_err(|e| grant(e.to_string()))?;
+            self.holder.may_shorten(self.clock.now(), most).map_err(|e| grant(e.to_string()))?;
         self.power.admit(less_drift(drain + watchdog)).map_err(|e: PowerError| grant(e.to_string()))?;
         let before = self.holder.times();
-        self.holder.shorten(self.clock.now()).map_err(|e| grant(e.to_string()))?;
+        self.holder.shorten(self.clock.now(), most).map_err(|e| grant(e.to_string()))?;
         if self.holder.times() != before {
             self.store();
         }

@@ -114,6 +114,9 @@ pub enum RenewError {
     /// The reset of this machine was asked for; nothing is taken back.
     #[error("this machine is about to be reset")]
     Resetting,
+    /// The lease granted last is longer than the one to hold to.
+    #[error("a longer lease was granted since")]
+    Longer,
     /// The lease granted last is over, or there was none.
     #[error("the lease that was granted last is over")]
     NothingLeft,
@@ -189,8 +192,7 @@ pub struct Holder {
     next_nonce: u64,
     issued: VecDeque<(u64, Moment)>,
     lease: Option<Lease>,
-    /// The one granted last, where that is another.
-    #[serde(default)]
+    /// The one granted last: `lease`, or one that ends before it.
     latest: Option<Lease>,
     guests: BTreeMap<Vmid, Guest>,
     /// The end of `lease` was seen, and what was registered then is being made safe.
@@ -282,21 +284,26 @@ impl Holder {
     }
 
     /// D and W that count after [`Self::shorten`], if it would be carried out now.
-    pub fn may_shorten(&self, now: Moment) -> Result<(Duration, Duration), RenewError> {
+    pub fn may_shorten(&self, now: Moment, most: Duration) -> Result<(Duration, Duration), RenewError> {
         let latest = self.latest.filter(|l| l.ends > now).ok_or(RenewError::NothingLeft)?;
+        if latest.lease > most {
+            return Err(RenewError::Longer);
+        }
         if self.guests.values().any(|g| g.hold == Hold::Unsafe) {
             return Err(RenewError::Resetting);
         }
         Ok((latest.drain, latest.watchdog))
     }
 
-    /// Holds to the lease granted last alone, although one before it ends later. Refused where nothing would be left.
+    /// Holds to the lease granted last alone, although one before it ends later. Refused where nothing would be left, and where that
+    /// lease was granted for longer than `most`: then it is another one than the caller knows of.
     ///
-    /// Older heartbeats count no more, so that what was granted to them is ended for ever. The watchdog must have
+    /// No heartbeat of before counts any more, so that what was, or will be, granted to one of them is ended for ever. The watchdog must have
     /// [`Self::may_shorten`]'s times before this is answered.
-    pub fn shorten(&mut self, now: Moment) -> Result<(), RenewError> {
-        self.times = Some(self.may_shorten(now)?);
+    pub fn shorten(&mut self, now: Moment, most: Duration) -> Result<(), RenewError> {
+        self.times = Some(self.may_shorten(now, most)?);
         self.lease = self.latest;
+        self.issued.clear();
         self.fed = None;
         Ok(())
     }

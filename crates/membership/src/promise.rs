@@ -40,6 +40,10 @@ enum Plant {
     ClearUnshortened,
     /// The end of a mark is committed over whatever stands there.
     ClearUnchecked,
+    /// A daemon that is to end ends its own mark.
+    EndingUnseen,
+    /// A daemon that is to end asks before its own mark is committed.
+    AskBeforeMark,
 }
 
 #[derive(Debug, Clone)]
@@ -60,13 +64,21 @@ enum Act {
     Restart(bool),
     /// A heartbeat to that leader and back without a delay.
     Renew(bool),
-    /// The node's daemon is to be started anew: its record is marked, and it asks for a restart lease from now on.
+    /// The node's daemon is to be started anew: it reads its record, to mark it.
+    End,
+    /// Its record is marked, if it has not changed since, and it asks for a restart lease from now on; else it is read again.
     Mark,
+    /// Both at once.
+    EndNow,
     /// It is there again, and asks for ordinary ones.
     Return,
-    /// Its fence process is to hold to the lease granted last, and then the mark is to go.
+    /// Its daemon reads the mark, to end it.
+    Read,
+    /// Its fence process is to hold to the lease granted last, and then the mark that was read is to go.
     Shorten,
-    /// All of that until the proposal, with no delay.
+    /// Both at once.
+    ReadNow,
+    /// All of that from the return on, with no delay.
     Back(bool),
     /// That is committed, if the record has not changed since.
     Clear(u8),
@@ -92,14 +104,18 @@ fn acts(restarts: bool) -> impl Strategy<Value = Vec<Act>> {
         2 => (any::<u8>(), any::<bool>()).prop_map(|(i, ok)| Act::Device(i, ok)),
     ];
     let restart = prop_oneof![
-        1 => (3000u16..20_000).prop_map(Act::Wait),
+        3 => (3000u16..20_000).prop_map(Act::Wait),
+        1 => Just(Act::End),
         2 => Just(Act::Mark),
+        3 => Just(Act::EndNow),
         1 => Just(Act::Return),
+        1 => Just(Act::Read),
         1 => Just(Act::Shorten),
-        2 => any::<bool>().prop_map(Act::Back),
+        2 => Just(Act::ReadNow),
+        3 => any::<bool>().prop_map(Act::Back),
         2 => any::<u8>().prop_map(Act::Clear),
     ];
-    let act = if restarts { prop_oneof![3 => act, 1 => restart].boxed() } else { act.boxed() };
+    let act = if restarts { prop_oneof![act, restart].boxed() } else { act.boxed() };
     prop::collection::vec(act, 1..120)
 }
 
@@ -144,8 +160,12 @@ struct World {
     log: Vec<Commit>,
     /// How often the node's record was changed.
     revision: usize,
-    /// The node's daemon asks for restart leases.
+    /// The node's daemon is to end, and has read its record at that revision to mark it.
+    ending: Option<usize>,
+    /// It asks for restart leases.
     asks: bool,
+    /// It has read a mark of that revision, to end it.
+    read: Option<usize>,
     /// Its fence process was given an ordinary lease last, for a heartbeat of this daemon.
     fresh: bool,
     /// Proposals to end the mark, and over which revision.
@@ -200,7 +220,9 @@ impl World {
             members,
             log: vec![Commit { profile: FenceProfile::Default, previous: None, restart: false }],
             revision: 0,
+            ending: None,
             asks: false,
+            read: None,
             fresh: false,
             clears: Vec::new(),
             settling: Vec::new(),
@@ -304,7 +326,7 @@ impl World {
         let nonce = if self.plant == Plant::CountFromAnswer { self.holder.nonce(now) } else { answer.nonce };
         let ms = Duration::from_millis;
         if self.holder.renew(now, nonce, ms(lease_ms), ms(drain_ms), ms(watchdog_ms)).is_ok() {
-            self.fresh = !self.asks && !restart;
+            self.fresh = !restart;
             if !self.leased {
                 self.holder.register(vmid(), Epoch(1), true).unwrap();
                 self.leased = self.holder.run(now, vmid(), Epoch(1)).is_ok();
@@ -356,15 +378,49 @@ impl World {
         self.log.push(Commit { restart, ..last });
     }
 
-    /// The daemon's last step after it is there again.
-    fn shorten(&mut self) {
-        if self.asks || !self.fresh || !self.log[self.log.len() - 1].restart {
-            return;
+    fn marked(&self) -> bool {
+        self.log[self.log.len() - 1].restart
+    }
+
+    /// The daemon is to end.
+    fn end(&mut self) {
+        self.ending = Some(self.revision);
+        match self.plant {
+            Plant::AskBeforeMark => self.asks |= self.marked(),
+            Plant::RestartUnmarked => {
+                self.asks = true;
+                self.tell(self.latest);
+            }
+            _ => {}
         }
-        let now = self.node_now();
-        if self.plant == Plant::ClearUnshortened || self.holder.shorten(now).is_ok() {
+    }
+
+    /// Its mark is committed over the record that it read, or it reads again.
+    fn mark_read(&mut self) {
+        let Some(read) = self.ending.filter(|_| !self.asks) else { return };
+        if read == self.revision {
+            self.mark(true);
+            self.asks = true;
+        } else {
+            self.ending = Some(self.revision);
+        }
+    }
+
+    /// The daemon's last steps after it is there again.
+    fn read(&mut self) {
+        let ending = self.ending.is_some() && self.plant != Plant::EndingUnseen;
+        if self.fresh && !ending && self.marked() {
+            self.read = Some(self.revision);
+        }
+    }
+
+    fn shorten(&mut self) {
+        let Some(read) = self.read.take() else { return };
+        let (now, profile) = (self.node_now(), self.log[self.log.len() - 1].profile);
+        let skips = self.plant == Plant::ClearUnshortened;
+        if skips || self.holder.shorten(now, profile.lease()).is_ok() {
             self.fence();
-            self.clears.push(self.revision);
+            self.clears.push(read);
         }
     }
 
@@ -468,17 +524,22 @@ impl World {
                     self.log.push(Commit { previous: None, ..last });
                 }
             }
-            Act::Mark => {
-                self.asks = true;
-                match self.plant {
-                    Plant::RestartUnmarked => self.tell(self.latest),
-                    _ => self.mark(true),
-                }
+            Act::End => self.end(),
+            Act::Mark => self.mark_read(),
+            Act::EndNow => {
+                self.end();
+                self.mark_read();
             }
-            Act::Return => (self.asks, self.fresh) = (false, false),
+            // The daemon after it. What the one before has under way is no process's any more, but for what it has proposed.
+            Act::Return => (self.ending, self.asks, self.fresh, self.read) = (None, false, false, None),
+            Act::Read => self.read(),
             Act::Shorten if !self.dead && self.now < self.hangs_at => self.shorten(),
+            Act::ReadNow => {
+                self.act(&Act::Read);
+                self.act(&Act::Shorten);
+            }
             Act::Back(to) => {
-                for act in [Act::Return, Act::Renew(to), Act::Shorten] {
+                for act in [Act::Return, Act::Renew(to), Act::ReadNow] {
                     self.act(&act);
                 }
             }
@@ -565,7 +626,14 @@ fn every_planted_mistake_is_found() {
 
 #[test]
 fn every_mistake_with_restart_leases_is_found() {
-    for plant in [Plant::RestartUnmarked, Plant::MarkUnseen, Plant::ClearUnshortened, Plant::ClearUnchecked] {
+    for plant in [
+        Plant::RestartUnmarked,
+        Plant::MarkUnseen,
+        Plant::ClearUnshortened,
+        Plant::ClearUnchecked,
+        Plant::EndingUnseen,
+        Plant::AskBeforeMark,
+    ] {
         assert!(search(plant, true, 20_000).is_err(), "{plant:?} was not found");
     }
 }

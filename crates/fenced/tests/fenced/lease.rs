@@ -261,7 +261,9 @@ fn a_restart_lease_ends_by_word_with_the_guest_running_on() {
         other => panic!("{other:?}"),
     };
     assert!(left(&mut bench) > L * 50);
-    bench.fenced.call(Op::Shorten).unwrap();
+    bench.fenced.call(Op::Shorten { lease_ms: 1 }).unwrap_err();
+    let lease_ms = u64::try_from((L * 4).as_millis()).unwrap();
+    bench.fenced.call(Op::Shorten { lease_ms }).unwrap();
     assert!(left(&mut bench) <= L * 4);
     assert_eq!(qemu.status(), "running");
     bench.wait_for(100, Hold::Held, L * 4 + D);

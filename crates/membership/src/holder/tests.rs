@@ -189,13 +189,14 @@ fn adopted_guests_are_made_safe_first() {
 #[test]
 fn a_longer_lease_is_given_up_for_the_one_granted_last() {
     let mut h = Holder::new(1);
-    assert_eq!(h.shorten(ms(0)), Err(RenewError::NothingLeft));
+    assert_eq!(h.shorten(ms(0), L), Err(RenewError::NothingLeft));
     let (a, b, c) = (h.nonce(ms(0)), h.nonce(ms(100)), h.nonce(ms(200)));
     h.renew(ms(100), b, L * 60, D * 10, W * 10).unwrap();
+    assert_eq!(h.shorten(ms(100), L), Err(RenewError::Longer), "it is the one granted last");
     h.renew(ms(300), c, L, D, W).unwrap();
     h.step(ms(300));
     assert_eq!(h.lease_left(ms(300)), Some(ms(59_200)));
-    h.shorten(ms(300)).unwrap();
+    h.shorten(ms(300), L).unwrap();
     assert_eq!(h.lease_left(ms(300)), Some(ms(890)));
     assert_eq!(h.times(), Some((D, W)));
     let feeds = HolderCommand::FeedWatchdog { timeout: less_drift(D + W) };
@@ -208,6 +209,6 @@ fn a_longer_lease_is_given_up_for_the_one_granted_last() {
     h.renew(ms(1150), d, L * 60, D, W).unwrap();
     let e = h.nonce(ms(1150));
     h.renew(ms(1160), e, L, D, W).unwrap();
-    assert_eq!(h.shorten(ms(3000)), Err(RenewError::NothingLeft));
+    assert_eq!(h.shorten(ms(3000), L), Err(RenewError::NothingLeft));
     assert!(h.lease_left(ms(3000)).is_some());
 }

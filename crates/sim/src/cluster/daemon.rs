@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use stead_ha::{Agent, Leave};
 use stead_membership::grantor::{DeclareFailure, Grantor, GrantorCommand, Member};
-use stead_membership::{Heartbeat, HeartbeatAnswer, Moment, Outcome, Refusal, wire};
+use stead_membership::{Heartbeat, HeartbeatAnswer, Moment, Outcome, RESTART_LEASE, Refusal, wire};
 use stead_model::{BootId, Epoch, FenceProfile, NodeName, NodeState, Vmid};
 
 const APPEND: Duration = Duration::from_millis(100);
@@ -146,8 +146,10 @@ pub(super) struct Daemon {
     pub waiting: BTreeMap<u64, (tasks::Then, Duration)>,
     /// It is to go, and since when.
     pub leave: Option<(Leave, Duration)>,
-    /// It is to be started anew, and for how long it will be away: it asks for a restart lease.
+    /// It is to be started anew, and for how long it will be away.
     pub restart: Option<Duration>,
+    /// Its own mark is committed: it asks for a restart lease.
+    asks: bool,
     /// Procedures of which there is one at a time.
     pub busy: BTreeSet<&'static str>,
     /// Guests on which a task is at work: nobody else touches them.
@@ -179,6 +181,7 @@ impl Daemon {
             waiting: BTreeMap::new(),
             leave: None,
             restart: None,
+            asks: false,
             busy: BTreeSet::new(),
             at_work: BTreeSet::new(),
             moves: BTreeMap::new(),
@@ -284,16 +287,32 @@ impl World {
         self.after(Duration::from_secs(1), Event::StartDaemon { node, boots });
     }
 
-    /// A daemon that is to be started anew marks its node's record and asks for a restart lease; it waits for that only so long.
+    /// A daemon that is to be started anew marks its node's record, then asks for a restart lease; it waits for that only so long.
     pub fn plan_restart(&mut self, node: usize, time: Duration) {
-        let (name, boot) = (self.nodes[node].name.clone(), self.nodes[node].boot.clone());
+        let unmarked = self.plan.plant == Plant::RestartUnmarked;
         let Some(d) = self.daemon(node).filter(|d| d.restart.is_none()) else { return };
         d.restart = Some(time);
         let life = d.life;
-        if self.plan.plant != Plant::RestartUnmarked {
-            self.ask(node, Ask::Propose(Txn::Mark(name, boot)), tasks::Then::Nothing);
+        d.asks = unmarked;
+        if !unmarked {
+            self.mark(node);
         }
         self.after(PATIENCE, Event::Restarts { node, life });
+    }
+
+    fn mark(&mut self, node: usize) {
+        let (name, boot) = (self.nodes[node].name.clone(), self.nodes[node].boot.clone());
+        let revision = self.tree(node).node_revision(&name);
+        self.ask(node, Ask::Propose(Txn::Mark(name, boot, revision)), tasks::Then::Marked);
+    }
+
+    /// The mark is committed, or not: then it is tried again over the record as it is known by now.
+    pub fn marked(&mut self, node: usize, done: bool) {
+        let Some(d) = self.daemon(node) else { return };
+        d.asks = done;
+        if !done {
+            self.mark(node);
+        }
     }
 
     pub fn restarts(&mut self, node: usize, life: u64) {
@@ -305,7 +324,8 @@ impl World {
 
     /// The fence process has a lease. After a restart it is to hold to no longer one, and the mark is to go. Its revision is
     /// read before: a later mark means a later restart lease.
-    pub fn renewed(&mut self, node: usize, restart: bool) {
+    pub fn renewed(&mut self, node: usize, lease: Duration) {
+        let restart = lease >= RESTART_LEASE;
         let (tree, now) = (self.tree(node), self.now);
         let name = self.nodes[node].name.clone();
         let Some(d) = self.daemon(node) else { return };
@@ -314,8 +334,10 @@ impl World {
                 let life = d.life;
                 self.restarts(node, life);
             }
+            // Read in this order, as by `agents::restart`: the mark, then that this daemon is not to end.
             (false, None) if tree.may_restart(&name) && d.is_due("unmark", now, UNMARK) => {
-                self.ask_fenced(node, Call::Shorten { revision: tree.node_revision(&name) });
+                let (revision, most) = (tree.node_revision(&name), lease);
+                self.ask_fenced(node, Call::Shorten { revision, most });
             }
             _ => {}
         }
@@ -324,9 +346,7 @@ impl World {
     /// The fence process holds to no restart lease any more.
     pub fn unmark(&mut self, node: usize, revision: u64) {
         let name = self.nodes[node].name.clone();
-        if self.daemon(node).is_some_and(|d| d.restart.is_none()) {
-            self.ask(node, Ask::Propose(Txn::Unmark(name, revision)), tasks::Then::Nothing);
-        }
+        self.ask(node, Ask::Propose(Txn::Unmark(name, revision)), tasks::Then::Nothing);
     }
 
     /// Gives the lead to whoever is elected next.
@@ -733,8 +753,7 @@ impl World {
         let Some(fenced) = n.answering(now) else { return };
         let nonce = fenced.holder.nonce(at);
         let (name, uuid, boot): (_, _, BootId) = (n.name.clone(), n.uuid.clone(), n.boot.clone());
-        let marked = self.store.at(n.applied).may_restart(&name) || self.plan.plant == Plant::RestartUnmarked;
-        let restart = marked && n.daemon.as_ref().is_some_and(|d| d.restart.is_some());
+        let restart = n.daemon.as_ref().is_some_and(|d| d.asks);
         let beat = Heartbeat { v: wire::VERSION, node: name, uuid, boot, nonce, restart };
         if let Some(leader) = n.daemon.as_ref().and_then(|d| d.leader) {
             self.send(node, leader, Msg::Beat(beat));

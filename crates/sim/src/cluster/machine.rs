@@ -6,7 +6,7 @@ use super::tasks::Task;
 use super::world::{Call, Event, World};
 use crate::scenario::Kind;
 use std::time::Duration;
-use stead_membership::{HolderCommand, Outcome as Granted, RESTART_LEASE, Report};
+use stead_membership::{HolderCommand, Outcome as Granted, Report};
 use stead_model::{Epoch, Vmid};
 
 impl World {
@@ -67,13 +67,13 @@ impl World {
                     n.fenced_itself = false;
                     n.times = times;
                     n.lease_ends = n.lease_ends.max(n.when(at + left));
-                    self.renewed(node, ms(lease_ms) >= RESTART_LEASE);
+                    self.renewed(node, ms(lease_ms));
                 }
             }
             Call::Renew { .. } => {}
-            Call::Shorten { revision } => {
+            Call::Shorten { revision, most } => {
                 let skips = self.plan.plant == Plant::UnmarkUnshortened;
-                let shortened = skips || fenced.holder.shorten(at).is_ok();
+                let shortened = skips || fenced.holder.shorten(at, most).is_ok();
                 if let (true, Some(left), Some(times)) =
                     (shortened, fenced.holder.lease_left(at), fenced.holder.times())
                 {

@@ -128,8 +128,8 @@ impl Tree {
 pub enum Txn {
     /// The node is lost, if it is a member by that boot, and may or may not hold a restart lease, as is said.
     Lose(NodeName, BootId, bool),
-    /// The node may hold a restart lease, if it is a member by that boot.
-    Mark(NodeName, BootId),
+    /// The node may hold a restart lease, if it is a member by that boot and its record is of that revision.
+    Mark(NodeName, BootId, u64),
     /// It holds none any more, if its record is of that revision.
     Unmark(NodeName, u64),
     /// The node is off, if it is a member by that boot or was lost with it.
@@ -258,8 +258,8 @@ impl Store {
 
 fn apply(tree: &mut Tree, txn: &Txn) -> bool {
     match txn {
-        Txn::Mark(node, boot) => {
-            let as_seen = tree.is_member(node, boot);
+        Txn::Mark(node, boot, revision) => {
+            let as_seen = tree.is_member(node, boot) && tree.node_revision(node) == *revision;
             if as_seen {
                 tree.mark(node, Some(boot));
             }

@@ -54,6 +54,7 @@ pub(super) struct Task {
 pub(super) enum Then {
     Nothing,
     Declared(NodeName),
+    Marked,
     Enter,
     Entered,
     DecideHeld,
@@ -118,6 +119,7 @@ impl World {
                 Told::Refused => self.declare_failed(node, &lost, DeclareFailure::Refused),
                 Told::Unknown => self.declare_failed(node, &lost, DeclareFailure::Unknown),
             },
+            Then::Marked => self.marked(node, done),
             Then::Enter => self.enter_now(node, done),
             Then::Entered => self.idle(node, "enter"),
             Then::DecideHeld => self.decide_now(node, done),

@@ -44,7 +44,7 @@ fn lines(txn: &Txn, before: &ManagerState) -> Vec<String> {
     let one = |text: String| vec![text];
     match txn {
         Txn::Lose(node, ..) => one(format!("committed: {node} is lost")),
-        Txn::Mark(node, _) => one(format!("committed: {node} may hold a restart lease")),
+        Txn::Mark(node, ..) => one(format!("committed: {node} may hold a restart lease")),
         Txn::Unmark(node, _) => one(format!("committed: {node} holds no restart lease any more")),
         Txn::Off(node, _) => one(format!("committed: {node} is lost, and off")),
         Txn::Enter(node, ..) => one(format!("committed: {node} takes part (again)")),

@@ -97,6 +97,7 @@ pub(super) enum Call {
     /// Hold to the lease granted last alone. Then the mark of that revision of the node's record is to go.
     Shorten {
         revision: u64,
+        most: Duration,
     },
     /// `task` with the life of the daemon that waits for it.
     Run {
