@@ -132,6 +132,14 @@ pub enum StorageError {
         /// Why.
         why: String,
     },
+    /// A question has had no answer. Whoever uses it may hang, and what they have written may still arrive.
+    #[error("storage '{storage}' is not available: it has not answered for {seconds} s")]
+    Silent {
+        /// The storage.
+        storage: StorageId,
+        /// Since when.
+        seconds: u64,
+    },
     /// Anything else.
     #[error("could not {what} on storage '{storage}': {why}")]
     Failed {
@@ -166,6 +174,13 @@ pub trait StorageDriver: Send + Sync {
     async fn activate(&self) -> Result<(), StorageError>;
     /// How full it is.
     async fn space(&self) -> Result<Space, StorageError>;
+    /// Whether guests could use it now, and how full it is. Unlike [`Self::activate`] it makes nothing that was there
+    /// before and is gone, and where guests write it has something written, by the medium itself. Takes as long as the
+    /// storage does, which may be for ever.
+    async fn probe(&self) -> Result<Space, StorageError> {
+        self.activate().await?;
+        self.space().await
+    }
     /// Its volumes, of one content and guest or all.
     async fn list(
         &self,

@@ -5,7 +5,8 @@
 //!
 //! A storage whose server is away may hang in the kernel for ever, and with it the thread that asked. Everything that is
 //! done with a storage begins by activating it; so activation goes one at a time, and while one does not come back the
-//! others are told so at once: a storage that hangs costs one thread, however often it is asked.
+//! others are told so at once: a storage that hangs costs one thread, however often it is asked. The probes of its
+//! health have a turn of their own, so that a slow one keeps nobody from the storage; they cost one more.
 
 use async_trait::async_trait;
 use std::collections::{BTreeMap, HashMap};
@@ -58,59 +59,93 @@ impl<T: StorageType> StorageType for KeptOpen<T> {
     }
 }
 
-/// A driver that is activated by one caller at a time.
+/// A driver that is activated by one caller at a time, and probed by one.
 struct Watched {
     inner: Arc<dyn StorageDriver>,
     patience: Duration,
-    /// Since when an activation is under way.
-    since: Arc<watch::Sender<Option<Instant>>>,
+    activating: Turns,
+    probing: Turns,
 }
 
-/// The right to activate, until this is dropped.
-struct Turn(Arc<watch::Sender<Option<Instant>>>);
+/// Since when what goes one at a time is under way.
+#[derive(Clone)]
+struct Turns(Arc<watch::Sender<Option<Instant>>>);
+
+/// The right to go, until this is dropped.
+struct Turn(Turns);
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.send_replace(None);
+        self.0.0.send_replace(None);
     }
 }
 
-impl Watched {
-    fn new(inner: Arc<dyn StorageDriver>, patience: Duration) -> Self {
-        Self { inner, patience, since: Arc::new(watch::Sender::new(None)) }
-    }
-
-    fn silent(&self, since: Instant) -> StorageError {
-        let why = format!("it has not answered for {} s", since.elapsed().as_secs());
-        StorageError::Unavailable { storage: self.inner.id().clone(), why }
+impl Turns {
+    fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(None)))
     }
 
     /// Takes the turn, or tells since when another one has it.
-    fn try_turn(&self) -> Result<Turn, Instant> {
+    fn try_take(&self) -> Result<Turn, Instant> {
         let mut taken = None;
-        self.since.send_if_modified(|since| {
+        self.0.send_if_modified(|since| {
             taken = *since;
             since.get_or_insert_with(Instant::now);
             taken.is_none()
         });
         match taken {
-            None => Ok(Turn(self.since.clone())),
+            None => Ok(Turn(self.clone())),
             Some(since) => Err(since),
         }
     }
 
-    /// Waits for a turn, for as long as the one under way has patience left.
-    async fn turn(&self) -> Result<Turn, StorageError> {
-        let mut changes = self.since.subscribe();
+    /// Waits for a turn, for as long as the one under way has patience left. Otherwise says since when it is.
+    async fn take(&self, patience: Duration) -> Result<Turn, Instant> {
+        let mut changes = self.0.subscribe();
         loop {
-            let since = match self.try_turn() {
+            let since = match self.try_take() {
                 Ok(turn) => return Ok(turn),
                 Err(since) => since,
             };
             let over = changes.wait_for(|now| *now != Some(since));
-            if tokio::time::timeout_at(since + self.patience, over).await.is_err() {
-                return Err(self.silent(since));
+            if tokio::time::timeout_at(since + patience, over).await.is_err() {
+                return Err(since);
             }
+        }
+    }
+}
+
+impl Watched {
+    fn new(inner: Arc<dyn StorageDriver>, patience: Duration) -> Self {
+        Self { inner, patience, activating: Turns::new(), probing: Turns::new() }
+    }
+
+    fn silent(&self, since: Instant) -> StorageError {
+        StorageError::Silent { storage: self.inner.id().clone(), seconds: since.elapsed().as_secs() }
+    }
+
+    /// Asks the storage something when its turn has come, and waits for the answer as long as there is patience.
+    async fn ask<T, F>(&self, turns: &Turns, what: &str, question: F) -> Result<T, StorageError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, StorageError>> + Send + 'static,
+    {
+        let turn = turns.take(self.patience).await.map_err(|since| self.silent(since))?;
+        let begun = Instant::now();
+        // A task of its own: it keeps its turn until the storage has answered, whoever still waits for it.
+        let asked = tokio::spawn(async move {
+            let answer = question.await;
+            drop(turn);
+            answer
+        });
+        match tokio::time::timeout(self.patience, asked).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(e)) => Err(StorageError::Failed {
+                what: what.to_owned(),
+                storage: self.inner.id().clone(),
+                why: e.to_string(),
+            }),
+            Err(_) => Err(self.silent(begun)),
         }
     }
 }
@@ -122,24 +157,13 @@ impl StorageDriver for Watched {
     }
 
     async fn activate(&self) -> Result<(), StorageError> {
-        let turn = self.turn().await?;
-        let begun = Instant::now();
         let inner = self.inner.clone();
-        // A task of its own: it keeps its turn until the storage has answered, whoever still waits for it.
-        let asked = tokio::spawn(async move {
-            let answer = inner.activate().await;
-            drop(turn);
-            answer
-        });
-        match tokio::time::timeout(self.patience, asked).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(e)) => Err(StorageError::Failed {
-                what: "activate".to_owned(),
-                storage: self.inner.id().clone(),
-                why: e.to_string(),
-            }),
-            Err(_) => Err(self.silent(begun)),
-        }
+        self.ask(&self.activating, "activate", async move { inner.activate().await }).await
+    }
+
+    async fn probe(&self) -> Result<Space, StorageError> {
+        let inner = self.inner.clone();
+        self.ask(&self.probing, "look after", async move { inner.probe().await }).await
     }
 
     async fn space(&self) -> Result<Space, StorageError> {
@@ -287,10 +311,17 @@ mod tests {
             assert!(driver.activate().await.is_err());
         }
         assert_eq!(asked.load(Ordering::SeqCst), 1, "one thread, however often it is asked");
+        for _ in 0..100 {
+            let silent = driver.probe().await.unwrap_err();
+            assert!(matches!(silent, StorageError::Silent { .. }), "{silent}");
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 2, "and one for its probes");
         // The server is back.
         go.add_permits(100);
-        driver.since.subscribe().wait_for(Option::is_none).await.unwrap();
+        driver.activating.0.subscribe().wait_for(Option::is_none).await.unwrap();
         driver.activate().await.unwrap();
-        assert_eq!(asked.load(Ordering::SeqCst), 2);
+        driver.probing.0.subscribe().wait_for(Option::is_none).await.unwrap();
+        driver.probe().await.unwrap();
+        assert_eq!(asked.load(Ordering::SeqCst), 4);
     }
 }

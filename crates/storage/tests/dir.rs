@@ -156,6 +156,57 @@ async fn a_storage_that_is_not_there_says_so() {
 }
 
 #[tokio::test]
+async fn a_probe_finds_what_is_gone_and_makes_nothing_in_its_place() {
+    let base = tempfile::tempdir().unwrap();
+    let (path, aside) = (base.path().join("disks"), base.path().join("aside"));
+    let s = open(&path, &[("shared", "1")]);
+    assert!(s.probe().await.unwrap().total > 0, "a new one is made");
+    std::fs::rename(&path, &aside).unwrap();
+    let why = s.probe().await.unwrap_err().to_string();
+    assert!(why.contains("No such file"), "{why}");
+    assert!(!path.exists(), "what is gone is not made again");
+    // As when a file system is unmounted: another directory appears.
+    std::fs::create_dir(&path).unwrap();
+    let why = s.probe().await.unwrap_err().to_string();
+    assert!(why.contains("is another one than before"), "{why}");
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(&aside, &path).unwrap();
+    s.probe().await.unwrap();
+    // Who tidies up takes nothing away from anybody.
+    std::fs::remove_dir_all(path.join(".stead-spool")).unwrap();
+    s.probe().await.unwrap();
+    drop(s);
+    assert_eq!(std::fs::read_dir(path.join(".stead-spool")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_probe_finds_what_cannot_be_written_unless_it_is_full() {
+    let base = tempfile::tempdir().unwrap();
+    let mount = |source: &std::ffi::CStr, kind: &std::ffi::CStr, flags, data: &std::ffi::CStr| {
+        rustix::mount::mount(source, base.path(), kind, flags, data)
+    };
+    if mount(c"tmpfs", c"tmpfs", rustix::mount::MountFlags::empty(), c"size=1m").is_err() {
+        println!("skipped: needs root to mount");
+        return;
+    }
+    let s = open(base.path(), &[("is_mountpoint", "1")]);
+    s.probe().await.unwrap();
+    std::fs::write(base.path().join("full"), vec![1; 2 << 20]).unwrap_err();
+    assert_eq!(s.probe().await.unwrap().avail, 0);
+    rustix::mount::unmount(base.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    let why = s.probe().await.unwrap_err().to_string();
+    assert!(why.contains("nothing is mounted"), "{why}");
+    mount(c"tmpfs", c"tmpfs", rustix::mount::MountFlags::RDONLY, c"").unwrap();
+    let no_dirs = ("create-subdirs", "0");
+    let disks = open(base.path(), &[no_dirs]).probe().await;
+    let media = open(base.path(), &[("content", "iso"), no_dirs]).probe().await;
+    rustix::mount::unmount(base.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    let why = disks.unwrap_err().to_string();
+    assert!(why.contains("Read-only file system"), "{why}");
+    media.unwrap();
+}
+
+#[tokio::test]
 async fn content_that_it_may_not_hold_is_refused() {
     let base = tempfile::tempdir().unwrap();
     let s = open(base.path(), &[("content", "iso")]);

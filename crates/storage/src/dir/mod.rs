@@ -16,6 +16,7 @@ mod beneath;
 mod mounts;
 mod names;
 mod options;
+mod probe;
 mod spool;
 
 use crate::qcow2;
@@ -68,6 +69,8 @@ struct Inner {
     /// Made when first needed, so that a directory that cannot be written can still be read.
     spool: Mutex<Option<Arc<Spool>>>,
     swept: Mutex<bool>,
+    /// The directory, as the last probe that went well has seen it.
+    known: Mutex<Option<probe::Identity>>,
 }
 
 type Answer<T> = Result<T, StorageError>;
@@ -76,7 +79,13 @@ impl DirStorage {
     /// Checks the options; touches nothing yet.
     pub fn new(id: StorageId, options: &BTreeMap<String, String>) -> Answer<Self> {
         let options = Options::parse(options)?;
-        Ok(Self(Arc::new(Inner { id, options, spool: Mutex::default(), swept: Mutex::default() })))
+        Ok(Self(Arc::new(Inner {
+            id,
+            options,
+            spool: Mutex::default(),
+            swept: Mutex::default(),
+            known: Mutex::default(),
+        })))
     }
 
     /// Runs blocking work off the async threads.
@@ -494,14 +503,11 @@ impl StorageDriver for DirStorage {
     }
 
     async fn space(&self) -> Answer<Space> {
-        self.blocking("read the free space", |inner| {
-            let root = inner.root()?;
-            let s = rustix::fs::fstatvfs(root.fd()).map_err(|e| inner.errno("read the free space", e))?;
-            let total = s.f_blocks * s.f_frsize;
-            let used = total - (s.f_bfree * s.f_frsize).min(total);
-            Ok(Space { total, used, avail: s.f_bavail * s.f_frsize })
-        })
-        .await
+        self.blocking("read the free space", |inner| inner.space_of(&inner.root()?)).await
+    }
+
+    async fn probe(&self) -> Answer<Space> {
+        self.blocking("write to the directory", Inner::probe).await
     }
 
     async fn list(&self, content: Option<Content>, vmid: Option<Vmid>) -> Answer<Vec<VolumeInfo>> {

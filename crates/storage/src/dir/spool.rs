@@ -17,6 +17,8 @@ use uuid::Uuid;
 /// The hidden folder below the storage's directory.
 pub const FOLDER: &str = ".stead-spool";
 const LOCK: &str = "lock";
+/// Written over and over, to see that it can be.
+const ALIVE: &str = "alive";
 /// Nobody uploads or writes zeros for that long without touching the file.
 const REST: Duration = Duration::from_secs(900);
 
@@ -48,11 +50,19 @@ impl Spool {
         format!("{}/{}", self.name, Uuid::new_v4())
     }
 
+    /// The file of this instance's own that is written to see that the storage can be, relative to its directory.
+    pub fn alive(&self) -> String {
+        format!("{}/{ALIVE}", self.name)
+    }
+
     /// The relative name of a spooled file, if `path` is one of this instance's.
     pub fn own(&self, path: &Path) -> Option<String> {
         let folder = self.base.join(&self.name);
         let file = path.strip_prefix(&folder).ok()?.to_str()?;
-        let plain = !file.is_empty() && !file.contains('/') && !file.starts_with('.') && file != LOCK;
+        let plain = !file.is_empty()
+            && !file.contains('/')
+            && !file.starts_with('.')
+            && ![LOCK, ALIVE].contains(&file);
         plain.then(|| format!("{}/{file}", self.name))
     }
 }
@@ -61,6 +71,8 @@ impl Drop for Spool {
     /// Removes the folder when nothing is spooled; what is left goes at the next start.
     fn drop(&mut self) {
         let Ok(root) = Beneath::open(&self.base) else { return };
+        // Without probes there is none.
+        let _ = root.unlink(&self.alive());
         if root.names(&self.name).is_ok_and(|n| n.len() == 1)
             && root.unlink(&format!("{}/{LOCK}", self.name)).is_ok()
         {
@@ -79,7 +91,7 @@ pub fn sweep(root: &Beneath, shared: bool) -> rustix::io::Result<usize> {
             for file in root.names(&folder)? {
                 let Some(file) = file.to_str() else { continue };
                 match root.unlink(&format!("{folder}/{file}")) {
-                    Ok(()) => removed += usize::from(file != LOCK),
+                    Ok(()) => removed += usize::from(![LOCK, ALIVE].contains(&file)),
                     Err(Errno::NOENT) => {}
                     Err(e) => return Err(e),
                 }
