@@ -362,12 +362,13 @@ async fn try_it(ops: &Arc<Ops>, command: &AgentCommand) -> Result<(), OpsError> 
             let live = ops.guests.state(vmid).await.is_some();
             ops.migrate(&actor, vmid, go(target, live), by_ha).await?
         }
-        Attempt::Relocate(target) => {
+        Attempt::Relocate { to, timeout } => {
             if ops.guests.state(vmid).await.is_some() {
-                let stopped = ops.power(&actor, vmid, stop_within(None), by_ha).await?;
+                let stopped = ops.power(&actor, vmid, stop_within(*timeout), by_ha).await?;
                 outcome(ops, &stopped).await?;
             }
-            ops.migrate(&actor, vmid, go(target, false), by_ha).await?
+            // Refused while there is a process: what could not be ended is not handed over.
+            ops.migrate(&actor, vmid, go(to, false), by_ha).await?
         }
     };
     outcome(ops, &upid).await

@@ -15,4 +15,5 @@ pub mod report;
 pub mod restart;
 pub mod rpc;
 pub mod stats;
+pub mod storages;
 pub mod witness;

@@ -24,14 +24,13 @@ pub async fn run(
     ops: Arc<Ops>,
     mut flushes: mpsc::Receiver<oneshot::Sender<()>>,
     ha: watch::Receiver<crate::ha::Reports>,
+    storages: watch::Receiver<Vec<StorageReport>>,
 ) {
     let mut host = Host::default();
     let mut seq = 0;
     let mut guests = ops.guests.events();
     let mut lease = ops.lease.clone();
     let mut asked_of = None;
-    let mut storages = vec![];
-    let mut storages_at: Option<std::time::Instant> = None;
     loop {
         let mut asked = vec![];
         tokio::select! {
@@ -51,12 +50,9 @@ pub async fn run(
             asked_of = leads;
             catch_up(&ops).await;
         }
-        if storages_at.is_none_or(|at| at.elapsed() > PERIOD * 5) {
-            storages = read_storages(&ops).await;
-            storages_at = Some(std::time::Instant::now());
-        }
         seq += 1;
-        let report = collect(&ops, &mut host, seq, storages.clone(), &ha).await;
+        let seen = storages.borrow().clone();
+        let report = collect(&ops, &mut host, seq, seen, &ha).await;
         ops.take_report(&report);
         let ops = ops.clone();
         // Delivered beside the loop, so that one slow node does not hold up the next report.
@@ -117,21 +113,6 @@ fn links(ops: &Ops) -> Vec<LinkReport> {
         return of(&leader);
     }
     ops.node_records().iter().filter(|n| n.name != ops.me.name).flat_map(of).collect()
-}
-
-async fn read_storages(ops: &Ops) -> Vec<StorageReport> {
-    let mut out = vec![];
-    for (id, state) in ops.storage_states().await {
-        let space = state.unwrap_or_default();
-        out.push(StorageReport {
-            storage: id.to_string(),
-            active: state.is_some(),
-            total: space.total,
-            used: space.used,
-            avail: space.avail,
-        });
-    }
-    out
 }
 
 /// To the leader, or on to everybody when this node leads.

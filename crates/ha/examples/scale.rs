@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stead_ha::{
-    AgentReport, Load, ManagerState, NodeView, NodeWord, Process, ServiceView, Stats, View, step,
+    AgentReport, Load, ManagerState, NodeView, NodeWord, Process, ServiceView, Stats, StorageView, Use, View,
+    step,
 };
 use stead_model::ha_cfg::{HaResource, HaRules};
 use stead_model::{Epoch, HaOptions, NodeName, ServiceId};
@@ -43,6 +45,7 @@ fn view(nodes: u32, services: u32) -> Result<View, Box<dyn Error>> {
         agent: Some(AgentReport::default()),
         capacity: Load { cpu: 24.0, mem: 128 * GIB },
         others: Stats::default(),
+        lost_storages: BTreeMap::new(),
     };
     let all: Result<BTreeMap<NodeName, NodeView>, Box<dyn Error>> =
         (1..=nodes).map(|n| Ok((name(n)?, node.clone()))).collect();
@@ -58,6 +61,7 @@ fn view(nodes: u32, services: u32) -> Result<View, Box<dyn Error>> {
             process: Process::Running,
             stats,
             lock: None,
+            storages: Arc::new([("shared".parse()?, Use::Disk)].into()),
         };
         Ok((sid, service))
     };
@@ -69,6 +73,7 @@ fn view(nodes: u32, services: u32) -> Result<View, Box<dyn Error>> {
         rules: HaRules::parse(&rules(nodes, u32::try_from(services.len())?))?.list().0,
         services,
         options: HaOptions::parse(None, Some("ha=dynamic,ha-auto-rebalance=1"))?,
+        storages: [("shared".parse()?, StorageView { shared: true, nodes: None, disabled: false })].into(),
         requests: BTreeMap::new(),
         round: 10,
     })

@@ -155,7 +155,12 @@ pub enum Attempt {
     /// Move it while it runs; one that is stopped, as it is.
     Migrate(NodeName),
     /// Stop it, then move it.
-    Relocate(NodeName),
+    Relocate {
+        /// Where to.
+        to: NodeName,
+        /// Seconds for its shutdown, if they are named.
+        timeout: Option<u32>,
+    },
 }
 
 /// How an attempt ended.
@@ -265,7 +270,7 @@ impl Agent {
                 if state == ServiceState::Migrate {
                     Attempt::Migrate(target)
                 } else {
-                    Attempt::Relocate(target)
+                    Attempt::Relocate { to: target, timeout: service.timeout }
                 }
             }
             _ => return None,

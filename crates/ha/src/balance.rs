@@ -112,6 +112,7 @@ fn movable(view: &View, state: &ManagerState, places: &Places<'_>) -> Vec<(Vec<S
                 && seen.resource.auto_rebalance
                 && seen.lock.is_none()
                 && s.retry_at.is_none()
+                && view.lost_disk(seen, &s.node).is_none()
         });
         if let (true, Some(from)) = (free, from.filter(|f| places.nodes[*f].open)) {
             out.push((members, from));

@@ -40,6 +40,6 @@ pub use manager::{lock_ends_with_its_node, step};
 pub use rules::{Cause, Conflict, MovePreview, conflicts, preview};
 pub use state::{
     Command, Disarm, DisarmMode, Load, ManagerState, NodeMemory, NodeStatus, NodeView, NodeWord, Process,
-    Request, Service, ServiceState, ServiceView, Stats, View,
+    Request, Service, ServiceState, ServiceView, Stats, StorageFault, StorageLoss, StorageView, Use, View,
 };
 pub use what_if::{Fate, Forecast, GuestFate, Now, Outlook, Room, Unmanaged, Verdict, WhatIf};

@@ -17,6 +17,7 @@ use stead_model::{GuestKind, NodeName, ServiceId};
 mod cluster;
 mod moves;
 mod service;
+mod storages;
 
 pub use service::lock_ends_with_its_node;
 
@@ -106,6 +107,7 @@ pub(crate) fn is_quiet(view: &View, state: &ManagerState, sid: ServiceId, seen: 
         && seen.owner == s.node
         && !s.reason.contains(WAITS)
         && !state.node_memory.contains_key(&s.node)
+        && view.lost_disk(seen, &s.node).is_none()
         && view.nodes.get(&s.node).is_some_and(|n| {
             n.word == NodeWord::Online && n.agent.as_ref().is_none_or(|a| !a.services.contains_key(&sid))
         })

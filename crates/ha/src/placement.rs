@@ -2,14 +2,17 @@
 //!
 //! [`Places`] is made anew in each round from what is seen and remembered, and follows the decisions of the round, so that
 //! each choice sees those before it. A choice goes through the node-affinity rule's nodes by falling priority; among
-//! those that the other rules leave and that have the memory, the node with most of the unit's services is
+//! those that the other rules leave and that have the storages and the memory, the node with most of the unit's services is
 //! taken, else the one with the least load. Services are counted where they are, and where they are going to.
 
 use crate::rules::{Rules, Unit};
-use crate::state::{Load, ManagerState, NodeWord, Process, Service, ServiceState, ServiceView, Stats, View};
+use crate::state::{
+    Load, ManagerState, NodeWord, Process, Service, ServiceState, ServiceView, Stats, StorageFault,
+    StorageLoss, StorageView, Use, View,
+};
 use crate::topsis;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use stead_model::{CrsMode, NodeName, RequestedState, ServiceId};
+use stead_model::{CrsMode, NodeName, RequestedState, ServiceId, StorageId};
 
 /// A choice with its reason, or why there is none.
 pub type Choice = Result<(NodeName, String), String>;
@@ -37,6 +40,7 @@ enum Bar {
     Offline,
     Maintenance,
     Failed,
+    Storage(String),
     Apart(String),
     Memory,
 }
@@ -93,6 +97,7 @@ pub(crate) struct Place<'v> {
     configured: u64,
     /// Memory that is in use, or will be.
     pub real: u64,
+    lost_storages: &'v BTreeMap<StorageId, StorageLoss>,
 }
 
 #[derive(Debug, Default)]
@@ -111,6 +116,7 @@ pub(crate) struct Places<'v> {
     rules: &'v Rules,
     mode: CrsMode,
     services: &'v BTreeMap<ServiceId, ServiceView>,
+    storages: &'v BTreeMap<StorageId, StorageView>,
     /// By negative rule and node.
     crowds: HashMap<(usize, usize), Crowd>,
     /// By unit of several services: how many are on each node, or going there.
@@ -144,6 +150,7 @@ impl<'v> Places<'v> {
             },
             configured: n.others.max.mem,
             real: n.others.used.mem,
+            lost_storages: &n.lost_storages,
         };
         let nodes: Vec<Place<'v>> = view.nodes.iter().map(place).collect();
         let index = nodes.iter().enumerate().map(|(i, n)| (n.name.as_str(), i)).collect();
@@ -153,6 +160,7 @@ impl<'v> Places<'v> {
             rules,
             mode,
             services: &view.services,
+            storages: &view.storages,
             crowds: HashMap::new(),
             units: HashMap::new(),
             failed: HashMap::new(),
@@ -325,6 +333,9 @@ impl<'v> Places<'v> {
                 return Some(Bar::Failed);
             }
         }
+        if let Some(why) = self.lacks(ask, place) {
+            return Some(Bar::Storage(why));
+        }
         if let Some((number, unit)) = unit
             && let Some(rule) = self.crowded(number, unit, node, !(here && ask.running))
         {
@@ -337,7 +348,50 @@ impl<'v> Places<'v> {
         None
     }
 
-    /// Whether a service could run on a node by its rules, its memory and the node's state.
+    /// Which storage keeps a service from a node, and why; or one that is to be with it, and is to run too. What runs there has
+    /// its storages open: whether it is to leave for want of them is not for a choice to say.
+    fn lacks(&self, ask: &Ask<'_>, place: &Place<'_>) -> Option<String> {
+        let alone = [ask.sid];
+        let unit = self.unit(ask.sid).map_or(&alone[..], |(_, members)| members);
+        unit.iter().find_map(|sid| {
+            let seen = self.services.get(sid)?;
+            let own = *sid == ask.sid;
+            let runs_there = seen.owner == *place.name && seen.process != Process::Absent;
+            if (runs_there && (!own || ask.here == Some(place.name)))
+                || (!own && seen.resource.state != RequestedState::Started)
+            {
+                return None;
+            }
+            let why = |(id, how)| self.unusable(id, how, seen, place);
+            seen.storages.iter().find_map(why)
+        })
+    }
+
+    fn unusable(&self, id: &StorageId, how: &Use, seen: &ServiceView, place: &Place<'_>) -> Option<String> {
+        let why = match place.lost_storages.get(id).map(|loss| &loss.fault) {
+            Some(StorageFault::Silent) => "does not answer".to_owned(),
+            Some(StorageFault::Inactive { why }) => format!("can't be used: {why}"),
+            None => match self.storages.get(id)? {
+                s if s.disabled => "is disabled".to_owned(),
+                s if s.nodes.as_ref().is_some_and(|nodes| !nodes.contains(place.name)) => {
+                    "is not for this node".to_owned()
+                }
+                s if !s.shared && *how == Use::Disk && seen.owner != *place.name => {
+                    "is not shared, and its disk is on another node".to_owned()
+                }
+                _ => return None,
+            },
+        };
+        Some(format!("storage '{id}' {why}"))
+    }
+
+    /// Why a node can't take a service for want of a storage.
+    pub fn wants_storage(&self, sid: ServiceId, node: &NodeName) -> Option<String> {
+        let ask = Ask { sid, here: None, stay: false, content: false, running: false, avoid: None };
+        self.at(node).and_then(|i| self.lacks(&ask, &self.nodes[i]))
+    }
+
+    /// Whether a service could run on a node by its rules, its storages, its memory and the node's state.
     pub fn fits(&self, ask: &Ask<'_>, node: &NodeName) -> bool {
         let ruled = match self.rules.of(ask.sid).and_then(|(_, u)| u.node_rule.as_ref()) {
             Some(rule) => !rule.strict || rule.rank(node).is_some(),
@@ -578,6 +632,7 @@ impl<'v> Places<'v> {
                 Bar::Offline => "not online".to_owned(),
                 Bar::Maintenance => "to be empty".to_owned(),
                 Bar::Failed => format!("it failed there{of_unit}"),
+                Bar::Storage(why) => why.clone(),
                 Bar::Apart(rule) => format!("kept apart by rule '{rule}'"),
                 Bar::Memory => format!(
                     "too little memory left for the {} MiB that it may use, at most {} MiB are free",

@@ -4,8 +4,9 @@ use crate::agent::AgentReport;
 use crate::history::Change;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use stead_model::ha_cfg::{HaResource, HaRule};
-use stead_model::{Epoch, HaOptions, NodeName, ServiceId};
+use stead_model::{Epoch, HaOptions, NodeName, ServiceId, StorageId};
 
 /// A node as the manager may count on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,50 @@ pub struct Stats {
     pub used: Load,
 }
 
+/// What is wrong with a storage on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "is")]
+pub enum StorageFault {
+    /// The node has asked, and was told: it is gone, can't be written, answers errors.
+    Inactive {
+        /// Why.
+        why: String,
+    },
+    /// The node has asked, and has no answer. Processes that use it may hang where nothing ends them, and what they have
+    /// written may still arrive.
+    Silent,
+}
+
+/// A storage that guests can't use on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageLoss {
+    /// How.
+    #[serde(flatten)]
+    pub fault: StorageFault,
+    /// For how long, in seconds, by the node's clock.
+    pub seconds: u64,
+}
+
+/// A storage as it is configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorageView {
+    /// What is on it is the same on all nodes.
+    pub shared: bool,
+    /// The nodes that have it; none: all.
+    pub nodes: Option<BTreeSet<NodeName>>,
+    /// Switched off.
+    pub disabled: bool,
+}
+
+/// What a guest has on a storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Use {
+    /// A medium in a drive: needed to start it, not to go on.
+    Medium,
+    /// A disk.
+    Disk,
+}
+
 /// A node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NodeView {
@@ -48,6 +93,8 @@ pub struct NodeView {
     pub capacity: Load,
     /// What those use who are not under HA: other guests (`max`: as configured), and the machine itself.
     pub others: Stats,
+    /// Storages that it says guests can't use there. Of what it says nothing, nothing is known against it.
+    pub lost_storages: BTreeMap<StorageId, StorageLoss>,
 }
 
 /// What is known of a guest's process on its owner.
@@ -80,6 +127,8 @@ pub struct ServiceView {
     pub stats: Stats,
     /// The `lock` of its configuration: a task is at work on it, or died doing so.
     pub lock: Option<String>,
+    /// The storages that it needs.
+    pub storages: Arc<BTreeMap<StorageId, Use>>,
 }
 
 /// What becomes of the services while HA is disarmed.
@@ -141,10 +190,27 @@ pub struct View {
     pub rules: Vec<HaRule>,
     /// Options.
     pub options: HaOptions,
+    /// All storages that can be read.
+    pub storages: BTreeMap<StorageId, StorageView>,
     /// Requests by the names of their records; handled in this order.
     pub requests: BTreeMap<String, Request>,
     /// How long the *round* is in which the hold duration of automatic rebalancing is counted, seconds: 10 on a cluster.
     pub round: u64,
+}
+
+impl View {
+    /// The storage of one of a service's disks that its guest, if it runs there, has lost. Of several one that does not answer:
+    /// it decides what can be done.
+    pub(crate) fn lost_disk(
+        &self,
+        seen: &ServiceView,
+        node: &NodeName,
+    ) -> Option<(&StorageId, &StorageLoss)> {
+        let lost = self.nodes.get(node).map(|n| &n.lost_storages).filter(|lost| !lost.is_empty())?;
+        let disks = seen.storages.iter().filter(|(_, how)| **how == Use::Disk);
+        let found = disks.filter_map(|(id, _)| lost.get_key_value(id));
+        found.max_by_key(|(_, loss)| (loss.fault == StorageFault::Silent, loss.seconds))
+    }
 }
 
 /// A service's state.
@@ -219,7 +285,7 @@ pub struct Service {
     /// The node that it left for maintenance: it goes back there when that is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance_node: Option<NodeName>,
-    /// Seconds that its shutdown may take, if its user has named them.
+    /// Seconds that its shutdown may take, if they are named: by its user, or where its disks are gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<u32>,
     /// A move failed: the manager tries none of its own before then. Seconds since 1970.

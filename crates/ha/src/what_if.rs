@@ -287,6 +287,7 @@ fn without_services(view: &View, out: &BTreeSet<&ServiceId>) -> View {
         services: kept.map(|(sid, s)| (*sid, s.clone())).collect(),
         rules: view.rules.clone(),
         options: view.options,
+        storages: view.storages.clone(),
         requests: view.requests.clone(),
         round: view.round,
     }

@@ -203,7 +203,7 @@ pub fn accept(key: &str, value: &str) -> Result<String, KeyError> {
         return KeyError::unsupported(key, "not supported yet");
     }
     match key {
-        "ha" => drop(crate::ha_options::shutdown_policy(value).or_else(|e| KeyError::value(key, e))?),
+        "ha" => drop(crate::ha_options::ha_options(value).or_else(|e| KeyError::value(key, e))?),
         "crs" => drop(crate::ha_options::crs_options(value).or_else(|e| KeyError::value(key, e))?),
         "mac_prefix" if !is_mac_prefix(value) => {
             return KeyError::value(

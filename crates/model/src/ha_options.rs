@@ -92,11 +92,39 @@ pub struct CrsOptions {
     pub auto: Option<AutoRebalance>,
 }
 
+/// What happens to a service whose node has lost a storage of its disks, though the node itself is well.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StorageLossPolicy {
+    /// It is stopped there and started on a node that has the storage.
+    #[default]
+    Move,
+    /// It stays, and its reason says why.
+    Report,
+}
+
+/// `ha: storage_loss=,storage_loss_hold=`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageLossOptions {
+    /// What happens.
+    pub policy: StorageLossPolicy,
+    /// For how long the storage must have been lost before a service is moved: seconds, 10 to 3600, 30 by default.
+    pub hold: u64,
+}
+
+impl Default for StorageLossOptions {
+    fn default() -> Self {
+        Self { policy: StorageLossPolicy::default(), hold: 30 }
+    }
+}
+
 /// All of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct HaOptions {
     /// `ha: shutdown_policy=`.
     pub shutdown_policy: ShutdownPolicy,
+    /// `ha: storage_loss=`.
+    pub storage_loss: StorageLossOptions,
     /// `crs`.
     pub crs: CrsOptions,
 }
@@ -107,10 +135,9 @@ impl HaOptions {
     /// # Errors
     /// If a property is unknown or its value wrong.
     pub fn parse(ha: Option<&str>, crs: Option<&str>) -> Result<Self, HaCfgError> {
-        Ok(Self {
-            shutdown_policy: ha.map_or(Ok(ShutdownPolicy::default()), shutdown_policy)?,
-            crs: crs.map_or(Ok(CrsOptions::default()), crs_options)?,
-        })
+        let (shutdown_policy, storage_loss) = ha.map_or(Ok(Default::default()), ha_options)?;
+        let crs = crs.map_or(Ok(CrsOptions::default()), crs_options)?;
+        Ok(Self { shutdown_policy, storage_loss, crs })
     }
 }
 
@@ -118,31 +145,54 @@ fn properties(key: &str, text: &str) -> Result<PropertyString, HaCfgError> {
     text.parse().or_else(|e| refuse(key, e))
 }
 
-/// `shutdown_policy=WORD`.
+/// `shutdown_policy=WORD,storage_loss=WORD,storage_loss_hold=SECONDS`.
 ///
 /// # Errors
-/// If the word is none.
-pub fn shutdown_policy(text: &str) -> Result<ShutdownPolicy, HaCfgError> {
-    let mut policy = ShutdownPolicy::default();
+/// If a property is unknown or its value wrong.
+pub fn ha_options(text: &str) -> Result<(ShutdownPolicy, StorageLossOptions), HaCfgError> {
+    let (mut shutdown, mut loss) = (ShutdownPolicy::default(), StorageLossOptions::default());
     for (key, value) in properties("ha", text)?.iter() {
-        policy = match (key, value) {
-            (Some("shutdown_policy"), "freeze") => ShutdownPolicy::Freeze,
-            (Some("shutdown_policy"), "failover") => ShutdownPolicy::Failover,
-            (Some("shutdown_policy"), "migrate") => ShutdownPolicy::Migrate,
-            (Some("shutdown_policy"), "conditional") => ShutdownPolicy::Conditional,
-            (Some("shutdown_policy"), _) => {
-                return refuse(
-                    "ha",
-                    format_args!(
-                        "shutdown_policy: value '{value}' is not one of freeze, failover, conditional, migrate"
-                    ),
-                );
-            }
-            (Some(other), _) => return refuse("ha", format_args!("there is no property '{other}'")),
-            (None, _) => return refuse("ha", format_args!("'{value}' has no name")),
-        };
+        match key {
+            Some("shutdown_policy") => shutdown = shutdown_policy(value)?,
+            Some("storage_loss") => loss.policy = storage_loss(value)?,
+            Some("storage_loss_hold") => loss.hold = hold(value)?,
+            Some(other) => return refuse("ha", format_args!("there is no property '{other}'")),
+            None => return refuse("ha", format_args!("'{value}' has no name")),
+        }
     }
-    Ok(policy)
+    Ok((shutdown, loss))
+}
+
+fn shutdown_policy(value: &str) -> Result<ShutdownPolicy, HaCfgError> {
+    match value {
+        "freeze" => Ok(ShutdownPolicy::Freeze),
+        "failover" => Ok(ShutdownPolicy::Failover),
+        "migrate" => Ok(ShutdownPolicy::Migrate),
+        "conditional" => Ok(ShutdownPolicy::Conditional),
+        _ => refuse(
+            "ha",
+            format_args!(
+                "shutdown_policy: value '{value}' is not one of freeze, failover, conditional, migrate"
+            ),
+        ),
+    }
+}
+
+fn storage_loss(value: &str) -> Result<StorageLossPolicy, HaCfgError> {
+    match value {
+        "move" => Ok(StorageLossPolicy::Move),
+        "report" => Ok(StorageLossPolicy::Report),
+        _ => refuse("ha", format_args!("storage_loss: value '{value}' is not one of move, report")),
+    }
+}
+
+fn hold(value: &str) -> Result<u64, HaCfgError> {
+    match value.parse() {
+        Ok(seconds) if (10..=3600).contains(&seconds) => Ok(seconds),
+        _ => {
+            refuse("ha", format_args!("storage_loss_hold: value must be a number of seconds from 10 to 3600"))
+        }
+    }
 }
 
 /// `ha=static,ha-rebalance-on-start=1,...`.
@@ -243,6 +293,25 @@ mod tests {
         ] {
             assert_eq!(crs_options(text).unwrap_err().to_string(), why);
         }
-        assert!(shutdown_policy("shutdown_policy=never").is_err());
+        assert!(ha_options("shutdown_policy=never").is_err());
+        for (text, why) in [
+            ("storage_loss=stop", "ha: storage_loss: value 'stop' is not one of move, report"),
+            (
+                "storage_loss_hold=9",
+                "ha: storage_loss_hold: value must be a number of seconds from 10 to 3600",
+            ),
+        ] {
+            assert_eq!(ha_options(text).unwrap_err().to_string(), why);
+        }
+    }
+
+    #[test]
+    fn what_a_lost_storage_means_is_settable() {
+        let of = |text| ha_options(text).unwrap();
+        let (policy, loss) = of("shutdown_policy=migrate");
+        assert_eq!((policy, loss), (ShutdownPolicy::Migrate, StorageLossOptions::default()));
+        let (policy, loss) = of("storage_loss=report,storage_loss_hold=60");
+        assert_eq!(policy, ShutdownPolicy::Conditional);
+        assert_eq!(loss, StorageLossOptions { policy: StorageLossPolicy::Report, hold: 60 });
     }
 }

@@ -27,7 +27,10 @@ pub use datacenter::Datacenter;
 pub use fence_cfg::{FenceCfg, FenceSecrets};
 pub use ha_cfg::{HaResource, HaResources, HaRule, HaRuleKind, HaRules, RequestedState};
 pub use ha_groups::HaGroup;
-pub use ha_options::{AutoRebalance, BalanceMethod, CrsMode, CrsOptions, HaOptions, ShutdownPolicy};
+pub use ha_options::{
+    AutoRebalance, BalanceMethod, CrsMode, CrsOptions, HaOptions, ShutdownPolicy, StorageLossOptions,
+    StorageLossPolicy,
+};
 pub use ids::{
     BootId, DeviceId, Epoch, GuestKind, IdError, NodeName, NodeUuid, RaftId, ServiceId, StorageId, TokenId,
     Upid, UserId, Vmid, VolumeId,

@@ -210,7 +210,9 @@ fn start_agents(
     leases: Arc<stead_agents::restart::Restart>,
 ) {
     let (reports, reported) = watch::channel(stead_agents::ha::Reports::default());
-    tokio::spawn(stead_agents::report::run(ops.clone(), flushes, reported));
+    let (storages, seen) = watch::channel(vec![]);
+    tokio::spawn(stead_agents::storages::run(ops.clone(), storages));
+    tokio::spawn(stead_agents::report::run(ops.clone(), flushes, reported, seen));
     tokio::spawn(stead_agents::members::run(ops.clone()));
     tokio::spawn(stead_agents::ha::manage(ops.clone(), grant.clone()));
     tokio::spawn(stead_agents::ha::foresee(ops.clone(), grant.clone()));

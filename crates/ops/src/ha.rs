@@ -14,6 +14,7 @@ use stead_model::ha_cfg::HaRules;
 use stead_model::sectionconfig::{Section, SectionConfig, SectionError};
 use stead_model::{GuestKind, NodeName, ServiceId, Upid, Vmid, paths};
 
+use stead_ha::StorageFault;
 pub use stead_ha::{Cause, Change, DisarmMode, History, MovePreview, Request};
 
 /// Below it: requests that the manager has not taken yet.
@@ -358,6 +359,19 @@ impl Ops {
         Ok(Some(state.unwrap_or("queued").to_owned()))
     }
 
+    /// What a node reports to be wrong with its storages, for people.
+    fn lost_storages(&self, node: &NodeName) -> Vec<String> {
+        let report = self.status.node(node);
+        let lost = report.iter().flat_map(|r| &r.storages).filter_map(|s| Some((s, s.loss.as_ref()?)));
+        lost.map(|(s, loss)| match &loss.fault {
+            StorageFault::Silent => {
+                format!("storage '{}' has not answered for {} s", s.storage, loss.seconds)
+            }
+            StorageFault::Inactive { why } => format!("storage '{}' can't be used: {why}", s.storage),
+        })
+        .collect()
+    }
+
     /// The manager's state as it keeps it.
     pub fn ha_manager_status(&self) -> Result<Value, OpsError> {
         let (text, _) = self.file(paths::HA_STATUS)?;
@@ -407,7 +421,10 @@ impl Ops {
                 (false, false) => "no lease",
             };
             let fenced = self.fenced_words(&n);
-            let more = fenced.as_ref().map(|f| format!(", {f}")).unwrap_or_default();
+            let mut more = fenced.as_ref().map(|f| format!(", {f}")).unwrap_or_default();
+            for lost in self.lost_storages(&n.name) {
+                more = format!("{more}, {lost}");
+            }
             let mut row = json!({
                 "id": format!("lrm:{}", n.name), "type": "lrm", "node": n.name,
                 "status": format!("{} ({word}{more})", n.name),

@@ -5,16 +5,19 @@ use crate::status::{GuestKnown, NodeReport};
 use crate::store::GuestAt;
 use crate::{Ops, OpsError, store};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::SystemTime;
 use stead_conf::Revision;
 use stead_driver::guest::{GuestProcess, RunState};
 use stead_ha::{
     AgentReport, Load, ManagerState, NodeView, NodeWord, Now, Process, Request, ServiceView, Stats,
-    Unmanaged, View,
+    Unmanaged, Use, View,
 };
 use stead_model::ha_cfg::{HaResource, HaResources, HaRule, HaRules};
+use stead_model::vmconfig::devices::as_disk;
+use stead_model::vmconfig::{Bus, VmConfig};
 use stead_model::{
-    Datacenter, HaOptions, NodeName, NodeRecord, NodeState, ServiceId, Vmid, ha_groups, paths,
+    Datacenter, HaOptions, NodeName, NodeRecord, NodeState, ServiceId, StorageId, Vmid, ha_groups, paths,
 };
 
 /// How long a round is in which an imbalance is counted, as administrators know it, seconds.
@@ -36,6 +39,7 @@ pub struct Known {
 struct Size {
     max: Load,
     lock: Option<String>,
+    storages: Arc<BTreeMap<StorageId, Use>>,
 }
 
 impl Known {
@@ -51,7 +55,8 @@ impl Known {
             |config| {
                 let cpu = config.current.cpus().map_or(1.0, f64::from);
                 let mem = config.current.memory().map_or(0, |m| m.0 << 20);
-                Size { max: Load { cpu, mem }, lock: config.current.get("lock").map(str::to_owned) }
+                let lock = config.current.get("lock").map(str::to_owned);
+                Size { max: Load { cpu, mem }, lock, storages: Arc::new(storages_of(&config)) }
             },
         );
         self.sizes.insert(vmid, (revision, size.clone()));
@@ -65,6 +70,22 @@ impl Known {
         }
         Stats { max, used: self.used.get(&vmid).copied().unwrap_or_default() }
     }
+}
+
+/// The storages that a guest needs, and what for.
+fn storages_of(config: &VmConfig) -> BTreeMap<StorageId, Use> {
+    let disks = config.current.disks().unwrap_or_default();
+    let mut out = BTreeMap::new();
+    for (key, volume) in config.current.volumes() {
+        if as_disk(key).is_some_and(|(bus, _)| bus == Bus::Unused) {
+            continue;
+        }
+        let medium = disks.iter().any(|d| d.key == key && d.cdrom);
+        let how = if medium { Use::Medium } else { Use::Disk };
+        let known = out.entry(volume.storage).or_insert(how);
+        *known = how.max(*known);
+    }
+    out
 }
 
 /// The resources, and why some sections are none.
@@ -119,11 +140,14 @@ fn requests(ops: &Ops) -> BTreeMap<String, Request> {
 /// A node, with everything on it counted as not under HA; [`take_out`] corrects that.
 fn node(word: NodeWord, report: Option<NodeReport>) -> NodeView {
     let Some(report) = report else {
-        return NodeView { word, agent: None, capacity: Load::default(), others: Stats::default() };
+        let (others, lost_storages) = (Stats::default(), BTreeMap::new());
+        return NodeView { word, agent: None, capacity: Load::default(), others, lost_storages };
     };
+    let lost = report.storages.iter().filter_map(|s| Some((s.storage.parse().ok()?, s.loss.clone()?)));
     let (stats, cpus) = (&report.stats, f64::from(report.stats.maxcpu));
     NodeView {
         word,
+        lost_storages: lost.collect(),
         capacity: Load { cpu: cpus, mem: stats.maxmem },
         others: Stats { max: Load::default(), used: Load { cpu: stats.cpu * cpus, mem: stats.mem } },
         agent: Some(serde_json::from_value::<AgentReport>(report.ha).unwrap_or_default()),
@@ -210,12 +234,14 @@ fn look(
         // What ran without a guard on a node that is off runs no more: nobody need be asked for their word.
         let armed = own.armed || off.contains(&own.owner);
         let (owner, epoch, running) = (own.owner, own.epoch, own.running);
-        let lock = size.lock;
-        services.insert(sid, ServiceView { resource, owner, epoch, running, armed, process, stats, lock });
+        let Size { lock, storages, .. } = size;
+        let seen = ServiceView { resource, owner, epoch, running, armed, process, stats, lock, storages };
+        services.insert(sid, seen);
     }
     known.sizes.retain(|vmid, _| ops.guest_at(*vmid).is_ok());
-    let (options, requests) = (options(ops)?, requests(ops));
-    let view = View { me: ops.me.name.clone(), nodes, services, rules, options, requests, round: ROUND };
+    let (options, requests, storages) = (options(ops)?, requests(ops), ops.storage_views());
+    let me = ops.me.name.clone();
+    let view = View { me, nodes, services, rules, options, storages, requests, round: ROUND };
     Ok((view, unmanaged))
 }
 
@@ -235,6 +261,16 @@ pub fn now(ops: &Ops, known: &mut Known, settled: impl Fn(&NodeName) -> bool) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_needs_the_storages_of_its_disks_and_media() {
+        let config = "scsi0: nfs1:100/vm-100-disk-0.raw,size=1G\nide2: isos:iso/x.iso,media=cdrom\n\
+                      unused0: old:100/vm-100-disk-1.raw\nefidisk0: nfs2:100/vm-100-disk-2.raw\n\
+                      sata0: nfs1:iso/y.iso,media=cdrom\n";
+        let found = storages_of(&crate::guest::config::parse(config).unwrap());
+        let told: Vec<_> = found.iter().map(|(id, how)| (id.as_str(), *how)).collect();
+        assert_eq!(told, [("isos", Use::Medium), ("nfs1", Use::Disk), ("nfs2", Use::Disk)]);
+    }
 
     #[test]
     fn a_young_guest_counts_with_all_the_memory_that_it_may_use() {

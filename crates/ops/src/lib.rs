@@ -30,6 +30,7 @@ pub mod profile;
 pub mod report;
 pub mod status;
 pub mod storage;
+pub mod storage_health;
 pub mod storage_place;
 pub mod storage_view;
 pub mod store;

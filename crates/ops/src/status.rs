@@ -52,7 +52,7 @@ pub type GuestReport = stead_driver::guest::GuestProcess;
 pub struct StorageReport {
     /// Its name.
     pub storage: String,
-    /// It is usable.
+    /// Guests can use it.
     pub active: bool,
     /// Bytes.
     pub total: u64,
@@ -60,6 +60,9 @@ pub struct StorageReport {
     pub used: u64,
     /// Bytes.
     pub avail: u64,
+    /// What is wrong with it, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<stead_ha::StorageLoss>,
 }
 
 /// Whether a node reaches another by one of the other's links: a node of the leader's, the leader of everybody's.

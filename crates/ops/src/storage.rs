@@ -1,13 +1,14 @@
 //! Storages and their volumes.
 
+use crate::storage_health::Found;
 use crate::{Actor, Ops, OpsError};
 use crate::{storage_place, store};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 use stead_driver::guest::ResolvedVolume;
-use stead_driver::storage::{Content, NewVolume, Space, StorageDriver, StorageError, VolumeInfo};
+use stead_driver::storage::{Content, NewVolume, StorageDriver, StorageError, VolumeInfo};
+use stead_ha::StorageView;
 use stead_model::storage_cfg::{Storage, StorageCfg, StorageCfgError};
 use stead_model::vmconfig::devices::{MAX_DISK, as_disk};
 use stead_model::vmconfig::{Bus, DiskSource, VmConfig};
@@ -85,16 +86,31 @@ impl Ops {
         Ok(driver)
     }
 
-    /// This node's storages with their space; none where one cannot be used now.
-    pub async fn storage_states(&self) -> Vec<(StorageId, Option<Space>)> {
-        let mut out = vec![];
-        for s in self.storages().unwrap_or_default().into_iter().filter(|s| self.uses(s)) {
-            let space = async { self.active(&s.id).await.ok()?.space().await.ok() };
-            // One that hangs is shown as not usable; it must not keep the node from reporting.
-            let space = tokio::time::timeout(Duration::from_secs(1), space).await.ok().flatten();
-            out.push((s.id, space));
-        }
-        out
+    /// Probes this node's storages, all at once. Each is given up for now after some seconds.
+    pub async fn probe_storages(&self) -> Vec<(StorageId, Found)> {
+        let all = self.storages().unwrap_or_default().into_iter().filter(|s| self.uses(s));
+        let probes = all.map(|s| async move {
+            let found = match self.open_storage(&s) {
+                Ok(driver) => match driver.probe().await {
+                    Ok(space) => Found::Usable(space),
+                    Err(StorageError::Silent { seconds, .. }) => Found::Silent(seconds),
+                    // A daemon that has no descriptors left knows nothing of its storages.
+                    Err(_) if std::fs::File::open("/").is_err() => Found::Unasked,
+                    Err(StorageError::Unavailable { why, .. }) => Found::Inactive(why),
+                    Err(e) => Found::Inactive(e.to_string()),
+                },
+                Err(e) => Found::Inactive(e.to_string()),
+            };
+            (s.id, found)
+        });
+        futures_util::future::join_all(probes).await
+    }
+
+    /// Every configured storage, for those who decide where guests go. Where they can't be read nothing is known against any
+    /// node, which must not keep HA from recovering.
+    pub(crate) fn storage_views(&self) -> BTreeMap<StorageId, StorageView> {
+        let view = |s: Storage| (s.id, StorageView { shared: s.shared, nodes: s.nodes, disabled: s.disable });
+        self.storage_cfg().map(|(cfg, _)| cfg.list().0.into_iter().map(view).collect()).unwrap_or_default()
     }
 
     /// Makes a disk for a guest.

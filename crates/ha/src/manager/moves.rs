@@ -114,6 +114,9 @@ impl<'v> Round<'v, '_> {
         if !open(target) {
             return Err(format!("node '{target}' is in maintenance, or goes down"));
         }
+        if let Some(why) = self.places.wants_storage(sid, target) {
+            return Err(format!("node '{target}' can't run it: {why}"));
+        }
         if let Some(rule) = self.places.kept_apart(sid, target).filter(|_| s.state == S::Started) {
             return Err(format!("rule '{rule}' keeps it from '{target}', where another of its resources is"));
         }

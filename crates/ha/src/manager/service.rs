@@ -251,7 +251,7 @@ impl<'v> Round<'v, '_> {
         if seen.process == Process::Running && (s.relocate_tries > 0 || !s.failed_nodes.is_empty()) {
             self.clear_failures(sid);
         }
-        if self.state.memory(&s.node).mode != AgentMode::Shutdown {
+        if self.state.memory(&s.node).mode != AgentMode::Shutdown && !self.bears_loss(sid, seen, s) {
             self.improve(sid, seen, s);
         }
     }

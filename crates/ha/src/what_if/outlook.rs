@@ -1,7 +1,7 @@
 //! Whether the cluster survives the loss of any one node.
 
 use super::{Forecast, WhatIf};
-use crate::state::NodeWord;
+use crate::state::{NodeWord, StorageFault};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use stead_model::NodeName;
@@ -42,6 +42,12 @@ pub struct Outlook {
     /// How many guests there are on these nodes that run, are not under HA, and would stay down with their node.
     #[serde(default)]
     pub unmanaged: usize,
+    /// How many storages nodes have lost now, though they are well themselves: a storage counts for each node.
+    #[serde(default)]
+    pub lost_storages: usize,
+    /// The first of those.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub storages: Vec<String>,
 }
 
 impl WhatIf {
@@ -81,7 +87,21 @@ impl Forecast<'_> {
     /// The same question for each node that is there, witnesses too.
     pub fn any_one(&self) -> Outlook {
         let there = self.view.nodes.iter().filter(|(_, n)| n.word == NodeWord::Online).map(|(n, _)| n);
-        Outlook::of(self.now.at, there.chain(&self.now.witnesses).map(|n| self.verdict(n)))
+        let outlook = Outlook::of(self.now.at, there.chain(&self.now.witnesses).map(|n| self.verdict(n)));
+        let mut storages = self.lost_storages();
+        let lost_storages = storages.len();
+        storages.truncate(NAMED);
+        Outlook { storages, lost_storages, ..outlook }
+    }
+
+    fn lost_storages(&self) -> Vec<String> {
+        let nodes = self.view.nodes.iter().filter(|(_, n)| n.word == NodeWord::Online);
+        let lost = nodes.flat_map(|(name, n)| n.lost_storages.iter().map(move |(id, loss)| (name, id, loss)));
+        lost.map(|(name, id, loss)| match &loss.fault {
+            StorageFault::Silent => format!("storage '{id}' does not answer on '{name}'"),
+            StorageFault::Inactive { why } => format!("'{name}' has lost storage '{id}' ({why})"),
+        })
+        .collect()
     }
 }
 
@@ -89,7 +109,17 @@ impl Outlook {
     /// Sums up verdicts.
     pub fn of(at: u64, verdicts: impl IntoIterator<Item = Verdict>) -> Self {
         let (without, reasons) = (vec![], vec![]);
-        let mut out = Self { at, survives: false, nodes: 0, failing: 0, without, reasons, unmanaged: 0 };
+        let mut out = Self {
+            at,
+            survives: false,
+            nodes: 0,
+            failing: 0,
+            without,
+            reasons,
+            unmanaged: 0,
+            lost_storages: 0,
+            storages: vec![],
+        };
         for verdict in verdicts {
             out.nodes += 1;
             out.unmanaged += verdict.unmanaged;
@@ -124,9 +154,17 @@ impl std::fmt::Display for Outlook {
             }
         }
         match self.unmanaged {
+            0 => {}
+            1 => f.write_str(" (1 guest that runs is not under HA, and stays down with its node)")?,
+            n => write!(f, " ({n} guests that run are not under HA, and stay down with their nodes)")?,
+        }
+        if self.storages.is_empty() {
+            return Ok(());
+        }
+        write!(f, ". Look at this: {}", self.storages.join("; "))?;
+        match self.lost_storages.saturating_sub(self.storages.len()) {
             0 => Ok(()),
-            1 => f.write_str(" (1 guest that runs is not under HA, and stays down with its node)"),
-            n => write!(f, " ({n} guests that run are not under HA, and stay down with their nodes)"),
+            more => write!(f, "; and {more} more storages of nodes"),
         }
     }
 }

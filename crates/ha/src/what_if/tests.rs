@@ -307,3 +307,27 @@ fn a_large_cluster_is_asked_node_by_node_at_little_cost() {
     println!("{nodes} nodes, {services} services: ready in {ready:?}, all nodes in {:?}", began.elapsed());
     assert_eq!((outlook.survives, outlook.nodes), (true, nodes as usize), "{outlook}");
 }
+
+#[test]
+fn what_has_its_storage_nowhere_else_stays_down() {
+    use crate::state::{StorageFault, StorageLoss, Use};
+    let mut lab = Lab::new(3).with(&[(100, 1), (101, 1)]);
+    let nfs1: stead_model::StorageId = "nfs1".parse().unwrap();
+    lab.seen(sid(100)).storages = std::sync::Arc::new([(nfs1.clone(), Use::Disk)].into());
+    for (node, fault) in [(2, StorageFault::Silent), (3, StorageFault::Inactive { why: "gone".into() })] {
+        lab.node(node).lost_storages.insert(nfs1.clone(), StorageLoss { fault, seconds: 1 });
+    }
+    let now = now(&lab);
+    let found = without(&now, &[1]);
+    assert_eq!(told(&found), ["100 n1>-", "101 n1>n2"]);
+    let why = "(n1: not online; n3: storage 'nfs1' can't be used: gone; n2: storage 'nfs1' does not answer)";
+    assert!(reason(&found, 100).ends_with(why), "{}", reason(&found, 100));
+    let outlook = Forecast::new(&now).any_one();
+    let said = outlook.to_string();
+    let warns = ". Look at this: storage 'nfs1' does not answer on 'n2'; 'n3' has lost storage 'nfs1' (gone)";
+    assert!(said.ends_with(warns), "{said}");
+    assert_eq!((outlook.survives, outlook.without), (false, vec![name(1)]));
+    lab.node(2).lost_storages.clear();
+    let now = self::now(&lab);
+    assert!(Forecast::new(&now).any_one().survives);
+}

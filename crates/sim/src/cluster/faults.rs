@@ -19,7 +19,8 @@ impl Act {
             | Self::Kill { node, .. }
             | Self::Device { node, .. }
             | Self::Restart { node, .. }
-            | Self::Leave { node, .. } => *node < nodes,
+            | Self::Leave { node, .. }
+            | Self::Disks { node, .. } => *node < nodes,
             Self::Deaf { from, to } => *from < nodes && *to < nodes,
             Self::PowerOff { nodes: off, .. } => off.iter().all(|n| *n < nodes),
             Self::Hang { guest } | Self::Die { guest } | Self::Fails { guest, .. } => *guest < guests,
@@ -98,6 +99,7 @@ impl World {
             Act::Device { node, works } => {
                 self.nodes[node].device.iter_mut().for_each(|d| d.works = works);
             }
+            Act::Disks { node, disks } => self.set_disks(node, disks),
             Act::User(edit) => self.edit(edit),
         }
     }
@@ -185,6 +187,7 @@ impl World {
         for node in 0..self.nodes.len() {
             let n = &mut self.nodes[node];
             n.copies.values_mut().for_each(|c| c.hung = false);
+            n.disks = Default::default();
             n.daemon.iter_mut().for_each(|d| d.leave = None);
             n.device.iter_mut().for_each(super::power::Device::heal);
             if !n.on {

@@ -43,6 +43,12 @@ impl World {
             }
             Command::Rule(rule) => self.rule_command(&rule.id, Some(rule)),
             Command::Unrule(id) => self.rule_command(id, None),
+            Command::Storage(name, disks) => {
+                self.tell_command(None, format!("storage {name} {disks}"));
+                if let Some(node) = self.index(name) {
+                    self.set_disks(node, *disks);
+                }
+            }
             Command::Profile(profile) => {
                 self.tell_command(None, format!("profile {profile}"));
                 self.edit(Edit::Profile(*profile));

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | the configuration (`store`) | a linearizable log; elections, rounds and proposals by messages that can be late, lost or doubled; a proposal may hang, or be forwarded late by a node that was deposed meanwhile |
 //! | a machine (`node`, `machine`) | clock that errs by up to 1 %, power, watchdog that counts by itself, daemon and fence process that can be paused, killed and started again |
+//! | a storage that all share (`storage`; in every fifth history) | each node may lose it, or find that it hangs: then guests there do not end |
 //! | fence devices (`power`; in every other history) | two outlets a machine, which work, fail silently, are slow, or are gone with the machine's power; agents that outlive the daemon that started them; somebody who turns machines on again |
 //! | a guest | waiting, running, frozen, hung; slow to start, to stop and to be sent; QEMU goes on by itself when a migration fails |
 //!
@@ -33,6 +34,7 @@ mod power;
 mod scene;
 mod script;
 mod search;
+mod storage;
 mod store;
 mod tasks;
 mod tell;

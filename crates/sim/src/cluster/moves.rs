@@ -8,6 +8,7 @@ use super::store::Txn;
 use super::tasks::{Ask, Then};
 use super::world::{Call, Event, World};
 use crate::scenario::Kind;
+use crate::scenario::command::Disks;
 use std::collections::VecDeque;
 use std::time::Duration;
 use stead_guest::migration::{Command, Event as Moved, Migration};
@@ -197,7 +198,7 @@ impl World {
         let n = &mut self.nodes[node];
         let owner = tree.owners.get(&vmid).is_some_and(|o| o.owner == source && o.epoch.next() == epoch);
         let member = tree.is_member(&n.name, &n.boot);
-        let free = !n.copies.contains_key(&vmid);
+        let free = !n.copies.contains_key(&vmid) && n.disks.0 == Disks::Well;
         let ready = read && owner && member && free;
         let registered = ready
             && n.answering(now).is_some_and(|f| {

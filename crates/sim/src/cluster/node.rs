@@ -2,6 +2,7 @@
 
 use super::daemon::Daemon;
 use super::store::Store;
+use crate::scenario::command::Disks;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use stead_membership::{Hold, Holder, Moment};
@@ -102,6 +103,8 @@ pub struct Node {
     pub times: (Duration, Duration),
     /// None after it was killed, until it is started again.
     pub daemon: Option<Daemon>,
+    /// The storage of all disks, as it is here, and since when.
+    pub disks: (Disks, Duration),
     /// Processes of guests.
     pub copies: BTreeMap<Vmid, Copy>,
     /// Grows with each boot.

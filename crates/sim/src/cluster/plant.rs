@@ -54,6 +54,8 @@ pub enum Plant {
     OffOnOrder,
     /// A node counts as off when the first of its two outlets is off.
     OffByOneOutlet,
+    /// A process that does not end, since its storage hangs, is taken for ended.
+    HangIsEnd,
     /// Leases are granted, and not counted, while an order to power off is out.
     LeaseAfterOrder,
     /// A restart lease is granted to a node whose record does not say so.
@@ -64,7 +66,7 @@ pub enum Plant {
 
 impl Plant {
     /// All mistakes.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::SilenceIsLoss,
         Self::LeaseFromAnswer,
         Self::UnconfirmedGrant,
@@ -90,6 +92,7 @@ impl Plant {
         Self::LeaseAfterOrder,
         Self::RestartUnmarked,
         Self::UnmarkUnshortened,
+        Self::HangIsEnd,
     ];
 
     /// Its name on the command line.
@@ -159,6 +162,9 @@ impl Plant {
             }
             Self::OffOnOrder => ("off-on-order", "a fence device that takes the order is believed"),
             Self::OffByOneOutlet => ("off-by-one-outlet", "one outlet of two that is off is enough"),
+            Self::HangIsEnd => {
+                ("hang-is-end", "a guest that does not end, since its storage hangs, is taken for ended")
+            }
             Self::LeaseAfterOrder => {
                 ("lease-after-order", "leases are granted, uncounted, while a power-off is under way")
             }

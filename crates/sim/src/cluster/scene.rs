@@ -137,6 +137,7 @@ pub(super) fn build(scenario: &Scenario) -> Result<World, PlayError> {
 pub(super) fn of_nodes(command: &Command) -> Vec<&NodeName> {
     match command {
         Command::Power(n, _) | Command::Network(n, _) | Command::Maintenance(n, _) => vec![n],
+        Command::Storage(n, _) => vec![n],
         Command::Shutdown(n) | Command::Reboot(n) | Command::RestartAgent(n) | Command::StopManager(n) => {
             vec![n]
         }

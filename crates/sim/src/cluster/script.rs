@@ -4,7 +4,7 @@
 use super::Plan;
 use super::config::Edit;
 use crate::scenario::Failing;
-pub use crate::scenario::command::Part;
+pub use crate::scenario::command::{Disks, Part};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeSet;
@@ -64,6 +64,8 @@ pub enum Act {
     Restart { node: usize, time: Duration },
     /// A machine's fence device works like this from now on.
     Device { node: usize, works: super::power::Works },
+    /// The storage of all disks is like this on a node from now on.
+    Disks { node: usize, disks: Disks },
     /// A user changes something.
     User(Edit),
 }
@@ -329,6 +331,7 @@ impl fmt::Display for Act {
                 )
             }
             Self::Device { node, works } => write!(f, "n{}: its fence device {works}", node + 1),
+            Self::Disks { node, disks } => write!(f, "n{}: its storage is {disks}", node + 1),
             Self::User(edit) => write!(f, "a user: {edit}"),
         }
     }

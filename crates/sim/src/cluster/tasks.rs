@@ -6,13 +6,14 @@ use super::store::{Checked, Tree, Txn};
 use super::world::{Call, Event, World};
 use super::{Plant, invariants};
 use crate::scenario::Kind;
+use crate::scenario::command::Disks;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_ha::{
     AgentCommand, AgentReport, AgentService, AgentView, Attempt, Command, Ending, ManagerState, NodeView,
-    NodeWord, Process, ServiceView, Stats, View,
+    NodeWord, Process, ServiceView, Stats, StorageLoss, View,
 };
 use stead_membership::grantor::DeclareFailure;
 use stead_membership::{Hold, HolderCommand};
@@ -81,6 +82,7 @@ pub(super) struct Reported {
     lease: bool,
     copies: BTreeSet<Vmid>,
     ha: AgentReport,
+    lost: Option<StorageLoss>,
 }
 
 fn sid_of(vmid: Vmid, own: &Ownership) -> ServiceId {
@@ -259,7 +261,8 @@ impl World {
         let Some(d) = &n.daemon else { return };
         let copies = n.copies.keys().copied().collect();
         let ha = d.agent.report(&view);
-        let report = Reported { boot: n.boot.clone(), lease: view.ready, copies, ha };
+        let lost = n.lost_storage(self.now);
+        let report = Reported { boot: n.boot.clone(), lease: view.ready, copies, ha, lost };
         if let Some(leader) = d.leader {
             self.send(node, leader, Msg::Report(report));
         }
@@ -278,7 +281,9 @@ impl World {
             }
             match command.attempt {
                 Attempt::Start => self.ask(node, Ask::Barrier, Then::Start(command)),
-                Attempt::Stop { .. } | Attempt::Migrate(_) | Attempt::Relocate(_) => self.stop(node, command),
+                Attempt::Stop { .. } | Attempt::Migrate(_) | Attempt::Relocate { .. } => {
+                    self.stop(node, command)
+                }
             }
         }
     }
@@ -426,6 +431,7 @@ impl World {
         let Some(epoch) = own.map(|o| o.epoch) else { return self.ended(node, &command, not_now()) };
         let why = match tree.config.locks.get(&vmid) {
             Some(lock) => Some(format!("it is locked ({lock})")),
+            None if self.nodes[node].disks.0 != Disks::Well => Some("its storage is not there".to_owned()),
             None if self.start_fails(node, vmid) => Some("it does not start".to_owned()),
             None => None,
         };
@@ -507,7 +513,7 @@ impl World {
     fn stop(&mut self, node: usize, command: AgentCommand) {
         let vmid = command.sid.vmid;
         let (moves, present) = (
-            matches!(command.attempt, Attempt::Migrate(_) | Attempt::Relocate(_)),
+            matches!(command.attempt, Attempt::Migrate(_) | Attempt::Relocate { .. }),
             self.nodes[node].copies.contains_key(&vmid),
         );
         let lock = self.tree(node).config.locks.get(&vmid).cloned();
@@ -515,7 +521,7 @@ impl World {
             self.tell_guest(Kind::MoveFail, vmid, node);
             return self.ended(node, &command, Ending::Failed(format!("it is locked ({lock})")));
         }
-        if let Attempt::Migrate(to) | Attempt::Relocate(to) = &command.attempt
+        if let Attempt::Migrate(to) | Attempt::Relocate { to, .. } = &command.attempt
             && !self.answers(node, to)
         {
             self.tell_guest(Kind::MoveFail, vmid, node);
@@ -546,7 +552,12 @@ impl World {
         let vmid = command.sid.vmid;
         let epoch = self.tree(node).owners.get(&vmid).map_or(Epoch(0), |o| o.epoch);
         let present = self.nodes[node].copies.contains_key(&vmid);
-        if present && self.stop_fails(vmid) {
+        let hangs = self.nodes[node].disks.0 == Disks::Hung;
+        if present && hangs && self.plan.plant == Plant::HangIsEnd {
+            // It is still there, and executes.
+            return self.not_running(node, vmid, epoch, Then::Stopped(command));
+        }
+        if present && (hangs || self.stop_fails(vmid)) {
             self.tell_guest(Kind::StopFail, vmid, node);
             return self.ended(node, &command, Ending::Failed("it does not stop".to_owned()));
         }
@@ -578,7 +589,7 @@ impl World {
         let vmid = command.sid.vmid;
         let epoch = self.tree(node).owners.get(&vmid).map_or(Epoch(0), |o| o.epoch);
         match command.attempt.clone() {
-            Attempt::Migrate(to) | Attempt::Relocate(to) if done => {
+            Attempt::Migrate(to) | Attempt::Relocate { to, .. } if done => {
                 let from = self.nodes[node].name.clone();
                 let txn = Txn::Release { vmid, from, to, epoch };
                 self.ask(node, Ask::Propose(txn), Then::Released(command));
@@ -658,6 +669,7 @@ impl World {
                 process,
                 stats: self.stats(sid.vmid),
                 lock: tree.config.locks.get(&sid.vmid).cloned(),
+                storages: self.disks_of_all.clone(),
             };
             Some((*sid, view))
         });
@@ -666,7 +678,8 @@ impl World {
         let options = tree.config.options;
         let requests = tree.config.requests.clone();
         let round = self.round();
-        View { me: self.nodes[node].name.clone(), nodes, services, rules, options, requests, round }
+        let (me, storages) = (self.nodes[node].name.clone(), super::storage::configured());
+        View { me, nodes, services, rules, options, storages, requests, round }
     }
 
     fn stats(&self, vmid: Vmid) -> Stats {
@@ -715,6 +728,8 @@ impl World {
             others.used.mem += stats.used.mem;
         }
         let agent = report.map(|r| r.ha.clone());
-        NodeView { word, agent, capacity: stead_ha::Load { cpu, mem }, others }
+        let lost = report.and_then(|r| r.lost.clone());
+        let lost_storages = lost.map(|loss| (super::storage::id(), loss)).into_iter().collect();
+        NodeView { word, agent, capacity: stead_ha::Load { cpu, mem }, others, lost_storages }
     }
 }

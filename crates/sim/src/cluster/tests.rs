@@ -76,6 +76,7 @@ fn every_planted_mistake_is_found() {
         (Plant::LeaseAfterOrder, 10, &SAFETY),
         (Plant::RestartUnmarked, 180, &SAFETY),
         (Plant::UnmarkUnshortened, 760, &SAFETY),
+        (Plant::HangIsEnd, 0, &SAFETY),
     ] {
         let found = find(first, 10_000, plant.plan(Plan::default())).found;
         let found = found.unwrap_or_else(|| panic!("{plant:?} was not found"));

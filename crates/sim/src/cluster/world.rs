@@ -13,11 +13,12 @@ use super::{Cut, Plan, invariants};
 use crate::scenario::{Failing, Kind};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use stead_ha::ManagerState;
 use stead_membership::Outcome as Granted;
 use stead_membership::voters::MAX_VOTERS;
-use stead_model::{Epoch, NodeName, NodeState, Ownership, ServiceId, Vmid};
+use stead_model::{Epoch, NodeName, NodeState, Ownership, ServiceId, StorageId, Vmid};
 
 /// How often users try to make changes for which there is no leader.
 const RETRY: Duration = Duration::from_millis(200);
@@ -269,14 +270,17 @@ pub(super) struct World {
     pub helped: BTreeSet<ServiceId>,
     /// What fence agents have under way.
     pub orders: BTreeMap<u64, super::power::Order>,
+    /// What each guest has its disks on.
+    pub disks_of_all: Arc<BTreeMap<StorageId, stead_ha::Use>>,
     /// The scenario that is played, if it is one.
     pub scene: Option<Scene>,
 }
 
 impl World {
     fn new(seed: u64, mut plan: Plan, cut: &Cut) -> Self {
-        let (mut script, options, outside) = script::draw(seed, &plan);
+        let (mut script, mut options, outside) = script::draw(seed, &plan);
         let devices = super::power::draw(seed, &plan, &mut script);
+        super::storage::draw(seed, &plan, &mut script, &mut options);
         (plan.nodes, plan.guests) = (cut.nodes.unwrap_or(plan.nodes), cut.guests.unwrap_or(plan.guests));
         plan.calm |= cut.calm;
         let mut dice = Dice::new(seed, plan.nodes);
@@ -350,6 +354,7 @@ impl World {
             failed_starts: BTreeMap::new(),
             helped: BTreeSet::new(),
             orders: BTreeMap::new(),
+            disks_of_all: Arc::new([(super::storage::id(), stead_ha::Use::Disk)].into()),
             scene: None,
             plan,
         }
@@ -763,6 +768,7 @@ pub(super) fn new_node(n: usize, name: NodeName, plan: &Plan, dice: &mut Dice) -
         record: BTreeMap::new(),
         times: Default::default(),
         daemon: None,
+        disks: Default::default(),
         copies: BTreeMap::new(),
         boots: 0,
         lives: 0,

@@ -195,10 +195,45 @@ pub enum Command {
     Rule(Box<HaRule>),
     /// A rule is taken back.
     Unrule(String),
+    /// From now on the storage of all disks is like this on that node.
+    Storage(NodeName, Disks),
     /// Other times of leases and fencing.
     Profile(FenceProfile),
     /// An operator says that a lost node is off.
     ConfirmOff(NodeName),
+}
+
+/// How a node finds the storage that all guests' disks are on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Disks {
+    /// There.
+    #[default]
+    Well,
+    /// Gone: what is read or written fails at once.
+    Lost,
+    /// What is read or written hangs, and whoever waits for it is not ended by anything.
+    Hung,
+}
+
+impl Disks {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "well" => Ok(Self::Well),
+            "lost" => Ok(Self::Lost),
+            "hung" => Ok(Self::Hung),
+            other => Err(format!("'{other}' is none of 'well', 'lost', 'hung'")),
+        }
+    }
+}
+
+impl fmt::Display for Disks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Well => "well",
+            Self::Lost => "lost",
+            Self::Hung => "hung",
+        })
+    }
 }
 
 /// What of a node stands still, or is killed.
@@ -307,6 +342,7 @@ fn fault(words: &[&str]) -> Result<Command, String> {
             rule.map(|r| Command::Rule(Box::new(r))).ok_or_else(|| "that is no rule".to_owned())
         }
         ["unrule", id] => Ok(Command::Unrule((*id).to_owned())),
+        ["storage", n, disks] => Ok(Command::Storage(node(n)?, Disks::parse(disks)?)),
         ["profile", profile] => Ok(Command::Profile(self::profile(profile)?)),
         ["confirm-off", n] => Ok(Command::ConfirmOff(node(n)?)),
         _ => Err("no such command".to_owned()),

@@ -45,13 +45,15 @@ impl Lab {
     pub fn new(n: u32) -> Self {
         let capacity = Load { cpu: 24.0, mem: 128 * GIB };
         let agent = Some(AgentReport::default());
-        let node = NodeView { word: NodeWord::Online, agent, capacity, others: Stats::default() };
+        let (others, lost_storages) = (Stats::default(), BTreeMap::new());
+        let node = NodeView { word: NodeWord::Online, agent, capacity, others, lost_storages };
         let view = View {
             me: name(1),
             nodes: (1..=n).map(|i| (name(i), node.clone())).collect(),
             services: BTreeMap::new(),
             rules: vec![],
             options: HaOptions::default(),
+            storages: BTreeMap::new(),
             requests: BTreeMap::new(),
             round: 10,
         };
@@ -82,6 +84,7 @@ impl Lab {
             process: Process::Absent,
             stats,
             lock: None,
+            storages: Arc::default(),
         };
         self.view.services.insert(sid, service);
         self.seen(sid)
@@ -244,7 +247,7 @@ impl Lab {
             Attempt::Start => (s.running, s.armed, s.process) = (true, true, Process::Running),
             Attempt::Stop { .. } => (s.running, s.armed, s.process) = (false, false, Process::Absent),
             Attempt::Migrate(to) => (s.owner, s.epoch) = (to.clone(), s.epoch.next()),
-            Attempt::Relocate(to) => {
+            Attempt::Relocate { to, .. } => {
                 (s.owner, s.epoch) = (to.clone(), s.epoch.next());
                 (s.running, s.armed, s.process) = (false, false, Process::Absent);
             }

@@ -8,6 +8,7 @@ use lab::{Lab, ct, name, sid};
 pub(crate) mod lab;
 mod places;
 mod random;
+mod storages;
 
 use RequestedState::{Disabled, Ignored, Started, Stopped};
 

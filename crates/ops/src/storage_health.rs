@@ -1,0 +1,170 @@
+//! Whether guests can use a node's storages, from one probe to the next.
+//!
+//! ```text
+//!             a probe is told no                       told no
+//!   usable ─────────────────────▶ inactive ◀──────────────────────── silent
+//!      ▲   └──no answer for 5 s──────┼──────▶ silent ◀──────────────────┘ no answer
+//!      └── two probes in a row that went well ──┘
+//! ```
+//!
+//! A storage is taken for lost at once, so that nothing is placed there; who runs there is left alone for a hold time,
+//! which counts from the first probe that failed. It is taken for usable again only when two probes in a row went well, so that
+//! one that comes and goes counts as lost.
+
+use crate::status::StorageReport;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use stead_driver::storage::Space;
+use stead_ha::{StorageFault, StorageLoss};
+use stead_model::StorageId;
+
+/// So many probes in a row must go well.
+const GOOD: u32 = 2;
+
+/// What a probe has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// It can be used, and is so full.
+    Usable(Space),
+    /// It can't, and why.
+    Inactive(String),
+    /// No answer for so many seconds.
+    Silent(u64),
+    /// It could not be asked, for want of something that is not its own: all is as it was.
+    Unasked,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Known {
+    space: Space,
+    /// What is wrong, and since when.
+    loss: Option<(StorageFault, Duration)>,
+    good: u32,
+}
+
+/// What is known of a node's storages.
+#[derive(Debug, Clone, Default)]
+pub struct Health {
+    all: BTreeMap<StorageId, Known>,
+}
+
+impl Health {
+    /// Takes what a round of probes has found; storages that are not among it are forgotten. `now`: since any fixed
+    /// moment. Returns what the node reports, and what is new, for its log.
+    pub fn note(
+        &mut self,
+        now: Duration,
+        found: Vec<(StorageId, Found)>,
+    ) -> (Vec<StorageReport>, Vec<String>) {
+        let mut news = vec![];
+        self.all.retain(|id, _| found.iter().any(|(f, _)| f == id));
+        for (id, found) in found {
+            let known = self.all.entry(id.clone()).or_default();
+            let before = known.loss.as_ref().map(|(fault, _)| fault.clone());
+            known.note(now, found);
+            let after = known.loss.as_ref().map(|(fault, _)| fault);
+            let kind = |f: Option<&StorageFault>| f.map(|f| *f == StorageFault::Silent);
+            if kind(before.as_ref()) != kind(after) {
+                news.push(match after {
+                    None => format!("storage '{id}' can be used again"),
+                    Some(StorageFault::Silent) => format!("storage '{id}' does not answer"),
+                    Some(StorageFault::Inactive { why }) => format!("storage '{id}' can't be used: {why}"),
+                });
+            }
+        }
+        (self.all.iter().map(|(id, known)| known.report(now, id)).collect(), news)
+    }
+}
+
+impl Known {
+    fn note(&mut self, now: Duration, found: Found) {
+        let (fault, since) = match found {
+            Found::Usable(space) => {
+                self.space = space;
+                self.good += 1;
+                if self.good >= GOOD {
+                    self.loss = None;
+                }
+                return;
+            }
+            Found::Unasked => return,
+            Found::Inactive(why) => (StorageFault::Inactive { why }, now),
+            Found::Silent(seconds) => {
+                (StorageFault::Silent, now.saturating_sub(Duration::from_secs(seconds)))
+            }
+        };
+        self.good = 0;
+        let same = |old: &StorageFault| (*old == StorageFault::Silent) == (fault == StorageFault::Silent);
+        let kept = self.loss.as_ref().filter(|(old, _)| same(old)).map(|(_, since)| *since);
+        self.loss = Some((fault, kept.unwrap_or(since)));
+    }
+
+    fn report(&self, now: Duration, id: &StorageId) -> StorageReport {
+        let space = if self.loss.is_some() { Space::default() } else { self.space };
+        let loss = self.loss.as_ref().map(|(fault, since)| StorageLoss {
+            fault: fault.clone(),
+            seconds: now.saturating_sub(*since).as_secs(),
+        });
+        StorageReport {
+            storage: id.to_string(),
+            active: loss.is_none(),
+            total: space.total,
+            used: space.used,
+            avail: space.avail,
+            loss,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(health: &mut Health, second: u64, found: Found) -> (Option<StorageLoss>, usize) {
+        let id: StorageId = "nfs1".parse().unwrap();
+        let (reports, news) = health.note(Duration::from_secs(second), vec![(id, found)]);
+        assert_eq!(reports[0].active, reports[0].loss.is_none());
+        (reports[0].loss.clone(), news.len())
+    }
+
+    fn gone() -> Found {
+        Found::Inactive("gone".into())
+    }
+
+    const SPACE: Space = Space { total: 10, used: 4, avail: 6 };
+    const WELL: Found = Found::Usable(SPACE);
+
+    #[test]
+    fn a_loss_counts_from_the_first_probe_that_failed_until_two_in_a_row_are_well() {
+        let mut health = Health::default();
+        assert_eq!(told(&mut health, 100, WELL), (None, 0), "the first word is believed");
+        let loss =
+            |seconds| Some(StorageLoss { fault: StorageFault::Inactive { why: "gone".into() }, seconds });
+        assert_eq!(told(&mut health, 105, gone()), (loss(0), 1));
+        assert_eq!(told(&mut health, 110, WELL), (loss(5), 0), "one is not enough");
+        assert_eq!(told(&mut health, 112, Found::Unasked), (loss(7), 0));
+        assert_eq!(told(&mut health, 115, gone()), (loss(10), 0), "it comes and goes");
+        assert_eq!(told(&mut health, 120, WELL), (loss(15), 0));
+        assert_eq!(told(&mut health, 125, WELL), (None, 1));
+        assert_eq!(told(&mut health, 130, gone()), (loss(0), 1), "counted anew");
+    }
+
+    #[test]
+    fn silence_counts_from_the_question_and_an_answer_begins_another_loss() {
+        let mut health = Health::default();
+        told(&mut health, 100, WELL);
+        let silent = |seconds| Some(StorageLoss { fault: StorageFault::Silent, seconds });
+        assert_eq!(told(&mut health, 110, Found::Silent(5)), (silent(5), 1));
+        assert_eq!(told(&mut health, 115, Found::Silent(10)), (silent(10), 0));
+        let (loss, news) = told(&mut health, 120, gone());
+        assert_eq!((loss.unwrap().seconds, news), (0, 1), "the hold time begins when it has answered");
+    }
+
+    #[test]
+    fn what_is_no_storage_of_this_node_any_more_is_forgotten() {
+        let mut health = Health::default();
+        told(&mut health, 100, gone());
+        assert_eq!(health.note(Duration::from_secs(101), vec![]).0, []);
+        assert_eq!(told(&mut health, 102, WELL), (None, 0));
+    }
+}
