@@ -42,6 +42,11 @@ bench)
 figures)
     cargo build --locked --workspace --bins --release
     cargo nextest run --locked -p stead-testbed --profile figures --no-run
+    # Not for nothing, where the comparison is not asked for.
+    peer=figures::peer::beside_pacemaker
+    case $peer in
+    *"${ONLY:-}"*) scripts/peer-tree.sh ;;
+    esac
     # Of one commit: what was measured before it was ended early counts, what another has measured does not.
     figures=$(target_dir)/figures-$(git rev-parse --short HEAD)
     mkdir -p "$figures"

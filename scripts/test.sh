@@ -58,7 +58,7 @@ deny() {
 
 shell_lint() {
     if have shellcheck; then
-        shellcheck -x scripts/*.sh .ci/run packaging/host-stop packaging/{host-stop,postinst,prerm,postrm}
+        shellcheck -x scripts/*.sh crates/testbed/tests/tiers/figures/peer/*.sh .ci/run packaging/{host-stop,postinst,prerm,postrm}
     else
         skip shellcheck "not installed (make deps)"
     fi

@@ -113,6 +113,19 @@ impl Bmc {
         Ok(fs::read_to_string(&self.state)?.trim() == "1")
     }
 
+    /// Somebody has pressed the button of a node that was off.
+    ///
+    /// # Errors
+    /// It cannot be noted.
+    pub fn turned_on(&self) -> Result<()> {
+        fs::write(&self.state, "1").context("noting that a node has power")
+    }
+
+    /// Where it answers.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
     /// The options by which a fence agent reaches it, without the password.
     pub fn options(&self) -> String {
         let (ip, port) = (self.addr.ip(), self.addr.port());

@@ -6,7 +6,7 @@
 
 use crate::api::{ApiClient, Refused, until};
 use crate::bed::Bed;
-use crate::machine::Machine;
+use crate::machine::{Content, Machine};
 use crate::netns::{self, Network};
 use crate::node::{Node, Plan};
 use crate::{addr, guest};
@@ -175,7 +175,7 @@ impl Builder {
         if self.shape == Shape::Machine {
             more.push(format!("--root-password-file {} --cluster-name testbed", password.display()));
             let seen = vec![power.clone(), password, place.bed.join("shared")];
-            let files = Machine::new(&dir, &name, seen)?;
+            let files = Machine::new(&dir, &name, Content::Plain, seen)?;
             let power = self.switch_at(&power);
             let more = more.join(" ");
             let text = format!("STEAD_LISTEN={listen}\nSTEAD_POWER={power}\nSTEAD_OPTIONS={more}\n");

@@ -4,6 +4,7 @@
 //! - [`machine`]: nodes with a systemd and the Debian package of their own.
 //! - [`netns`], [`addr`], [`power`], [`procs`], [`bed`]: what they stand on. Nothing here can touch the machine's own
 //!   network or power: networks are cut in namespaces of the test's own, and a node's power switch is a socket.
+//! - [`peer`]: machines without Stead, for what it is compared with.
 //! - [`bmc`]: service processors that press the nodes' switches.
 //! - [`guest`]: the guests that tests run; [`poll`]: a client that follows one; [`api`]: a client of a node.
 //! - [`demo`]: `stead demo` and `stead demo-failover`.
@@ -19,6 +20,7 @@ pub mod guest;
 pub mod machine;
 pub mod netns;
 pub mod node;
+pub mod peer;
 pub mod poll;
 pub mod power;
 pub mod procs;

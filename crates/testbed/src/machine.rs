@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 /// The tree that `scripts/machine-tree.sh` makes.
 const TREE: &str = "bookworm-1";
+/// What `scripts/peer-tree.sh` lays over it.
+const PEER: &str = "bookworm-1-peer-1";
 /// What nspawn ends with when the machine has asked for a reboot.
 pub(crate) const REBOOT: i32 = 133;
 /// How long a boot may take on a busy machine.
@@ -34,11 +36,40 @@ const EMPTY_WITHIN: Duration = Duration::from_secs(10);
 const MASKED: &[&str] = &["systemd-timesyncd.service", "console-getty.service"];
 
 /// Where the trees are kept: `STEAD_MACHINE_CACHE`, else `machine` beside the guests' images.
-fn tree() -> Result<PathBuf> {
+fn trees() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("STEAD_MACHINE_CACHE") {
-        return Ok(PathBuf::from(dir).join(TREE));
+        return Ok(PathBuf::from(dir));
     }
-    Ok(crate::guest::image::cache_dir()?.with_file_name("machine").join(TREE))
+    Ok(crate::guest::image::cache_dir()?.with_file_name("machine"))
+}
+
+/// What is there when a machine is new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// A small Debian with all that the package depends on.
+    Plain,
+    /// The same with pacemaker, corosync, and fence agents.
+    Peer,
+}
+
+impl Content {
+    /// Its trees, what lies above first.
+    fn layers(self) -> Result<Vec<PathBuf>> {
+        let names: &[&str] = match self {
+            Self::Plain => &[TREE],
+            Self::Peer => &[PEER, TREE],
+        };
+        let dir = trees()?;
+        Ok(names.iter().map(|name| dir.join(name)).collect())
+    }
+
+    /// The script that makes it.
+    fn script(self) -> &'static str {
+        match self {
+            Self::Plain => "scripts/machine-tree.sh",
+            Self::Peer => "scripts/peer-tree.sh",
+        }
+    }
 }
 
 /// Where a v2 tree of cgroups is mounted, alone or beside v1's.
@@ -49,6 +80,11 @@ fn cgroups() -> Option<&'static Path> {
 
 /// What machine nodes need and this machine has not.
 pub fn missing() -> Option<String> {
+    missing_for(Content::Plain)
+}
+
+/// What machine nodes of this content need and this machine has not.
+pub fn missing_for(content: Content) -> Option<String> {
     if !crate::skip::is_root() {
         return Some("needs root for machine nodes".to_owned());
     }
@@ -58,9 +94,11 @@ pub fn missing() -> Option<String> {
     if cgroups().is_none() {
         return Some("there is no cgroup v2 tree".to_owned());
     }
-    match tree() {
-        Ok(tree) if tree.is_dir() => None,
-        Ok(tree) => Some(format!("{} is missing (scripts/machine-tree.sh)", tree.display())),
+    match content.layers() {
+        Ok(layers) => {
+            let gone = layers.into_iter().find(|tree| !tree.is_dir())?;
+            Some(format!("{} is missing ({})", gone.display(), content.script()))
+        }
         Err(e) => Some(format!("{e:#}")),
     }
 }
@@ -92,7 +130,7 @@ pub fn out_of_reach(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A Debian of one's own: the cached tree, with what is written to it in a folder of a testbed.
+/// A Debian of one's own: the cached trees, with what is written to it in a folder of a testbed.
 #[derive(Debug)]
 pub struct Debian {
     dir: PathBuf,
@@ -104,12 +142,17 @@ impl Debian {
     /// # Errors
     /// The tree is missing, or cannot be mounted.
     pub fn new(dir: &Path) -> Result<Self> {
+        Self::with(dir, Content::Plain)
+    }
+
+    fn with(dir: &Path, content: Content) -> Result<Self> {
         for part in ["upper", "work", "root"] {
             fs::create_dir_all(dir.join(part))?;
         }
+        let layers: Vec<String> = content.layers()?.iter().map(|tree| tree.display().to_string()).collect();
         let options = format!(
             "lowerdir={},upperdir={},workdir={}",
-            tree()?.display(),
+            layers.join(":"),
             dir.join("upper").display(),
             dir.join("work").display()
         );
@@ -183,11 +226,11 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Lays its root out in `dir`; `name` is the host's.
-    pub(crate) fn new(dir: &Path, name: &str, binds: Vec<PathBuf>) -> Result<Self> {
+    pub(crate) fn new(dir: &Path, name: &str, content: Content, binds: Vec<PathBuf>) -> Result<Self> {
         let bed = dir.parent().and_then(Path::file_name).context("a node lies in a testbed's folder")?;
         let cgroup = cgroups().context("there is no cgroup v2 tree")?;
         let cgroup = cgroup.join(format!("{}-{name}", bed.display()));
-        let debian = Debian::new(dir)?;
+        let debian = Debian::with(dir, content)?;
         debian.write("etc/hostname", &format!("{name}\n"))?;
         debian.write("etc/hosts", &format!("127.0.0.1 localhost\n127.0.1.1 {name}\n"))?;
         // A log that outlives the boot.

@@ -113,7 +113,7 @@ impl Report {
         let _ = writeln!(self.0, "| {cells} |");
     }
 
-    fn text(&mut self, text: &str) {
+    pub fn text(&mut self, text: &str) {
         let _ = writeln!(self.0, "\n{text}\n");
     }
 

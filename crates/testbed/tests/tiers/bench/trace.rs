@@ -73,6 +73,16 @@ impl Traces {
         })
         .await
     }
+
+    /// Waits until CPUs run that were first let run after `begin`; gives that moment. Where machines count their processes each
+    /// by itself, an id may come again, and its trace is then written anew.
+    pub async fn running_after(&self, begin: f64, within: Duration) -> Result<f64> {
+        until("a QEMU that was started since runs", within, async || {
+            let traces = self.pids().into_iter().map(|pid| self.of(pid)).collect::<Result<Vec<_>>>()?;
+            Ok(traces.iter().filter_map(Trace::running).find(|at| *at > begin))
+        })
+        .await
+    }
 }
 
 /// `4711@1795244663.949066:vm_state_notify running 1 reason 9 (running)`

@@ -6,6 +6,7 @@
 //! was written.
 
 mod outage;
+mod peer;
 mod picture;
 mod power_loss;
 
@@ -30,8 +31,17 @@ impl Samples {
 
     /// What was measured so far.
     fn read(&self) -> Vec<f64> {
+        self.lines().into_iter().map(|(value, _)| value).collect()
+    }
+
+    /// The same, each with what is to be known of it.
+    fn lines(&self) -> Vec<(f64, String)> {
         let text = fs::read_to_string(&self.0).unwrap_or_default();
-        text.lines().filter_map(|l| l.split_whitespace().next()?.parse().ok()).collect()
+        let line = |l: &str| {
+            let (value, about) = l.split_once(' ').unwrap_or((l, ""));
+            Some((value.parse().ok()?, about.to_owned()))
+        };
+        text.lines().filter_map(line).collect()
     }
 
     /// One more, with what is to be known of it.

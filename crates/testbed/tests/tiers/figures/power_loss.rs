@@ -64,18 +64,7 @@ fn measured(aim: &Aim, wanted: usize) {
 
 async fn all(cluster: &Cluster, aim: &Aim, samples: &Samples, wanted: usize) -> Result<()> {
     let traces = Traces::new(cluster.dir())?;
-    let api = cluster.api(0).await?;
-    api.put("/cluster/ha/profile", &[("profile", aim.profile)]).await?;
-    until("the profile is in force", RECOVERY, async || {
-        let now = api.get("/cluster/ha/profile").await?;
-        Ok((now["profile"] == aim.profile && now["previous"].is_null()).then_some(()))
-    })
-    .await?;
-    cluster.create_tick_guest(0, VM).await?;
-    set(cluster, &api, 0, VM, &[("args", &traces.args())]).await?;
-    start(cluster, &api, 0, VM).await?;
-    ha_started(&api, VM).await?;
-    ha_settled(&api, VM).await?;
+    prepare(cluster, &traces, aim.profile).await?;
     for n in samples.read().len()..wanted {
         let on_leader = n % 3 == 0;
         let took = one(cluster, &traces, on_leader).await.with_context(|| format!("run {n}"))?;
@@ -83,6 +72,22 @@ async fn all(cluster: &Cluster, aim: &Aim, samples: &Samples, wanted: usize) -> 
         samples.add(took, if on_leader { "leader" } else { "other" })?;
     }
     Ok(())
+}
+
+/// The profile is in force, and the guest under HA.
+pub async fn prepare(cluster: &Cluster, traces: &Traces, profile: &str) -> Result<()> {
+    let api = cluster.api(0).await?;
+    api.put("/cluster/ha/profile", &[("profile", profile)]).await?;
+    until("the profile is in force", RECOVERY, async || {
+        let now = api.get("/cluster/ha/profile").await?;
+        Ok((now["profile"] == profile && now["previous"].is_null()).then_some(()))
+    })
+    .await?;
+    cluster.create_tick_guest(0, VM).await?;
+    set(cluster, &api, 0, VM, &[("args", &traces.args())]).await?;
+    start(cluster, &api, 0, VM).await?;
+    ha_started(&api, VM).await?;
+    ha_settled(&api, VM).await
 }
 
 async fn one(cluster: &Cluster, traces: &Traces, on_leader: bool) -> Result<f64> {
