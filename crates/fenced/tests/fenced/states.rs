@@ -1,7 +1,7 @@
 //! Every state that a guest can be in when its lease ends. Each is judged by what reaches the disks: nothing does once the
 //! guest is held, and nothing when it is only thawed (a thaw is no permission to run).
 
-use super::bench::{Bench, D, L, Qemu, W, allowance, cgroups};
+use super::bench::{Bench, Cgroup, D, L, Qemu, W, allowance, cgroups};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -360,7 +360,7 @@ fn with_a_tpm_beside_it() {
     if !allowance(there && !found.is_empty(), "swtpm and a writable cgroup with a freezer") {
         return;
     }
-    for cgroup in found.iter().map(|c| c.path()) {
+    for cgroup in found.iter().map(Cgroup::path) {
         let Some(mut bench) = Bench::start("none") else { return };
         let (state, socket) = (bench.dir.path().join("tpm"), bench.dir.path().join("tpm.socket"));
         std::fs::create_dir(&state).unwrap();

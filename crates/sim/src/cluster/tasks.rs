@@ -282,7 +282,7 @@ impl World {
             match command.attempt {
                 Attempt::Start => self.ask(node, Ask::Barrier, Then::Start(command)),
                 Attempt::Stop { .. } | Attempt::Migrate(_) | Attempt::Relocate { .. } => {
-                    self.stop(node, command)
+                    self.stop(node, command);
                 }
             }
         }
