@@ -52,9 +52,9 @@ fn every_planted_mistake_is_found() {
     // Where each search begins is near where it once found something, to save time; the range is wide.
     for (plant, first, by) in [
         (Plant::SilenceIsLoss, 0, &SAFETY[..]),
-        (Plant::LeaseFromAnswer, 110, &SAFETY),
+        (Plant::LeaseFromAnswer, 3980, &SAFETY),
         (Plant::UnconfirmedGrant, 4215, &SAFETY),
-        (Plant::LossIsSettled, 920, &SAFETY),
+        (Plant::LossIsSettled, 130, &SAFETY),
         (Plant::NewLeaderNoWait, 0, &SAFETY),
         (Plant::LostNotSticky, 440, &SAFETY),
         (Plant::EpochUnchecked, 200, &["reasons", "once", "owner"]),
@@ -62,7 +62,7 @@ fn every_planted_mistake_is_found() {
         (Plant::ThawUnasked, 10, &SAFETY),
         (Plant::ThawBeforeDecision, 0, &SAFETY),
         (Plant::ThawAcrossEpoch, 215, &SAFETY),
-        (Plant::StopUnverified, 180, &SAFETY),
+        (Plant::StopUnverified, 185, &SAFETY),
         (Plant::ThawInHandover, 10, &SAFETY),
         (Plant::ProfileShrunk, 480, &SAFETY),
         (Plant::SlowWatchdog, 0, &SAFETY),
