@@ -42,6 +42,7 @@ pub struct Builder {
     nodes: u8,
     shape: Shape,
     disk: Option<u64>,
+    own_mounts: bool,
     arguments: Vec<String>,
     witness: bool,
     links: u8,
@@ -97,6 +98,13 @@ impl Builder {
     #[must_use]
     pub fn disk(mut self, bytes: u64) -> Self {
         self.disk = Some(bytes);
+        self
+    }
+
+    /// Gives each node mounts of its own ([`Node::in_its_mounts`]). Namespace shape only.
+    #[must_use]
+    pub fn own_mounts(mut self) -> Self {
+        self.own_mounts = true;
         self
     }
 
@@ -209,6 +217,7 @@ impl Builder {
             daemon: program("steadd")?,
             arguments,
             network: place.network.cloned(),
+            own_mounts: self.own_mounts,
             machine,
         })
     }
@@ -249,6 +258,7 @@ impl Cluster {
             nodes: 3,
             shape: Shape::Loopback,
             disk: None,
+            own_mounts: false,
             arguments: Vec::new(),
             witness: false,
             links: 1,

@@ -54,6 +54,12 @@ pub fn enter_own() -> Result<()> {
     run(Command::new("ip").args(["link", "set", "lo", "up"]))
 }
 
+/// Lets the command have mounts of its own: what is mounted among them, others do not see.
+pub(crate) fn own_mounts(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec it makes one system call, which concerns the new process alone.
+    unsafe { command.pre_exec(|| unshare_unsafe(UnshareFlags::NEWNS).map_err(Into::into)) }
+}
+
 /// A node's network namespace.
 #[derive(Debug, Clone)]
 pub struct NetNs(Arc<OwnedFd>);

@@ -18,7 +18,7 @@
 //! [`Node::shell`] speaks to.
 
 use crate::machine::{self, Machine};
-use crate::netns::Network;
+use crate::netns::{self, Network};
 use crate::power::Switch;
 use crate::procs::{self, BED_DIR, NODE_DIR};
 use anyhow::{Context, Result, bail};
@@ -48,6 +48,7 @@ pub(crate) struct Plan {
     pub(crate) daemon: PathBuf,
     pub(crate) arguments: Vec<String>,
     pub(crate) network: Option<Arc<Network>>,
+    pub(crate) own_mounts: bool,
     pub(crate) machine: Option<Machine>,
 }
 
@@ -245,6 +246,18 @@ impl Node {
         Ok(())
     }
 
+    /// A shell that runs a script among the mounts of a node that has its own; the script's arguments follow.
+    ///
+    /// # Errors
+    /// The node has none of its own, or is off.
+    pub fn in_its_mounts(&self, script: &str) -> Result<Command> {
+        let daemon = self.inner.lock().daemon.filter(|_| self.inner.plan.own_mounts);
+        let daemon = daemon.with_context(|| format!("{} has no mounts of its own now", self.name()))?;
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", daemon.as_raw_pid())).args(["sh", "-c", script, "sh"]);
+        Ok(command)
+    }
+
     /// Kills the daemon alone; it stays away until [`Self::start_daemon`].
     pub fn kill_daemon(&self) -> Result<()> {
         self.inner.end_daemon(Signal::KILL)
@@ -391,6 +404,9 @@ impl Inner {
             .process_group(0);
         if let Some(network) = &self.plan.network {
             network.node(self.plan.number).inside(&mut command);
+        }
+        if self.plan.own_mounts {
+            netns::own_mounts(&mut command);
         }
         command.spawn().with_context(|| format!("starting {}", self.plan.daemon.display()))
     }

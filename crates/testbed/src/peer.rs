@@ -145,6 +145,7 @@ fn node(
         daemon: PathBuf::from("systemd-nspawn"),
         arguments: vec![],
         network: Some(Arc::clone(network)),
+        own_mounts: false,
         machine: Some(machine),
     })
 }

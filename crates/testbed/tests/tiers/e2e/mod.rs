@@ -16,6 +16,7 @@ mod moves;
 mod network;
 mod power;
 mod standstill;
+mod storages;
 mod story;
 mod witness;
 mod word;
