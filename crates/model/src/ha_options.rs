@@ -97,9 +97,9 @@ pub struct CrsOptions {
 #[serde(rename_all = "lowercase")]
 pub enum StorageLossPolicy {
     /// It is stopped there and started on a node that has the storage.
-    #[default]
     Move,
     /// It stays, and its reason says why.
+    #[default]
     Report,
 }
 

@@ -110,6 +110,11 @@ impl<'v> Round<'v, '_> {
         if self.word(target) != NodeWord::Online {
             return Err(format!("node '{target}' is not online"));
         }
+        let tied =
+            |m: &ServiceId| self.is_tied(self.view.services.get(m)?, &self.view.services.get(m)?.owner);
+        if let Some(why) = party.iter().find_map(tied) {
+            return Err(format!("it can't leave '{}': {why}", s.node));
+        }
         let open = |n: &NodeName| self.places.at(n).is_some_and(|i| self.places.nodes[i].open);
         if !open(target) {
             return Err(format!("node '{target}' is in maintenance, or goes down"));

@@ -205,6 +205,9 @@ impl<'v> Round<'v, '_> {
             self.enter(sid, S::Started, here, None, reason);
             return self.places.load(sid, here);
         }
+        if let Some(why) = self.is_tied(seen, here) {
+            return self.waits(sid, s, &why);
+        }
         let stay = !self.view.options.crs.rebalance_on_start;
         let ask = Ask {
             sid,

@@ -131,7 +131,7 @@ impl Pen {
         let policy = ["conditional", "freeze", "failover", "migrate"][self.rng.random_range(0..4)];
         let crs = ["ha=basic", "ha=basic", "ha=static", "ha=dynamic,ha-auto-rebalance=1"];
         let crs = crs[self.rng.random_range(0..4)];
-        HaOptions::parse(Some(&format!("shutdown_policy={policy}")), Some(crs))
+        HaOptions::parse(Some(&format!("shutdown_policy={policy},storage_loss=move")), Some(crs))
             .unwrap_or_else(|e| unreachable!("{e}"))
     }
 

@@ -40,7 +40,8 @@ impl Lab {
 
 /// Three nodes and their shared storage, on which vm:100 of n1 has its disk.
 fn three() -> Lab {
-    let mut lab = Lab::new(3).storing("nfs1", true, None).with(&[(100, 1), (101, 2)]);
+    let lab = Lab::new(3).storing("nfs1", true, None).with(&[(100, 1), (101, 2)]);
+    let mut lab = lab.options("storage_loss=move", "");
     lab.uses(100, &[("nfs1", Use::Disk)]);
     lab.settle();
     lab.story(sid(100));
@@ -192,10 +193,47 @@ fn what_is_to_start_starts_where_its_storage_is() {
     let mut lab = three();
     lab.want(sid(100), RequestedState::Stopped);
     lab.settle();
-    lab.loses(1, "nfs1", silent(1));
+    lab.loses(1, "nfs1", gone(1));
     lab.want(sid(100), RequestedState::Started);
     lab.settle();
     assert_eq!(lab.is(sid(100)), "started n3");
+}
+
+/// Its process is gone, and what it wrote may not have arrived.
+#[test]
+fn what_was_stopped_on_a_silent_storage_starts_nowhere_else() {
+    let mut lab = three();
+    lab.want(sid(100), RequestedState::Stopped);
+    lab.settle();
+    lab.loses(1, "nfs1", silent(600));
+    lab.ask_move(sid(100), 2);
+    lab.settle();
+    let (taken, why) = lab.dropped.pop().unwrap();
+    assert!(!taken && why.starts_with("it can't leave 'n1': storage 'nfs1'"), "{why}");
+    lab.want(sid(100), RequestedState::Started);
+    for on in [true, false] {
+        lab.ask(Request::Maintenance { node: name(1), on });
+        lab.settle();
+        assert_eq!(lab.seen(sid(100)).owner, name(1));
+        assert!(
+            lab.reason(100).contains("waits: storage 'nfs1', which does not answer on 'n1'"),
+            "{}",
+            lab.reason(100)
+        );
+    }
+    lab.node(1).lost_storages.clear();
+    lab.settle();
+    assert_eq!(lab.is(sid(100)), "started n1");
+}
+
+#[test]
+fn a_node_that_is_to_be_empty_is_left_live_and_not_by_force() {
+    let mut lab = three();
+    lab.loses(1, "nfs1", gone(600));
+    lab.ask(Request::Maintenance { node: name(1), on: true });
+    lab.settle();
+    let story = lab.story(sid(100));
+    assert!(story.contains(&"migrate".to_owned()) && !story.contains(&"relocate".to_owned()), "{story:?}");
 }
 
 #[test]

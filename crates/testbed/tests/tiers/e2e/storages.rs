@@ -56,7 +56,7 @@ fn a_vm_leaves_a_node_that_has_lost_its_storage_but_not_one_where_it_hangs() {
     namespaces(async |builder| {
         let cluster = cluster(builder.own_mounts()).await?;
         let api = cluster.api(1).await?;
-        api.put("/cluster/options", &[("ha", "storage_loss_hold=10")]).await?;
+        api.put("/cluster/options", &[("ha", "storage_loss=move,storage_loss_hold=10")]).await?;
         cluster.create_http_guest(0, VM, "web").await?;
         start(&cluster, &api, 0, VM).await?;
         ha_started(&api, VM).await?;
