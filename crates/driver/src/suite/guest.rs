@@ -304,7 +304,7 @@ pub async fn a_guest_moves_there_and_back(h: &dyn GuestHarness) {
         let end = ended(source).await;
         assert_eq!(end.phase, MigrationPhase::Completed, "{:?}", end.error);
         assert!(end.total > 0 && end.transferred > 0, "{end:?}");
-        in_state(source, RunState::Postmigrate).await;
+        sent(source).await;
         received(target).await;
         silent(h).await;
         source.kill(vmid()).await.unwrap();
@@ -315,6 +315,18 @@ pub async fn a_guest_moves_there_and_back(h: &dyn GuestHarness) {
         assert_eq!((process.state, process.epoch), (RunState::Running, epoch));
     }
     nodes[0].shutdown(vmid(), LIMIT).await.expect("a moved guest still listens");
+}
+
+/// Waits until a source whose migration has ended says so of itself: it is paused for a moment in between.
+async fn sent(driver: &dyn GuestDriver) {
+    let mut events = driver.events();
+    let wait = async {
+        while driver.state(vmid()).await.expect("the source is gone").state == RunState::Paused {
+            let _ = tokio::time::timeout(Duration::from_millis(100), events.recv()).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, wait).await.expect("the source stays paused");
+    in_state(driver, RunState::Postmigrate).await;
 }
 
 /// Waits until a copy has taken all of its state.
