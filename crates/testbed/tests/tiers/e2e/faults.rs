@@ -1,7 +1,7 @@
 //! Power, hangs and deaths, on loopback nodes: no privileges needed.
 
 use super::super::support::{
-    BOOT, RECOVERY, cluster, ha_settled, ha_started, loopback, node_is, one_writer, runs_on, start,
+    BOOT, RECOVERY, cluster, ha_settled, ha_started, ha_takes, loopback, node_is, one_writer, runs_on, start,
 };
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, Instant};
@@ -74,7 +74,8 @@ fn a_vm_is_recovered_when_its_node_loses_power() {
         ensure!(!cluster.node(1).runs_a_guest(), "n2 runs what was recovered");
         let api = cluster.api(1).await?;
         runs_on(&cluster, &api, VM, BOOT, |n| n == to).await?;
-        // The node is good for guests again.
+        // The node is good for guests again, once it has a lease.
+        ha_takes(&cluster, &api, 1).await?;
         let from = cluster.node(to).name();
         api.post_and_wait(
             &format!("/nodes/{from}/qemu/{VM}/migrate"),
