@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use std::time::Duration;
 use stead_testbed::api::until;
 use stead_testbed::cluster::Builder;
+use stead_testbed::poll::Poller;
 use stead_testbed::{ApiClient, Cluster, Shape, machine, netns, skip};
 
 /// A guest may take so long to boot on a loaded machine.
@@ -105,6 +106,18 @@ pub async fn ha_settled(api: &ApiClient, vmid: u32) -> Result<()> {
         Ok(settled.then_some(()))
     })
     .await
+}
+
+/// An HTTP VM that runs on a node under HA, and is armed, with a client that has had its first answer.
+pub async fn armed(cluster: &Cluster, node: usize, vmid: u32) -> Result<Poller> {
+    let api = cluster.api(0).await?;
+    cluster.create_http_guest(node, vmid, "web").await?;
+    start(cluster, &api, node, vmid).await?;
+    ha_started(&api, vmid).await?;
+    ha_settled(&api, vmid).await?;
+    let poller = Poller::start(cluster.guest_places(vmid));
+    poller.wait(BOOT, |_| true).await.context("the first answer")?;
+    Ok(poller)
 }
 
 /// Waits until the HA manager places services on a node: a member that has just come back holds no lease for a moment.

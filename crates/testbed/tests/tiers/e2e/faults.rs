@@ -1,7 +1,8 @@
 //! Power, hangs and deaths, on loopback nodes: no privileges needed.
 
 use super::super::support::{
-    BOOT, RECOVERY, cluster, ha_settled, ha_started, ha_takes, loopback, node_is, one_writer, runs_on, start,
+    BOOT, RECOVERY, armed, cluster, ha_settled, ha_started, ha_takes, loopback, node_is, one_writer, runs_on,
+    start,
 };
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, Instant};
@@ -12,18 +13,6 @@ use stead_testbed::node::Node;
 use stead_testbed::poll::Poller;
 
 const VM: u32 = 100;
-
-/// A running, armed VM of the HTTP guest on node 1.
-async fn armed(cluster: &Cluster) -> Result<Poller> {
-    let api = cluster.api(0).await?;
-    cluster.create_http_guest(1, VM, "web").await?;
-    start(cluster, &api, 1, VM).await?;
-    ha_started(&api, VM).await?;
-    ha_settled(&api, VM).await?;
-    let poller = Poller::start(cluster.guest_places(VM));
-    poller.wait(BOOT, |_| true).await.context("the first answer")?;
-    Ok(poller)
-}
 
 /// It runs elsewhere, answers, and has run alone; gives where.
 async fn recovered(cluster: &Cluster, poller: &Poller, lost: usize, began: Instant) -> Result<usize> {
@@ -59,7 +48,7 @@ async fn foreseen(cluster: &Cluster, node: usize) -> Result<String> {
 fn a_vm_is_recovered_when_its_node_loses_power() {
     loopback(async |builder| {
         let cluster = cluster(builder).await?;
-        let poller = armed(&cluster).await?;
+        let poller = armed(&cluster, 1, VM).await?;
         let foreseen = foreseen(&cluster, 1).await?;
         let began = Instant::now();
         cluster.node(1).power_off()?;
@@ -110,7 +99,7 @@ fn the_leader_s_node_may_be_the_one_that_dies() {
 fn a_daemon_that_hangs_and_wakes_does_not_run_the_vm_twice() {
     loopback(async |builder| {
         let cluster = cluster(builder).await?;
-        let poller = armed(&cluster).await?;
+        let poller = armed(&cluster, 1, VM).await?;
         let began = Instant::now();
         cluster.node(1).hang_daemon();
         // Its fence process pauses and freezes the VM when the lease ends; the others recover it.
@@ -130,7 +119,7 @@ fn a_daemon_that_hangs_and_wakes_does_not_run_the_vm_twice() {
 fn the_profile_changes_under_a_running_vm() {
     loopback(async |builder| {
         let cluster = cluster(builder).await?;
-        let poller = armed(&cluster).await?;
+        let poller = armed(&cluster, 1, VM).await?;
         let api = cluster.api(0).await?;
         poller.take_counts();
         for profile in ["wan", "fast"] {
@@ -165,7 +154,7 @@ fn the_profile_changes_under_a_running_vm() {
 fn without_a_fence_process_the_daemon_ends_what_nobody_guards() {
     loopback(async |builder| {
         let cluster = cluster(builder).await?;
-        let poller = armed(&cluster).await?;
+        let poller = armed(&cluster, 1, VM).await?;
         for way in [Node::break_fence, Node::hang_fence] {
             let at = runs_on(&cluster, &cluster.api(0).await?, VM, BOOT, |_| true).await?;
             let began = Instant::now();
@@ -187,7 +176,7 @@ fn without_a_fence_process_the_daemon_ends_what_nobody_guards() {
 fn a_daemon_that_dies_under_a_migration_leaves_one_copy() {
     loopback(async |builder| {
         let cluster = cluster(builder).await?;
-        let poller = armed(&cluster).await?;
+        let poller = armed(&cluster, 1, VM).await?;
         for dies in [1, 2] {
             let api = cluster.api(0).await?;
             let at = runs_on(&cluster, &api, VM, BOOT, |_| true).await?;

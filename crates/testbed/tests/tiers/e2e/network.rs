@@ -1,33 +1,18 @@
 //! Networks that are cut, in namespaces: as root.
 
-use super::super::support::{
-    BOOT, RECOVERY, cluster, ha_settled, ha_started, namespaces, node_is, one_writer, runs_on, start,
-};
-use anyhow::{Context, Result, ensure};
+use super::super::support::{BOOT, RECOVERY, armed, cluster, namespaces, node_is, one_writer, runs_on};
+use anyhow::{Context, ensure};
 use std::time::Duration;
-use stead_testbed::Cluster;
 use stead_testbed::api::until;
-use stead_testbed::poll::Poller;
 
 const VM: u32 = 100;
 const OUTAGE: Duration = Duration::from_secs(30);
-
-async fn armed(cluster: &Cluster, node: usize) -> Result<Poller> {
-    let api = cluster.api(0).await?;
-    cluster.create_http_guest(node, VM, "web").await?;
-    start(cluster, &api, node, VM).await?;
-    ha_started(&api, VM).await?;
-    ha_settled(&api, VM).await?;
-    let poller = Poller::start(cluster.guest_places(VM));
-    poller.wait(BOOT, |_| true).await.context("the first answer")?;
-    Ok(poller)
-}
 
 #[test]
 fn a_node_that_is_cut_off_loses_its_vm_and_destroys_its_copy() {
     namespaces(async |builder| {
         let cluster = cluster(builder).await?;
-        let poller = armed(&cluster, 1).await?;
+        let poller = armed(&cluster, 1, VM).await?;
         cluster.network()?.link(2, false)?;
         let api = cluster.api(2).await?;
         runs_on(&cluster, &api, VM, RECOVERY, |n| n != 1).await.context("the recovery")?;
@@ -47,7 +32,7 @@ fn a_node_that_is_cut_off_loses_its_vm_and_destroys_its_copy() {
 fn a_dead_switch_is_a_pause_and_no_reboot() {
     namespaces(async |builder| {
         let cluster = cluster(builder).await?;
-        let poller = armed(&cluster, 1).await?;
+        let poller = armed(&cluster, 1, VM).await?;
         let before = poller.wait(BOOT, |_| true).await?;
         // Nobody has a majority: every guest is paused where it is, and goes on when the switch is back.
         for n in 1..=3 {
@@ -68,7 +53,7 @@ fn a_dead_switch_is_a_pause_and_no_reboot() {
 fn a_connection_survives_a_migration_on_a_bridge() {
     namespaces(async |builder| {
         let cluster = cluster(builder).await?;
-        let poller = armed(&cluster, 0).await?;
+        let poller = armed(&cluster, 0, VM).await?;
         let before = poller.wait(BOOT, |_| true).await?;
         poller.take_counts();
         let api = cluster.api(2).await?;
@@ -92,7 +77,7 @@ fn a_connection_survives_a_migration_on_a_bridge() {
 fn one_way_and_partial_partitions_never_run_a_vm_twice() {
     namespaces(async |builder| {
         let cluster = cluster(builder).await?;
-        let poller = armed(&cluster, 1).await?;
+        let poller = armed(&cluster, 1, VM).await?;
         let network = cluster.network()?;
         // Its answers do not arrive; the others' do.
         network.one_way(2, 1)?;

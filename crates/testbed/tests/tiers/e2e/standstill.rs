@@ -1,34 +1,18 @@
 //! What stands still or is late without being off: a whole machine, a daemon that is started anew, a node with too much to do.
 
-use super::super::support::{
-    BOOT, RECOVERY, cluster, ha_settled, ha_started, loopback, node_is, one_writer, runs_on, start,
-};
+use super::super::support::{RECOVERY, armed, cluster, loopback, node_is, one_writer, runs_on};
 use anyhow::{Context, Result, ensure};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use stead_testbed::Cluster;
 use stead_testbed::api::until;
-use stead_testbed::poll::Poller;
 
 const VM: u32 = 100;
-
-/// A running, armed VM on node 2.
-async fn armed(cluster: &Cluster) -> Result<Poller> {
-    let api = cluster.api(0).await?;
-    cluster.create_http_guest(1, VM, "web").await?;
-    start(cluster, &api, 1, VM).await?;
-    ha_started(&api, VM).await?;
-    ha_settled(&api, VM).await?;
-    let poller = Poller::start(cluster.guest_places(VM));
-    poller.wait(BOOT, |_| true).await.context("the first answer")?;
-    Ok(poller)
-}
 
 #[test]
 fn a_machine_that_stands_still_is_reset_by_its_watchdog_before_its_vm_runs_elsewhere() {
     loopback(async |builder| {
         let cluster = cluster(builder.watchdog()).await?;
-        let _poller = armed(&cluster).await?;
+        let _poller = armed(&cluster, 1, VM).await?;
         let (node, api) = (cluster.node(1), cluster.api(0).await?);
         let began = Instant::now();
         node.freeze();
@@ -49,7 +33,7 @@ fn a_machine_that_stands_still_is_reset_by_its_watchdog_before_its_vm_runs_elsew
 fn a_vm_runs_on_while_its_node_s_daemon_is_started_anew_however_long_that_takes() {
     loopback(async |builder| {
         let cluster = cluster(builder).await?;
-        let poller = armed(&cluster).await?;
+        let poller = armed(&cluster, 1, VM).await?;
         let (node, api) = (cluster.node(1), cluster.api(0).await?);
         poller.take_counts();
         node.stop_daemon()?;
@@ -116,7 +100,7 @@ impl Drop for Hogs {
 fn a_machine_with_far_too_much_to_do_runs_its_vm_once() {
     loopback(async |builder| {
         let cluster = cluster(builder).await?;
-        let poller = armed(&cluster).await?;
+        let poller = armed(&cluster, 1, VM).await?;
         let api = cluster.api(0).await?;
         let cpus = std::thread::available_parallelism()?.get();
         let hogs = Hogs::start(cpus * 24)?;
