@@ -17,9 +17,6 @@ use stead_ops::{Lease, Ops, OpsError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// After a restart lease that could not be ended.
-const UNMARK_AGAIN: Duration = Duration::from_secs(5);
-
 /// Keeps the node's lease for as long as the daemon runs.
 pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>, restart: Arc<Restart>) {
     let mut was_held = false;
@@ -44,7 +41,8 @@ pub async fn run(ops: Arc<Ops>, grant: GrantHandle, lease: watch::Sender<Lease>,
                     lease.send_if_modified(|l| std::mem::replace(&mut l.held, false));
                     restart.granted();
                 } else if is_marked(&ops) && is_idle(unmarking.as_ref()) {
-                    unmarking = Some(tokio::spawn(unmark(ops.clone(), restart.clone(), length)));
+                    let (ops, restart) = (ops.clone(), restart.clone());
+                    unmarking = Some(tokio::spawn(async move { restart.try_end(&ops, length).await }));
                 }
             }
             Ok(Err(Refusal::Lost | Refusal::WrongBoot { .. })) => {
@@ -91,16 +89,6 @@ fn is_idle(task: Option<&JoinHandle<()>>) -> bool {
 /// Whether this node's record says that it may hold a restart lease.
 fn is_marked(ops: &Ops) -> bool {
     known(ops).is_ok_and(|record| record.value.may_restart())
-}
-
-async fn unmark(ops: Arc<Ops>, restart: Arc<Restart>, length: Duration) {
-    // It is tried again after a later heartbeat.
-    if let Err(e) = restart.end(&ops, length).await {
-        tracing::warn!(
-            "until its restart lease is ended, a loss of this node is found out a minute later: {e}"
-        );
-        tokio::time::sleep(UNMARK_AGAIN).await;
-    }
 }
 
 /// One heartbeat: nonce, question, answer, renewal. How long the lease is, or why there is none.

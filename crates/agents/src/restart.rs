@@ -14,6 +14,7 @@
 use crate::lease::known;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
+use stead_conf::ConfError;
 use stead_driver::fence::Hold;
 use stead_membership::RESTART_LEASE;
 use stead_model::{NodeRecord, paths};
@@ -23,8 +24,6 @@ use tokio::sync::watch;
 
 /// How long an end waits for the lease: longer than an election, shorter than what service managers grant.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// After a mark that was refused.
-const AGAIN: Duration = Duration::from_millis(100);
 
 /// Between the daemon's end and its heartbeats.
 #[derive(Debug)]
@@ -34,12 +33,14 @@ pub struct Restart {
     /// Its own mark is committed.
     asked: watch::Sender<bool>,
     granted: watch::Sender<bool>,
+    /// That a mark could not be ended has been told.
+    told: AtomicBool,
 }
 
 impl Default for Restart {
     fn default() -> Self {
         let (asked, granted) = (watch::Sender::new(false), watch::Sender::new(false));
-        Self { ending: AtomicBool::new(false), asked, granted }
+        Self { ending: AtomicBool::new(false), asked, granted, told: AtomicBool::new(false) }
     }
 }
 
@@ -84,9 +85,12 @@ impl Restart {
         let mut granted = self.granted.subscribe();
         self.ending.store(true, SeqCst);
         while let Err(e) = mark(ops, true, &known(ops)?).await {
-            // The record was written meanwhile, maybe by the end of an earlier mark; or nobody leads.
+            // The record was written meanwhile, maybe by the end of an earlier mark, and is here with the barrier; or nobody leads
+            // yet, for which the barrier waits.
             tracing::debug!("not marked yet: {e}");
-            tokio::time::sleep(AGAIN).await;
+            if let Err(stopped @ ConfError::Stopped { .. }) = ops.conf.barrier().await {
+                return Err(stopped.into());
+            }
         }
         self.asked.send_replace(true);
         // It ends with `self` alone.
@@ -94,6 +98,19 @@ impl Restart {
         // Nothing is to be placed here until the daemon is back.
         ops.flush.now().await;
         Ok(())
+    }
+
+    /// Ends the mark of an earlier restart, if there is one. What fails is tried again after a later heartbeat, and told once.
+    pub(crate) async fn try_end(&self, ops: &Ops, lease: Duration) {
+        match self.end(ops, lease).await {
+            Ok(()) => self.told.store(false, SeqCst),
+            Err(e) if self.told.swap(true, SeqCst) => {
+                tracing::debug!("the restart lease is not ended yet: {e}");
+            }
+            Err(e) => tracing::warn!(
+                "until its restart lease is ended, which is tried on, a loss of this node is found out a minute later: {e}"
+            ),
+        }
     }
 
     /// After a restart: the fence process, which was just given an ordinary lease of that length, holds to that alone, and the mark
