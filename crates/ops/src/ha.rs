@@ -17,6 +17,9 @@ use stead_model::{GuestKind, NodeName, ServiceId, Upid, Vmid, paths};
 use stead_ha::StorageFault;
 pub use stead_ha::{Cause, Change, DisarmMode, History, MovePreview, Request};
 
+/// How long a node that answers may take until the manager counts on it: a few heartbeats of the slowest profile.
+const COMES_BACK: Duration = Duration::from_secs(10);
+
 /// Below it: requests that the manager has not taken yet.
 pub const COMMANDS: &str = "ha/crm_commands/";
 
@@ -270,6 +273,7 @@ impl Ops {
         self.task("hamigrate", &vmid.to_string(), &actor.who, move |cx| async move {
             let sid = crate::guest::service(vmid);
             cx.log(format!("Requesting HA migration for VM {vmid} to node {target}"));
+            ops.wait_for_ha(&target).await;
             ops.ha_request(&who, &Request::Move { sid, target, relocate: !live }).await
         })
     }
@@ -295,6 +299,17 @@ impl Ops {
         txn.ops.push(Op::Put(command_path(request), store::bytes(request)?.into()));
         self.conf.transact(txn).await?;
         Ok(())
+    }
+
+    /// Gives the manager a moment to see that a node has come back: it answers before it holds a lease.
+    async fn wait_for_ha(&self, target: &NodeName) {
+        let mut commits = self.conf.watch();
+        let is_there = self.node_record(target).is_ok_and(|n| self.online(&n.value));
+        let counted = async { while self.ha_counts_on(target).is_err() && commits.next().await.is_some() {} };
+        if is_there {
+            // Too late or not, the request says what stands.
+            let _ = tokio::time::timeout(COMES_BACK, counted).await;
+        }
     }
 
     /// Fails where the manager would refuse a move to a node: of what it refuses, only the log of its own node tells.

@@ -125,3 +125,27 @@ async fn a_move_that_the_manager_would_refuse_is_refused_where_it_is_asked_for()
     let why = node.ops.ha_request("root@pam", &go("n3")).await.unwrap_err().to_string();
     assert!(why.contains("does not count on target node 'n3' now (unknown)"), "{why}");
 }
+
+/// A member that is not counted on yet, and is in a moment.
+#[tokio::test]
+async fn a_move_waits_for_a_node_that_has_just_come_back() {
+    let node = cluster().await;
+    node.record_guest(103, "n1", |_| {}, "memory: 512\n").await;
+    let ha = "vm: 103\n\tstate started\n";
+    let mut state = ha_view::manager_state(&node.ops).unwrap().0;
+    state.node_status.insert(name("n3"), stead_ha::NodeStatus::Unknown);
+    let counted = |s: &stead_ha::ManagerState| store::bytes(s).unwrap();
+    node.commit(Txn::new("test").put(paths::HA_RESOURCES, ha).put(paths::HA_STATUS, counted(&state))).await;
+    let options =
+        stead_ops::guest::migrate::MigrateOptions { target: name("n3"), online: false, bwlimit: None };
+    let by_user = stead_ops::guest::Asked::default();
+    let task = node
+        .ops
+        .migrate(&stead_ops_testing::root(), stead_ops_testing::vmid(103), options, by_user)
+        .await
+        .unwrap();
+    state.node_status.insert(name("n3"), stead_ha::NodeStatus::Online);
+    node.commit(Txn::new("test").put(paths::HA_STATUS, counted(&state))).await;
+    let (status, log) = node.ended(&task).await;
+    assert_eq!(status, "OK", "{log}");
+}
