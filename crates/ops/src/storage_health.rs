@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A storage is taken for lost at once, so that nothing is placed there; who runs there is left alone for a hold time,
-//! which counts from the first probe that failed. It is taken for usable again only when two probes in a row went well, so that
+//! which counts from the first probe that failed to the last one: nobody is moved because time passes after a good one. It is taken for usable again only when two probes in a row went well, so that
 //! one that comes and goes counts as lost.
 
 use crate::status::StorageReport;
@@ -37,8 +37,8 @@ pub enum Found {
 #[derive(Debug, Clone, Default)]
 struct Known {
     space: Space,
-    /// What is wrong, and since when.
-    loss: Option<(StorageFault, Duration)>,
+    /// What is wrong, since when, and when a probe failed last.
+    loss: Option<(StorageFault, Duration, Duration)>,
     good: u32,
 }
 
@@ -60,9 +60,9 @@ impl Health {
         self.all.retain(|id, _| found.iter().any(|(f, _)| f == id));
         for (id, found) in found {
             let known = self.all.entry(id.clone()).or_default();
-            let before = known.loss.as_ref().map(|(fault, _)| fault.clone());
+            let before = known.loss.as_ref().map(|(fault, ..)| fault.clone());
             known.note(now, found);
-            let after = known.loss.as_ref().map(|(fault, _)| fault);
+            let after = known.loss.as_ref().map(|(fault, ..)| fault);
             let kind = |f: Option<&StorageFault>| f.map(|f| *f == StorageFault::Silent);
             if kind(before.as_ref()) != kind(after) {
                 news.push(match after {
@@ -72,7 +72,7 @@ impl Health {
                 });
             }
         }
-        (self.all.iter().map(|(id, known)| known.report(now, id)).collect(), news)
+        (self.all.iter().map(|(id, known)| known.report(id)).collect(), news)
     }
 }
 
@@ -95,15 +95,15 @@ impl Known {
         };
         self.good = 0;
         let same = |old: &StorageFault| (*old == StorageFault::Silent) == (fault == StorageFault::Silent);
-        let kept = self.loss.as_ref().filter(|(old, _)| same(old)).map(|(_, since)| *since);
-        self.loss = Some((fault, kept.unwrap_or(since)));
+        let kept = self.loss.as_ref().filter(|(old, ..)| same(old)).map(|(_, since, _)| *since);
+        self.loss = Some((fault, kept.unwrap_or(since), now));
     }
 
-    fn report(&self, now: Duration, id: &StorageId) -> StorageReport {
+    fn report(&self, id: &StorageId) -> StorageReport {
         let space = if self.loss.is_some() { Space::default() } else { self.space };
-        let loss = self.loss.as_ref().map(|(fault, since)| StorageLoss {
+        let loss = self.loss.as_ref().map(|(fault, since, failed)| StorageLoss {
             fault: fault.clone(),
-            seconds: now.saturating_sub(*since).as_secs(),
+            seconds: failed.saturating_sub(*since).as_secs(),
         });
         StorageReport {
             storage: id.to_string(),
@@ -141,10 +141,10 @@ mod tests {
         let loss =
             |seconds| Some(StorageLoss { fault: StorageFault::Inactive { why: "gone".into() }, seconds });
         assert_eq!(told(&mut health, 105, gone()), (loss(0), 1));
-        assert_eq!(told(&mut health, 110, WELL), (loss(5), 0), "one is not enough");
-        assert_eq!(told(&mut health, 112, Found::Unasked), (loss(7), 0));
+        assert_eq!(told(&mut health, 110, WELL), (loss(0), 0), "one is not enough");
+        assert_eq!(told(&mut health, 112, Found::Unasked), (loss(0), 0));
         assert_eq!(told(&mut health, 115, gone()), (loss(10), 0), "it comes and goes");
-        assert_eq!(told(&mut health, 120, WELL), (loss(15), 0));
+        assert_eq!(told(&mut health, 120, WELL), (loss(10), 0));
         assert_eq!(told(&mut health, 125, WELL), (None, 1));
         assert_eq!(told(&mut health, 130, gone()), (loss(0), 1), "counted anew");
     }
