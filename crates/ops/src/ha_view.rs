@@ -73,7 +73,7 @@ impl Known {
 }
 
 /// The storages that a guest needs, and what for.
-fn storages_of(config: &VmConfig) -> BTreeMap<StorageId, Use> {
+pub(crate) fn storages_of(config: &VmConfig) -> BTreeMap<StorageId, Use> {
     let disks = config.current.disks().unwrap_or_default();
     let mut out = BTreeMap::new();
     for (key, volume) in config.current.volumes() {

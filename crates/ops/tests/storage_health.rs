@@ -5,9 +5,11 @@ use std::time::Duration;
 use stead_conf::Txn;
 use stead_ha::{StorageFault, Use};
 use stead_model::{StorageId, paths};
+use stead_ops::guest::Asked;
+use stead_ops::guest::migrate::MigrateOptions;
 use stead_ops::ha_view::{self, Known};
 use stead_ops::storage_health::{Found, Health};
-use stead_ops_testing::{Node, member, name, uuid};
+use stead_ops_testing::{Node, member, name, root, uuid, vmid};
 
 #[tokio::test]
 async fn what_a_probe_finds_reaches_the_manager_and_whoever_asks() {
@@ -46,4 +48,32 @@ async fn what_a_probe_finds_reaches_the_manager_and_whoever_asks() {
     let outlook = ha_view::now(&node.ops, &mut Known::default(), |_| false).unwrap();
     let said = stead_ha::Forecast::new(&outlook).any_one().to_string();
     assert!(said.ends_with("'n2' has lost storage 'local' (gone for lunch)"), "{said}");
+}
+
+#[tokio::test]
+async fn a_stopped_vm_is_not_handed_over_while_its_storage_does_not_answer() {
+    let node = Node::start().await;
+    node.record_node("n2", 2, uuid(2).as_str(), member()).await;
+    node.report_of("n2");
+    node.record_guest(100, "n1", |_| {}, "scsi0: local:100/vm-100-disk-0.raw\n").await;
+    let local: StorageId = "local".parse().unwrap();
+    let moved = async |seq: u64, found: Found| {
+        let (storages, _) = Health::default().note(Duration::from_secs(100), vec![(local.clone(), found)]);
+        node.report_of("n1");
+        let mut report = node.ops.status.node(&name("n1")).unwrap();
+        (report.seq, report.storages) = (seq, storages);
+        node.ops.take_report(&report);
+        let options = MigrateOptions { target: name("n2"), online: false, bwlimit: None };
+        let task = node.ops.migrate(&root(), vmid(100), options, Asked::default()).await.unwrap();
+        let (status, _) = node.ended(&task).await;
+        status
+    };
+    let status = moved(2, Found::Silent(60)).await;
+    assert!(
+        status.contains("can't hand VM 100 over: storage 'local' does not answer on this node"),
+        "{status}"
+    );
+    // What stands in its way then is another thing.
+    let status = moved(3, Found::Inactive("gone".into())).await;
+    assert!(status.contains("not on a shared storage"), "{status}");
 }

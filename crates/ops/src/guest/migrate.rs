@@ -2,6 +2,7 @@
 
 use super::Asked;
 use crate::peers::{PeerError, call};
+use crate::status::StorageReport;
 use crate::store::{self, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use std::collections::VecDeque;
@@ -12,8 +13,9 @@ use stead_conf::TxnError;
 use stead_driver::guest::{GuestError, Incoming, MigrationPhase, MigrationProgress, RunState};
 use stead_guest::migration::{Command, Event, Migration};
 use stead_guest::request::{Process, Request, Verdict};
+use stead_ha::{StorageFault, Use};
 use stead_model::vmconfig::{Bus, Disk, DiskSource, Serial, VmConfig};
-use stead_model::{Epoch, NodeName, NodeRecord, Ownership, Upid, Vmid, paths};
+use stead_model::{Epoch, NodeName, NodeRecord, Ownership, StorageId, Upid, Vmid, paths};
 use stead_tasks::TaskContext;
 use tokio::net::UnixListener;
 
@@ -188,6 +190,19 @@ impl Ops {
         Ok(node)
     }
 
+    /// A storage that does not answer here, with one of a VM's disks: that its process has ended does not mean that its writes
+    /// have.
+    fn silent_disk(&self, config: &VmConfig) -> Option<StorageId> {
+        let report = self.status.node(&self.me.name)?;
+        let needs = crate::ha_view::storages_of(config);
+        let silent = |id: &StorageId| {
+            let of_it = |s: &&StorageReport| s.storage == id.as_str();
+            let loss = report.storages.iter().find(of_it).and_then(|s| s.loss.as_ref());
+            loss.is_some_and(|loss| loss.fault == StorageFault::Silent)
+        };
+        needs.into_iter().find(|(id, how)| *how == Use::Disk && silent(id)).map(|(id, _)| id)
+    }
+
     async fn migrate_now(
         &self,
         cx: &TaskContext,
@@ -206,7 +221,14 @@ impl Ops {
         if let Verdict::Refuse(why) = self.admit(&guest, request, by_ha).await? {
             return Err(OpsError::Failed(why));
         }
-        let local = self.local_volumes(&super::config::parse(&guest.config.value)?)?;
+        let config = super::config::parse(&guest.config.value)?;
+        if let Some(storage) = self.silent_disk(&config).filter(|_| !live) {
+            return Err(OpsError::failed(format!(
+                "can't hand VM {vmid} over: storage '{storage}' does not answer on this node, and what the VM has written there may \
+                 still arrive. Try again when it answers"
+            )));
+        }
+        let local = self.local_volumes(&config)?;
         if !local.is_empty() {
             return Err(OpsError::failed(format!(
                 "can't migrate VM {vmid}: these volumes are not on a shared storage: {}",
