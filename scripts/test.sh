@@ -86,7 +86,7 @@ run_console() { nextest console; }
 
 budget_of() {
     case $1 in
-    check) say 180 ;;
+    check) say "${STEAD_CHECK_BUDGET:-180}" ;;
     e2e) say 1080 ;;
     clients | console) say 240 ;;
     *) die "there is no tier '$1'" ;;
