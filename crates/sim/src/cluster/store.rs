@@ -151,8 +151,9 @@ pub enum Txn {
     /// The owner gives a guest that has moved while it ran to another node: over the record of that revision, to a member
     /// whose record is of that revision.
     HandOver { vmid: Vmid, from: NodeName, to: NodeName, epoch: Epoch, revision: u64, target: u64 },
-    /// The owner may be running the guest, and guards it, or is not any more. Only a member in that boot may run one.
-    Running { vmid: Vmid, node: NodeName, epoch: Epoch, running: bool, armed: bool, boot: Option<BootId> },
+    /// The owner may be running the guest, and guards it, or is not any more. Only a member in that boot may run one. It holds over
+    /// the record that was read alone: one that is committed late undoes nothing.
+    Running { vmid: Vmid, node: NodeName, epoch: Epoch, revision: u64, how: Running },
     /// The record is written as it is, if it is of that revision: no proposal that was built on it can be committed any more.
     Rewrite { vmid: Vmid, node: NodeName, revision: u64 },
     /// The manager's state, over the one that it read, without the requests that it has taken or refused.
@@ -161,6 +162,15 @@ pub enum Txn {
     Settle(FenceProfile),
     /// A user's change.
     User(Edit),
+}
+
+/// What a node says of a guest of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Running {
+    /// It may run, in this boot, and is guarded.
+    Armed(BootId),
+    /// It has ended.
+    Ended,
 }
 
 /// What of a recovery's preconditions is checked; anything but all of them is a planted mistake.
@@ -350,10 +360,14 @@ fn apply_to_guest(tree: &mut Tree, txn: &Txn) -> bool {
             let armed = tree.is_guarded(*vmid);
             (vmid, Ownership { owner: to.clone(), epoch: epoch.next(), running: true, armed, ..own })
         }
-        Txn::Running { vmid, node, epoch, running, armed, boot } => {
-            let member = boot.as_ref().is_none_or(|boot| tree.is_member(node, boot));
-            let Some(own) = owned(tree, vmid, node, epoch).filter(|_| member) else { return false };
-            (vmid, Ownership { running: *running, armed: *armed, ..own })
+        Txn::Running { vmid, node, epoch, revision, how } => {
+            let (running, member) = match how {
+                Running::Armed(boot) => (true, tree.is_member(node, boot)),
+                Running::Ended => (false, true),
+            };
+            let as_seen = tree.revision(*vmid) == *revision && member;
+            let Some(own) = owned(tree, vmid, node, epoch).filter(|_| as_seen) else { return false };
+            (vmid, Ownership { running, armed: running, ..own })
         }
         Txn::Rewrite { vmid, node, revision } => {
             let as_seen = tree.revision(*vmid) == *revision;

@@ -2,7 +2,7 @@
 //! The order of the steps is that of the daemon's shells.
 
 use super::daemon::Msg;
-use super::store::{Checked, Tree, Txn};
+use super::store::{Checked, Running, Tree, Txn};
 use super::world::{Call, Event, World};
 use super::{Plant, invariants};
 use crate::scenario::Kind;
@@ -396,10 +396,8 @@ impl World {
             let guarded = unordered || self.take_up(node, *vmid, own.epoch);
             if guarded {
                 let then = Then::Guarded(*vmid, own.epoch);
-                let boot = Some(self.nodes[node].boot.clone());
-                let (vmid, epoch) = (*vmid, own.epoch);
-                let txn = Txn::Running { vmid, node: name, epoch, running: true, armed: true, boot };
-                self.ask(node, Ask::Propose(txn), then);
+                let armed = Running::Armed(self.nodes[node].boot.clone());
+                self.record(node, *vmid, own.epoch, armed, then);
             } else {
                 self.idle(node, "guard");
             }
@@ -446,9 +444,8 @@ impl World {
         if !self.register(node, vmid, epoch) {
             return self.ended(node, &command, not_now());
         }
-        let boot = Some(self.nodes[node].boot.clone());
-        let txn = Txn::Running { vmid, node: me, epoch, running: true, armed: true, boot };
-        self.ask(node, Ask::Propose(txn), Then::Launch(Task { command, vmid, epoch }));
+        let armed = Running::Armed(self.nodes[node].boot.clone());
+        self.record(node, vmid, epoch, armed, Then::Launch(Task { command, vmid, epoch }));
     }
 
     /// Makes a guest without a process known to the fence process.
@@ -502,12 +499,13 @@ impl World {
     }
 
     fn not_running(&mut self, node: usize, vmid: Vmid, epoch: Epoch, then: Then) {
-        let me = self.nodes[node].name.clone();
-        self.ask(
-            node,
-            Ask::Propose(Txn::Running { vmid, node: me, epoch, running: false, armed: false, boot: None }),
-            then,
-        );
+        self.record(node, vmid, epoch, Running::Ended, then);
+    }
+
+    /// Proposes to write how a guest is, over the record as this node knows it.
+    fn record(&mut self, node: usize, vmid: Vmid, epoch: Epoch, how: Running, then: Then) {
+        let (me, revision) = (self.nodes[node].name.clone(), self.tree(node).revision(vmid));
+        self.ask(node, Ask::Propose(Txn::Running { vmid, node: me, epoch, revision, how }), then);
     }
 
     fn stop(&mut self, node: usize, command: AgentCommand) {

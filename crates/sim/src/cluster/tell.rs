@@ -1,6 +1,6 @@
 //! What is told of a commit: to scenarios by their events, and in a history's story in the words of docs/ha.md.
 
-use super::store::{Tree, Txn};
+use super::store::{Running, Tree, Txn};
 use super::world::World;
 use crate::scenario::Kind;
 use stead_ha::{ManagerState, NodeStatus};
@@ -57,11 +57,10 @@ fn lines(txn: &Txn, before: &ManagerState) -> Vec<String> {
         Txn::HandOver { vmid, from, to, epoch, .. } => {
             one(format!("committed: guest {vmid} is handed over from {from} to {to}, epoch {}", epoch.next()))
         }
-        Txn::Running { vmid, node, epoch, running, armed, .. } => {
-            let how = match (running, armed) {
-                (true, true) => "may run, and is armed",
-                (true, false) => "may run, and is not armed",
-                (false, _) => "does not run",
+        Txn::Running { vmid, node, epoch, how, .. } => {
+            let how = match how {
+                Running::Armed(_) => "may run, and is armed",
+                Running::Ended => "does not run",
             };
             one(format!("committed: guest {vmid} {how} on {node}, epoch {epoch}"))
         }
