@@ -422,7 +422,8 @@ impl World {
 
     fn run(&mut self) {
         let (faults, end) = (self.plan.faults, self.plan.faults + self.plan.healing);
-        while let Some(((at, _), event)) = self.queue.pop_first() {
+        while let Some(next) = self.queue.first_entry() {
+            let at = next.key().0;
             if at > faults && !self.healing {
                 self.now = faults;
                 if self.plan.healing.is_zero() {
@@ -430,10 +431,13 @@ impl World {
                 }
                 self.heal();
                 self.after(WELL.1, Event::Look);
+                // What that begins may come before what was next.
+                continue;
             }
             if at > end {
                 break;
             }
+            let event = next.remove();
             self.now = at;
             self.events += 1;
             let place = event.place();
