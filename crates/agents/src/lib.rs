@@ -1,6 +1,7 @@
 //! Shells around the pure cores: they feed them time and events and carry out what they command, and decide nothing.
 
 pub mod clock;
+pub mod epochs;
 pub mod events;
 pub mod fence_client;
 pub mod grant;

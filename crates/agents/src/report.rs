@@ -7,7 +7,7 @@ use std::time::Duration;
 use stead_model::{NodeName, NodeRecord};
 use stead_ops::Ops;
 use stead_ops::peers::call;
-use stead_ops::status::{LinkReport, NodeReport, StorageReport};
+use stead_ops::status::{LinkReport, NodeReport, StorageReport, is_clock_wrong};
 use stead_ops::task_view::TaskRow;
 use stead_tasks::Filter;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -91,6 +91,8 @@ async fn collect(
         boot: ops.me.boot.clone(),
         seq,
         started: ops.me.started,
+        clock_ms: crate::clock::unix_ms(),
+        ahead_ms: None,
         lease: ops.lease.borrow().held,
         listens: ops.events.listens(std::time::Instant::now()),
         fingerprint: Some(ops.host.fingerprint()),
@@ -118,14 +120,31 @@ fn links(ops: &Ops) -> Vec<LinkReport> {
 /// To the leader, or on to everybody when this node leads.
 async fn deliver(ops: &Ops, report: NodeReport) {
     match leader(ops) {
-        Some(l) if l.name == ops.me.name => fan_out(ops, &report).await,
-        Some(l) => {
-            if let Err(e) = call::<_, ()>(&*ops.peers, &l, "status", &report, LIMIT).await {
-                tracing::debug!("the status report was not taken: {e}");
-            }
+        Some(l) if l.name == ops.me.name => {
+            ops.status.is_ahead(0);
+            fan_out(ops, &report).await;
         }
+        Some(l) => match call::<_, Option<i64>>(&*ops.peers, &l, "status", &report, LIMIT).await {
+            Ok(ahead) => clock(ops, &l, ahead.unwrap_or(0)),
+            Err(e) => tracing::debug!("the status report was not taken: {e}"),
+        },
         None => {}
     }
+}
+
+/// Takes what the leader says of this node's clock.
+fn clock(ops: &Ops, leader: &NodeRecord, ahead_ms: i64) {
+    if is_clock_wrong(ahead_ms) != is_clock_wrong(ops.status.ahead_ms()) {
+        match is_clock_wrong(ahead_ms) {
+            true => tracing::warn!(
+                "this node's clock is {} s ahead of that of '{}', which leads: set it right",
+                ahead_ms / 1000,
+                leader.name
+            ),
+            false => tracing::info!("this node's clock goes with that of '{}', which leads", leader.name),
+        }
+    }
+    ops.status.is_ahead(ahead_ms);
 }
 
 /// Hands a report on to every node but its own and this one; ends when each has it or did not answer in time.

@@ -1,5 +1,6 @@
 //! What other nodes ask of this one: `POST /peer/v1/{call}` with JSON, from a peer that its certificate names.
 
+use crate::clock::unix_ms;
 use crate::grant::GrantHandle;
 use crate::report::fan_out;
 use serde::Serialize;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use stead_membership::wire::Heartbeat;
 use stead_model::{NodeName, Vmid};
 use stead_ops::bulk::{ACT_CALL, STOP_CALL, WAIT_CALL};
+use stead_ops::epochs::{EPOCH_CALL, REJOIN_CALL};
 use stead_ops::events::Lines;
 use stead_ops::guest::incoming::{ContinueRequest, IncomingRequest};
 use stead_ops::leave::{LEAVE_CALL, LEFT_CALL};
@@ -43,12 +45,15 @@ impl Rpc {
                 let answer = self.grant.heartbeat(beat).await;
                 give(call, &answer.ok_or_else(|| OpsError::failed("leases are not granted here now"))?)
             }
+            EPOCH_CALL => give(call, &ops.epoch_answer()),
+            REJOIN_CALL => give(call, &ops.let_in_again(from, &take(call, body)?).await?),
             "status" => {
-                let report: NodeReport = take(call, body)?;
+                let mut report: NodeReport = take(call, body)?;
                 same(from, &report.node)?;
+                report.ahead_ms = (report.clock_ms > 0).then(|| ahead(report.clock_ms, unix_ms()));
                 ops.take_report(&report);
                 fan_out(ops, &report).await;
-                Ok(Value::Null)
+                give(call, &report.ahead_ms)
             }
             "status/merge" => {
                 let report: NodeReport = take(call, body)?;
@@ -105,6 +110,12 @@ impl Rpc {
     }
 }
 
+/// How far a clock is ahead of another, in milliseconds.
+fn ahead(theirs: u64, own: u64) -> i64 {
+    let apart = i64::try_from(theirs.abs_diff(own)).unwrap_or(i64::MAX);
+    if theirs < own { -apart } else { apart }
+}
+
 /// A node speaks for itself alone.
 fn same(from: &NodeName, named: &NodeName) -> Result<(), OpsError> {
     if from == named {
@@ -120,4 +131,15 @@ fn others(me: &NodeName, named: &NodeName) -> Result<(), OpsError> {
         return Err(OpsError::failed(format!("node '{me}' knows its own status")));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_far_a_clock_is_ahead() {
+        assert_eq!((ahead(5_000, 2_000), ahead(2_000, 5_000), ahead(7, 7)), (3_000, -3_000, 0));
+        assert_eq!((ahead(u64::MAX, 0), ahead(0, u64::MAX)), (i64::MAX, -i64::MAX));
+    }
 }

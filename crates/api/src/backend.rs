@@ -56,7 +56,8 @@ impl Services for Backend {
     }
 
     fn now(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+        let own = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        self.ops.status.cluster_ms(u64::try_from(own).unwrap_or(u64::MAX)) / 1000
     }
 }
 

@@ -196,7 +196,11 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 19] = [
+const BEYOND: [(&str, &str); 23] = [
+    ("GET", "/cluster/config/expected"),
+    ("POST", "/cluster/config/expected"),
+    ("POST", "/cluster/config/rejoin"),
+    ("DELETE", "/cluster/config/aside/{node}"),
     ("GET", "/cluster/config/links"),
     ("PUT", "/cluster/config/nodes/{node}"),
     ("GET", "/cluster/ha/fence/devices"),

@@ -691,6 +691,34 @@ async fn what_the_verbs_of_the_cluster_storages_and_ha_send() {
 }
 
 #[tokio::test]
+async fn the_word_that_gives_up_a_majority_names_every_other_node() {
+    let present = json!({"epoch": "1", "quorate": 0, "node": "pve1", "others": ["pve2", "pve3"]});
+    let fake = Fake::new(&[
+        ("GET /cluster/config/expected", present),
+        ("POST /cluster/config/expected", Value::Null),
+        ("POST /cluster/config/rejoin", Value::Null),
+        ("DELETE /cluster/config/aside/pve2", Value::Null),
+    ])
+    .await;
+    for words in [&["stead", "cluster", "expected", "1", "--off", "pve2"][..], &["pvecm", "expected", "1"]] {
+        let asked = fake.run(words).await;
+        assert!(asked.code != 0 && asked.err.contains("is off") && fake.changes().is_empty(), "{asked:?}");
+    }
+    for words in [
+        &["stead", "cluster", "expected", "1", "--off", "pve2", "--off", "pve3"][..],
+        &["stead", "cluster", "expected", "1", "--yes"],
+        &["stead", "cluster", "rejoin", "--yes"],
+        &["stead", "cluster", "forget-aside", "pve2"],
+    ] {
+        let ended = fake.run(words).await;
+        assert_eq!(ended.code, 0, "{words:?}: {ended:?}");
+    }
+    let said = "POST /cluster/config/expected votes=1&off=pve2&off=pve3";
+    let rest = ["POST /cluster/config/rejoin", "DELETE /cluster/config/aside/pve2"];
+    assert_eq!(fake.changes(), [[said, said], rest].concat());
+}
+
+#[tokio::test]
 async fn the_status_of_ha_and_of_the_cluster_end_with_the_outlook() {
     let line = "this cluster survives the loss of any one node: yes";
     let quorum = json!({"type": "quorum", "id": "quorum", "node": "pve1", "status": "OK", "survives": 1, "outlook": line});

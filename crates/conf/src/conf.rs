@@ -15,7 +15,7 @@ use bytes::Bytes;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLockReadGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use stead_model::RaftId;
+use stead_model::{Era, RaftId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// How a node's configuration store is run.
@@ -32,6 +32,8 @@ pub struct Options {
     pub tick: Duration,
     /// It is to lead only if no other node can, false by default: for a witness.
     pub patient: bool,
+    /// The cluster epoch: frames of any other are dropped. The first by default.
+    pub era: Era,
     /// How long a transaction, barrier or change of members may take before it is given up, 5 s by default.
     pub timeout: Duration,
 }
@@ -40,7 +42,7 @@ impl Options {
     /// With the defaults.
     pub fn new(dir: impl Into<PathBuf>, key: ClusterKey, id: RaftId) -> Self {
         let (tick, timeout) = (Duration::from_millis(50), Duration::from_secs(5));
-        Self { dir: dir.into(), key, id, tick, patient: false, timeout }
+        Self { dir: dir.into(), key, id, tick, patient: false, era: Era::FIRST, timeout }
     }
 }
 

@@ -99,8 +99,8 @@ pub(crate) struct Progress {
 pub enum EngineFault {
     /// The leader rightly relies on entries that this node has acknowledged and does not have.
     #[error(
-        "the leader relies on log entry {claimed}, which this node acknowledged, but its log ends at {last}: its disk \
-         has lost data. Remove this node from the cluster and join it again under a new Raft id"
+        "the leader relies on log entry {claimed}, which this node acknowledged, but its log ends at {last}: its store is \
+         an older copy, or its disk has lost data. It must not vote under this number any more"
     )]
     Lost {
         /// What the leader relies on.

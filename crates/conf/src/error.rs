@@ -210,6 +210,14 @@ pub enum StoreError {
     /// The first transaction of a new cluster was refused.
     #[error("the first configuration cannot be applied: {0}")]
     Initial(#[from] Refusal),
+    /// The state of a new epoch could not be made of that of the old one.
+    #[error("the configuration at {dir} cannot begin a new cluster epoch: {why}")]
+    Succession {
+        /// Of the old epoch.
+        dir: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// The thread could not be started.
     #[error("the thread of the configuration store cannot be started: {0}")]
     Thread(std::io::Error),

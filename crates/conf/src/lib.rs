@@ -31,6 +31,7 @@ mod seal;
 mod shell;
 mod status;
 pub mod store;
+pub mod succession;
 mod tree;
 mod txn;
 mod watch;

@@ -254,6 +254,23 @@ impl Machine {
         Ok(applied)
     }
 
+    /// Leaves out a stretch of revisions.
+    pub(crate) fn leap(&mut self, by: u64) {
+        self.tree.leap(by);
+    }
+
+    /// Makes it the first state of another group of which `id` is the only member: nobody of the old group takes part, and
+    /// what they have proposed and not heard of is forgotten. Applying `txns` counts as one entry more.
+    pub(crate) fn succeed(&mut self, id: u64, txns: &[Txn], at_ms: u64) -> Result<(), Refusal> {
+        for txn in txns {
+            self.transact(txn, at_ms)?;
+        }
+        self.regroup(Members { voters: BTreeSet::from([id]), ..Members::default() });
+        self.sessions.clear();
+        self.applied += 1;
+        Ok(())
+    }
+
     fn regroup(&mut self, members: Members) {
         let gone: Vec<u64> = self.members.all().difference(&members.all()).copied().collect();
         for id in gone {

@@ -16,6 +16,7 @@ use crate::driver::{
     Command, Driver, HaltReason, Input, LeadershipTerm, MemberChange, Outcome, Persist, Recovered, RequestId,
     Settings,
 };
+use crate::engine::EngineFault;
 use crate::error::{ConfError, MemberError, NotLeader, StoreError, TxnError};
 use crate::machine::{CommittedEntry, Machine};
 use crate::seal::ClusterKey;
@@ -95,7 +96,9 @@ pub(crate) fn open(options: Options) -> Result<Arc<Shared>, StoreError> {
 
 fn start(options: Options, opened: (Store, Recovered, u64)) -> Result<Arc<Shared>, StoreError> {
     let (store, recovered, boot) = opened;
-    let settings = Settings::new(options.id, boot, options.key.tag(), options.tick, options.timeout);
+    // An epoch's mark is random, so that epochs of one cluster are as strange to each other as two clusters are.
+    let tag = options.key.tag() ^ options.era.mark();
+    let settings = Settings::new(options.id, boot, tag, options.tick, options.timeout);
     let settings = if options.patient { settings.patient() } else { settings };
     let damaged =
         |reason: HaltReason| StoreError::Damaged { dir: options.dir.clone(), what: reason.to_string() };
@@ -124,6 +127,7 @@ fn start(options: Options, opened: (Store, Recovered, u64)) -> Result<Arc<Shared
         persists,
         outbox,
         stopped: None,
+        lost: false,
     };
     Builder::new()
         .name(format!("conf-{}", options.id))
@@ -167,6 +171,7 @@ fn run(mut host: Host, events: &Receiver<Event>, disk: JoinHandle<()>) {
         status.leader = None;
         status.is_leader = false;
         status.quorate = false;
+        status.lost = host.lost;
         status.stopped = Some(reason);
     });
     // Replies that are dropped here tell their callers; the disk's thread ends with its channel, then the file closes.
@@ -197,6 +202,7 @@ struct Host {
     persists: Sender<Persist>,
     outbox: mpsc::Sender<(RaftId, Bytes)>,
     stopped: Option<String>,
+    lost: bool,
 }
 
 impl Host {
@@ -289,7 +295,10 @@ impl Host {
             Command::Encode => self.encode(),
             Command::Done(request, outcome) => self.done(request, outcome),
             Command::Status(status) => self.publish(*status),
-            Command::Halt(reason) => self.stopped = Some(reason.to_string()),
+            Command::Halt(reason) => {
+                self.lost = matches!(reason, HaltReason::Engine(EngineFault::Lost { .. }));
+                self.stopped = Some(reason.to_string());
+            }
         }
     }
 

@@ -40,6 +40,9 @@ pub struct RaftStatus {
     pub diverged: Option<RaftId>,
     /// Why this node's store stands still, if it does.
     pub stopped: Option<String>,
+    /// It does since it lacks what this node has acknowledged: it is an older copy, or its disk has lost data. The node must
+    /// not vote under its number any more, and be let in again under another.
+    pub lost: bool,
 }
 
 /// A member as its leader sees it.
@@ -76,6 +79,7 @@ impl RaftStatus {
             peers: Vec::new(),
             diverged: None,
             stopped: None,
+            lost: false,
         }
     }
 }

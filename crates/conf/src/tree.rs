@@ -186,6 +186,11 @@ impl Tree {
         StateHash(digest.finalize().into())
     }
 
+    /// Leaves out a stretch of revisions, so that whatever was committed elsewhere meanwhile has none of those that follow.
+    pub(crate) fn leap(&mut self, by: u64) {
+        self.revision.0 += by;
+    }
+
     /// Applies a transaction: every change it made, in order of paths, or why it was refused, in which case
     /// nothing has changed.
     pub fn apply(&mut self, txn: &Txn) -> Result<Vec<Changed>, Refusal> {

@@ -1,4 +1,5 @@
-//! Leases, epochs, liveness and fencing decisions, and who votes ([`voters`]). Pure.
+//! Leases, epochs, liveness and fencing decisions, who votes ([`voters`]), and who gives way
+//! where cluster epochs meet ([`epochs`]). Pure.
 //!
 //! Two halves that only meet through messages:
 //!
@@ -23,6 +24,7 @@
 use std::time::Duration;
 use stead_model::FenceProfile;
 
+pub mod epochs;
 pub mod grantor;
 pub mod holder;
 pub mod voters;

@@ -1,5 +1,6 @@
 //! The cluster and its nodes, as recorded in the configuration.
 
+use crate::era::Lineage;
 use crate::link::Links;
 use crate::{BootId, Epoch, NodeName, NodeUuid, RaftId};
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,9 @@ pub struct ClusterRecord {
     /// out, the profile is not changed again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_profile: Option<FenceProfile>,
+    /// How the cluster epochs after the first began; the last of them is the present one, as `epoch` numbers it.
+    #[serde(default, skip_serializing_if = "Lineage::is_empty")]
+    pub lineage: Lineage,
 }
 
 impl ClusterRecord {

@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod datacenter;
+pub mod era;
 pub mod fence_cfg;
 pub mod ha_cfg;
 pub mod ha_groups;
@@ -24,6 +25,7 @@ pub mod vmconfig;
 
 pub use cluster::{ClusterRecord, FenceProfile, NoProfile, NodeRecord, NodeState, PoweredOff};
 pub use datacenter::Datacenter;
+pub use era::{Era, Lineage, NoEra, Succession};
 pub use fence_cfg::{FenceCfg, FenceSecrets};
 pub use ha_cfg::{HaResource, HaResources, HaRule, HaRuleKind, HaRules, RequestedState};
 pub use ha_groups::HaGroup;

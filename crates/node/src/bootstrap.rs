@@ -8,7 +8,8 @@ use stead_access::secret::MIN_PASSWORD;
 use stead_conf::{ClusterKey, Conf, Options};
 use stead_model::link::Links;
 use stead_model::{
-    BootId, ClusterRecord, Epoch, FenceProfile, NodeName, NodeRecord, NodeState, NodeUuid, RaftId, paths,
+    BootId, ClusterRecord, Epoch, Era, FenceProfile, Lineage, NodeName, NodeRecord, NodeState, NodeUuid,
+    RaftId, paths,
 };
 use stead_transport::{ClusterCa, NodeKey, PeerIdentity};
 
@@ -50,6 +51,8 @@ pub fn start(home: &Home, args: &Args) -> Result<Started> {
         return Ok(started);
     }
     home.carry_out_join()?;
+    crate::epoch::carry_out_plan(home)?;
+    crate::epoch::carry_out_rejoin(home)?;
     let Some(identity) = home.identity()? else { return found(home, args, boot, None) };
     if let Some(name) = &args.name
         && *name != identity.name
@@ -62,6 +65,7 @@ pub fn start(home: &Home, args: &Args) -> Result<Started> {
     let keys = home.keys()?;
     let mut options = Options::new(home.at("conf"), cluster_key(&keys.cluster_key)?, identity.raft_id);
     options.patient = args.witness;
+    options.era = identity.era;
     let conf = if Conf::exists(&home.at("conf")) { Conf::open(options) } else { Conf::join(options) };
     let conf = conf.context("the configuration can't be opened")?;
     Ok(Started { identity, keys, boot, conf })
@@ -84,13 +88,15 @@ fn found(home: &Home, args: &Args, boot: BootId, left: Option<&PendingLeave>) ->
         (None, None) => host_name()?,
     };
     let uuid: NodeUuid = new_uuid().parse()?;
-    let identity = Identity { version: 1, name: name.clone(), uuid: uuid.clone(), raft_id: RaftId(1) };
+    let identity =
+        Identity { version: 1, name: name.clone(), uuid: uuid.clone(), raft_id: RaftId(1), era: Era::FIRST };
     let cluster = ClusterRecord {
         name: args.cluster_name.clone(),
         uuid: new_uuid(),
         epoch: Epoch(1),
         profile: FenceProfile::default(),
         previous_profile: None,
+        lineage: Lineage::default(),
     };
     let now = SystemTime::now();
     let ca = ClusterCa::create(&cluster.name, &cluster.uuid, now)?;

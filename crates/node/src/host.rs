@@ -1,6 +1,7 @@
 //! What the daemon does for its use cases: joining, starting anew, and telling what API handlers ask of it.
 
 use crate::bootstrap::key_text;
+use crate::epoch;
 use crate::identity::{Home, Identity, Keys, PendingJoin, PendingLeave};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -12,8 +13,9 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use stead_model::{NodeName, NodeUuid, Upid, UserId, Vmid};
+use stead_model::{NodeName, Upid, UserId, Vmid};
 use stead_ops::admin::{Admin, HostPower, JoinRequest};
+use stead_ops::epochs::{Aside, EpochPlan, RejoinAnswer};
 use stead_ops::join::{Host, JoinMaterial, JoinWish};
 use stead_ops::links::LinkWish;
 use stead_ops::{Actor, Ops, OpsError};
@@ -31,9 +33,7 @@ pub struct Daemon {
     /// Its folder.
     pub home: Home,
     /// Who it is.
-    pub name: NodeName,
-    /// Who it is.
-    pub uuid: NodeUuid,
+    pub identity: Identity,
     /// Its TLS.
     pub tls: Tls,
     /// The cluster's key.
@@ -49,8 +49,7 @@ impl Daemon {
             .context("the cluster's key is damaged")?
             .try_into()
             .map_err(|_| anyhow::anyhow!("the cluster's key has a wrong length"))?;
-        let identity =
-            Identity { version: 1, name: self.name.clone(), uuid: self.uuid.clone(), raft_id: join.raft_id };
+        let identity = Identity { raft_id: join.raft_id, era: join.era, ..self.identity.clone() };
         let keys = Keys {
             ca: join.ca.clone(),
             cert: join.cert.clone(),
@@ -74,6 +73,31 @@ impl Host for Daemon {
             self.home.save_leave(&PendingLeave { of, shadow: shadow.to_owned(), aside })
         };
         keep().map_err(|e| format!("{e:#}"))
+    }
+
+    fn keep_epoch(&self, plan: &EpochPlan) -> Result<(), String> {
+        epoch::keep_plan(&self.home, &self.identity, plan).map_err(|e| format!("{e:#}"))
+    }
+
+    fn keep_rejoin(&self, answer: &RejoinAnswer) -> Result<(), String> {
+        epoch::keep_rejoin(&self.home, &self.identity, answer).map_err(|e| format!("{e:#}"))
+    }
+
+    fn asides(&self) -> Vec<Aside> {
+        epoch::aside(&self.home)
+            .unwrap_or_else(|e| {
+                tracing::error!("what this node had alone can't be told: {e:#}");
+                None
+            })
+            .into_iter()
+            .collect()
+    }
+
+    fn told_aside(&self) {
+        // It is recorded; with the file left it is recorded again, at the same place.
+        if let Err(e) = epoch::told_aside(&self.home) {
+            tracing::warn!("{e:#}");
+        }
     }
 
     fn restart(&self) {

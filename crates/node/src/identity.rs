@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use stead_model::{BootId, NodeName, NodeUuid, RaftId, Vmid};
+use stead_model::{BootId, Era, NodeName, NodeUuid, RaftId, Vmid};
 
 /// Guests that came along with a join and are not in the configuration yet.
 const CARRIED: &str = "carried.json";
@@ -23,6 +23,9 @@ pub struct Identity {
     pub uuid: NodeUuid,
     /// Its number in Raft.
     pub raft_id: RaftId,
+    /// The cluster epoch.
+    #[serde(default)]
+    pub era: Era,
 }
 
 /// The node's secrets, in PEM, and the cluster's key, in hexadecimal digits.
@@ -210,7 +213,7 @@ impl Home {
     }
 
     /// Removes a file, on the disk too when it returns. It may be gone already.
-    fn forget(&self, name: &str) -> Result<()> {
+    pub(crate) fn forget(&self, name: &str) -> Result<()> {
         let path = self.at(name);
         let done = match std::fs::remove_file(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -236,7 +239,7 @@ impl Home {
         Ok(boot)
     }
 
-    fn read_json<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>> {
+    pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>> {
         let path = self.at(name);
         match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
@@ -247,7 +250,7 @@ impl Home {
         }
     }
 
-    fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
+    pub(crate) fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
         self.write(name, &serde_json::to_vec_pretty(value)?)
     }
 
@@ -286,6 +289,7 @@ mod tests {
             name: name.parse().unwrap(),
             uuid: "11111111-1111-4111-8111-111111111111".parse().unwrap(),
             raft_id: RaftId(5),
+            era: Era::FIRST,
         };
         let keys = Keys { ca: "a".into(), cert: "b".into(), key: "c".into(), cluster_key: "d".into() };
         let guests = vec![(Vmid::new(100).unwrap(), "name: web\n".to_owned())];

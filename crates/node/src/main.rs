@@ -2,6 +2,7 @@
 
 mod args;
 mod bootstrap;
+mod epoch;
 mod fence;
 mod heap;
 mod host;
@@ -64,13 +65,12 @@ async fn run(args: Args) -> Result<bool> {
     let credentials =
         Credentials { ca_pem: keys.ca.clone(), cert_pem: keys.cert.clone(), key_pem: keys.key.clone() };
     let tls = Tls::new(&credentials, None, Arc::new(members.clone()))?;
-    let peers = PeerClient::new(tls.clone());
+    let peers = PeerClient::of_epoch(tls.clone(), started.identity.era)?;
     let restart = Arc::new(Notify::new());
     let key = *bootstrap::cluster_key(&keys.cluster_key)?.expose();
     let daemon = host::Daemon {
         home: home.clone(),
-        name: started.identity.name.clone(),
-        uuid: started.identity.uuid.clone(),
+        identity: started.identity.clone(),
         tls: tls.clone(),
         key,
         restart: restart.clone(),
@@ -95,6 +95,7 @@ async fn run(args: Args) -> Result<bool> {
             addr: args.listen,
             dir: home.0.clone(),
             started: unix_ms,
+            era: started.identity.era,
             version: env!("CARGO_PKG_VERSION"),
             witness: args.witness,
         },
@@ -104,6 +105,7 @@ async fn run(args: Args) -> Result<bool> {
         fence: Arc::new(fence),
         fence_agents: stead_ops::fence_devices::agent::Agents::new(&args.fence_agents),
         storage_types: vec![Arc::new(stead_ops::kept_open::KeptOpen::new(stead_storage::DirType))],
+        epochs: stead_ops::epochs::Epochs::default(),
         peers: Arc::new(Link::new(peers.clone())),
         status: stead_ops::status::ClusterStatus::default(),
         events: stead_ops::events::Events::new(unix_ms),
@@ -115,6 +117,10 @@ async fn run(args: Args) -> Result<bool> {
         departure: stead_ops::departure::Departure::default(),
     });
 
+    if stead_agents::epochs::before(&ops, &members.all()).await {
+        conf.shutdown().await;
+        return Ok(true);
+    }
     let (tell, directory) = watch::channel(links::directory(&members));
     tokio::spawn(stead_agents::raft::send(
         conf.clone(),
@@ -214,6 +220,7 @@ fn start_agents(
     tokio::spawn(stead_agents::storages::run(ops.clone(), storages));
     tokio::spawn(stead_agents::report::run(ops.clone(), flushes, reported, seen));
     tokio::spawn(stead_agents::members::run(ops.clone()));
+    tokio::spawn(stead_agents::epochs::run(ops.clone()));
     tokio::spawn(stead_agents::ha::manage(ops.clone(), grant.clone()));
     tokio::spawn(stead_agents::ha::foresee(ops.clone(), grant.clone()));
     tokio::spawn(stead_agents::events::run(ops.clone()));
@@ -275,7 +282,8 @@ async fn until_told(restart: &Notify, conf: &Conf) -> Result<bool> {
         _ = term.recv() => Ok(false),
         _ = int.recv() => Ok(false),
         () = restart.notified() => Ok(true),
-        stopped = status.wait_for(|s| s.stopped.is_some()) => match stopped {
+        // One that is an older copy is replaced, and the daemon started anew, by the agent for epochs.
+        stopped = status.wait_for(|s| s.stopped.is_some() && !s.lost) => match stopped {
             Ok(s) => anyhow::bail!("the configuration has stopped: {}", s.stopped.as_deref().unwrap_or_default()),
             Err(_) => anyhow::bail!("the configuration has ended"),
         },

@@ -14,12 +14,13 @@ use stead_api::framework::auth::identify;
 use stead_api::framework::{Body, Error, From, Runs, Services};
 use stead_api::{Api, Backend, Cluster, Place, Target};
 use stead_conf::Conf;
-use stead_model::{NodeName, Vmid};
+use stead_model::{Era, NodeName, Vmid};
+use stead_ops::epochs::{EPOCH_CALL, REJOIN_CALL};
 use stead_ops::{Ops, OpsError};
 use stead_transport::join::{JOIN_PATH, JoinRefusal, JoinRequest, TOKEN_SCHEME, refusal_response};
 use stead_transport::stream::{Carried, accept_upgrade, splice};
 use stead_transport::{
-    ClientError, ConnInfo, ConnKind, Handler, Peer, PeerClient, PeerIdentity, Purpose, full,
+    ClientError, ConnInfo, ConnKind, EPOCH, Handler, Peer, PeerClient, PeerIdentity, Purpose, full,
 };
 
 /// The longest body of a call between nodes: a report of a thousand guests fits well.
@@ -119,6 +120,11 @@ impl Router {
 
     async fn answer(&self, request: Request<Incoming>, conn: ConnInfo) -> Response<Body> {
         let path = request.uri().path().to_owned();
+        if let ConnKind::Peer(peer) = &conn.kind
+            && let Some(refusal) = self.of_another_epoch(&request, peer)
+        {
+            return refusal;
+        }
         if let (ConnKind::Peer(peer), Some(call)) = (&conn.kind, path.strip_prefix("/peer/v1/")) {
             return self.peer(request, peer, call).await;
         }
@@ -139,6 +145,27 @@ impl Router {
             };
         }
         web::answer(&request)
+    }
+
+    /// Refuses whatever comes from another cluster epoch, but for the question which one this is, and to be let in again.
+    fn of_another_epoch(&self, request: &Request<Incoming>, peer: &PeerIdentity) -> Option<Response<Body>> {
+        let ops = &self.rpc.ops;
+        let call = request.uri().path().strip_prefix("/peer/v1/");
+        let said = request.headers().get(EPOCH).and_then(|v| v.to_str().ok());
+        // A version that says nothing knows of one epoch alone.
+        let era = said.map_or(Ok(Era::FIRST), str::parse);
+        let admitted = era.as_ref().is_ok_and(|era| ops.epochs.admits(ops.me.era, &peer.name, *era));
+        if admitted || matches!(call, Some(EPOCH_CALL | REJOIN_CALL)) {
+            return None;
+        }
+        let message = format!(
+            "node '{}' is in cluster epoch {}, node '{}' in {}: they have nothing to do with each other",
+            ops.me.name,
+            ops.me.era,
+            peer.name,
+            era.map_or_else(|e| e.to_string(), |e| e.to_string())
+        );
+        Some(json_answer(StatusCode::CONFLICT, &json!({"message": message})))
     }
 
     async fn peer(&self, mut request: Request<Incoming>, peer: &PeerIdentity, call: &str) -> Response<Body> {

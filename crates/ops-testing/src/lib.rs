@@ -14,9 +14,10 @@ use stead_driver::fake::{FakeGuests, FakeMachines, FakeStorage};
 use stead_driver::fake_fence::FakeFence;
 use stead_driver::storage::{StorageDriver, StorageError, StorageType};
 use stead_model::{
-    ClusterRecord, Epoch, FenceProfile, GuestKind, NodeName, NodeRecord, NodeState, NodeUuid, Ownership,
+    ClusterRecord, Epoch, Era, FenceProfile, GuestKind, NodeName, NodeRecord, NodeState, NodeUuid, Ownership,
     RaftId, StorageId, Upid, Vmid, paths,
 };
+use stead_ops::epochs::{Aside, EpochPlan, RejoinAnswer};
 use stead_ops::join::{Host, JoinMaterial};
 use stead_ops::peers::{Duplex, PeerError, PeerLink};
 use stead_ops::status::{NodeReport, NodeStats};
@@ -73,6 +74,8 @@ impl PeerLink for Alone {
 pub struct Kept {
     /// Guests that wait for their place in the cluster.
     pub carried: Mutex<Vec<(Vmid, String)>>,
+    /// The cluster epoch that was to begin.
+    pub epoch: Mutex<Option<EpochPlan>>,
 }
 
 impl Host for Kept {
@@ -83,6 +86,17 @@ impl Host for Kept {
     fn keep_leave(&self, _: &str) -> Result<(), String> {
         Err("this test leaves nothing".into())
     }
+    fn keep_epoch(&self, plan: &EpochPlan) -> Result<(), String> {
+        *self.epoch.lock().unwrap() = Some(plan.clone());
+        Ok(())
+    }
+    fn keep_rejoin(&self, _: &RejoinAnswer) -> Result<(), String> {
+        Err("this test has one epoch".into())
+    }
+    fn asides(&self) -> Vec<Aside> {
+        vec![]
+    }
+    fn told_aside(&self) {}
     fn restart(&self) {}
     fn bringing(&self) -> Vec<(Vmid, String)> {
         self.carried.lock().unwrap().clone()
@@ -156,6 +170,7 @@ fn found(
         epoch: Epoch(1),
         profile: FenceProfile::default(),
         previous_profile: None,
+        lineage: stead_model::Lineage::default(),
     };
     let node = record("n1", 1, UUID, addr, member());
     let ca = ClusterCa::create("test", UUID, SystemTime::now()).unwrap();
@@ -197,6 +212,7 @@ impl Node {
                 addr,
                 dir: dir.path().to_owned(),
                 started: 1,
+                era: Era::FIRST,
                 version: "0.1.0",
                 witness: false,
             },
@@ -206,6 +222,7 @@ impl Node {
             fence: fence.clone(),
             fence_agents: stead_ops::fence_devices::agent::Agents::new(&dir.path().join("agents")),
             storage_types: vec![Arc::new(storages.clone())],
+            epochs: stead_ops::epochs::Epochs::default(),
             peers: Arc::new(Alone),
             status: stead_ops::status::ClusterStatus::default(),
             events: stead_ops::events::Events::new(1),
@@ -262,6 +279,8 @@ impl Node {
             boot: BOOT.parse().unwrap(),
             seq: 1,
             started: 1,
+            clock_ms: 0,
+            ahead_ms: None,
             lease: true,
             links: vec![],
             listens: false,

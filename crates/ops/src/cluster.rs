@@ -75,6 +75,12 @@ pub struct StatusEntry {
     /// Of the cluster: the same in one line, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outlook: Option<String>,
+    /// Of the cluster: its epoch, which an operator raises when a majority is lost for good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<String>,
+    /// Of the cluster: what somebody should look at, a line each; not there where all is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warnings: Option<Vec<String>>,
     /// Of a node: its number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nodeid: Option<u64>,
@@ -340,6 +346,18 @@ impl Ops {
         node.name == self.me.name || (!node.state.is_lost() && self.status.node(&node.name).is_some())
     }
 
+    /// What somebody should look at, a line each.
+    fn warnings(&self) -> Vec<String> {
+        let clocks = self.status.wrong_clocks().into_iter().map(|(node, ahead_ms)| {
+            let way = if ahead_ms < 0 { "behind" } else { "ahead of" };
+            format!(
+                "the clock of node '{node}' is {} s {way} the leader's: set it right",
+                ahead_ms.unsigned_abs() / 1000
+            )
+        });
+        self.epoch_warnings().into_iter().chain(clocks).collect()
+    }
+
     /// `/cluster/status`: the cluster, then its nodes.
     pub fn cluster_status(&self) -> Result<Vec<StatusEntry>, OpsError> {
         let cluster = self.cluster_record()?;
@@ -357,6 +375,8 @@ impl Ops {
             leader,
             survives: outlook.as_ref().map(|o| o.survives),
             outlook: outlook.map(|o| o.to_string()),
+            epoch: Some(self.me.era.to_string()),
+            warnings: Some(self.warnings()).filter(|w| !w.is_empty()),
             ..StatusEntry::default()
         }];
         out.extend(nodes.iter().map(|n| StatusEntry {

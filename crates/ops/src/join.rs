@@ -13,6 +13,7 @@
 //! The task goes on across the daemon's new start, and ends when the guests have arrived. A node that was let in and
 //! never came keeps its guests where they were; asking again, or its removal, gives their numbers back.
 
+use crate::epochs::{Aside, EpochPlan, NEXT_RAFT, RejoinAnswer, numbers};
 use crate::links::LinkWish;
 use crate::store::{self, At};
 use crate::{Actor, Ops, OpsError};
@@ -28,7 +29,8 @@ use stead_conf::{Check, Op, Tree, Txn, TxnError};
 use stead_driver::guest::GuestError;
 use stead_model::storage_cfg::StorageCfg;
 use stead_model::{
-    ClusterRecord, Epoch, GuestKind, NodeName, NodeRecord, NodeState, Ownership, RaftId, Upid, Vmid, paths,
+    ClusterRecord, Epoch, Era, GuestKind, NodeName, NodeRecord, NodeState, Ownership, RaftId, Upid, Vmid,
+    paths,
 };
 use stead_tasks::{TaskContext, TaskError};
 use stead_transport::join::{
@@ -39,8 +41,6 @@ use stead_transport::{ClusterCa, Fingerprint, JoinInfo, JoinRefusal, NodeKey, Pe
 
 /// The task that joins; it is resumed after the daemon's new start.
 pub const JOIN_WORKER: &str = "clusterjoin";
-/// The next number in Raft; numbers are never used again.
-const NEXT_RAFT: &str = "stead/next_raft";
 /// Below it: one-time tokens for joining, hashed.
 const JOIN_TOKENS: &str = "priv/join/";
 /// The boot of a node that has not entered yet.
@@ -59,6 +59,8 @@ const BRING_AGAIN: Duration = Duration::from_millis(500);
 pub struct JoinMaterial {
     /// Its number in Raft.
     pub raft_id: RaftId,
+    /// The cluster epoch.
+    pub era: Era,
     /// The cluster CA's certificate.
     pub ca: String,
     /// Its certificate.
@@ -80,6 +82,14 @@ pub trait Host: Send + Sync {
     /// Keeps, whole, that this node leaves its cluster, and root@pam's line of `shadow.cfg`, which stays with it; it
     /// is carried out at the next start.
     fn keep_leave(&self, shadow: &str) -> Result<(), String>;
+    /// Keeps, whole, that this node begins a new cluster epoch; it is carried out at the next start.
+    fn keep_epoch(&self, plan: &EpochPlan) -> Result<(), String>;
+    /// Keeps, whole, that this node goes over to another cluster epoch; it is carried out at the next start.
+    fn keep_rejoin(&self, answer: &RejoinAnswer) -> Result<(), String>;
+    /// What this node had alone when it came to its present epoch, until [`Self::told_aside`] is told.
+    fn asides(&self) -> Vec<Aside>;
+    /// It is in the configuration now.
+    fn told_aside(&self);
     /// Starts the daemon anew; guests go on.
     fn restart(&self);
     /// The guests that a join brought along, until [`Self::brought`] is told.
@@ -250,6 +260,7 @@ impl Ops {
                 cluster_uuid: cluster.uuid,
                 seal_key: STANDARD.encode(self.host.seal_key()),
                 raft_id,
+                era: self.me.era,
                 members: self.node_records().into_iter().map(member).collect(),
             });
         }
@@ -391,6 +402,7 @@ impl Ops {
         };
         let material = JoinMaterial {
             raft_id: answer.raft_id,
+            era: answer.era,
             ca: answer.ca,
             cert: answer.cert,
             key: key.to_pem(),
@@ -590,10 +602,9 @@ fn reserved(tree: &Tree, request: &JoinRequest) -> BTreeSet<Vmid> {
 /// The transaction that lets a vetted node in. It is *lost* until it enters by a commit of its own.
 fn admission(tree: &Tree, request: &JoinRequest, token: Option<String>) -> Result<(RaftId, Txn), OpsError> {
     let name = &request.name;
-    let next = store::record::<u64>(tree, NEXT_RAFT)?;
+    let (next, kept) = numbers(tree)?;
     let old = store::record::<NodeRecord>(tree, &paths::node(name))?;
-    let highest = store::nodes(tree).iter().map(|n| n.raft_id.0).max().unwrap_or(0);
-    let raft_id = RaftId(next.as_ref().map_or(0, |n| n.value).max(highest + 1));
+    let raft_id = RaftId(next);
     let boot = NO_BOOT.parse().map_err(|_| OpsError::failed("no boot id"))?;
     let record = NodeRecord {
         name: name.clone(),
@@ -611,7 +622,7 @@ fn admission(tree: &Tree, request: &JoinRequest, token: Option<String>) -> Resul
     let mut txn = store::txn("root@pam", format!("{what} '{name}' joins"));
     let again = old.filter(|n| never_entered(&n.value)).map(|n| n.revision);
     store::put_over(&mut txn, &paths::node(name), again, store::bytes(&record)?);
-    store::put_over(&mut txn, NEXT_RAFT, next.map(|n| n.revision), store::bytes(&(raft_id.0 + 1))?);
+    store::put_over(&mut txn, NEXT_RAFT, kept, store::bytes(&(next + 1))?);
     if let Some(path) = token {
         txn.checks.push(Check::Exists(path.clone()));
         txn.ops.push(Op::Delete(path));

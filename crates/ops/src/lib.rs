@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod confirm_off;
 pub mod datacenter;
 pub mod departure;
+pub mod epochs;
 pub mod error;
 pub mod events;
 pub mod fence_devices;
@@ -68,6 +69,8 @@ pub struct Me {
     pub dir: PathBuf,
     /// When this daemon started: milliseconds since 1970.
     pub started: u64,
+    /// The cluster epoch that this daemon takes part in.
+    pub era: stead_model::Era,
     /// The daemon's version.
     pub version: &'static str,
     /// It votes, and runs no guests.
@@ -117,6 +120,8 @@ pub struct Ops {
     pub fence_agents: fence_devices::agent::Agents,
     /// The storage types that this node knows.
     pub storage_types: Vec<Arc<dyn StorageType>>,
+    /// Members of other cluster epochs.
+    pub epochs: epochs::Epochs,
     /// Other nodes.
     pub peers: Arc<dyn peers::PeerLink>,
     /// What runs where.

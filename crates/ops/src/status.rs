@@ -6,6 +6,7 @@
 use crate::fence_devices::Fenced;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 use stead_ha::Outlook;
@@ -89,6 +90,12 @@ pub struct NodeReport {
     pub seq: u64,
     /// Which start of the daemon: milliseconds since 1970.
     pub started: u64,
+    /// What its clock said when it reported: milliseconds since 1970; 0 from a version that does not say.
+    #[serde(default)]
+    pub clock_ms: u64,
+    /// How far its clock is ahead of the leader's, milliseconds; filled in by the leader, who hands the report on.
+    #[serde(default)]
+    pub ahead_ms: Option<i64>,
     /// Whether it holds a lease.
     pub lease: bool,
     /// Somebody reads events there: log lines of other nodes' tasks are of use to it.
@@ -135,6 +142,15 @@ struct Held {
     at: Instant,
 }
 
+impl Held {
+    /// A report that is old says nothing, of what is newer either: the clock by which starts are told apart may have been
+    /// set back.
+    fn overtakes(&self, report: &NodeReport) -> bool {
+        let order = |r: &NodeReport| (r.started, r.seq);
+        self.at.elapsed() < STALE_AFTER && order(&self.report) > order(report)
+    }
+}
+
 /// The merged reports of all nodes, on every node. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct ClusterStatus {
@@ -143,24 +159,60 @@ pub struct ClusterStatus {
     outlook: Arc<RwLock<Option<Outlook>>>,
     /// What came of the last order to power each node off, of those that were given here.
     fenced: Arc<RwLock<BTreeMap<NodeName, Fenced>>>,
+    /// How far this node's clock is ahead of the leader's, milliseconds, as the leader has said last.
+    ahead_ms: Arc<AtomicI64>,
+}
+
+/// A clock that is farther from the leader's than this is set wrong: reports are under way for less than two seconds.
+pub const CLOCK_BOUND: Duration = Duration::from_secs(5);
+
+/// Whether a clock is set wrong.
+pub fn is_clock_wrong(ahead_ms: i64) -> bool {
+    Duration::from_millis(ahead_ms.unsigned_abs()) > CLOCK_BOUND
 }
 
 impl ClusterStatus {
+    /// Notes what the leader has said of this node's clock.
+    pub fn is_ahead(&self, ms: i64) {
+        self.ahead_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// What the leader has said last of this node's clock: how many milliseconds it is ahead.
+    pub fn ahead_ms(&self) -> i64 {
+        self.ahead_ms.load(Ordering::Relaxed)
+    }
+
+    /// The cluster's time, of a time by this node's clock, both in milliseconds since 1970: where this node's clock is
+    /// set wrong, the leader's. So what one node signs is good at all.
+    pub fn cluster_ms(&self, own_ms: u64) -> u64 {
+        match self.ahead_ms() {
+            ahead if is_clock_wrong(ahead) => own_ms.saturating_add_signed(ahead.saturating_neg()),
+            _ => own_ms,
+        }
+    }
+
+    /// The nodes whose clocks are set wrong, and how far they are ahead of the leader's, milliseconds.
+    pub fn wrong_clocks(&self) -> Vec<(NodeName, i64)> {
+        let fresh = |h: &&Held| h.at.elapsed() < STALE_AFTER;
+        let wrong =
+            |h: &Held| Some((h.report.node.clone(), h.report.ahead_ms.filter(|ms| is_clock_wrong(*ms))?));
+        self.read(|n| n.values().filter(fresh).filter_map(wrong).collect())
+    }
+
     fn read<R>(&self, f: impl FnOnce(&BTreeMap<NodeName, Held>) -> R) -> R {
         f(&self.nodes.read().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
     /// Whether a newer report of that node is held: this one was overtaken on its way.
     pub fn is_overtaken(&self, report: &NodeReport) -> bool {
-        let order = |r: &NodeReport| (r.started, r.seq);
-        self.read(|n| n.get(&report.node).is_some_and(|held| order(&held.report) > order(report)))
+        self.read(|n| n.get(&report.node).is_some_and(|held| held.overtakes(report)))
     }
 
     /// Takes a report, unless a newer one is held. Returns whether anything that users see has changed.
     pub fn merge(&self, report: NodeReport) -> bool {
         let mut nodes = self.nodes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let old = nodes.get(&report.node);
-        if old.is_some_and(|o| (o.report.started, o.report.seq) > (report.started, report.seq)) {
+        if old.is_some_and(|o| o.overtakes(&report)) {
             return false;
         }
         let shape = |r: &NodeReport| r.guests.iter().map(|g| (g.vmid, g.state)).collect::<Vec<_>>();
@@ -248,5 +300,27 @@ impl ClusterStatus {
                 None => GuestKnown::Absent,
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_wrong_is_put_right_by_the_leaders() {
+        const YEARS: i64 = 3 * 365 * 86_400_000;
+        let status = ClusterStatus::default();
+        for (ahead, now) in [(0, 1_000_000_000_000), (4_000, 1_000_000_000_000), (-4_000, 1_000_000_000_000)]
+        {
+            status.is_ahead(ahead);
+            assert_eq!(status.cluster_ms(1_000_000_000_000), now, "{ahead} is under way, perhaps");
+        }
+        status.is_ahead(YEARS);
+        assert_eq!(status.cluster_ms(1_000_000_000_000 + YEARS.unsigned_abs()), 1_000_000_000_000);
+        status.is_ahead(-YEARS);
+        assert_eq!(status.cluster_ms(1_000_000_000_000 - YEARS.unsigned_abs()), 1_000_000_000_000);
+        status.is_ahead(i64::MAX);
+        assert_eq!(status.cluster_ms(5), 0);
     }
 }

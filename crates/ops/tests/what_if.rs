@@ -20,6 +20,8 @@ fn report(node: &Node, of: &str, total: u64, used: u64) {
         boot: BOOT.parse().unwrap(),
         seq: 1,
         started: 1,
+        clock_ms: 0,
+        ahead_ms: None,
         lease: true,
         links: vec![],
         listens: false,

@@ -38,7 +38,7 @@ pub use dial::Duplex;
 pub use error::{Answer, ClientError};
 pub use join::{JoinInfo, JoinRefusal};
 pub use links::LinkState;
-pub use peer::{Peer, PeerClient, Purpose};
+pub use peer::{EPOCH, Peer, PeerClient, Purpose};
 pub use server::{ConnInfo, ConnKind, Handler, Limits, Server};
 pub use stream::{Stream, UPGRADE_PROTOCOL};
 pub use tls::{Credentials, Membership, PEER_ALPN, PublicCertificate, Tls, TlsError};

@@ -18,7 +18,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use stead_model::link::Links;
-use stead_model::{NodeName, NodeRecord, NodeUuid};
+use stead_model::{Era, NodeName, NodeRecord, NodeUuid};
+
+/// Says in a request of a peer which cluster epoch it is in; without it, it is in the first.
+pub const EPOCH: &str = "stead-epoch";
 
 /// A node to be called.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -95,16 +98,26 @@ struct Inner {
     health: Health,
     own: Arc<RwLock<Links>>,
     pools: Mutex<Pools>,
+    epoch: HeaderValue,
 }
 
 /// Connections to a peer, by one of its links or by whichever answers, for a purpose.
 type Pools = HashMap<(Peer, Option<SocketAddr>, Purpose), Arc<Pool>>;
 
 impl PeerClient {
-    /// A client with this node's identity.
+    /// A client with this node's identity, in a cluster's first epoch.
     pub fn new(tls: Tls) -> Self {
+        Self::with(tls, HeaderValue::from_static("1"))
+    }
+
+    /// The same in some epoch, which every request names: others refuse what is of another one than theirs.
+    pub fn of_epoch(tls: Tls, era: Era) -> Result<Self, http::header::InvalidHeaderValue> {
+        Ok(Self::with(tls, HeaderValue::try_from(era.to_string())?))
+    }
+
+    fn with(tls: Tls, epoch: HeaderValue) -> Self {
         let (cuts, health, own) = (Cuts::default(), Health::default(), Arc::default());
-        Self(Arc::new(Inner { tls, cuts, health, own, pools: Mutex::default() }))
+        Self(Arc::new(Inner { tls, cuts, health, own, pools: Mutex::default(), epoch }))
     }
 
     /// Says which further links this node has: what goes to another's link of the same number comes from there.
@@ -146,9 +159,10 @@ impl PeerClient {
         only: Option<SocketAddr>,
         peer: &Peer,
         purpose: Purpose,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> Result<Response<Incoming>, ClientError> {
         self.check(peer)?;
+        request.headers_mut().insert(EPOCH, self.0.epoch.clone());
         self.pool(peer, only, purpose).send(request).await
     }
 

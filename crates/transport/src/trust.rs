@@ -4,6 +4,7 @@
 //! request: the handshake has proven that the server holds the certificate's key, and the comparison gives an
 //! error that says what was seen.
 
+use crate::ca::moment_of;
 use crate::tls::provider;
 use crate::{CaError, Fingerprint};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -11,7 +12,7 @@ use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_an
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use std::sync::Arc;
 
@@ -37,7 +38,7 @@ impl Trust {
 
     pub(crate) fn config(&self) -> Result<ClientConfig, rustls::Error> {
         let verifier: Arc<dyn ServerCertVerifier> = match self {
-            Self::Fingerprint(_) | Self::Insecure => Arc::new(Verifier { roots: None }),
+            Self::Fingerprint(_) | Self::Insecure => Arc::new(Verifier { authority: None }),
             Self::Ca(certs) => {
                 let mut roots = RootCertStore::empty();
                 for cert in certs {
@@ -60,9 +61,34 @@ pub(crate) fn client_builder()
     ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()
 }
 
-/// Accepts what these CAs have issued, whatever its names.
-pub(crate) fn signed_by(roots: Arc<RootCertStore>) -> Arc<dyn ServerCertVerifier> {
-    Arc::new(Verifier { roots: Some(roots) })
+/// The cluster's CA, as nodes ask it of each other.
+#[derive(Debug, Clone)]
+pub(crate) struct Authority {
+    pub roots: Arc<RootCertStore>,
+    ca: CertificateDer<'static>,
+}
+
+impl Authority {
+    pub fn new(ca: CertificateDer<'static>) -> Result<Self, rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.clone())?;
+        Ok(Self { roots: Arc::new(roots), ca })
+    }
+
+    /// When a certificate is to be verified: see [`moment_of`].
+    pub fn moment(&self, cert: &CertificateDer<'_>) -> Result<UnixTime, rustls::Error> {
+        moment_of(cert, &self.ca).map_err(|_| CertificateError::BadEncoding.into())
+    }
+
+    /// Whether it has issued a certificate.
+    pub fn check(&self, cert: &CertificateDer<'_>) -> Result<(), rustls::Error> {
+        check_signed(cert, &self.roots, self.moment(cert)?)
+    }
+}
+
+/// Accepts what this CA has issued, whatever its names and whatever the clock says.
+pub(crate) fn signed_by(authority: Authority) -> Arc<dyn ServerCertVerifier> {
+    Arc::new(Verifier { authority: Some(authority) })
 }
 
 /// Whether a certificate was issued by one of `roots` and is valid at `now`.
@@ -76,10 +102,10 @@ pub(crate) fn check_signed(
     verify_server_cert_signed_by_trust_anchor(&parsed, roots, &[], now, algorithms.all)
 }
 
-/// Checks that the server has the key of its certificate and, with `roots`, that one of them has issued it.
+/// Checks that the server has the key of its certificate and, with an authority, that it has issued it.
 #[derive(Debug)]
 struct Verifier {
-    roots: Option<Arc<RootCertStore>>,
+    authority: Option<Authority>,
 }
 
 impl ServerCertVerifier for Verifier {
@@ -89,10 +115,10 @@ impl ServerCertVerifier for Verifier {
         _intermediates: &[CertificateDer<'_>],
         _server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
-        now: UnixTime,
+        _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if let Some(roots) = &self.roots {
-            check_signed(end_entity, roots, now)?;
+        if let Some(authority) = &self.authority {
+            authority.check(end_entity)?;
         }
         Ok(ServerCertVerified::assertion())
     }

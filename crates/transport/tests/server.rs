@@ -7,7 +7,8 @@ mod common;
 use common::*;
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+use stead_model::NodeUuid;
 use stead_transport::{
     ClientError, ClusterCa, Fingerprint, HttpClient, Limits, Membership, Peer, PeerClient, Purpose, Target,
     Tls, Trust, ca, client::reason, full,
@@ -54,6 +55,29 @@ async fn without_the_clusters_certificate_nobody_is_a_peer() {
     // The probe itself works: with the right certificate it is answered.
     let reached = soon("answer", bare_peer_handshake(one.peer.addrs[&0], Some((&ours, 2)))).await;
     assert!(reached.unwrap().starts_with("HTTP/1.1 200"), "the control case is answered");
+}
+
+#[tokio::test]
+async fn between_nodes_no_clock_counts() {
+    const YEAR: Duration = Duration::from_secs(365 * 86_400);
+    let now = SystemTime::now();
+    let (ca, both) = (ClusterCa::create("test", CLUSTER_UUID, now - 4 * YEAR).unwrap(), members(&[1, 2]));
+    let of = |n, when| {
+        let view = both.clone();
+        let is_member = move |node: &NodeUuid| view.lock().unwrap().contains(node);
+        Tls::new(&credentials_of(&ca, n, when), None, Arc::new(is_member)).unwrap()
+    };
+    // By the clock of this machine one has ended a year ago, and the other begins in a year; by neither do both hold.
+    let one = node(of(1, now - 3 * YEAR), tell_who()).await;
+    let two = PeerClient::new(of(2, now + YEAR));
+    assert_eq!(who(&two, &one.peer).await.unwrap(), format!("/x Peer({:?})", identity(2)));
+    let other = node(of(1, now + YEAR), tell_who()).await;
+    let two = PeerClient::new(of(2, now - 3 * YEAR));
+    assert_eq!(who(&two, &other.peer).await.unwrap(), format!("/x Peer({:?})", identity(2)));
+    // What counts is who is a member.
+    both.lock().unwrap().remove(&uuid(2));
+    let two = PeerClient::new(of(2, now));
+    assert!(who(&two, &other.peer).await.is_err());
 }
 
 /// Speaks to the peers' side by hand and gives what comes back.

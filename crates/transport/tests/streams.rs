@@ -187,6 +187,7 @@ async fn member(ca: stead_transport::ClusterCa, record: stead_transport::join::T
                 cluster_uuid: CLUSTER_UUID.into(),
                 seal_key: "c2VjcmV0".into(),
                 raft_id,
+                era: stead_model::Era::FIRST,
                 members: vec![Member {
                     name: node.name,
                     uuid: node.uuid,

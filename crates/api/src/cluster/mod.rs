@@ -2,6 +2,7 @@
 
 pub mod bulk;
 pub mod config;
+pub mod epoch;
 pub mod events;
 pub mod ha;
 pub mod off;

@@ -110,6 +110,8 @@ async fn report(ops: &Ops, seq: u64) -> NodeReport {
         boot: ops.me.boot.clone(),
         seq,
         started: ops.me.started,
+        clock_ms: 0,
+        ahead_ms: None,
         lease: true,
         links: vec![],
         listens: ops.events.listens(std::time::Instant::now()),

@@ -1,7 +1,7 @@
 //! `stead cluster`.
 
 use super::Cx;
-use super::vm::confirm;
+use super::vm::{ask, confirm};
 use crate::api::{rows, text, truth};
 use crate::connect::ask_password;
 use crate::failure::Failure;
@@ -89,6 +89,36 @@ pub enum Command {
         #[arg(long, short = 'y')]
         yes: bool,
     },
+    /// Give up a lost majority: this node alone begins a new cluster epoch
+    #[command(
+        after_help = "For when so many nodes are lost that the others can decide nothing, and will not come back soon. Every other \
+                      node must be off: look at each of them. This node then decides alone; guests that HA guards here are \
+                      started anew. Guests of the other nodes are not recovered before 'stead node confirm-off NODE' is \
+                      said of each. Nodes that come back take over the state of this one; what they had changed alone is \
+                      kept in their folders, and shown by 'stead cluster status'.\n\nExample, as root on the node that is \
+                      left:\n  stead cluster expected 1"
+    )]
+    Expected {
+        /// How many votes are expected: 1
+        votes: u32,
+        /// A node that is off; may be repeated, and must name every other node. Without it each is asked for
+        #[arg(long, value_name = "NODE")]
+        off: Vec<String>,
+        /// Don't ask: all other nodes are off
+        #[arg(long, short = 'y')]
+        yes: bool,
+    },
+    /// Give up this node's cluster epoch for another one that goes on beside it
+    Rejoin {
+        /// Don't ask
+        #[arg(long, short = 'y')]
+        yes: bool,
+    },
+    /// Forget what a node had alone that came back from an older cluster epoch; somebody has looked at it
+    ForgetAside {
+        /// The node
+        node: String,
+    },
     /// Show quorum and nodes
     Status,
     /// Show the nodes' links, the networks by which they reach each other, and whether they answer
@@ -142,6 +172,24 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
                 confirm(&format!("Remove the node '{node}' for good; it must be off"))?;
             }
             remove(cx, &node).await
+        }
+        Command::Expected { votes, off, yes } => expected(cx, votes, off, yes).await,
+        Command::Rejoin { yes } => {
+            if !yes {
+                confirm(
+                    "This node's configuration is put aside, and guests that run here and are not its own in the other \
+                     cluster epoch are destroyed. Go over to it",
+                )?;
+            }
+            let answer = cx.api.post("/cluster/config/rejoin", &vec![]).await?;
+            cx.answer(&answer, "the daemon starts anew and goes over to the other cluster epoch").await
+        }
+        Command::ForgetAside { node } => {
+            let path = format!("/cluster/config/aside/{}", escape(&node));
+            cx.format().done(
+                &cx.api.delete(&path, &vec![]).await?,
+                &format!("what node '{node}' had alone is forgotten"),
+            )
         }
         Command::Status => status(cx).await,
         Command::Links => links(cx).await,
@@ -261,6 +309,32 @@ pub async fn add(
     cx.answer(&answer, "joined").await
 }
 
+/// Gives up a lost majority. Every other node must be named, by `off` or at the prompt; `yes` says it of all.
+pub async fn expected(cx: &Cx, votes: u32, mut off: Vec<String>, yes: bool) -> Result<(), Failure> {
+    let present = cx.api.get("/cluster/config/expected").await?;
+    let others = rows(&present["others"]).iter().filter_map(Value::as_str);
+    for node in others {
+        if off.iter().any(|n| n == node) {
+            continue;
+        }
+        if !yes {
+            ask(
+                &format!(
+                    "If node '{node}' still runs, guests will run twice and destroy their disks. I have made sure that the \
+                     power of '{node}' is off"
+                ),
+                &format!("--off {node}"),
+            )?;
+        }
+        off.push(node.to_owned());
+    }
+    let mut p = vec![("votes".to_owned(), votes.to_string())];
+    p.extend(off.into_iter().map(|node| ("off".to_owned(), node)));
+    let answer = cx.api.post("/cluster/config/expected", &p).await?;
+    cx.answer(&answer, "the daemon starts anew, and begins a new cluster epoch on this node alone: see 'stead cluster status'")
+        .await
+}
+
 /// Removes a node.
 pub async fn remove(cx: &Cx, node: &str) -> Result<(), Failure> {
     let answer = cx.api.delete(&format!("/cluster/config/nodes/{}", escape(node)), &vec![]).await?;
@@ -274,7 +348,9 @@ async fn status(cx: &Cx) -> Result<(), Failure> {
     }
     let outlook = of(&status, "cluster").first().and_then(|c| c["outlook"].as_str());
     let outlook = outlook.map(|line| format!("\n\n{line}")).unwrap_or_default();
-    output::print(&format!("{}\n\n{}{outlook}", information(&status), nodes(&status)))
+    let warnings = of(&status, "cluster").first().map(|c| rows(&c["warnings"])).unwrap_or_default();
+    let warnings: String = warnings.iter().map(|line| format!("\n\nwarning: {}", text(line))).collect();
+    output::print(&format!("{}\n\n{}{outlook}{warnings}", information(&status), nodes(&status)))
 }
 
 /// The cluster in a few lines, as `pvecm status` does.
@@ -293,6 +369,9 @@ pub fn information(status: &Value) -> String {
         format!("Total votes:      {present}"),
         format!("Quorum:           {}", voters / 2 + 1),
     ];
+    if let Some(epoch) = cluster["epoch"].as_str() {
+        lines.push(format!("Epoch:            {epoch}"));
+    }
     if let Some(leader) = cluster["leader"].as_str() {
         lines.push(format!("Leader:           {leader}"));
     }

@@ -16,6 +16,7 @@ pvecm: the cluster
   pvecm status
   pvecm nodes
   pvecm delnode NODE                          remove a node that is off
+  pvecm expected 1                            give up a lost majority; all other nodes must be off
   pvecm apiver                                the version of the API for joining
 ";
 
@@ -73,6 +74,13 @@ pub async fn pvecm(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure>
             let node = words.next("the node")?;
             words.nothing()?;
             cluster::remove(cx, &node).await
+        }
+        "expected" => {
+            let votes = words.next("the votes")?;
+            words.nothing()?;
+            let votes =
+                votes.parse().map_err(|_| Failure::usage(format!("'{votes}' is no number of votes")))?;
+            cluster::expected(cx, votes, vec![], false).await
         }
         "apiver" => {
             words.nothing()?;

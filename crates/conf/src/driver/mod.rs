@@ -50,7 +50,7 @@ pub struct Settings {
     pub id: u64,
     /// How often this store was opened, this time included. Never the same twice.
     pub boot: u64,
-    /// Tells this cluster's frames from others'.
+    /// Tells the frames of this cluster and epoch from others'.
     pub tag: u64,
     /// Makes election timeouts differ between clusters; otherwise without meaning.
     pub seed: u64,
@@ -437,6 +437,7 @@ impl Driver {
     fn halt(&mut self, reason: HaltReason) {
         self.halted = true;
         self.status.stopped = Some(reason.to_string());
+        self.status.lost = matches!(reason, HaltReason::Engine(EngineFault::Lost { .. }));
         self.out.push(Command::Halt(reason));
     }
 
@@ -765,6 +766,7 @@ impl Driver {
             peers: if leads { self.peer_status() } else { Vec::new() },
             diverged: self.diverged.map(RaftId),
             stopped: self.status.stopped.clone(),
+            lost: self.status.lost,
         };
         if status != self.status {
             self.status = status;

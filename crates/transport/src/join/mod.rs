@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use stead_model::link::Links;
-use stead_model::{NodeName, NodeUuid, RaftId, StorageId, Vmid};
+use stead_model::{Era, NodeName, NodeUuid, RaftId, StorageId, Vmid};
 
 /// Where a member takes join requests, on its public side. `POST`, JSON. The asker shows a root's ticket (cookie
 /// and CSRF header, as for any call of the API) or `Authorization: SteadJoin TOKEN`.
@@ -117,6 +117,9 @@ pub struct JoinAnswer {
     pub raft_id: RaftId,
     /// All members, the new one included.
     pub members: Vec<Member>,
+    /// The cluster epoch.
+    #[serde(default)]
+    pub era: Era,
 }
 
 impl std::fmt::Debug for JoinAnswer {

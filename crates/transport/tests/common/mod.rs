@@ -36,13 +36,18 @@ pub fn ca() -> ClusterCa {
 }
 
 pub fn credentials(ca: &ClusterCa, n: u32) -> Credentials {
+    credentials_of(ca, n, SystemTime::now())
+}
+
+/// As signed by a clock that says so.
+pub fn credentials_of(ca: &ClusterCa, n: u32, now: SystemTime) -> Credentials {
     let key = NodeKey::generate().unwrap();
     let me = identity(n);
     let request = key.signing_request(&me.name).unwrap();
     let ip = "127.0.0.1".parse().unwrap();
     Credentials {
         ca_pem: ca.cert_pem().to_owned(),
-        cert_pem: ca.sign(&request, &me, &[ip], SystemTime::now()).unwrap(),
+        cert_pem: ca.sign(&request, &me, &[ip], now).unwrap(),
         key_pem: key.to_pem(),
     }
 }

@@ -1,0 +1,93 @@
+//! `/cluster/config/expected`, `…/rejoin`, `…/aside`: the loss of the majority. Beyond Proxmox VE, where it is a command of
+//! corosync.
+
+use crate::framework::{Access, Call, Error, Json, Null};
+use crate::version::Nothing;
+use serde::Serialize;
+use stead_api_derive::{Params, Schema};
+use stead_model::NodeName;
+
+#[derive(Params)]
+pub struct Votes {
+    /// How many votes are expected: 1, this node's.
+    votes: u32,
+    /// Every other member, of which the caller says that it is off.
+    off: Vec<NodeName>,
+}
+
+#[derive(Params)]
+pub struct Put {
+    /// The node that had it.
+    node: NodeName,
+}
+
+/// What a new cluster epoch would begin from.
+#[derive(Debug, Serialize, Schema)]
+pub struct Present {
+    /// The present epoch.
+    epoch: String,
+    /// A majority is in contact: then no other can begin.
+    quorate: bool,
+    /// This node.
+    node: NodeName,
+    /// The other members, which must all be off.
+    others: Vec<NodeName>,
+}
+
+/// On the spot alone: whoever decides this has access to the machine, and knows which one it is.
+fn here<S>(cx: &Call<S>) -> Result<(), Error> {
+    match cx.remote {
+        None => Ok(()),
+        Some(_) => {
+            Err(Error::forbidden("only on the node itself, by its local socket, as root: run 'stead' there"))
+        }
+    }
+}
+
+endpoint! {
+    /// The present cluster epoch, and who takes part.
+    Read = get("/cluster/config/expected"), Anywhere, Access::All("/", &["Sys.Audit"]);
+    fn call(cx, _p: Nothing) -> Json<Present> {
+        let ops = cx.ops();
+        Ok(Json(Present {
+            epoch: ops.me.era.to_string(),
+            quorate: ops.quorate(),
+            node: ops.me.name.clone(),
+            others: ops.others().into_iter().map(|n| n.name).collect(),
+        }))
+    }
+}
+
+endpoint! {
+    /// Gives up a lost majority: this node alone begins a new cluster epoch, by the caller's word that all other members are
+    /// off. If one of them runs, guests run twice. By the local socket alone.
+    Expect = post("/cluster/config/expected"), Anywhere, Access::Root;
+    fn call(cx, p: Votes) -> Null {
+        here(cx)?;
+        if p.votes != 1 {
+            return Err(Error::parameter("votes", "1 alone: another majority is made by nodes that come back"));
+        }
+        cx.ops().expect_one(&cx.actor(), &p.off).await?;
+        Ok(Null)
+    }
+}
+
+endpoint! {
+    /// Gives up this node's cluster epoch for another one that goes on beside it. Its configuration is kept aside, and its
+    /// guests are what that other epoch says. By the local socket alone.
+    Rejoin = post("/cluster/config/rejoin"), Anywhere, Access::Root;
+    fn call(cx, _p: Nothing) -> Null {
+        here(cx)?;
+        cx.ops().give_up_epoch().await?;
+        Ok(Null)
+    }
+}
+
+endpoint! {
+    /// Forgets what a node had alone that came back from an older cluster epoch. Its store stays in its folder.
+    Forget = delete("/cluster/config/aside/{node}"), Anywhere, Access::All("/", &["Sys.Modify"]);
+    fn call(cx, p: Put) -> Null {
+        cx.ops().forget_aside(&cx.actor(), &p.node).await?;
+        Ok(Null)
+    }
+}

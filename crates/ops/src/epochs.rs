@@ -1,0 +1,693 @@
+//! The loss of the majority: a survivor begins a new cluster epoch, and the others come back to it.
+//!
+//! ```text
+//!  a survivor                                             another node, when it is back
+//!    an operator says that all others are off               asks the members for their epochs before it takes part
+//!    epoch.json: what was agreed                             a newer one ──▶ asks to be let in again
+//!    starts anew: the new epoch's store is made of the      rejoin.json: its new number
+//!    old one, which is kept aside                            starts anew: its store is kept aside, and what it had alone is
+//!    decides alone                                           told; it gets the state of the new epoch, and enters
+//! ```
+//!
+//! What the new epoch's first state changes ([`succession`]), so that nothing runs twice by it:
+//!
+//! | of | what |
+//! |---|---|
+//! | all guests of other nodes | a new ownership epoch, *running* and not *armed*: HA recovers none without [`Ops::confirm_off`] |
+//! | this node's guests | a new ownership epoch: a copy that is paused or guarded is destroyed, and HA starts the guest cold |
+//! | those of them that run unguarded | nothing: nobody paused them, and nobody else could have been given them |
+//! | other nodes | *lost*, with new numbers in Raft |
+//!
+//! docs/ha.md has the argument.
+
+use crate::store::{self, At};
+use crate::{Actor, Ops, OpsError};
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use stead_conf::{Check, Op, Revision, Tree, Txn};
+use stead_driver::guest::RunState;
+use stead_guest::copy::{Claim, claim};
+use stead_model::{
+    ClusterRecord, Epoch, Era, Lineage, NodeName, NodeRecord, NodeState, RaftId, Succession, Vmid, paths,
+};
+
+/// Asks a member for its epoch; answered whatever the caller's is.
+pub const EPOCH_CALL: &str = "epoch";
+/// Asks a member of a newer epoch to be let in again; answered whatever the caller's is.
+pub const REJOIN_CALL: &str = "epoch/rejoin";
+/// Below it: what nodes that came back had alone, and where it lies.
+pub const ASIDE: &str = "stead/aside/";
+/// How long another node may take to show that it is on.
+const KNOCK: Duration = Duration::from_secs(2);
+/// Numbers in Raft begin anew at a multiple of this: those that an old epoch may still give are left out.
+const NUMBERS: u64 = 1000;
+/// Ownership records in one transaction.
+const RECORDS: usize = 4096;
+/// Changes that a node tells of when it comes back; the others are in its old store.
+const TOLD: usize = 200;
+
+/// What a member says of its epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochAnswer {
+    /// Its epoch.
+    pub era: Era,
+    /// How that came about.
+    pub lineage: Lineage,
+    /// It is in contact with a majority.
+    pub quorate: bool,
+}
+
+/// What a node says that asks to be let in again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejoinRequest {
+    /// Its epoch.
+    pub era: Era,
+    /// An operator wishes it, whatever became of that epoch.
+    pub wished: bool,
+}
+
+/// What a node gets that is let in again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejoinAnswer {
+    /// Its new number in Raft.
+    pub raft_id: RaftId,
+    /// The epoch.
+    pub era: Era,
+    /// The last revision of the node's own epoch that this one is known to have; 0: not known.
+    pub base: u64,
+    /// The members, for the first contact.
+    pub members: Vec<NodeRecord>,
+}
+
+/// What was agreed when a majority was given up; the daemon keeps it, and carries it out at its next start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochPlan {
+    /// Which node goes on alone.
+    pub survivor: NodeName,
+    /// The epoch that begins.
+    pub era: Era,
+    /// The survivor's number in Raft there.
+    pub raft_id: RaftId,
+    /// Guests that run here unguarded, under these epochs: they run on.
+    pub spared: Vec<(Vmid, Epoch)>,
+    /// The nodes that were said to be off.
+    pub off: Vec<NodeName>,
+    /// Who said so.
+    pub by: String,
+    /// When: milliseconds since 1970.
+    pub at_ms: u64,
+}
+
+/// What a node that came back had alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aside {
+    /// The node.
+    pub node: NodeName,
+    /// The epoch that it came with.
+    pub era: Era,
+    /// When it was put aside: milliseconds since 1970.
+    pub at_ms: u64,
+    /// Where, in the node's folder.
+    pub place: String,
+    /// Its last revision.
+    pub revision: u64,
+    /// The last revision that both are known to have had.
+    pub base: u64,
+    /// The changes after it, oldest first; some may have reached both.
+    pub changes: Vec<AsideChange>,
+    /// How many more there are.
+    pub more: usize,
+    /// Why its store could not be read, if it could not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
+}
+
+/// A change that a node had alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AsideChange {
+    /// The path.
+    pub path: String,
+    /// Who; empty of what has no history.
+    pub by: String,
+    /// Why.
+    pub note: String,
+    /// When: milliseconds since 1970; 0 of what has no history.
+    pub at_ms: u64,
+}
+
+impl Aside {
+    /// In one line, for people.
+    pub fn line(&self) -> String {
+        let of = format!("node '{}' came back with cluster epoch {}", self.node, self.era);
+        let kept = format!("its configuration is kept in '{}' in its folder", self.place);
+        if let Some(why) = &self.unreadable {
+            return format!("{of}; {kept} and cannot be read: {why}");
+        }
+        let mut paths: Vec<&str> = self.changes.iter().map(|c| c.path.as_str()).collect();
+        paths.dedup();
+        match (paths.len(), self.more) {
+            (0, 0) => format!("{of}; it had nothing that is missing here; {kept}"),
+            (_, 0) => format!("{of} and had changed {} alone; {kept}", paths.join(", ")),
+            (_, more) => format!("{of} and had changed {} and {more} more alone; {kept}", paths.join(", ")),
+        }
+    }
+
+    /// With the changes of a store after a revision.
+    #[must_use]
+    pub fn of(self, ahead: stead_conf::succession::Ahead) -> Self {
+        let told = ahead.changes.into_iter().map(|c| AsideChange {
+            path: c.path,
+            by: c.author,
+            note: c.note,
+            at_ms: c.at_ms,
+        });
+        let silent = ahead.silent.into_iter().map(|path| AsideChange {
+            path,
+            by: String::new(),
+            note: String::new(),
+            at_ms: 0,
+        });
+        let mut changes: Vec<AsideChange> = told.chain(silent).collect();
+        let more = changes.len().saturating_sub(TOLD);
+        changes.truncate(TOLD);
+        Self { revision: ahead.revision.0, changes, more, ..self }
+    }
+}
+
+/// Which members were heard of that are in another epoch, and what this node makes of it.
+#[derive(Debug, Default)]
+pub struct Epochs {
+    /// By their requests, which were refused.
+    strangers: Mutex<BTreeMap<NodeName, Era>>,
+    /// Epochs that go on beside this one.
+    contested: Mutex<Vec<(NodeName, Era)>>,
+}
+
+impl Epochs {
+    /// Whether a request of a member may be answered: it is of this epoch. One that is not is remembered.
+    pub fn admits(&self, own: Era, from: &NodeName, era: Era) -> bool {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        if own == era {
+            strangers.remove(from);
+            return true;
+        }
+        if strangers.insert(from.clone(), era) != Some(era) {
+            tracing::warn!(
+                "node '{from}' is in cluster epoch {era}, this one in {own}: its requests are refused"
+            );
+        }
+        false
+    }
+
+    /// The members that were refused last.
+    pub fn strangers(&self) -> BTreeMap<NodeName, Era> {
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says which epochs go on beside this one; true if that is news.
+    pub fn contest(&self, others: Vec<(NodeName, Era)>) -> bool {
+        let mut contested = self.contested.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = *contested != others;
+        *contested = others;
+        news
+    }
+
+    /// Which epochs go on beside this one.
+    pub fn contested(&self) -> Vec<(NodeName, Era)> {
+        self.contested.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Ops {
+    /// The other members, witnesses too.
+    pub fn others(&self) -> Vec<NodeRecord> {
+        self.node_records().into_iter().filter(|n| n.name != self.me.name).collect()
+    }
+
+    /// What this node says of its epoch. One that has no configuration yet knows no more than which it is.
+    pub fn epoch_answer(&self) -> EpochAnswer {
+        let lineage = self.cluster_record().map(|c| c.value.lineage).unwrap_or_default();
+        EpochAnswer { era: self.me.era, lineage, quorate: self.quorate() }
+    }
+
+    /// Begins a new cluster epoch in which this node decides alone, by the operator's word that all other members are `off`.
+    /// The daemon starts anew to do so.
+    ///
+    /// # Errors
+    /// If there is a majority, if the word does not name exactly the other members, or if one of them answers.
+    pub async fn expect_one(&self, actor: &Actor, off: &[NodeName]) -> Result<(), OpsError> {
+        if self.quorate() {
+            return Err(OpsError::failed(
+                "a majority of the cluster is in contact: there is nothing to give up. Remove nodes that are gone for \
+                 good with 'stead cluster remove'",
+            ));
+        }
+        let others = self.others();
+        if others.is_empty() {
+            return Err(OpsError::failed("this node is the only one of its cluster"));
+        }
+        self.cluster_record()?;
+        named_exactly(&others, off)?;
+        self.all_silent(&others).await?;
+        // Nothing starts or stops between here and the new epoch; on an error it goes on as before.
+        let closed = self.guest_locks.close("this node begins a new cluster epoch")?;
+        let plan = EpochPlan {
+            survivor: self.me.name.clone(),
+            era: self.me.era.next(rand::random()),
+            raft_id: self.conf.view(next_numbers)?,
+            spared: self.unguarded().await?,
+            off: off.to_vec(),
+            by: actor.who.clone(),
+            at_ms: unix_ms(),
+        };
+        let keep = |why| OpsError::failed(format!("can't begin a new cluster epoch: {why}"));
+        self.host.keep_epoch(&plan).map_err(keep)?;
+        closed.keep();
+        tracing::warn!("{} says that all other nodes are off: cluster epoch {} begins", actor.who, plan.era);
+        self.host.restart();
+        Ok(())
+    }
+
+    /// Refuses if one of these nodes answers: then it is not off, whatever its epoch.
+    async fn all_silent(&self, others: &[NodeRecord]) -> Result<(), OpsError> {
+        let asked = others.iter().map(|node| async move {
+            let answer = self.peers.call(node, EPOCH_CALL, serde_json::Value::Null, KNOCK).await;
+            let on = !matches!(answer, Err(crate::peers::PeerError::Unreachable { .. }));
+            on.then(|| node.name.to_string())
+        });
+        let on: Vec<String> = join_all(asked).await.into_iter().flatten().collect();
+        if on.is_empty() {
+            return Ok(());
+        }
+        Err(OpsError::failed(format!(
+            "not all other nodes are off: {} answers. Stop the daemon there, or switch the node off; it comes back to the \
+             new epoch by itself",
+            on.join(", ")
+        )))
+    }
+
+    /// The guests that run here without any guard, and are this node's.
+    async fn unguarded(&self) -> Result<Vec<(Vmid, Epoch)>, OpsError> {
+        let guarded: BTreeSet<Vmid> = if self.me.witness {
+            BTreeSet::new()
+        } else {
+            self.fence.status().await?.guests.into_iter().map(|g| g.0).collect()
+        };
+        let mut out = vec![];
+        for p in self.guests.list().await {
+            let own = self.ownership(p.vmid)?;
+            let is_it = claim(own.as_ref(), &self.me.name, p.epoch) == Claim::Owner
+                && own.is_some_and(|o| o.running && !o.armed);
+            // What is paused, or is being moved, may have gone on elsewhere.
+            if is_it && p.state == RunState::Running && !guarded.contains(&p.vmid) {
+                out.push((p.vmid, p.epoch));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Lets a node of an older epoch in again, under a new number in Raft: the member's half. It is *lost* until it
+    /// enters.
+    ///
+    /// # Errors
+    /// If its epoch is none that this one has followed and nobody wishes it, or there is no majority here.
+    pub async fn let_in_again(
+        &self,
+        from: &NodeName,
+        request: &RejoinRequest,
+    ) -> Result<RejoinAnswer, OpsError> {
+        self.conf.barrier().await?;
+        let cluster = self.cluster_record()?.value;
+        let after = cluster.lineage.after(request.era);
+        // A node of this very epoch asks when its store is an older copy of what it was.
+        if after.is_none() && request.era != self.me.era && !request.wished {
+            return Err(OpsError::failed(format!(
+                "cluster epoch {} of node '{from}' is none that {} has followed: run 'stead cluster rejoin' on it",
+                request.era, self.me.era
+            )));
+        }
+        let base = after.map_or(0, |s| s.base);
+        let At { value: mut node, revision } = self.node_record(from)?;
+        let (raft_id, mut txn) = self.conf.view(|t| -> Result<_, OpsError> {
+            let (next, old) = numbers(t)?;
+            let mut txn =
+                store::txn("root@pam", format!("node '{from}' comes back from epoch {}", request.era));
+            store::put_over(&mut txn, NEXT_RAFT, old, store::bytes(&(next + 1))?);
+            Ok((RaftId(next), txn))
+        })?;
+        node.raft_id = raft_id;
+        if !node.witness {
+            node.state = NodeState::Lost { boot: node.state.boot().clone() };
+        }
+        store::put_over(&mut txn, &paths::node(from), Some(revision), store::bytes(&node)?);
+        self.conf.transact(txn).await?;
+        tracing::info!("node '{from}' comes back from cluster epoch {}, as number {raft_id}", request.era);
+        Ok(RejoinAnswer { raft_id, era: self.me.era, base, members: self.node_records() })
+    }
+
+    /// Gives up this node's epoch for that of `node`: its half.
+    pub async fn rejoin(&self, node: &NodeRecord, wished: bool) -> Result<(), OpsError> {
+        let request = RejoinRequest { era: self.me.era, wished };
+        let mut answer: RejoinAnswer =
+            crate::peers::call(&*self.peers, node, REJOIN_CALL, &request, Duration::from_secs(10)).await?;
+        if answer.era == self.me.era {
+            // An older state of the same: it holds nothing that the other does not.
+            answer.base = u64::MAX;
+        }
+        // Back to an epoch that this one has followed: the other side knows nothing of what came after.
+        let lineage = self.cluster_record().map(|c| c.value.lineage).unwrap_or_default();
+        answer.base = answer.base.max(lineage.after(answer.era).map_or(0, |s| s.base));
+        let closed = self.guest_locks.close("this node goes over to another cluster epoch")?;
+        let keep = |why| OpsError::failed(format!("can't go over to cluster epoch {}: {why}", answer.era));
+        self.host.keep_rejoin(&answer).map_err(keep)?;
+        closed.keep();
+        tracing::warn!("this node goes over from cluster epoch {} to {}", self.me.era, answer.era);
+        self.host.restart();
+        Ok(())
+    }
+
+    /// An operator wishes that this node gives up its epoch for one that goes on beside it.
+    ///
+    /// # Errors
+    /// If none does, or it does not let this node in.
+    pub async fn give_up_epoch(&self) -> Result<(), OpsError> {
+        let others = self.epochs.contested();
+        let Some((name, _)) = others.first() else {
+            return Err(OpsError::failed(
+                "no other cluster epoch is in contact: there is nothing to go over to",
+            ));
+        };
+        let node = self.node_record(name)?.value;
+        self.rejoin(&node, true).await
+    }
+
+    /// Commits what this node had alone when it came back, so that it is seen everywhere.
+    pub async fn tell_aside(&self) -> Result<(), OpsError> {
+        for aside in self.host.asides() {
+            let path = format!("{ASIDE}{}/{}", aside.node, aside.at_ms);
+            let mut txn = store::txn("root@pam", aside.line());
+            txn.ops.push(Op::Put(path, store::bytes(&aside)?.into()));
+            self.conf.transact(txn).await?;
+            tracing::warn!("{}", aside.line());
+            self.host.told_aside();
+        }
+        Ok(())
+    }
+
+    /// What nodes that came back had alone.
+    pub fn asides(&self) -> Vec<Aside> {
+        self.conf.view(|t| t.list(ASIDE).filter_map(|(_, e)| serde_json::from_slice(&e.data).ok()).collect())
+    }
+
+    /// Forgets what a node had alone: somebody has looked. Its old store stays in its folder.
+    pub async fn forget_aside(&self, actor: &Actor, node: &NodeName) -> Result<(), OpsError> {
+        let below = format!("{ASIDE}{node}/");
+        let paths: Vec<String> = self.conf.view(|t| t.list(&below).map(|(p, _)| p.to_owned()).collect());
+        if paths.is_empty() {
+            return Err(OpsError::failed(format!("nothing of node '{node}' was put aside")));
+        }
+        let mut txn = store::txn(&actor.who, format!("what node '{node}' had alone was looked at"));
+        txn.ops.extend(paths.into_iter().map(Op::Delete));
+        self.conf.transact(txn).await?;
+        Ok(())
+    }
+
+    /// What is wrong with the cluster's epochs, a line each, for people.
+    pub fn epoch_warnings(&self) -> Vec<String> {
+        let own = self.me.era;
+        let contested = self.epochs.contested();
+        let beside = contested.iter().map(|(node, era)| {
+            format!(
+                "node '{node}' goes on in cluster epoch {era}, beside {own} here: they refuse each other. One of them must \
+                 end: run 'stead cluster rejoin' on each of its nodes"
+            )
+        });
+        let named = |node: &NodeName| contested.iter().any(|(n, _)| n == node);
+        let strangers = self.epochs.strangers().into_iter().filter(|(node, _)| !named(node));
+        let strange = strangers.map(|(node, era)| {
+            format!("node '{node}' is still in cluster epoch {era}, and is refused until it is in {own}")
+        });
+        let asides = self.asides();
+        beside.chain(strange).chain(asides.iter().map(Aside::line)).collect()
+    }
+}
+
+/// The next number in Raft; numbers are never used again.
+pub(crate) const NEXT_RAFT: &str = "stead/next_raft";
+
+/// The next free number in Raft, and the revision of its record.
+pub(crate) fn numbers(tree: &Tree) -> Result<(u64, Option<Revision>), OpsError> {
+    let next = store::record::<u64>(tree, NEXT_RAFT)?;
+    let highest = store::nodes(tree).iter().map(|n| n.raft_id.0).max().unwrap_or(0);
+    Ok((next.as_ref().map_or(0, |n| n.value).max(highest + 1), next.map(|n| n.revision)))
+}
+
+/// The first number of a new epoch.
+fn next_numbers(tree: &Tree) -> Result<RaftId, OpsError> {
+    let (next, _) = numbers(tree)?;
+    Ok(RaftId((next / NUMBERS + 1) * NUMBERS + 1))
+}
+
+/// Refuses unless the word names the others, all of them and nobody else.
+fn named_exactly(others: &[NodeRecord], off: &[NodeName]) -> Result<(), OpsError> {
+    let wanted: BTreeSet<&NodeName> = others.iter().map(|n| &n.name).collect();
+    let named: BTreeSet<&NodeName> = off.iter().collect();
+    let list = |names: Vec<&&NodeName>| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let (missing, strange) =
+        (wanted.difference(&named).collect::<Vec<_>>(), named.difference(&wanted).collect::<Vec<_>>());
+    if !strange.is_empty() {
+        return Err(OpsError::invalid("off", format!("no other node of the cluster: {}", list(strange))));
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(OpsError::invalid(
+        "off",
+        format!("all other nodes must be off, and nobody has said so of {}", list(missing)),
+    ))
+}
+
+/// What a new epoch changes in the tree of the old one. `base`: the last revision known to be committed there.
+///
+/// # Errors
+/// If a record can't be read: then nothing must be guessed.
+pub fn succession(tree: &Tree, base: Revision, plan: &EpochPlan) -> Result<Vec<Txn>, OpsError> {
+    let mut out = vec![members_of(tree, base, plan)?];
+    // The tree's revision leaves out more than the old epoch will ever have, so no copy of it has this number.
+    let epoch = Epoch(tree.revision().0);
+    let mut changed = vec![];
+    for (path, _) in tree.list(paths::OWNERSHIP) {
+        let unnamed = || OpsError::failed(format!("'{path}' names no guest"));
+        let vmid: Vmid =
+            path.strip_prefix(paths::OWNERSHIP).and_then(|v| v.parse().ok()).ok_or_else(unnamed)?;
+        let Some(At { value: mut own, .. }) = store::record::<stead_model::Ownership>(tree, path)? else {
+            continue;
+        };
+        if own.owner == plan.survivor && plan.spared.contains(&(vmid, own.epoch)) && own.running {
+            continue;
+        }
+        own.epoch = epoch;
+        own.armed = false;
+        // Of what others do nothing is known any more: it may have been started since.
+        own.running |= own.owner != plan.survivor;
+        changed.push(Op::Put(path.to_owned(), store::bytes(&own)?.into()));
+    }
+    for ops in changed.chunks(RECORDS) {
+        let mut txn = store::txn(&plan.by, format!("ownership in cluster epoch {}", plan.era));
+        txn.ops = ops.to_vec();
+        out.push(txn);
+    }
+    Ok(out)
+}
+
+/// The cluster's record, and its members: the others are lost, and all have new numbers.
+fn members_of(tree: &Tree, base: Revision, plan: &EpochPlan) -> Result<Txn, OpsError> {
+    let note = format!(
+        "cluster epoch {} begins on '{}': {} says that the others are off",
+        plan.era, plan.survivor, plan.by
+    );
+    let mut txn = store::txn(&plan.by, note);
+    let cluster = store::record::<ClusterRecord>(tree, paths::CLUSTER)?;
+    let mut cluster = cluster.ok_or_else(|| OpsError::failed("the cluster's record is missing"))?;
+    cluster.value.epoch = Epoch(plan.era.number());
+    cluster.value.lineage.0.push(Succession {
+        era: plan.era,
+        base: base.0,
+        survivor: plan.survivor.clone(),
+        off: plan.off.clone(),
+        by: plan.by.clone(),
+        at_ms: plan.at_ms,
+    });
+    store::put_over(&mut txn, paths::CLUSTER, Some(cluster.revision), store::bytes(&cluster.value)?);
+    let mut number = plan.raft_id.0;
+    for (path, entry) in tree.list(paths::NODES) {
+        let unread = |e| OpsError::failed(format!("the record '{path}' cannot be read: {e}"));
+        let mut node: NodeRecord = serde_json::from_slice(&entry.data).map_err(unread)?;
+        if node.name == plan.survivor {
+            node.raft_id = plan.raft_id;
+        } else {
+            number += 1;
+            node.raft_id = RaftId(number);
+            // A boot that was confirmed off may have been followed by another, in the old epoch.
+            node.off = None;
+            if !node.witness {
+                node.state = NodeState::Lost { boot: node.state.boot().clone() };
+            }
+        }
+        txn.checks.push(Check::Revision(path.to_owned(), entry.revision));
+        txn.ops.push(Op::Put(path.to_owned(), store::bytes(&node)?.into()));
+    }
+    let next = numbers(tree)?.1;
+    store::put_over(&mut txn, NEXT_RAFT, next, store::bytes(&(number + 1))?);
+    Ok(txn)
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stead_model::{FenceProfile, GuestKind, Ownership, PoweredOff};
+
+    const BOOT: &str = "33333333-3333-4333-8333-333333333333";
+
+    fn name(text: &str) -> NodeName {
+        text.parse().unwrap()
+    }
+
+    fn node(n: u8) -> NodeRecord {
+        let boot: stead_model::BootId = BOOT.parse().unwrap();
+        NodeRecord {
+            name: name(&format!("n{n}")),
+            uuid: format!("{n}1111111-1111-4111-8111-111111111111").parse().unwrap(),
+            raft_id: RaftId(n.into()),
+            addr: format!("127.0.0.{n}:8006").parse().unwrap(),
+            links: stead_model::link::Links::new(),
+            state: NodeState::Member { boot: boot.clone() },
+            version: String::new(),
+            witness: n == 4,
+            off: (n == 3).then_some(PoweredOff { boot, devices: "pdu".into(), took_ms: 1 }),
+            restart: None,
+        }
+    }
+
+    fn own(owner: &str, epoch: u64, armed: bool, running: bool) -> Ownership {
+        let kind = GuestKind::Qemu;
+        Ownership { kind, owner: name(owner), epoch: Epoch(epoch), armed, running, recovered: false }
+    }
+
+    fn vmid(n: u32) -> Vmid {
+        Vmid::new(n).unwrap()
+    }
+
+    fn tree(guests: &[(u32, Ownership)]) -> Tree {
+        let cluster = ClusterRecord {
+            name: "test".into(),
+            uuid: "u".into(),
+            epoch: Epoch(1),
+            profile: FenceProfile::default(),
+            previous_profile: None,
+            lineage: Lineage::default(),
+        };
+        let mut txn = store::txn("root@pam", "founded");
+        store::put_over(&mut txn, paths::CLUSTER, None, store::bytes(&cluster).unwrap());
+        for n in 1..=4 {
+            store::put_over(&mut txn, &paths::node(&node(n).name), None, store::bytes(&node(n)).unwrap());
+        }
+        for (v, own) in guests {
+            store::put_over(&mut txn, &paths::ownership(vmid(*v)), None, store::bytes(own).unwrap());
+        }
+        let mut tree = Tree::new();
+        tree.apply(&txn).unwrap();
+        tree
+    }
+
+    fn plan(spared: &[(u32, u64)]) -> EpochPlan {
+        EpochPlan {
+            survivor: name("n1"),
+            era: Era::FIRST.next(9),
+            raft_id: RaftId(1001),
+            spared: spared.iter().map(|(v, e)| (vmid(*v), Epoch(*e))).collect(),
+            off: vec![name("n2"), name("n3")],
+            by: "root@pam".into(),
+            at_ms: 7,
+        }
+    }
+
+    fn after(guests: &[(u32, Ownership)], plan: &EpochPlan) -> Tree {
+        let mut tree = tree(guests);
+        for txn in succession(&tree, Revision(1), plan).unwrap() {
+            tree.apply(&txn).unwrap();
+        }
+        tree
+    }
+
+    #[test]
+    fn the_others_are_lost_with_new_numbers_and_no_confirmation_counts() {
+        let tree = after(&[], &plan(&[]));
+        let nodes = store::nodes(&tree);
+        assert_eq!(nodes.iter().map(|n| n.raft_id.0).collect::<Vec<_>>(), [1001, 1002, 1003, 1004]);
+        assert_eq!(nodes.iter().map(|n| n.state.is_lost()).collect::<Vec<_>>(), [false, true, true, false]);
+        assert!(nodes.iter().all(|n| n.off.is_none()));
+        let cluster = store::record::<ClusterRecord>(&tree, paths::CLUSTER).unwrap().unwrap().value;
+        assert_eq!((cluster.epoch, cluster.lineage.era()), (Epoch(2), plan(&[]).era));
+        assert_eq!(cluster.lineage.after(Era::FIRST).unwrap().base, 1);
+        assert_eq!(numbers(&tree).unwrap().0, 1005);
+    }
+
+    #[test]
+    fn no_guest_of_another_node_is_recoverable_and_no_guarded_copy_is_the_guest_any_more() {
+        let before = [
+            (100, own("n1", 3, true, true)),
+            (101, own("n1", 4, false, true)),
+            (102, own("n1", 4, false, false)),
+            (103, own("n2", 5, true, true)),
+            (104, own("n2", 6, false, false)),
+        ];
+        let tree = after(&before, &plan(&[(101, 4)]));
+        let now: BTreeMap<Vmid, Ownership> = store::guests(&tree).into_iter().collect();
+        let (mine, other) = (name("n1"), name("n2"));
+        assert_eq!(
+            claim(now.get(&vmid(100)), &mine, Epoch(3)),
+            Claim::Old,
+            "guarded: destroyed, started cold"
+        );
+        assert_eq!(claim(now.get(&vmid(101)), &mine, Epoch(4)), Claim::Owner, "nobody paused it");
+        for (v, own) in &now {
+            assert!(!own.armed, "{v}");
+            assert_eq!(own.running, *v != vmid(102), "{v}");
+        }
+        for (v, old) in [(103, 5), (104, 6)] {
+            for epoch in old..old + 5 {
+                assert_eq!(claim(now.get(&vmid(v)), &other, Epoch(epoch)), Claim::Old, "{v} under {epoch}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_spared_guest_is_spared_under_its_epoch_alone() {
+        // It was handed over by an entry that was applied only when the new epoch was made.
+        let tree = after(
+            &[(100, own("n1", 4, false, true)), (101, own("n2", 5, false, true))],
+            &plan(&[(100, 3), (101, 4)]),
+        );
+        let now: BTreeMap<Vmid, Ownership> = store::guests(&tree).into_iter().collect();
+        assert_eq!(claim(now.get(&vmid(100)), &name("n1"), Epoch(3)), Claim::Old);
+        assert_eq!(claim(now.get(&vmid(101)), &name("n1"), Epoch(4)), Claim::Old);
+    }
+
+    #[test]
+    fn the_word_must_cover_every_other_node() {
+        let others = [node(2), node(3)];
+        assert!(named_exactly(&others, &[name("n3"), name("n2")]).is_ok());
+        let missing = named_exactly(&others, &[name("n2")]).unwrap_err().to_string();
+        assert!(missing.contains("n3"), "{missing}");
+        assert!(named_exactly(&others, &[name("n2"), name("n3"), name("n1")]).is_err());
+    }
+}
