@@ -2,7 +2,7 @@
  * What the endpoints that the console calls take. Made by `npm run api` from crates/api/openapi.json; not to be
  * edited. It stays whole, as it is made.
  *
- * Document: 6a8eb4f5adb0ebfe3837ba481eab2e1983214d1f96d289e0e808f4a35ac2f0a0
+ * Document: f31ee70370bfcb708e605087c25e914b110c8cf2877f39dab6e0af7857bb4761
  */
 
 export interface paths {
@@ -229,6 +229,10 @@ export interface paths {
                                 survives?: 0 | 1;
                                 /** @description Of the cluster: the same in one line, for people. */
                                 outlook?: string;
+                                /** @description Of the cluster: its epoch, which an operator raises when a majority is lost for good. */
+                                epoch?: string;
+                                /** @description Of the cluster: what somebody should look at, a line each; not there where all is well. */
+                                warnings?: string[];
                                 /** @description Of a node: its number. */
                                 nodeid?: number;
                                 /** @description Of a node: its address. */
