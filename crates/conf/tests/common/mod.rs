@@ -63,7 +63,7 @@ impl Cluster {
         self.connect(node, conf)
     }
 
-    fn connect(&mut self, node: RaftId, conf: Conf) -> Conf {
+    pub fn connect(&mut self, node: RaftId, conf: Conf) -> Conf {
         self.links.lock().unwrap().nodes.insert(node, conf.clone());
         let links = Arc::clone(&self.links);
         let mut outbox = conf.outbox();

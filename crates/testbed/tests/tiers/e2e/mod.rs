@@ -6,6 +6,7 @@ mod demo;
 mod departure;
 mod devices;
 mod disk;
+mod epochs;
 mod events;
 mod faults;
 mod guests;
