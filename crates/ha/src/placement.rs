@@ -119,6 +119,8 @@ pub(crate) struct Places<'v> {
     storages: &'v BTreeMap<StorageId, StorageView>,
     /// By negative rule and node.
     crowds: HashMap<(usize, usize), Crowd>,
+    /// Services that rules name, with the node on which they are counted last.
+    standing: HashMap<ServiceId, usize>,
     /// By unit of several services: how many are on each node, or going there.
     units: HashMap<usize, BTreeMap<usize, usize>>,
     /// By unit of several services: nodes on which one of them failed.
@@ -162,6 +164,7 @@ impl<'v> Places<'v> {
             services: &view.services,
             storages: &view.storages,
             crowds: HashMap::new(),
+            standing: HashMap::new(),
             units: HashMap::new(),
             failed: HashMap::new(),
         };
@@ -190,13 +193,12 @@ impl<'v> Places<'v> {
             self.failed.entry(unit).or_default().extend(s.failed_nodes.iter().cloned());
         }
         match s.state {
-            S::Started | S::RequestStop | S::Freeze | S::Error => {
-                if self.runs(sid, s.state) {
-                    self.load(sid, &s.node);
-                    self.stand(sid, &s.node);
-                }
+            S::Started | S::RequestStop | S::Freeze | S::Error if self.runs(sid, s.state) => {
+                self.load(sid, &s.node);
+                self.stand(sid, &s.node);
             }
             S::RequestStart => self.stand(sid, &s.node),
+            S::RequestStop | S::Stopped if self.goes_on(sid) => self.stand(sid, &s.node),
             S::Migrate | S::Relocate | S::Fence | S::Recovery if settled.is_some() => {
                 if let Some((owner, true)) = settled {
                     self.load(sid, owner);
@@ -218,7 +220,7 @@ impl<'v> Places<'v> {
                     self.stand(sid, target);
                 }
             }
-            S::Stopped | S::Fence => {}
+            S::Started | S::RequestStop | S::Stopped | S::Freeze | S::Error | S::Fence => {}
         }
     }
 
@@ -239,6 +241,15 @@ impl<'v> Places<'v> {
             ServiceState::Freeze => seen.resource.state == RequestedState::Started,
             _ => seen.process == Process::Running,
         }
+    }
+
+    /// Whether a service that was to be stopped is to run, and may do so still: this round starts it where it is, and chooses no
+    /// node for it.
+    fn goes_on(&self, sid: ServiceId) -> bool {
+        self.services.get(&sid).is_some_and(|seen| {
+            seen.resource.state == RequestedState::Started
+                && (seen.running || seen.process == Process::Running)
+        })
     }
 
     fn stats(&self, sid: ServiceId) -> (Stats, bool) {
@@ -263,8 +274,18 @@ impl<'v> Places<'v> {
         place.bear(burden);
     }
 
+    /// The service is started where it is.
+    pub fn starts(&mut self, sid: ServiceId, node: &NodeName) {
+        self.stand(sid, node);
+        self.load(sid, node);
+    }
+
+    /// The service holds a place on a node: one, however often it is said.
     fn stand(&mut self, sid: ServiceId, node: &NodeName) {
         let (Some((unit, about)), Some(node)) = (self.rules.of(sid), self.at(node)) else { return };
+        if self.standing.insert(sid, node) == Some(node) {
+            return;
+        }
         if about.members.len() > 1 {
             *self.units.entry(unit).or_default().entry(node).or_default() += 1;
         }
@@ -287,7 +308,9 @@ impl<'v> Places<'v> {
     /// A service that stood on a node, or on none, goes to another.
     pub fn goes(&mut self, sid: ServiceId, from: Option<&NodeName>, to: &NodeName) {
         if let Some(from) = from {
-            if let (Some((unit, about)), Some(node)) = (self.rules.of(sid), self.at(from)) {
+            if let (Some((unit, about)), Some(node)) = (self.rules.of(sid), self.at(from))
+                && self.standing.get(&sid) == Some(&node)
+            {
                 if let Some(n) = self.units.get_mut(&unit).and_then(|u| u.get_mut(&node)) {
                     *n = n.saturating_sub(1);
                 }

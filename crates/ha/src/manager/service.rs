@@ -203,7 +203,7 @@ impl<'v> Round<'v, '_> {
         if seen.process == Process::Running || (seen.running && s.failed_nodes.is_empty()) {
             let reason = s.reason.split(WAITS).next().unwrap_or_default().to_owned();
             self.enter(sid, S::Started, here, None, reason);
-            return self.places.load(sid, here);
+            return self.places.starts(sid, here);
         }
         if let Some(why) = self.is_tied(seen, here) {
             return self.waits(sid, s, &why);
@@ -227,7 +227,7 @@ impl<'v> Round<'v, '_> {
             Ok((node, _)) if node == *here => {
                 let reason = s.reason.split(WAITS).next().unwrap_or_default().to_owned();
                 self.enter(sid, S::Started, here, None, reason);
-                self.places.load(sid, here);
+                self.places.starts(sid, here);
             }
             Ok((node, why)) => {
                 let reason =

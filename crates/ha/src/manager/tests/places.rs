@@ -325,3 +325,49 @@ fn what_waited_on_a_node_that_is_back_counts_there() {
     assert_eq!(lab.is(sid(101)), "started n2");
     assert_eq!((lab.is(sid(100)), lab.status(sid(100)).target.clone()), ("recovery n1".to_owned(), None));
 }
+
+/// What is started again where it is holds that node for those after it in the round.
+#[test]
+fn what_is_started_again_in_the_same_round_counts_where_it_is() {
+    let rules = "resource-affinity: apart\n    resources vm:100,vm:101\n    affinity negative\n";
+    for state in [ServiceState::RequestStop, ServiceState::Stopped] {
+        for running in [true, false] {
+            let mut lab = Lab::new(2).ruled(rules).with(&[(100, 1), (101, 2)]);
+            lab.state.service_status.get_mut(&sid(100)).unwrap().state = state;
+            let seen = lab.seen(sid(100));
+            (seen.running, seen.armed, seen.process) = (running, running, Process::Absent);
+            lab.ask_move(sid(101), 1);
+            lab.step();
+            assert_eq!(
+                (lab.is(sid(100)), lab.is(sid(101))),
+                ("started n1".to_owned(), "started n2".to_owned()),
+                "{state:?} {running}"
+            );
+            assert_eq!(
+                lab.dropped,
+                [(false, "rule 'apart' keeps it from 'n1', where another of its resources is".to_owned())]
+            );
+        }
+    }
+}
+
+/// What may run still is started where it is without a choice: it holds that node for those before it in the round, too.
+#[test]
+fn what_may_run_still_and_is_to_be_started_again_counts_where_it_is() {
+    let rules = "resource-affinity: apart\n    resources vm:100,ct:102\n    affinity negative\n";
+    for state in [ServiceState::RequestStop, ServiceState::Stopped] {
+        let mut lab = Lab::new(2).ruled(rules).with(&[(100, 1)]);
+        lab.add(ct(102), 2);
+        lab.settle();
+        lab.lose(2);
+        lab.state.service_status.get_mut(&sid(100)).unwrap().state = state;
+        lab.seen(sid(100)).process = Process::Absent;
+        lab.step();
+        assert_eq!(lab.is(sid(100)), "started n1");
+        assert_eq!(
+            (lab.is(ct(102)), lab.status(ct(102)).target.clone()),
+            ("recovery n2".to_owned(), None),
+            "{state:?}"
+        );
+    }
+}
