@@ -8,6 +8,7 @@ use crate::guardian::{self, Renewal};
 use crate::restart::Restart;
 use std::sync::Arc;
 use std::time::Duration;
+use stead_conf::Check;
 use stead_membership::RESTART_LEASE;
 use stead_membership::wire::{Heartbeat, HeartbeatAnswer, Outcome, Refusal, VERSION};
 use stead_model::{ClusterRecord, FenceProfile, NodeRecord, NodeState, paths};
@@ -135,13 +136,13 @@ pub fn leader(ops: &Ops) -> Option<NodeRecord> {
 }
 
 /// Enters the cluster, or enters it again: destroys every copy that is no longer this node's, guarded or not, then
-/// commits the node a member in this boot, over its record as read. A node whose old copies cannot be destroyed
+/// commits the node a member in this boot, over its record as read and those of the guests whose copies stay. A node whose old copies cannot be destroyed
 /// stays out: others trust a member to run nothing that is not its own.
 pub async fn enter(ops: &Ops) -> Result<(), OpsError> {
     ops.conf.barrier().await?;
     let record = known(ops)?;
-    ops.destroy_old_copies().await?;
-    record_entry(ops, record).await
+    let kept = ops.destroy_old_copies().await?;
+    record_entry(ops, record, kept).await
 }
 
 /// This node's record.
@@ -153,8 +154,8 @@ pub(crate) fn known(ops: &Ops) -> Result<At<NodeRecord>, OpsError> {
     Err(OpsError::failed(format!("the cluster knows node '{}' with another UUID", ops.me.name)))
 }
 
-/// Commits the node a member in this boot, over its record as read.
-pub(crate) async fn record_entry(ops: &Ops, known: At<NodeRecord>) -> Result<(), OpsError> {
+/// Commits the node a member in this boot, over its record as read and those of what it `kept`.
+pub(crate) async fn record_entry(ops: &Ops, known: At<NodeRecord>, kept: Vec<Check>) -> Result<(), OpsError> {
     let At { value: mut record, revision } = known;
     let state = NodeState::Member { boot: ops.me.boot.clone() };
     let refuted = record.off.take_if(|off| off.boot == ops.me.boot);
@@ -177,7 +178,41 @@ pub(crate) async fn record_entry(ops: &Ops, known: At<NodeRecord>) -> Result<(),
     ops.me.version.clone_into(&mut record.version);
     let mut txn = store::txn("root@pam", format!("node '{}' enters", ops.me.name));
     store::put_over(&mut txn, &paths::node(&ops.me.name), Some(revision), store::bytes(&record)?);
+    txn.checks.extend(kept);
     ops.conf.transact(txn).await?;
     tracing::info!("node '{}' has entered the cluster", ops.me.name);
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+mod tests {
+    use super::*;
+    use stead_conf::Txn;
+    use stead_model::{GuestKind, paths};
+    use stead_ops_testing::{Node, name, vmid};
+
+    /// A recovery that is committed between what an entry reads and its commit.
+    #[tokio::test]
+    async fn an_entry_names_the_records_of_what_it_keeps() {
+        let node = Node::start().await;
+        node.record_guest(100, "n1", |_| {}, "memory: 512\n").await;
+        let mut record = node.ops.node_record(&name("n1")).unwrap().value;
+        record.state = NodeState::Lost { boot: node.ops.me.boot.clone() };
+        let path = paths::node(&name("n1"));
+        node.commit(Txn::new("test").put(path, store::bytes(&record).unwrap())).await;
+        let as_read = || {
+            let own = paths::ownership(vmid(100));
+            let revision = node.ops.conf.view(|t| t.get(&own).unwrap().revision);
+            vec![Check::Revision(own, revision)]
+        };
+        let (before, kept) = (known(&node.ops).unwrap(), as_read());
+        let own = node.own(100);
+        assert_eq!(own.kind, GuestKind::Qemu);
+        node.commit(Txn::new("test").put(paths::ownership(vmid(100)), store::bytes(&own).unwrap())).await;
+        record_entry(&node.ops, before, kept).await.unwrap_err();
+        assert!(known(&node.ops).unwrap().value.state.is_lost());
+        record_entry(&node.ops, known(&node.ops).unwrap(), as_read()).await.unwrap();
+        assert!(!known(&node.ops).unwrap().value.state.is_lost());
+    }
 }

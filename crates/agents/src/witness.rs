@@ -40,7 +40,7 @@ pub async fn run(ops: Arc<Ops>, lease: watch::Sender<Lease>) {
 
 async fn enter(ops: &Ops) -> Result<(), OpsError> {
     ops.conf.barrier().await?;
-    record_entry(ops, known(ops)?).await
+    record_entry(ops, known(ops)?, vec![]).await
 }
 
 /// Whom a leader hands its office to: a voter of those that may have it, which is in contact.

@@ -106,3 +106,46 @@ async fn a_record_that_cannot_be_read_destroys_nothing() {
     assert_eq!(node.fence.ran().len(), ran, "and continues nothing");
     assert!(node.machines.state("n1", vmid(100)).is_some(), "nor kills what it knows nothing of");
 }
+
+/// As a leader recovers it that holds n1 for lost.
+async fn recovered(node: &Node) {
+    node.record_node("n2", 2, uuid(2).as_str(), member()).await;
+    let own = node.own(100);
+    let (owner, epoch) = (name("n2"), own.epoch.next());
+    let own = Ownership { owner, epoch, armed: false, running: false, ..own };
+    let mut txn = Txn::new("test").put(paths::ownership(vmid(100)), store::bytes(&own).unwrap());
+    txn.ops.push(stead_conf::Op::Move {
+        from: paths::guest(&name("n1"), GuestKind::Qemu, vmid(100)),
+        to: paths::guest(&name("n2"), GuestKind::Qemu, vmid(100)),
+    });
+    node.commit(txn).await;
+}
+
+#[tokio::test]
+async fn an_entry_is_refused_where_a_guest_whose_copy_it_keeps_was_recovered_meanwhile() {
+    let (node, epoch) = armed("memory: 512\n").await;
+    let kept = node.ops.destroy_old_copies().await.unwrap();
+    assert_eq!(kept.len(), 1);
+    recovered(&node).await;
+    let mut entry = Txn::new("n1").put("stead/entry", "n1 enters");
+    entry.checks = kept;
+    let refused = node.ops.conf.transact(entry).await;
+    assert!(matches!(refused, Err(TxnError::Refused(_))), "{refused:?}");
+    // The next one knows better.
+    assert!(node.ops.destroy_old_copies().await.unwrap().is_empty());
+    assert_eq!(node.machines.state("n1", vmid(100)), None);
+    assert!(node.fence.run(vmid(100), epoch).await.is_err(), "a start under way may still ask for it");
+}
+
+#[tokio::test]
+async fn a_start_commits_that_it_may_run_although_the_record_says_so_already() {
+    let (node, epoch) = armed("memory: 512\n").await;
+    let read = node.ops.guest_at(vmid(100)).unwrap();
+    let before = read.own.revision;
+    node.ops.mark(&read, true, true).await.unwrap();
+    let read = node.ops.guest_at(vmid(100)).unwrap();
+    assert_eq!((read.own.value.epoch, read.own.revision > before), (epoch, true));
+    // Between its reading and its commit the guest was recovered.
+    recovered(&node).await;
+    assert!(node.ops.mark(&read, true, true).await.is_err());
+}

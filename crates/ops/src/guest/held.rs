@@ -1,11 +1,12 @@
 //! What becomes of guests that the fence process has made safe, once the node has a lease again.
 
-use crate::{Ops, OpsError};
+use crate::{Ops, OpsError, store};
 use futures_util::future::join_all;
 use std::collections::BTreeSet;
+use stead_conf::Check;
 use stead_driver::fence::Hold;
 use stead_guest::copy::{Claim, claim};
-use stead_model::{Epoch, Vmid};
+use stead_model::{Epoch, Ownership, Vmid, paths};
 
 impl Ops {
     /// Decides every held guest, by a read that is as new as any commit before: epoch unchanged, it goes on as if
@@ -38,17 +39,26 @@ impl Ops {
         }
     }
 
-    /// Destroys every copy here that is not the guest, guarded or not, those that wait for a hand-over too.
-    pub async fn destroy_old_copies(&self) -> Result<(), OpsError> {
+    /// Destroys every copy here that is not the guest, guarded or not, those that wait for a hand-over too. Gives that the records
+    /// of those that stay are as they were read: an entry must say so, since a recovery may be committed before it, and one
+    /// that is just being started is not asked about again.
+    pub async fn destroy_old_copies(&self) -> Result<Vec<Check>, OpsError> {
         let guarded = self.fence.status().await?.guests.into_iter().map(|(vmid, epoch, _)| (vmid, epoch));
         let processes = self.guests.list().await.into_iter().map(|p| (p.vmid, p.epoch));
+        let mut kept = vec![];
         for (vmid, epoch) in guarded.chain(processes).collect::<BTreeSet<_>>() {
-            if claim(self.ownership(vmid)?.as_ref(), &self.me.name, epoch) != Claim::Owner {
-                tracing::warn!("guest {vmid}: its copy of epoch {epoch} is old: it is destroyed");
-                self.destroy_copy(vmid).await?;
+            let path = paths::ownership(vmid);
+            match self.conf.view(|t| store::record::<Ownership>(t, &path))? {
+                Some(own) if claim(Some(&own.value), &self.me.name, epoch) == Claim::Owner => {
+                    kept.push(Check::Revision(path, own.revision));
+                }
+                _ => {
+                    tracing::warn!("guest {vmid}: its copy of epoch {epoch} is old: it is destroyed");
+                    self.destroy_copy(vmid).await?;
+                }
             }
         }
-        Ok(())
+        Ok(kept)
     }
 
     /// A guest that was being migrated may have sent all of its state, and the proposal to hand it over may still be on

@@ -90,7 +90,9 @@ impl Ops {
     /// Commits what the ownership record of one of our guests says of its process, over the record as read. *Running*
     /// is recorded only while this node is a member in this very boot: a node that is given up starts nothing.
     pub async fn mark(&self, guest: &GuestAt, running: bool, armed: bool) -> Result<(), OpsError> {
-        if guest.own.value.running == running && guest.own.value.armed == armed {
+        // That it may run is committed also where the record says so already, of a process whose end nobody has recorded: the commit
+        // is what says that this node may run it still.
+        if !running && !guest.own.value.running && guest.own.value.armed == armed {
             return Ok(());
         }
         let new = Ownership { running, armed, ..guest.own.value.clone() };

@@ -6,8 +6,11 @@ use super::tasks::Task;
 use super::world::{Call, Event, World};
 use crate::scenario::Kind;
 use std::time::Duration;
-use stead_membership::{HolderCommand, Outcome as Granted, Report};
+use stead_membership::{HolderCommand, Outcome as Granted, Report, RunError};
 use stead_model::{Epoch, Vmid};
+
+/// After a guest that could not be continued for want of a lease.
+const ASKS_AGAIN: Duration = Duration::from_millis(500);
 
 impl World {
     pub fn power_on(&mut self, node: usize) {
@@ -54,7 +57,12 @@ impl World {
         let now = self.now;
         let n = &mut self.nodes[node];
         let at = n.clock(now);
-        let Some(fenced) = n.fenced.as_mut().filter(|f| f.life == life) else { return };
+        let Some(fenced) = n.fenced.as_mut().filter(|f| f.life == life) else {
+            if let Call::Run { task, .. } = call {
+                self.answer_run(node, task, false, Duration::ZERO);
+            }
+            return;
+        };
         match call {
             Call::Renew { nonce, outcome: Granted::Granted { lease_ms, drain_ms, watchdog_ms } } => {
                 let ms = Duration::from_millis;
@@ -86,11 +94,22 @@ impl World {
                 let begun = fenced.holder.run(at, vmid, epoch);
                 match begun {
                     Ok(HolderCommand::Cont { thaw, .. }) => self.cont(node, vmid, epoch, thaw, task),
+                    Err(RunError::NoLease) if self.awaits(node, task.as_ref()) => {
+                        self.after(
+                            ASKS_AGAIN,
+                            Event::Call { node, life, call: Call::Run { vmid, epoch, task } },
+                        );
+                    }
                     _ => self.answer_run(node, task, false, Duration::ZERO),
                 }
             }
         }
         self.fence(node);
+    }
+
+    /// Whether the daemon that has asked to continue a guest still waits for a lease.
+    fn awaits(&self, node: usize, task: Option<&(u64, Task)>) -> bool {
+        task.is_some_and(|(life, task)| self.now < task.until && self.daemon_is(node, *life))
     }
 
     fn answer_run(&mut self, node: usize, task: Option<(u64, Task)>, ok: bool, after: Duration) {

@@ -62,11 +62,13 @@ pub enum Plant {
     RestartUnmarked,
     /// The mark of a restart lease goes while the fence process still holds to it.
     UnmarkUnshortened,
+    /// A node enters again without naming the records of the guests whose copies it keeps.
+    KeptUnnamed,
 }
 
 impl Plant {
     /// All mistakes.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::SilenceIsLoss,
         Self::LeaseFromAnswer,
         Self::UnconfirmedGrant,
@@ -93,6 +95,7 @@ impl Plant {
         Self::RestartUnmarked,
         Self::UnmarkUnshortened,
         Self::HangIsEnd,
+        Self::KeptUnnamed,
     ];
 
     /// Its name on the command line.
@@ -170,6 +173,9 @@ impl Plant {
             }
             Self::RestartUnmarked => {
                 ("restart-unmarked", "a restart lease is granted, and no record says so to later leaders")
+            }
+            Self::KeptUnnamed => {
+                ("kept-unnamed", "a node enters although a guest that it keeps was recovered meanwhile")
             }
             Self::UnmarkUnshortened => {
                 ("unmark-unshortened", "the mark of a restart lease goes while the lease is still alive")

@@ -62,6 +62,11 @@ impl Tree {
         self.owners.revision(vmid)
     }
 
+    /// Whether the boot by which a node was last a member is confirmed off, and it has not entered since.
+    pub fn is_off(&self, node: &NodeName) -> bool {
+        self.nodes.get(node).is_some_and(|s| s.is_lost() && self.off.get(node) == Some(s.boot()))
+    }
+
     /// How often a node's state was written.
     pub fn node_revision(&self, node: &NodeName) -> u64 {
         self.node_revisions.get(node).copied().unwrap_or(0)
@@ -134,8 +139,8 @@ pub enum Txn {
     Unmark(NodeName, u64),
     /// The node is off, if it is a member by that boot or was lost with it.
     Off(NodeName, BootId),
-    /// The node takes part by that boot, if its record is still as seen.
-    Enter(NodeName, BootId, NodeState),
+    /// The node takes part by that boot, if its record is of that revision, and so are those of the guests of which it keeps copies.
+    Enter(NodeName, BootId, u64, Vec<(Vmid, u64)>),
     /// The guest moves from a lost node, whose record is of that revision, to another, under the next epoch.
     Recover {
         vmid: Vmid,
@@ -297,8 +302,9 @@ fn apply(tree: &mut Tree, txn: &Txn) -> bool {
             }
             as_seen
         }
-        Txn::Enter(node, boot, seen) => {
-            let as_seen = tree.nodes.get(node) == Some(seen);
+        Txn::Enter(node, boot, revision, kept) => {
+            let as_kept = |(vmid, revision): &(Vmid, u64)| tree.revision(*vmid) == *revision;
+            let as_seen = tree.node_revision(node) == *revision && kept.iter().all(as_kept);
             if as_seen {
                 tree.set_node(node, NodeState::Member { boot: boot.clone() });
                 if tree.off.get(node) == Some(boot) {
@@ -338,7 +344,7 @@ fn apply_to_guest(tree: &mut Tree, txn: &Txn) -> bool {
             let is_lost = tree.nodes.get(from).is_some_and(NodeState::is_lost);
             let own = match checked {
                 Checked::NotTheOwnership => tree.owners.get(vmid).cloned(),
-                _ => owned(tree, vmid, from, epoch).filter(|o| o.armed || !o.running),
+                _ => owned(tree, vmid, from, epoch).filter(|o| o.armed || !o.running || tree.is_off(from)),
             };
             let as_seen = is_lost && tree.node_revision(from) == *lost;
             let Some(own) = own.filter(|_| as_seen || *checked == Checked::NotTheLoss) else { return false };

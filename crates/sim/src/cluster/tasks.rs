@@ -22,6 +22,9 @@ use stead_model::{BootId, Epoch, GuestKind, NodeName, NodeState, Ownership, Serv
 /// Reports older than this say nothing.
 const FRESH: Duration = Duration::from_millis(1500);
 
+/// How long a start waits for a lease, as the daemon's does: longer than the fence time.
+const LEASE_WAIT: Duration = Duration::from_secs(10);
+
 /// A question for the leader.
 #[derive(Debug, Clone)]
 pub(super) enum Ask {
@@ -48,6 +51,8 @@ pub(super) struct Task {
     pub command: AgentCommand,
     pub vmid: Vmid,
     pub epoch: Epoch,
+    /// So long it waits for a lease once its process is there.
+    pub until: Duration,
 }
 
 /// What follows an answer.
@@ -184,21 +189,42 @@ impl World {
         if entered || !fenced_answers {
             return self.idle(node, "enter");
         }
+        let revision = tree.node_revision(&self.nodes[node].name);
+        let mut kept = vec![];
         if !matches!(self.plan.plant, Plant::ThawUnasked | Plant::ThawAcrossEpoch) {
             let n = &self.nodes[node];
             let guarded = n.holds().into_iter().map(|(vmid, epoch, _)| (vmid, epoch));
             let all: BTreeSet<_> = guarded.chain(n.copies.iter().map(|(v, c)| (*v, c.epoch))).collect();
             for (vmid, epoch) in all {
-                if !self.owns(&tree, node, vmid, epoch) {
-                    self.note(|| {
-                        format!("n{}: old copy of guest {vmid} of epoch {epoch} is destroyed", node + 1)
-                    });
-                    self.destroy(node, vmid, Some(Kind::Lost));
+                if self.owns(&tree, node, vmid, epoch) {
+                    kept.push((vmid, tree.revision(vmid)));
+                    continue;
                 }
+                self.note(|| {
+                    format!("n{}: old copy of guest {vmid} of epoch {epoch} is destroyed", node + 1)
+                });
+                self.destroy(node, vmid, Some(Kind::Lost));
             }
         }
         let (name, boot) = (self.nodes[node].name.clone(), self.nodes[node].boot.clone());
-        self.ask(node, Ask::Propose(Txn::Enter(name, boot, seen)), Then::Entered);
+        if self.plan.plant == Plant::KeptUnnamed {
+            kept.clear();
+        }
+        let txn = Txn::Enter(name, boot, revision, kept);
+        let Some(life) = self.daemon(node).map(|d| d.life) else { return };
+        // To ask for all processes, and to kill one after the other, takes its time.
+        if self.chance(node, 100) {
+            let time = self.ms(node, 500, 8000);
+            return self.after(time, Event::Enters { node, life, txn });
+        }
+        self.enters(node, life, txn);
+    }
+
+    /// The entry is proposed, unless its daemon has ended.
+    pub fn enters(&mut self, node: usize, life: u64, txn: Txn) {
+        if self.daemon_is(node, life) {
+            self.ask(node, Ask::Propose(txn), Then::Entered);
+        }
     }
 
     fn owns(&self, tree: &Tree, node: usize, vmid: Vmid, epoch: Epoch) -> bool {
@@ -445,7 +471,13 @@ impl World {
             return self.ended(node, &command, not_now());
         }
         let armed = Running::Armed(self.nodes[node].boot.clone());
-        self.record(node, vmid, epoch, armed, Then::Launch(Task { command, vmid, epoch }));
+        self.record(
+            node,
+            vmid,
+            epoch,
+            armed,
+            Then::Launch(Task { command, vmid, epoch, until: Duration::ZERO }),
+        );
     }
 
     /// Makes a guest without a process known to the fence process.
@@ -467,9 +499,6 @@ impl World {
 
     fn launch(&mut self, node: usize, task: Task) {
         let Some(life) = self.daemon(node).map(|d| d.life) else { return };
-        if !self.register(node, task.vmid, task.epoch) {
-            return self.ended(node, &task.command, not_now());
-        }
         let slow = self.chance(node, 100);
         let time = if slow { self.ms(node, 1000, 20_000) } else { self.ms(node, 50, 400) };
         self.after(time, Event::Launched { node, life, task });
@@ -480,7 +509,8 @@ impl World {
         let (vmid, epoch) = (task.vmid, task.epoch);
         let Some(life) = self.daemon(node).map(|d| d.life) else { return };
         self.add_copy(node, vmid, epoch);
-        if !self.ask_fenced(node, Call::Run { vmid, epoch, task: Some((life, task.clone())) }) {
+        let waits = Task { until: self.now + LEASE_WAIT, ..task.clone() };
+        if !self.ask_fenced(node, Call::Run { vmid, epoch, task: Some((life, waits)) }) {
             self.ran(node, task, false);
         }
     }
@@ -663,7 +693,8 @@ impl World {
                 owner: own.owner.clone(),
                 epoch: own.epoch,
                 running: own.running,
-                armed: own.armed,
+                // What ran without a guard on a node that is off runs no more.
+                armed: own.armed || tree.is_off(&own.owner),
                 process,
                 stats: self.stats(sid.vmid),
                 lock: tree.config.locks.get(&sid.vmid).cloned(),

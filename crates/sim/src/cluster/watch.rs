@@ -42,6 +42,7 @@ impl Event {
             | Self::Restarts { node, .. }
             | Self::StartDaemon { node, .. }
             | Self::Stopping { node, .. }
+            | Self::Enters { node, .. }
             | Self::Sent { node, .. }
             | Self::Streamed { node, .. } => Some(*node),
             Self::Deliver { to, .. } => Some(*to),

@@ -185,6 +185,12 @@ pub(super) enum Event {
         term: u64,
         round: Box<Round>,
     },
+    /// What a node must do before it enters is done.
+    Enters {
+        node: usize,
+        life: u64,
+        txn: Txn,
+    },
     /// A guest that was to shut down has done so.
     Stopping {
         node: usize,
@@ -615,6 +621,10 @@ impl World {
             },
             Event::Act(number) => self.play_act(number),
             Event::Look => self.look(),
+            Event::Enters { node, life, txn } => match self.daemon_waits(node, life) {
+                Some(later) => self.at(later, Event::Enters { node, life, txn }),
+                None => self.enters(node, life, txn),
+            },
             Event::Stopping { node, life, command } => match self.daemon_waits(node, life) {
                 Some(later) => self.at(later, Event::Stopping { node, life, command }),
                 None if self.daemon_is(node, life) => self.stop_now(node, *command),
@@ -634,6 +644,8 @@ impl World {
             Event::PowerOn { node } if !self.nodes[node].on && self.nodes[node].is_fed() => {
                 self.power_on(node);
             }
+            // Who turns it on sees that its outlets are off, and turns those on too.
+            Event::PowerOn { node } if self.healing && !self.nodes[node].on => self.restore(node),
             Event::PowerOn { .. } => {}
             Event::Agent { order, does } => self.agent_goes_on(order, does),
             Event::Restore { node } => self.restore(node),
