@@ -1,88 +1,133 @@
-//! Asks the members which cluster epoch they are in, before this node takes part and while it has no majority, and
-//! gives way or raises the alarm as [`stead_membership::epochs`] decides.
+//! Asks the members which cluster epoch they are in, before this node stands for any election, while it has no majority, and of
+//! who is silent while it leads; and gives way, lets go or raises the alarm as [`stead_membership::epochs`] decides.
+//!
+//! A store is opened *held*: it follows a leader and votes, and stands for no election until this has looked once. A node that is alive in
+//! another epoch is told to the grantor ([`Ops::elsewhere`]), which gives none of those up.
 
-use futures_util::StreamExt;
 use futures_util::future::join_all;
-use futures_util::stream::FuturesUnordered;
 use std::sync::Arc;
 use std::time::Duration;
-use stead_membership::epochs::{Said, Stand, stand};
+use stead_membership::epochs::{Own, Reply, Said, Stand, may_stand, stand};
 use stead_model::{NodeName, NodeRecord};
 use stead_ops::Ops;
 use stead_ops::epochs::{EPOCH_CALL, EpochAnswer};
-use stead_ops::peers::call;
+use stead_ops::peers::{PeerError, call};
+use tokio::time::Instant;
 
-/// How long the first look takes at most where nobody is of another epoch: the daemon's start waits for it.
-const FIRST: Duration = Duration::from_millis(500);
 /// How long a member may take to answer.
 const LIMIT: Duration = Duration::from_secs(2);
 /// How often it is looked again.
 const PERIOD: Duration = Duration::from_secs(1);
+/// The same while this node waits to stand for elections.
+const SOON: Duration = Duration::from_millis(200);
 /// How often an alarm is repeated in the log, in looks.
 const REPEAT: u32 = 60;
 
-/// Looks once before this node takes part in any election. True: it gives way, and is to start anew. As soon as a majority
-/// of the members is of this epoch nobody else is waited for; where one is of another epoch, all are waited for, since those
-/// of this one may have a majority.
-pub async fn before(ops: &Ops, members: &[NodeRecord]) -> bool {
-    let others: Vec<NodeRecord> = members.iter().filter(|n| n.name != ops.me.name).cloned().collect();
-    if others.is_empty() {
-        return false;
-    }
-    let own = ops.epoch_answer();
-    let mut asked: FuturesUnordered<_> = others.iter().map(|node| ask(ops, node, LIMIT)).collect();
-    let (mut said, mut same) = (vec![], 1);
-    let first = tokio::time::Instant::now() + FIRST;
-    loop {
-        let strange = said.iter().any(|s: &Said| s.era != own.era);
-        let answer = tokio::select! {
-            answer = asked.next() => answer,
-            () = tokio::time::sleep_until(first), if !strange => break,
-        };
-        match answer {
-            Some(Some(answer)) => {
-                same += usize::from(answer.era == own.era);
-                said.push(answer);
-            }
-            Some(None) => {}
-            None => break,
-        }
-        if same > members.len() / 2 {
-            break;
-        }
-    }
-    drop(asked);
-    act(ops, &said, false, &others).await
-}
-
 /// Runs for as long as the daemon does.
 pub async fn run(ops: Arc<Ops>) {
-    let (mut was_quorate, mut looks) = (false, 0_u32);
-    loop {
-        tokio::time::sleep(PERIOD).await;
-        if ops.conf.status().borrow().lost {
-            return come_back(&ops).await;
+    let began = Instant::now();
+    let mut look = Look { ops, was_quorate: false, waits: true };
+    for looks in 1_u32.. {
+        if look.ops.conf.status().borrow().lost {
+            return come_back(&look.ops).await;
         }
-        let quorate = ops.quorate();
-        was_quorate |= quorate;
-        if quorate && let Err(e) = ops.tell_aside().await {
-            tracing::warn!("what this node had alone could not be told yet: {e}");
-        }
-        // With a majority nobody needs to be asked but those who have come with another epoch.
-        let others: Vec<NodeRecord> = if quorate {
-            let strangers = ops.epochs.strangers();
-            ops.others().into_iter().filter(|n| strangers.contains_key(&n.name)).collect()
-        } else {
-            ops.others()
-        };
-        let asked = join_all(others.iter().map(|node| ask(&ops, node, LIMIT))).await;
-        let said: Vec<Said> = asked.into_iter().flatten().collect();
-        if act(&ops, &said, was_quorate, &others).await {
+        if look.again(began.elapsed()).await {
             return;
         }
-        looks = looks.wrapping_add(1);
-        if looks.is_multiple_of(REPEAT) && !ops.epochs.contested().is_empty() {
+        if looks.is_multiple_of(REPEAT) && look.ops.epochs.is_contested() {
+            look.ops.epoch_warnings().iter().for_each(|w| tracing::error!("{w}"));
+        }
+        tokio::time::sleep(if look.waits { SOON } else { PERIOD }).await;
+    }
+}
+
+struct Look {
+    ops: Arc<Ops>,
+    /// This daemon has been in contact with a majority.
+    was_quorate: bool,
+    /// It has not stood for elections yet.
+    waits: bool,
+}
+
+impl Look {
+    /// Whom to ask. With a majority nobody but those who came with another epoch and, where this node leads, those who are silent.
+    fn asked(&self) -> Vec<NodeRecord> {
+        let ops = &self.ops;
+        let mut others = ops.others();
+        let (quorate, leads) = {
+            let status = ops.conf.status();
+            let status = status.borrow();
+            (status.quorate, status.is_leader)
+        };
+        if quorate && !self.waits {
+            let elsewhere = ops.elsewhere();
+            others.retain(|n| elsewhere.contains(&n.name) || (leads && !ops.online(n)));
+        }
+        others
+    }
+
+    /// True: this node gives way, and starts anew.
+    async fn again(&mut self, since: Duration) -> bool {
+        let ops = self.ops.clone();
+        let asked = self.asked();
+        let replies = join_all(asked.iter().map(|node| ask(&ops, node))).await;
+        // As it is now: a majority may have come together while they were asked.
+        self.was_quorate |= ops.quorate();
+        if ops.quorate()
+            && let Err(e) = ops.tell_aside().await
+        {
+            tracing::warn!("what this node had alone could not be told yet: {e}");
+        }
+        let own = ops.epoch_answer();
+        let runs = !ops.guests.list().await.is_empty();
+        let own = Own { era: own.era, lineage: &own.lineage, was_quorate: self.was_quorate, runs };
+        let said: Vec<Said> = replies.iter().filter_map(said).collect();
+        let stand = stand(own, &said);
+        let outcasts =
+            replies.iter().filter_map(|r| if let Reply::Outcast(n) = r { Some(n.clone()) } else { None });
+        if ops.epochs.cast_out(outcasts.collect(), &asked) {
             ops.epoch_warnings().iter().for_each(|w| tracing::error!("{w}"));
+        }
+        if self.waits && stand == Stand::Stay && (ops.quorate() || may_stand(own.era, since, &replies)) {
+            self.waits = false;
+            ops.conf.hold(false);
+        }
+        self.act(stand, &said, &asked).await
+    }
+
+    async fn act(&self, stand: Stand, said: &[Said], asked: &[NodeRecord]) -> bool {
+        let ops = &self.ops;
+        match stand {
+            Stand::Stay => {
+                ops.epochs.contest(still_silent(ops, said));
+                false
+            }
+            Stand::Yield(to) => {
+                let Some(node) = asked.iter().find(|n| n.name == to) else { return false };
+                tracing::warn!(
+                    "node '{to}' is in a newer cluster epoch than this one, {}: this node goes over",
+                    ops.me.era
+                );
+                match ops.rejoin(node, false).await {
+                    Ok(()) => true,
+                    Err(e) => {
+                        tracing::warn!("this node has not gone over to the epoch of node '{to}' yet: {e}");
+                        false
+                    }
+                }
+            }
+            Stand::Contested { mut others, let_go } => {
+                others.extend(still_silent(ops, said));
+                let news = ops.epochs.contest(others);
+                if let_go && !ops.epochs.lets_go() {
+                    ops.epochs.let_go();
+                    ops.conf.hold(true);
+                }
+                if news {
+                    ops.epoch_warnings().iter().for_each(|w| tracing::error!("{w}"));
+                }
+                false
+            }
         }
     }
 }
@@ -103,52 +148,29 @@ async fn come_back(ops: &Ops) {
     }
 }
 
-async fn ask(ops: &Ops, node: &NodeRecord, limit: Duration) -> Option<Said> {
-    let answer: Result<EpochAnswer, _> = call(&*ops.peers, node, EPOCH_CALL, &(), limit).await;
+async fn ask(ops: &Ops, node: &NodeRecord) -> Reply {
+    let answer: Result<EpochAnswer, _> = call(&*ops.peers, node, EPOCH_CALL, &(), LIMIT).await;
     match answer {
-        Ok(a) => Some(Said { node: node.name.clone(), era: a.era, lineage: a.lineage, quorate: a.quorate }),
+        // One that has just gone over has nothing of its new epoch yet, and does not know where that comes from.
+        Ok(a) if a.lineage.era() != a.era => Reply::Silent,
+        Ok(a) => {
+            Reply::Said(Said { node: node.name.clone(), era: a.era, lineage: a.lineage, quorate: a.quorate })
+        }
+        Err(PeerError::Outcast { .. }) => Reply::Outcast(node.name.clone()),
         Err(e) => {
             tracing::debug!("node '{}' has not said its cluster epoch: {e}", node.name);
-            None
+            Reply::Silent
         }
     }
 }
 
-/// True: this node gives way, and starts anew.
-async fn act(ops: &Ops, said: &[Said], was_quorate: bool, asked: &[NodeRecord]) -> bool {
-    let own = ops.epoch_answer();
-    match stand((own.era, &own.lineage), was_quorate, said) {
-        Stand::Stay => {
-            ops.epochs.contest(still_silent(ops, said));
-            false
-        }
-        Stand::Yield(to) => {
-            let Some(node) = asked.iter().find(|n| n.name == to) else { return false };
-            tracing::warn!(
-                "node '{to}' is in a newer cluster epoch than this one, {}: this node goes over",
-                own.era
-            );
-            match ops.rejoin(node, false).await {
-                Ok(()) => true,
-                Err(e) => {
-                    tracing::warn!("node '{to}' has not let this node in again yet: {e}");
-                    false
-                }
-            }
-        }
-        Stand::Contested(others) => {
-            if ops.epochs.contest(others) {
-                ops.epoch_warnings().iter().for_each(|w| tracing::error!("{w}"));
-            }
-            false
-        }
-    }
+fn said(reply: &Reply) -> Option<Said> {
+    if let Reply::Said(said) = reply { Some(said.clone()) } else { None }
 }
 
 /// An epoch that was seen goes on although its nodes are silent now, until they have been heard in this one.
 fn still_silent(ops: &Ops, said: &[Said]) -> Vec<(NodeName, stead_model::Era)> {
     let mut contested = ops.epochs.contested();
     contested.retain(|(node, _)| said.iter().all(|s| s.node != *node));
-    contested.retain(|(node, _)| ops.epochs.strangers().contains_key(node));
     contested
 }

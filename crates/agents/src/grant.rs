@@ -144,6 +144,7 @@ impl Shell {
         }
         self.unusable = unusable;
         self.grantor.set_devices(devices);
+        self.grantor.set_elsewhere(self.ops.elsewhere());
     }
 
     fn take(&mut self, input: Input) -> Vec<GrantorCommand> {
@@ -191,6 +192,7 @@ impl Shell {
                 vec![]
             }
             Input::Settled(node, answer) => {
+                self.grantor.set_elsewhere(self.ops.elsewhere());
                 // The asker may have given up.
                 let _ = answer.send(self.grantor.settled(boottime(), &node));
                 vec![]

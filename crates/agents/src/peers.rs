@@ -29,6 +29,7 @@ impl Link {
 fn error(to: &NodeRecord, e: ClientError) -> PeerError {
     match e {
         ClientError::Refused(answer) => PeerError::Refused(answer.message()),
+        e if e.is_outcast() => PeerError::Outcast { node: to.name.clone() },
         e => PeerError::Unreachable { node: to.name.clone(), why: e.to_string() },
     }
 }

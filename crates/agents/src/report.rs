@@ -16,6 +16,8 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 const PERIOD: Duration = Duration::from_secs(2);
 /// How long one node may take to accept a report.
 const LIMIT: Duration = Duration::from_millis(1500);
+/// How long the leader may take: it answers when it has handed the report on, for which a silent node has all of [`LIMIT`].
+const LEADER_LIMIT: Duration = Duration::from_secs(2);
 /// How many finished tasks a report names.
 const TASKS: usize = 50;
 
@@ -52,6 +54,7 @@ pub async fn run(
         }
         seq += 1;
         let seen = storages.borrow().clone();
+        judge_clock(&ops);
         let report = collect(&ops, &mut host, seq, seen, &ha).await;
         ops.take_report(&report);
         let ops = ops.clone();
@@ -92,7 +95,8 @@ async fn collect(
         seq,
         started: ops.me.started,
         clock_ms: crate::clock::unix_ms(),
-        ahead_ms: None,
+        // As heard last. The leader, who has it from nobody, is named in warnings by this.
+        ahead_ms: Some(ops.status.ahead_ms()),
         lease: ops.lease.borrow().held,
         listens: ops.events.listens(std::time::Instant::now()),
         fingerprint: Some(ops.host.fingerprint()),
@@ -120,31 +124,39 @@ fn links(ops: &Ops) -> Vec<LinkReport> {
 /// To the leader, or on to everybody when this node leads.
 async fn deliver(ops: &Ops, report: NodeReport) {
     match leader(ops) {
-        Some(l) if l.name == ops.me.name => {
-            ops.status.is_ahead(0);
-            fan_out(ops, &report).await;
-        }
-        Some(l) => match call::<_, Option<i64>>(&*ops.peers, &l, "status", &report, LIMIT).await {
-            Ok(ahead) => clock(ops, &l, ahead.unwrap_or(0)),
+        Some(l) if l.name == ops.me.name => fan_out(ops, &report).await,
+        Some(l) => match call::<_, Option<i64>>(&*ops.peers, &l, "status", &report, LEADER_LIMIT).await {
+            Ok(ahead_ms) => take_clock(ops, ahead_ms),
             Err(e) => tracing::debug!("the status report was not taken: {e}"),
         },
         None => {}
     }
 }
 
-/// Takes what the leader says of this node's clock.
-fn clock(ops: &Ops, leader: &NodeRecord, ahead_ms: i64) {
-    if is_clock_wrong(ahead_ms) != is_clock_wrong(ops.status.ahead_ms()) {
-        match is_clock_wrong(ahead_ms) {
-            true => tracing::warn!(
-                "this node's clock is {} s ahead of that of '{}', which leads: set it right",
-                ahead_ms / 1000,
-                leader.name
-            ),
-            false => tracing::info!("this node's clock goes with that of '{}', which leads", leader.name),
-        }
+/// What this node can tell of its own clock: all, if it leads; and with no leader, what was heard last is no longer good.
+fn judge_clock(ops: &Ops) {
+    match leader(ops) {
+        Some(l) if l.name == ops.me.name => take_clock(ops, ops.status.own_ahead()),
+        Some(_) => {}
+        None => take_clock(ops, None),
     }
-    ops.status.is_ahead(ahead_ms);
+}
+
+/// Takes how far this node's clock is ahead of the cluster's. None: nobody can tell, and it goes by its own.
+fn take_clock(ops: &Ops, ahead_ms: Option<i64>) {
+    let before = is_clock_wrong(ops.status.ahead_ms());
+    match ahead_ms {
+        Some(ms) if is_clock_wrong(ms) && !before => tracing::warn!(
+            "this node's clock is {} s {} those of the cluster's nodes: set it right",
+            ms.unsigned_abs() / 1000,
+            if ms < 0 { "behind" } else { "ahead of" }
+        ),
+        Some(ms) if !is_clock_wrong(ms) && before => {
+            tracing::info!("this node's clock goes with those of the cluster's nodes");
+        }
+        _ => {}
+    }
+    ops.status.is_ahead(ahead_ms.unwrap_or(0));
 }
 
 /// Hands a report on to every node but its own and this one; ends when each has it or did not answer in time.

@@ -48,17 +48,15 @@ impl Rpc {
             EPOCH_CALL => give(call, &ops.epoch_answer()),
             REJOIN_CALL => give(call, &ops.let_in_again(from, &take(call, body)?).await?),
             "status" => {
-                let mut report: NodeReport = take(call, body)?;
+                let report: NodeReport = take(call, body)?;
                 same(from, &report.node)?;
-                report.ahead_ms = (report.clock_ms > 0).then(|| ahead(report.clock_ms, unix_ms()));
-                ops.take_report(&report);
-                fan_out(ops, &report).await;
-                give(call, &report.ahead_ms)
+                give(call, &hand_on(ops, report).await)
             }
             "status/merge" => {
                 let report: NodeReport = take(call, body)?;
                 crate::events::from_leader(ops, from)?;
                 others(&ops.me.name, &report.node)?;
+                hear_clock(ops, &report);
                 ops.take_report(&report);
                 Ok(Value::Null)
             }
@@ -108,6 +106,23 @@ impl Rpc {
             ))),
         }
     }
+}
+
+/// Takes a node's report and hands it on. How far its clock is ahead, which it learns by the answer.
+async fn hand_on(ops: &Ops, mut report: NodeReport) -> Option<i64> {
+    report.ahead_ms = hear_clock(ops, &report);
+    ops.take_report(&report);
+    fan_out(ops, &report).await;
+    report.ahead_ms
+}
+
+/// Notes the clock of a node that reports. How far it is ahead of the cluster's, milliseconds, if that can be told.
+fn hear_clock(ops: &Ops, report: &NodeReport) -> Option<i64> {
+    // A version that does not say.
+    if report.clock_ms == 0 {
+        return None;
+    }
+    ops.status.hear_clock(&report.node, ahead(report.clock_ms, unix_ms()))
 }
 
 /// How far a clock is ahead of another, in milliseconds.

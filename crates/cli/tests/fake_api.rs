@@ -706,15 +706,15 @@ async fn the_word_that_gives_up_a_majority_names_every_other_node() {
     }
     for words in [
         &["stead", "cluster", "expected", "1", "--off", "pve2", "--off", "pve3"][..],
-        &["stead", "cluster", "expected", "1", "--yes"],
-        &["stead", "cluster", "rejoin", "--yes"],
+        &["stead", "cluster", "expected", "1", "--yes", "--off", "pve2", "--off", "pve3"],
+        &["stead", "cluster", "rejoin", "--yes", "--node", "pve2"],
         &["stead", "cluster", "forget-aside", "pve2"],
     ] {
         let ended = fake.run(words).await;
         assert_eq!(ended.code, 0, "{words:?}: {ended:?}");
     }
     let said = "POST /cluster/config/expected votes=1&off=pve2&off=pve3";
-    let rest = ["POST /cluster/config/rejoin", "DELETE /cluster/config/aside/pve2"];
+    let rest = ["POST /cluster/config/rejoin node=pve2", "DELETE /cluster/config/aside/pve2"];
     assert_eq!(fake.changes(), [[said, said], rest].concat());
 }
 

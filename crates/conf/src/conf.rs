@@ -32,6 +32,8 @@ pub struct Options {
     pub tick: Duration,
     /// It is to lead only if no other node can, false by default: for a witness.
     pub patient: bool,
+    /// It stands for no election until [`Conf::hold`] says so, false by default.
+    pub held: bool,
     /// The cluster epoch: frames of any other are dropped. The first by default.
     pub era: Era,
     /// How long a transaction, barrier or change of members may take before it is given up, 5 s by default.
@@ -42,7 +44,7 @@ impl Options {
     /// With the defaults.
     pub fn new(dir: impl Into<PathBuf>, key: ClusterKey, id: RaftId) -> Self {
         let (tick, timeout) = (Duration::from_millis(50), Duration::from_secs(5));
-        Self { dir: dir.into(), key, id, tick, patient: false, era: Era::FIRST, timeout }
+        Self { dir: dir.into(), key, id, tick, patient: false, held: false, era: Era::FIRST, timeout }
     }
 }
 
@@ -197,6 +199,11 @@ impl Conf {
     #[expect(clippy::unused_async, reason = "the handle's other requests are awaited too")]
     pub async fn transfer_leader(&self, to: RaftId) {
         self.shared.call(Call::Transfer { to });
+    }
+
+    /// Whether this node stands for no election from now on, and leads no more: it still follows others and votes for them.
+    pub fn hold(&self, hold: bool) {
+        self.shared.call(Call::Hold(hold));
     }
 
     /// Seals a value, to be put at `path` (below `priv/`) within a larger transaction.

@@ -126,6 +126,8 @@ pub(crate) trait Engine {
     fn transfer(&mut self, to: u64);
     /// Starts an election at once.
     fn campaign(&mut self) -> Result<(), EngineFault>;
+    /// Whether this node is to stand for no election, and to lay its office down if it leads. It votes and follows all the same.
+    fn hold(&mut self, hold: bool);
     fn ready(&mut self) -> Result<Option<Ready>, EngineFault>;
     /// All up to this number is on disk.
     fn persisted(&mut self, number: u64);
@@ -263,6 +265,9 @@ pub(crate) struct RaftEngine {
     /// Readies given out that are not on disk.
     unsaved: u64,
     saved: u64,
+    held: bool,
+    /// Ticks since the leader was heard, while this node is held.
+    quiet: u32,
 }
 
 impl RaftEngine {
@@ -295,7 +300,7 @@ impl RaftEngine {
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let node = RawNode::new(&config, log, &logger).map_err(internal)?;
-        let mut engine = Self { node, timing, unsaved: 0, saved: 0 };
+        let mut engine = Self { node, timing, unsaved: 0, saved: 0, held: false, quiet: 0 };
         engine.settle_timeout();
         Ok(engine)
     }
@@ -317,9 +322,21 @@ impl RaftEngine {
         members.voters == [raft.id] && members.voters_outgoing.is_empty()
     }
 
-    /// See the module's header: a sole voter may elect itself only when all is on disk.
+    /// See the module's header: a sole voter may elect itself only when all is on disk; and who is held not at all.
     fn must_wait(&self) -> bool {
-        self.unsaved != self.saved && !self.leads() && self.sole_voter()
+        let unsaved = self.unsaved != self.saved && self.sole_voter();
+        !self.leads() && (self.held || unsaved)
+    }
+
+    /// Who is held does not stand for election, but must notice as others do that its leader is silent: until then it votes for
+    /// nobody else.
+    fn tick_held(&mut self) {
+        self.quiet += 1;
+        let raft = &mut self.node.raft;
+        if self.quiet > self.timing.election && raft.leader_id != raft::INVALID_ID {
+            raft.become_follower(raft.term, raft::INVALID_ID);
+            self.settle_timeout();
+        }
     }
 
     fn check(&self, message: &Message) -> Result<bool, EngineFault> {
@@ -355,6 +372,9 @@ impl RaftEngine {
 
 impl Engine for RaftEngine {
     fn tick(&mut self) {
+        if self.held && !self.leads() {
+            return self.tick_held();
+        }
         if !self.must_wait() {
             self.node.tick();
             self.settle_timeout();
@@ -363,6 +383,9 @@ impl Engine for RaftEngine {
 
     fn step(&mut self, message: Message) -> Result<(), EngineFault> {
         if self.check(&message)? {
+            if message.from == self.leader() {
+                self.quiet = 0;
+            }
             let message = to_message(message)?;
             // Refused: it came from a node that is no member any more, or asks what cannot be done now.
             let _refused = self.node.step(message);
@@ -395,6 +418,15 @@ impl Engine for RaftEngine {
             self.settle_timeout();
         }
         Ok(())
+    }
+
+    fn hold(&mut self, hold: bool) {
+        self.held = hold;
+        let raft = &mut self.node.raft;
+        if hold && raft.state != StateRole::Follower {
+            raft.become_follower(raft.term, raft::INVALID_ID);
+            self.settle_timeout();
+        }
     }
 
     fn ready(&mut self) -> Result<Option<Ready>, EngineFault> {

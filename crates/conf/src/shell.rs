@@ -46,6 +46,7 @@ pub(crate) enum Call {
     Confirm { reply: oneshot::Sender<Result<LeadershipTerm, NotLeader>> },
     Member { change: MemberChange, reply: oneshot::Sender<Result<(), MemberError>> },
     Transfer { to: RaftId },
+    Hold(bool),
     Frame(Bytes),
     Shutdown { reply: oneshot::Sender<()> },
 }
@@ -102,7 +103,8 @@ fn start(options: Options, opened: (Store, Recovered, u64)) -> Result<Arc<Shared
     let settings = if options.patient { settings.patient() } else { settings };
     let damaged =
         |reason: HaltReason| StoreError::Damaged { dir: options.dir.clone(), what: reason.to_string() };
-    let (driver, machine) = Driver::new(settings, recovered, Duration::ZERO).map_err(damaged)?;
+    let (mut driver, machine) = Driver::new(settings, recovered, Duration::ZERO).map_err(damaged)?;
+    driver.handle(Duration::ZERO, Input::Hold(options.held));
     let core = Arc::new(Core {
         machine: RwLock::new(machine),
         feed: broadcast::channel(WATCH_BACKLOG).0,
@@ -245,6 +247,7 @@ impl Host {
             Event::Call(Call::Shutdown { reply }) => return Some(reply),
             Event::Call(Call::Frame(frame)) => Input::Frame(frame),
             Event::Call(Call::Transfer { to }) => Input::Transfer { to: to.0 },
+            Event::Call(Call::Hold(hold)) => Input::Hold(hold),
             Event::Call(Call::Transact { txn, at_ms, reply }) => {
                 Input::Transact { request: self.await_reply(Reply::Txn(reply)), txn, at_ms }
             }

@@ -19,13 +19,18 @@ use crate::tree::Tree;
 use crate::txn::{Revision, Txn};
 use crate::wire::{LogBody, LogChange};
 use std::path::Path;
-use stead_model::RaftId;
+use stead_model::{Era, RaftId};
 
 /// So many revisions are left out between two epochs: more than the old one will ever have, should it go on elsewhere. Numbers that
 /// are drawn from revisions, as the epochs of ownerships are, then mean the same nowhere.
 pub const LEAP: u64 = 1 << 32;
 
-/// Makes the store of a new epoch at `to` (folder, this node's new number) of the one at `from`, which nobody may have
+/// How many revisions an epoch leaves out: two survivors of one cluster hardly draw the same numbers.
+pub fn leap(era: Era) -> u64 {
+    LEAP * (1 + era.mark() % (1 << 16))
+}
+
+/// Makes the store of the new epoch `era` at `to` (folder, this node's new number) of the one at `from`, which nobody may have
 /// open. `build` is given the tree, after the leap, and the last revision that was known to be committed, and says what is to be
 /// changed. What is at `to` already was left by an earlier try and is removed.
 ///
@@ -34,6 +39,7 @@ pub const LEAP: u64 = 1 << 32;
 pub fn succeed<E: std::fmt::Display>(
     from: (&Path, RaftId),
     to: (&Path, RaftId),
+    era: Era,
     at_ms: u64,
     build: impl FnOnce(&Tree, Revision) -> Result<Vec<Txn>, E>,
 ) -> Result<(), StoreError> {
@@ -41,7 +47,7 @@ pub fn succeed<E: std::fmt::Display>(
     let (store, recovered, _) = Store::open(from.0, from.1.0)?;
     drop(store);
     let (mut machine, base) = replay(recovered).map_err(|e| failed(e.to_string()))?;
-    machine.leap(LEAP);
+    machine.leap(leap(era));
     let txns = build(machine.tree(), base).map_err(|e| failed(e.to_string()))?;
     machine.succeed(to.1.0, &txns, at_ms).map_err(|e| failed(e.to_string()))?;
     match std::fs::remove_dir_all(to.0) {
@@ -173,7 +179,7 @@ mod tests {
             assert_eq!((tree.revision(), base), (Revision(3 + LEAP), Revision(2)));
             Ok::<_, String>(vec![Txn::new("root@pam").put("c", "3")])
         };
-        succeed((&from, RaftId(1)), (&to, RaftId(1001)), 9, build).unwrap();
+        succeed((&from, RaftId(1)), (&to, RaftId(1001)), Era::FIRST, 9, build).unwrap();
         let (_store, recovered, boot) = Store::open(&to, 1001).unwrap();
         let machine = recovered.machine;
         assert_eq!((machine.members().all(), boot), ([1001].into(), 2));
@@ -198,10 +204,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("old"), dir.path().join("new"));
         old(&from);
-        let refused = succeed((&from, RaftId(1)), (&to, RaftId(9)), 9, |_, _| Err("no"));
+        let refused = succeed((&from, RaftId(1)), (&to, RaftId(9)), Era::FIRST, 9, |_, _| Err("no"));
         assert!(matches!(refused, Err(StoreError::Succession { .. })), "{refused:?}");
         let wrong = |_: &Tree, _| Ok::<_, String>(vec![Txn::new("x").put("a/b", "a folder and a file")]);
-        assert!(succeed((&from, RaftId(1)), (&to, RaftId(9)), 9, wrong).is_err());
+        assert!(succeed((&from, RaftId(1)), (&to, RaftId(9)), Era::FIRST, 9, wrong).is_err());
         assert!(!crate::store::exists(&to));
     }
 

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Cluster, grow, id, until};
+use common::{Cluster, WAIT, grow, id, until};
 use stead_conf::succession::{LEAP, ahead, succeed};
 use stead_conf::{Conf, Options, Revision, Txn};
 use stead_model::Era;
@@ -31,7 +31,7 @@ async fn two_epochs_with_the_same_numbers_have_nothing_to_do_with_each_other() {
         assert!(base <= fork, "{base:?}");
         Ok::<_, String>(vec![Txn::new("root@pam").put("epoch", "2")])
     };
-    succeed((&old, id(1)), (&options.dir, id(1)), 9, build).unwrap();
+    succeed((&old, id(1)), (&options.dir, id(1)), era, 9, build).unwrap();
     let alone = cluster.connect(id(1), Conf::open(options).unwrap());
     cluster.heal();
     until(&alone, |status| status.is_leader && status.voters == [id(1)]).await;
@@ -59,4 +59,41 @@ async fn two_epochs_with_the_same_numbers_have_nothing_to_do_with_each_other() {
     until(&back, |status| status.voters == [id(1), id(4)]).await;
     back.barrier().await.unwrap();
     assert_eq!((text(&back, "b").as_deref(), text(&back, "c")), (Some("19"), None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_held_leads_nothing_and_votes_all_the_same() {
+    let mut cluster = Cluster::new();
+    cluster.timeout = WAIT;
+    let [first, second, third] = cluster.three().await;
+    for (held, other) in [(&first, &second), (&second, &third)] {
+        held.hold(true);
+        until(held, |status| !status.is_leader).await;
+        other.transact(Txn::new("root@pam").put("a", "by another")).await.unwrap();
+        until(held, |status| status.leader.is_some() && !status.is_leader).await;
+    }
+    // The third needs a vote of those.
+    cluster.stop(id(1)).await;
+    third.transact(Txn::new("root@pam").put("b", "by two")).await.unwrap();
+    until(&third, |status| status.is_leader).await;
+    cluster.stop(id(3)).await;
+    until(&second, |status| !status.quorate).await;
+    let third = cluster.open(id(3));
+    third.transact(Txn::new("root@pam").put("c", "by two again")).await.unwrap();
+    assert!(!second.status().borrow().is_leader);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sole_voter_that_is_opened_held_leads_when_it_is_let() {
+    let mut cluster = Cluster::new();
+    drop(cluster.create(id(1), &Txn::new("root@pam").put("a", "1")));
+    cluster.stop(id(1)).await;
+    let soon = std::time::Duration::from_millis(400);
+    let options = Options { held: true, timeout: soon, ..cluster.options(id(1)) };
+    let conf = cluster.connect(id(1), Conf::open(options).unwrap());
+    conf.transact(Txn::new("root@pam").put("b", "2")).await.unwrap_err();
+    assert!(!conf.status().borrow().quorate);
+    conf.hold(false);
+    until(&conf, |status| status.is_leader).await;
+    conf.transact(Txn::new("root@pam").put("b", "2")).await.unwrap();
 }

@@ -1,18 +1,24 @@
 //! Nodes of different cluster epochs meet: who gives way.
 //!
 //! An operator's word on a survivor begins a new epoch of the cluster ([`stead_model::era`]). The others come back with the old
-//! one. Each node asks the members which epoch they are in, before it takes part, and decides by itself:
+//! one. Each node asks the members which epoch they are in, before it stands for any election, and decides by itself:
 //!
 //! ```text
-//!              nobody is in a newer one ──▶ stays
+//!              nobody is in another one ──▶ stays
 //!  starts ──┤
-//!              somebody is ──┬─ this node has had no majority, and knows of none ──▶ yields: takes the newer epoch's state
-//!                            └─ a majority of its own epoch is there ──▶ contested: both go on, and an operator decides
+//!              a newer one ──┬─ this node knows of no majority of its own, and no guest runs here ──▶ yields: takes its state
+//!                            └─ otherwise ──▶ contested: an operator decides
+//!              an older one, or a rival, with a majority ──▶ contested, and this node leads nothing: the word was wrong
 //! ```
 //!
 //! An old epoch with a majority was not off, whatever the operator has said: what it has committed since counts, its guests
-//! run, and it must not vanish by itself because a node restarts.
+//! run, and it must not vanish by itself because a node restarts. The survivor's own guests may have been recovered there: so
+//! it is the survivor that lets go.
+//!
+//! How a start waits ([`may_stand`]): two nodes of the old epoch are a majority of it, and would recover the survivor's guests.
+//! They must not elect one of them before the survivor has been heard, whose machine or network may be slower than theirs.
 
+use std::time::Duration;
 use stead_model::{Era, Lineage, NodeName};
 
 /// What another member says of its epoch.
@@ -61,32 +67,74 @@ pub enum Stand {
     Stay,
     /// It gives up its own, and takes the state of this node's.
     Yield(NodeName),
-    /// It goes on in its own, as do these in theirs: an operator must say which of them ends.
-    Contested(Vec<(NodeName, Era)>),
+    /// These go on in theirs: an operator must say which of them ends.
+    Contested {
+        /// Who, and where.
+        others: Vec<(NodeName, Era)>,
+        /// This node's own epoch was begun by a word that was wrong, or another one beside it was: it leads nothing until an
+        /// operator has decided.
+        let_go: bool,
+    },
 }
 
-/// Decides for a node in epoch `own`. `was_quorate`: this daemon has been in contact with a majority of it.
-pub fn stand(own: (Era, &Lineage), was_quorate: bool, said: &[Said]) -> Stand {
-    let related = |s: &Said| relation(own, (s.era, &s.lineage));
-    let lives = was_quorate || said.iter().any(|s| related(s) == Relation::Same && s.quorate);
+/// What this node knows of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Own<'a> {
+    /// Its epoch.
+    pub era: Era,
+    /// How that came about.
+    pub lineage: &'a Lineage,
+    /// This daemon has been in contact with a majority of it.
+    pub was_quorate: bool,
+    /// A guest's process is here.
+    pub runs: bool,
+}
+
+/// Decides for a node by what it knows, and what others say.
+pub fn stand(own: Own<'_>, said: &[Said]) -> Stand {
+    let related = |s: &Said| relation((own.era, own.lineage), (s.era, &s.lineage));
+    let lives = own.was_quorate || said.iter().any(|s| related(s) == Relation::Same && s.quorate);
     let newer = said.iter().filter(|s| related(s) == Relation::Newer);
     // One that can let this node in at once, and of several epochs in a row the last.
     let best = newer.max_by_key(|s| (s.era.number(), s.quorate));
-    match best {
-        Some(best) if !lives => Stand::Yield(best.node.clone()),
-        _ => {
-            let goes_on = |s: &&Said| match related(s) {
-                Relation::Newer | Relation::Rival => true,
-                // Without a majority it gives way by itself.
-                Relation::Older => s.quorate,
-                Relation::Same => false,
-            };
-            let others = said.iter().filter(goes_on);
-            let others: Vec<_> = others.map(|s| (s.node.clone(), s.era)).collect();
-            if others.is_empty() { Stand::Stay } else { Stand::Contested(others) }
-        }
+    if let Some(best) = best.filter(|_| !lives && !own.runs) {
+        return Stand::Yield(best.node.clone());
     }
+    let goes_on = |s: &&Said| match related(s) {
+        Relation::Newer | Relation::Rival => true,
+        // Without a majority it gives way by itself.
+        Relation::Older => s.quorate,
+        Relation::Same => false,
+    };
+    let others: Vec<_> = said.iter().filter(goes_on).collect();
+    let let_go = others.iter().any(|s| s.quorate && matches!(related(s), Relation::Older | Relation::Rival));
+    let others: Vec<_> = others.into_iter().map(|s| (s.node.clone(), s.era)).collect();
+    if others.is_empty() { Stand::Stay } else { Stand::Contested { others, let_go } }
 }
+
+/// What has come of asking a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// It has answered.
+    Said(Said),
+    /// It says that this node is no member any more.
+    Outcast(NodeName),
+    /// Nothing was heard of it.
+    Silent,
+}
+
+/// Whether a node that has just started may stand for elections, when this came of asking all other members `since` the
+/// start, and nobody is of another epoch: a majority of its own is there, or nobody is missing, or it has waited long enough.
+pub fn may_stand(own: Era, since: Duration, replies: &[Reply]) -> bool {
+    let of = |what: fn(&Said) -> bool| {
+        replies.iter().filter(|r| matches!(r, Reply::Said(s) if s.era == own && what(s))).count()
+    };
+    let outcast = replies.iter().any(|r| matches!(r, Reply::Outcast(_)));
+    of(|s| s.quorate) > 0 || (!outcast && (of(|_| true) == replies.len() || since >= WAIT))
+}
+
+/// How long a start waits for members that are silent: longer than daemons that are switched on together are apart.
+pub const WAIT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
@@ -114,40 +162,79 @@ mod tests {
         Lineage::default()
     }
 
+    fn own(era: Era, lineage: &Lineage, was_quorate: bool) -> Own<'_> {
+        Own { era, lineage, was_quorate, runs: false }
+    }
+
+    fn contested(node: &str, era: Era, let_go: bool) -> Stand {
+        Stand::Contested { others: vec![(node.parse().unwrap(), era)], let_go }
+    }
+
     #[test]
     fn who_comes_back_without_a_majority_yields() {
-        let (own, second) = (first(), Era::FIRST.next(5));
+        let (line, second) = (first(), Era::FIRST.next(5));
+        let me = own(Era::FIRST, &line, false);
         let newer = said("n1", &[second], true);
         let old = said("n3", &[], false);
         let yields = Stand::Yield("n1".parse().unwrap());
-        assert_eq!(stand((Era::FIRST, &own), false, &[newer.clone(), old.clone()]), yields);
-        assert_eq!(stand((Era::FIRST, &own), false, &[old]), Stand::Stay);
+        assert_eq!(stand(me, &[newer.clone(), old.clone()]), yields);
+        assert_eq!(stand(me, &[old]), Stand::Stay);
+        // It was not off: what runs here is not ended by itself.
+        assert_eq!(
+            stand(Own { runs: true, ..me }, std::slice::from_ref(&newer)),
+            contested("n1", second, false)
+        );
         // Over two epochs at once, to the later one.
         let third = said("n2", &[second, second.next(6)], false);
-        assert_eq!(stand((Era::FIRST, &own), false, &[newer, third]), Stand::Yield("n2".parse().unwrap()),);
+        assert_eq!(stand(me, &[newer, third]), Stand::Yield("n2".parse().unwrap()));
     }
 
     #[test]
     fn a_majority_of_the_old_epoch_never_yields_by_itself() {
-        let (own, second) = (first(), Era::FIRST.next(5));
+        let (line, second) = (first(), Era::FIRST.next(5));
         let newer = said("n1", &[second], true);
-        let contested = Stand::Contested(vec![("n1".parse().unwrap(), second)]);
-        assert_eq!(stand((Era::FIRST, &own), true, &[newer.clone()]), contested);
+        let goes_on = contested("n1", second, false);
+        assert_eq!(stand(own(Era::FIRST, &line, true), std::slice::from_ref(&newer)), goes_on);
         // This node has only just started, but the majority is there.
         let old = said("n3", &[], true);
-        assert_eq!(stand((Era::FIRST, &own), false, &[newer, old]), contested);
+        assert_eq!(stand(own(Era::FIRST, &line, false), &[newer, old]), goes_on);
     }
 
     #[test]
-    fn a_survivor_stays_and_two_survivors_contest() {
+    fn a_survivor_stays_and_lets_go_where_the_word_was_wrong() {
         let (second, rival) = (Era::FIRST.next(5), Era::FIRST.next(6));
-        let own = line(&[second]);
-        assert_eq!(stand((second, &own), true, &[said("n2", &[], false)]), Stand::Stay, "older ones come");
-        // The others were on.
-        let contested = Stand::Contested(vec![("n2".parse().unwrap(), Era::FIRST)]);
-        assert_eq!(stand((second, &own), false, &[said("n2", &[], true)]), contested);
-        let other = said("n2", &[rival], true);
-        let contested = Stand::Contested(vec![("n2".parse().unwrap(), rival)]);
-        assert_eq!(stand((second, &own), false, &[other]), contested);
+        let line = line(&[second]);
+        assert_eq!(
+            stand(own(second, &line, true), &[said("n2", &[], false)]),
+            Stand::Stay,
+            "older ones come"
+        );
+        for was_quorate in [false, true] {
+            let me = own(second, &line, was_quorate);
+            // The others were on.
+            assert_eq!(stand(me, &[said("n2", &[], true)]), contested("n2", Era::FIRST, true));
+            // Two survivors.
+            assert_eq!(stand(me, &[said("n2", &[rival], true)]), contested("n2", rival, true));
+            assert_eq!(stand(me, &[said("n2", &[rival], false)]), contested("n2", rival, false));
+        }
+    }
+
+    #[test]
+    fn who_starts_waits_for_whoever_is_missing_unless_a_majority_is_there() {
+        let (short, long) = (Duration::from_millis(10), WAIT);
+        let said = |quorate| Reply::Said(said("n2", &[], quorate));
+        let outcast = Reply::Outcast("n3".parse().unwrap());
+        for (replies, at_once, later) in [
+            (vec![said(false), said(false)], true, true),
+            (vec![said(true), Reply::Silent], true, true),
+            (vec![said(false), Reply::Silent], false, true),
+            (vec![Reply::Silent, Reply::Silent], false, true),
+            (vec![said(false), outcast.clone()], false, false),
+            (vec![said(true), outcast], true, true),
+            (vec![], true, true),
+        ] {
+            assert_eq!(may_stand(Era::FIRST, short, &replies), at_once, "{replies:?}");
+            assert_eq!(may_stand(Era::FIRST, long, &replies), later, "{replies:?}");
+        }
     }
 }

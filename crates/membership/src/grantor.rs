@@ -172,6 +172,8 @@ pub struct Grantor {
     pending: BTreeMap<NodeName, (Heartbeat, Moment)>,
     /// Who has fence devices, and how long they wait.
     devices: BTreeMap<NodeName, Option<Duration>>,
+    /// Who is known to be alive in another cluster epoch.
+    elsewhere: BTreeSet<NodeName>,
     /// Who is to be powered off once the next round has confirmed that this node leads.
     suspects: BTreeSet<NodeName>,
     /// Commands for the next step.
@@ -191,6 +193,7 @@ impl Grantor {
             round: None,
             pending: BTreeMap::new(),
             devices: BTreeMap::new(),
+            elsewhere: BTreeSet::new(),
             suspects: BTreeSet::new(),
             due: Vec::new(),
         }
@@ -251,6 +254,12 @@ impl Grantor {
                 }
             }
         }
+    }
+
+    /// Which nodes are alive in another cluster epoch, and may run their guests there without any lease of this one: none of them
+    /// is given up, powered off, or settled, for as long as that stands.
+    pub fn set_elsewhere(&mut self, elsewhere: BTreeSet<NodeName>) {
+        self.elsewhere = elsewhere;
     }
 
     /// The profile as committed now, and the one before it until that is settled.
@@ -347,7 +356,7 @@ impl Grantor {
         for (node, track) in &mut self.tracks {
             let Some(member) = self.members.get(node) else { continue };
             let off = track.order.is_unsaid(&member.state, member.off.as_ref());
-            let over = now > track.safe_at() && !member.state.is_lost();
+            let over = now > track.safe_at() && !member.state.is_lost() && !self.elsewhere.contains(node);
             if (over || off) && track.declaring != Some(Declaring::Asked) {
                 track.declaring = Some(Declaring::Asked);
                 let (boot, silent) = (member.state.boot().clone(), now.saturating_sub(track.heard));
@@ -372,7 +381,8 @@ impl Grantor {
             if off || done {
                 Some(Moment::ZERO)
             } else {
-                Some(t.safe_at()).filter(|_| !member.state.is_lost())
+                let given_up = !member.state.is_lost() && !self.elsewhere.contains(node);
+                Some(t.safe_at()).filter(|_| given_up)
             }
         };
         let lost = self.tracks.iter().filter_map(declares_at);
@@ -383,10 +393,14 @@ impl Grantor {
     }
 
     /// Whether nothing that `node` had can still run: its loss is committed, and either the boot that was lost is committed to be
-    /// off, or the fence time has passed since the last lease that any leader can have granted it. A recovery needs this.
+    /// off, or the fence time has passed since the last lease that any leader can have granted it; and it is not alive in another
+    /// cluster epoch. A recovery needs this.
     pub fn settled(&self, now: Moment, node: &NodeName) -> bool {
         let Some(member) = self.members.get(node).filter(|m| m.state.is_lost()) else { return false };
         let off = member.off.as_ref() == Some(member.state.boot());
+        if self.elsewhere.contains(node) {
+            return false;
+        }
         self.tracks.get(node).is_some_and(|t| off || now > t.safe_at())
     }
 

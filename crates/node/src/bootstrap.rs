@@ -66,6 +66,8 @@ pub fn start(home: &Home, args: &Args) -> Result<Started> {
     let mut options = Options::new(home.at("conf"), cluster_key(&keys.cluster_key)?, identity.raft_id);
     options.patient = args.witness;
     options.era = identity.era;
+    // The agent for epochs lets it go when it has looked around.
+    options.held = true;
     let conf = if Conf::exists(&home.at("conf")) { Conf::open(options) } else { Conf::join(options) };
     let conf = conf.context("the configuration can't be opened")?;
     Ok(Started { identity, keys, boot, conf })

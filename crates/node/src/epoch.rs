@@ -12,18 +12,25 @@
 //!
 //! That the old store has its new place says that the new one is whole; before, the old epoch goes on if the new
 //! store can't be made.
+//!
+//! A new epoch begins at once or not at all: the word was about how things were when it was given. After another boot, or a minute, the
+//! others may be on and have recovered what ran here; then what was begun is undone, which nobody has seen yet.
 
 use crate::identity::{Home, Identity};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::time::Duration;
+use stead_agents::clock::boottime;
 use stead_conf::{Revision, succession};
-use stead_model::Era;
+use stead_model::{BootId, Era};
 use stead_ops::epochs::{Aside, EpochPlan, RejoinAnswer};
 
 const PLAN: &str = "epoch.json";
 const REJOIN: &str = "rejoin.json";
 const ASIDE: &str = "aside.json";
+/// So long after the word the new epoch may begin: the daemon ends and starts within it.
+const GOOD_FOR: Duration = Duration::from_secs(60);
 
 /// `epoch.json`.
 #[derive(Clone, Serialize, Deserialize)]
@@ -32,6 +39,10 @@ struct PendingEpoch {
     of: Identity,
     /// Where the old configuration is kept.
     aside: String,
+    /// In which boot the word was given.
+    boot: BootId,
+    /// When, by the clock that starts with the machine: milliseconds.
+    at_boottime_ms: u64,
     plan: EpochPlan,
 }
 
@@ -53,10 +64,15 @@ fn place(home: &Home, era: Era) -> String {
     std::iter::once(first.clone()).chain(more).find(|name| !home.at(name).exists()).unwrap_or(first)
 }
 
-/// Keeps that a new epoch is to begin.
+/// Keeps that a new epoch is to begin. On an error nothing is left that would let it begin.
 pub fn keep_plan(home: &Home, of: &Identity, plan: &EpochPlan) -> Result<()> {
-    let aside = place(home, of.era);
-    home.write_json(PLAN, &PendingEpoch { of: of.clone(), aside, plan: plan.clone() })
+    let (aside, boot) = (place(home, of.era), home.boot()?);
+    let at_boottime_ms = u64::try_from(boottime().as_millis())?;
+    let pending = PendingEpoch { of: of.clone(), aside, boot, at_boottime_ms, plan: plan.clone() };
+    home.write_json(PLAN, &pending).or_else(|e| {
+        home.forget(PLAN).context("and what was written of it can't be removed")?;
+        Err(e)
+    })
 }
 
 /// Keeps that this node goes over to another epoch.
@@ -65,16 +81,24 @@ pub fn keep_rejoin(home: &Home, of: &Identity, answer: &RejoinAnswer) -> Result<
     home.write_json(REJOIN, &PendingRejoin { of: of.clone(), aside, at_ms, answer: answer.clone() })
 }
 
-/// Begins a new epoch, if that was agreed.
+/// Begins a new epoch, if that was agreed just now.
 pub fn carry_out_plan(home: &Home) -> Result<()> {
-    let Some(PendingEpoch { of, aside, plan }) = home.read_json::<PendingEpoch>(PLAN)? else { return Ok(()) };
+    let Some(pending) = home.read_json::<PendingEpoch>(PLAN)? else { return Ok(()) };
+    let age = boottime().saturating_sub(Duration::from_millis(pending.at_boottime_ms));
+    if pending.boot != home.boot()? || age > GOOD_FOR {
+        return undo(home, &pending);
+    }
+    let PendingEpoch { of, aside, plan, .. } = pending;
     let new = Identity { raft_id: plan.raft_id, era: plan.era, ..of.clone() };
     let (conf, next, aside) = (home.at("conf"), home.at("conf.next"), home.at(&aside));
     if !aside.exists() {
-        let made =
-            succession::succeed((&conf, of.raft_id), (&next, new.raft_id), plan.at_ms, |tree, base| {
-                stead_ops::epochs::succession(tree, base, &plan)
-            });
+        let made = succession::succeed(
+            (&conf, of.raft_id),
+            (&next, new.raft_id),
+            plan.era,
+            plan.at_ms,
+            |tree, base| stead_ops::epochs::succession(tree, base, &plan),
+        );
         if let Err(e) = made {
             tracing::error!("cluster epoch {} does not begin, epoch {} goes on: {e}", plan.era, of.era);
             return home.forget(PLAN);
@@ -95,13 +119,36 @@ pub fn carry_out_plan(home: &Home) -> Result<()> {
     home.forget(PLAN)
 }
 
+/// Leaves the old epoch as it was. Of the new one nothing was ever opened: that comes after its plan is gone.
+fn undo(home: &Home, pending: &PendingEpoch) -> Result<()> {
+    let (conf, aside) = (home.at("conf"), home.at(&pending.aside));
+    remove(&home.at("conf.next"))?;
+    if aside.exists() {
+        remove(&conf)?;
+        rename(&aside, &conf)?;
+    }
+    home.save_identity(&pending.of)?;
+    tracing::error!(
+        "cluster epoch {} does not begin: the word for it was given before this machine started, or more than {} s ago, and the \
+         others may be on by now. Epoch {} goes on; say 'stead cluster expected 1' again if all others are off",
+        pending.plan.era,
+        GOOD_FOR.as_secs(),
+        pending.of.era
+    );
+    home.forget(PLAN)
+}
+
 /// Goes over to another epoch, if that was agreed.
 pub fn carry_out_rejoin(home: &Home) -> Result<()> {
     let Some(pending) = home.read_json::<PendingRejoin>(REJOIN)? else { return Ok(()) };
     let PendingRejoin { of, answer, .. } = &pending;
     let (conf, aside) = (home.at("conf"), home.at(&pending.aside));
     if !aside.exists() {
-        home.write_json(ASIDE, &had_alone(home, &pending))?;
+        let mut untold = asides(home)?;
+        let had = had_alone(home, &pending);
+        untold.retain(|a| a.place != had.place);
+        untold.push(had);
+        home.write_json(ASIDE, &untold)?;
         rename(&conf, &aside)?;
     }
     std::fs::create_dir_all(&conf).context("can't make the folder of the configuration")?;
@@ -135,8 +182,8 @@ fn had_alone(home: &Home, pending: &PendingRejoin) -> Aside {
 }
 
 /// What this node had alone, until it is told.
-pub fn aside(home: &Home) -> Result<Option<Aside>> {
-    home.read_json(ASIDE)
+pub fn asides(home: &Home) -> Result<Vec<Aside>> {
+    Ok(home.read_json(ASIDE)?.unwrap_or_default())
 }
 
 /// It is told.
@@ -147,6 +194,16 @@ pub fn told_aside(home: &Home) -> Result<()> {
 /// Both are in the folder itself, and what is written there next makes it durable.
 fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).with_context(|| format!("can't move {} to {}", from.display(), to.display()))
+}
+
+/// Removes a store that nobody has used.
+fn remove(store: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(store) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("can't remove {}", store.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Removes the empty folder that every start makes; a store would be an error.
@@ -270,6 +327,49 @@ mod tests {
         }
     }
 
+    /// As it would be read after a boot, or long after.
+    fn grown_old(home: &Home, how: usize) {
+        let mut pending: PendingEpoch = home.read_json(PLAN).unwrap().unwrap();
+        match how {
+            0 => pending.boot = UUID.parse().unwrap(),
+            _ => pending.at_boottime_ms = 0,
+        }
+        home.write_json(PLAN, &pending).unwrap();
+    }
+
+    #[test]
+    fn a_word_that_is_old_is_undone_wherever_it_was_cut_off() {
+        type Cut = fn(&Home);
+        let cuts: [Cut; 3] = [
+            |_| {},
+            |home| {
+                let plan = std::fs::read(home.at(PLAN)).unwrap();
+                carry_out_plan(home).unwrap();
+                std::fs::rename(home.at("conf"), home.at("conf.next")).unwrap();
+                std::fs::create_dir(home.at("conf")).unwrap();
+                std::fs::write(home.at(PLAN), plan).unwrap();
+            },
+            |home| {
+                let plan = std::fs::read(home.at(PLAN)).unwrap();
+                carry_out_plan(home).unwrap();
+                std::fs::write(home.at(PLAN), plan).unwrap();
+            },
+        ];
+        for (n, cut) in cuts.into_iter().enumerate() {
+            for how in 0..2 {
+                let (_dir, home, old) = agreed();
+                cut(&home);
+                grown_old(&home, how);
+                carry_out_plan(&home).unwrap();
+                assert!(!home.at(PLAN).exists() && !home.at("conf.epoch-1").exists(), "{n}, {how}");
+                assert!(!home.at("conf.next").exists(), "{n}, {how}");
+                assert_eq!(home.identity().unwrap(), Some(old));
+                let (_store, kept, _) = Store::open(&home.at("conf"), 1).unwrap();
+                assert_eq!(kept.machine.members().all(), [1].into(), "{n}, {how}");
+            }
+        }
+    }
+
     #[test]
     fn where_no_new_store_can_be_made_the_old_epoch_goes_on() {
         let (_dir, home, old) = agreed();
@@ -306,10 +406,11 @@ mod tests {
             assert_eq!(home.members().unwrap(), answer.members);
             assert!(home.at("conf").is_dir() && !home.at("conf/conf.redb").exists());
             assert!(Store::open(&home.at("conf.epoch-1"), 1).is_ok());
-            let told = aside(&home).unwrap().unwrap();
+            let all = asides(&home).unwrap();
+            let [told] = all.as_slice() else { panic!("{all:?}") };
             assert!(told.changes.iter().any(|c| c.path == paths::CLUSTER), "{told:?}");
         }
         told_aside(&home).unwrap();
-        assert!(aside(&home).unwrap().is_none());
+        assert!(asides(&home).unwrap().is_empty());
     }
 }

@@ -84,13 +84,10 @@ impl Host for Daemon {
     }
 
     fn asides(&self) -> Vec<Aside> {
-        epoch::aside(&self.home)
-            .unwrap_or_else(|e| {
-                tracing::error!("what this node had alone can't be told: {e:#}");
-                None
-            })
-            .into_iter()
-            .collect()
+        epoch::asides(&self.home).unwrap_or_else(|e| {
+            tracing::error!("what this node had alone can't be told: {e:#}");
+            vec![]
+        })
     }
 
     fn told_aside(&self) {

@@ -117,10 +117,6 @@ async fn run(args: Args) -> Result<bool> {
         departure: stead_ops::departure::Departure::default(),
     });
 
-    if stead_agents::epochs::before(&ops, &members.all()).await {
-        conf.shutdown().await;
-        return Ok(true);
-    }
     let (tell, directory) = watch::channel(links::directory(&members));
     tokio::spawn(stead_agents::raft::send(
         conf.clone(),

@@ -351,7 +351,7 @@ impl Ops {
         let clocks = self.status.wrong_clocks().into_iter().map(|(node, ahead_ms)| {
             let way = if ahead_ms < 0 { "behind" } else { "ahead of" };
             format!(
-                "the clock of node '{node}' is {} s {way} the leader's: set it right",
+                "the clock of node '{node}' is {} s {way} those of the other nodes: set it right",
                 ahead_ms.unsigned_abs() / 1000
             )
         });

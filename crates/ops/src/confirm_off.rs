@@ -14,19 +14,23 @@
 //! copy is destroyed. Should it still run, the locks of its images are the last net: whoever starts the guest by hand
 //! respects them.
 
+use crate::epochs::EPOCH_CALL;
 use crate::guest::config::parse;
+use crate::peers::PeerError;
 use crate::store::{self, At, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use stead_conf::{Check, Op, Revision, TxnError};
 use stead_model::{GuestKind, NodeName, NodeRecord, Ownership, StorageId, Upid, Vmid, paths};
 use stead_tasks::TaskContext;
 
 /// Below it: who said of which node that it is off.
 const WORDS: &str = "stead/off/";
+/// How long a node may take to show that it is on.
+const KNOCK: Duration = Duration::from_secs(1);
 /// How often a guest is looked at again that changes under our hands.
 const LOOKS: usize = 5;
 
@@ -87,6 +91,7 @@ impl Ops {
     ) -> Result<Upid, OpsError> {
         self.conf.barrier().await?;
         self.lost_and_silent(node)?;
+        self.must_not_answer(node).await?;
         if let Some(target) = &target {
             let record = self
                 .member(target)
@@ -99,6 +104,23 @@ impl Ops {
         self.task("confirmoff", node.clone().as_str(), &actor.who, move |cx| async move {
             ops.confirm_off_now(&cx, &by, &node, target.as_ref()).await
         })
+    }
+
+    /// Whether somebody has said that a node is off, of its present loss.
+    pub(crate) fn is_said_off(&self, name: &NodeName) -> bool {
+        let word = self.conf.view(|t| store::record::<Word>(t, &path(name))).ok().flatten();
+        let node = self.node_record(name).ok().filter(|n| n.value.state.is_lost());
+        word.zip(node).is_some_and(|(word, node)| word.value.loss == node.revision)
+    }
+
+    /// Fails if a node answers, of whatever cluster epoch it is.
+    async fn must_not_answer(&self, name: &NodeName) -> Result<(), OpsError> {
+        let node = self.node_record(name)?.value;
+        let asked = self.peers.call(&node, EPOCH_CALL, serde_json::Value::Null, KNOCK).await;
+        match asked {
+            Err(PeerError::Unreachable { .. }) => Ok(()),
+            _ => Err(OpsError::failed(format!("node '{name}' is not off: it answers"))),
+        }
     }
 
     /// The record of a node of which nothing is heard.

@@ -20,11 +20,14 @@
 //!
 //! docs/ha.md has the argument.
 
+use crate::peers::PeerError;
 use crate::store::{self, At};
 use crate::{Actor, Ops, OpsError};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use stead_conf::{Check, Op, Revision, Tree, Txn};
@@ -184,6 +187,10 @@ pub struct Epochs {
     strangers: Mutex<BTreeMap<NodeName, Era>>,
     /// Epochs that go on beside this one.
     contested: Mutex<Vec<(NodeName, Era)>>,
+    /// Who says that this node was removed.
+    outcast_by: Mutex<BTreeSet<NodeName>>,
+    /// This node leads nothing until an operator has decided.
+    lets_go: AtomicBool,
 }
 
 impl Epochs {
@@ -215,6 +222,35 @@ impl Epochs {
         news
     }
 
+    /// Takes who of those that were `asked` says that this node was removed; true if somebody has not said so before.
+    pub fn cast_out(&self, by: BTreeSet<NodeName>, asked: &[NodeRecord]) -> bool {
+        let mut all = self.outcast_by.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = !by.is_subset(&all);
+        all.retain(|n| asked.iter().all(|a| a.name != *n));
+        all.extend(by);
+        news
+    }
+
+    /// Who says that this node was removed.
+    pub fn outcast_by(&self) -> BTreeSet<NodeName> {
+        self.outcast_by.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// This node leads nothing until an operator has decided, or its daemon starts anew and sees other things.
+    pub fn let_go(&self) {
+        self.lets_go.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it does.
+    pub fn lets_go(&self) -> bool {
+        self.lets_go.load(Ordering::SeqCst)
+    }
+
+    /// Whether another epoch goes on beside this one.
+    pub fn is_contested(&self) -> bool {
+        !self.contested().is_empty() || !self.outcast_by().is_empty()
+    }
+
     /// Which epochs go on beside this one.
     pub fn contested(&self) -> Vec<(NodeName, Era)> {
         self.contested.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -233,6 +269,17 @@ impl Ops {
         EpochAnswer { era: self.me.era, lineage, quorate: self.quorate() }
     }
 
+    /// The members that are known to be alive in another cluster epoch, where they may run their guests. An operator's word that such
+    /// a node is off, given since it was lost, ends that.
+    pub fn elsewhere(&self) -> BTreeSet<NodeName> {
+        let strangers = self.epochs.strangers().into_keys();
+        let mut all: BTreeSet<NodeName> =
+            strangers.chain(self.epochs.contested().into_iter().map(|(n, _)| n)).collect();
+        all.extend(self.epochs.outcast_by());
+        all.retain(|node| !self.is_said_off(node));
+        all
+    }
+
     /// Begins a new cluster epoch in which this node decides alone, by the operator's word that all other members are `off`.
     /// The daemon starts anew to do so.
     ///
@@ -249,6 +296,11 @@ impl Ops {
         if others.is_empty() {
             return Err(OpsError::failed("this node is the only one of its cluster"));
         }
+        if self.conf.status().borrow().lost {
+            return Err(OpsError::failed(
+                "this node's configuration is an older copy of what it has acknowledged: begin the new epoch on another node",
+            ));
+        }
         self.cluster_record()?;
         named_exactly(&others, off)?;
         self.all_silent(&others).await?;
@@ -263,7 +315,9 @@ impl Ops {
             by: actor.who.clone(),
             at_ms: unix_ms(),
         };
-        let keep = |why| OpsError::failed(format!("can't begin a new cluster epoch: {why}"));
+        let keep = |why: String| OpsError::failed(format!("can't begin a new cluster epoch: {why}"));
+        // What can't be changed is found out here, where somebody hears of it.
+        self.conf.view(|t| succession(t, t.revision(), &plan)).map_err(|e| keep(e.to_string()))?;
         self.host.keep_epoch(&plan).map_err(keep)?;
         closed.keep();
         tracing::warn!("{} says that all other nodes are off: cluster epoch {} begins", actor.who, plan.era);
@@ -274,8 +328,10 @@ impl Ops {
     /// Refuses if one of these nodes answers: then it is not off, whatever its epoch.
     async fn all_silent(&self, others: &[NodeRecord]) -> Result<(), OpsError> {
         let asked = others.iter().map(|node| async move {
-            let answer = self.peers.call(node, EPOCH_CALL, serde_json::Value::Null, KNOCK).await;
-            let on = !matches!(answer, Err(crate::peers::PeerError::Unreachable { .. }));
+            let answer = self.peers.call(node, EPOCH_CALL, serde_json::Value::Null, KNOCK);
+            let knocks = join_all(node.links().map(|(_, addr)| is_on(addr)));
+            let (answer, knocks) = tokio::join!(answer, knocks);
+            let on = !matches!(answer, Err(PeerError::Unreachable { .. })) || knocks.contains(&true);
             on.then(|| node.name.to_string())
         });
         let on: Vec<String> = join_all(asked).await.into_iter().flatten().collect();
@@ -283,10 +339,18 @@ impl Ops {
             return Ok(());
         }
         Err(OpsError::failed(format!(
-            "not all other nodes are off: {} answers. Stop the daemon there, or switch the node off; it comes back to the \
-             new epoch by itself",
+            "not all other nodes are off: {} answer, by themselves or by their kernels. Switch their power off: guests may run \
+             there although a daemon does not. They come back to the new epoch by themselves",
             on.join(", ")
         )))
+    }
+
+    /// The guests whose processes a new epoch would end here.
+    pub async fn ends_with_epoch(&self) -> Vec<Vmid> {
+        let spared: BTreeSet<Vmid> =
+            self.unguarded().await.unwrap_or_default().into_iter().map(|(vmid, _)| vmid).collect();
+        let here = self.guests.list().await.into_iter().map(|p| p.vmid);
+        here.filter(|vmid| !spared.contains(vmid)).collect()
     }
 
     /// The guests that run here without any guard, and are this node's.
@@ -350,6 +414,8 @@ impl Ops {
 
     /// Gives up this node's epoch for that of `node`: its half.
     pub async fn rejoin(&self, node: &NodeRecord, wished: bool) -> Result<(), OpsError> {
+        // First what can fail here: the other side gives a number away for each request.
+        let closed = self.guest_locks.close("this node goes over to another cluster epoch")?;
         let request = RejoinRequest { era: self.me.era, wished };
         let mut answer: RejoinAnswer =
             crate::peers::call(&*self.peers, node, REJOIN_CALL, &request, Duration::from_secs(10)).await?;
@@ -360,8 +426,10 @@ impl Ops {
         // Back to an epoch that this one has followed: the other side knows nothing of what came after.
         let lineage = self.cluster_record().map(|c| c.value.lineage).unwrap_or_default();
         answer.base = answer.base.max(lineage.after(answer.era).map_or(0, |s| s.base));
-        let closed = self.guest_locks.close("this node goes over to another cluster epoch")?;
         let keep = |why| OpsError::failed(format!("can't go over to cluster epoch {}: {why}", answer.era));
+        if !wished && answer.era != self.me.era && self.quorate() {
+            return Err(keep("a majority of this node's own epoch has come together".to_owned()));
+        }
         self.host.keep_rejoin(&answer).map_err(keep)?;
         closed.keep();
         tracing::warn!("this node goes over from cluster epoch {} to {}", self.me.era, answer.era);
@@ -369,16 +437,33 @@ impl Ops {
         Ok(())
     }
 
-    /// An operator wishes that this node gives up its epoch for one that goes on beside it.
+    /// An operator wishes that this node gives up its epoch for that of `to`, which goes on beside it; without `to`, for the only
+    /// one that does.
     ///
     /// # Errors
-    /// If none does, or it does not let this node in.
-    pub async fn give_up_epoch(&self) -> Result<(), OpsError> {
+    /// If none does, if several do and none is named, or if it does not let this node in.
+    pub async fn give_up_epoch(&self, to: Option<&NodeName>) -> Result<(), OpsError> {
         let others = self.epochs.contested();
-        let Some((name, _)) = others.first() else {
+        let Some((first, era)) = others.first() else {
             return Err(OpsError::failed(
                 "no other cluster epoch is in contact: there is nothing to go over to",
             ));
+        };
+        let list = || others.iter().map(|(n, e)| format!("'{n}' ({e})")).collect::<Vec<_>>().join(", ");
+        let name = match to {
+            Some(to) if others.iter().any(|(n, _)| n == to) => to,
+            Some(to) => {
+                let why = format!("node '{to}' is in no other epoch that goes on: {} are", list());
+                return Err(OpsError::invalid("node", why));
+            }
+            None if others.iter().all(|(_, e)| e == era) => first,
+            None => {
+                let why = format!(
+                    "several epochs go on beside this one: say to which node's to go over: {}",
+                    list()
+                );
+                return Err(OpsError::invalid("node", why));
+            }
         };
         let node = self.node_record(name)?.value;
         self.rejoin(&node, true).await
@@ -386,14 +471,19 @@ impl Ops {
 
     /// Commits what this node had alone when it came back, so that it is seen everywhere.
     pub async fn tell_aside(&self) -> Result<(), OpsError> {
-        for aside in self.host.asides() {
+        let asides = self.host.asides();
+        if asides.is_empty() {
+            return Ok(());
+        }
+        for aside in asides {
             let path = format!("{ASIDE}{}/{}", aside.node, aside.at_ms);
             let mut txn = store::txn("root@pam", aside.line());
             txn.ops.push(Op::Put(path, store::bytes(&aside)?.into()));
             self.conf.transact(txn).await?;
             tracing::warn!("{}", aside.line());
-            self.host.told_aside();
         }
+        // Told twice after a crash between, at the same place.
+        self.host.told_aside();
         Ok(())
     }
 
@@ -421,17 +511,35 @@ impl Ops {
         let contested = self.epochs.contested();
         let beside = contested.iter().map(|(node, era)| {
             format!(
-                "node '{node}' goes on in cluster epoch {era}, beside {own} here: they refuse each other. One of them must \
-                 end: run 'stead cluster rejoin' on each of its nodes"
+                "node '{node}' goes on in cluster epoch {era}, beside {own} here: they refuse each other, and neither recovers \
+                 guests of the other. One of them must end: run 'stead cluster rejoin' on each of its nodes"
             )
+        });
+        let lets_go = self.epochs.lets_go().then(|| {
+            format!(
+                "a majority of another epoch is on: the word that it was off was wrong. This node leads nothing in epoch {own} \
+                 before one of them has ended"
+            )
+        });
+        let cast_out = self.epochs.outcast_by().into_iter().map(|node| {
+            format!("node '{node}' says that this node was removed from its cluster: wipe it, and join anew")
         });
         let named = |node: &NodeName| contested.iter().any(|(n, _)| n == node);
         let strangers = self.epochs.strangers().into_iter().filter(|(node, _)| !named(node));
         let strange = strangers.map(|(node, era)| {
-            format!("node '{node}' is still in cluster epoch {era}, and is refused until it is in {own}")
+            format!(
+                "node '{node}' is still in cluster epoch {era}, and is refused until it is in {own}: it goes over by itself when it has \
+                 no majority and no guest, or by 'stead cluster rejoin' there"
+            )
         });
         let asides = self.asides();
-        beside.chain(strange).chain(asides.iter().map(Aside::line)).collect()
+        lets_go
+            .into_iter()
+            .chain(beside)
+            .chain(cast_out)
+            .chain(strange)
+            .chain(asides.iter().map(Aside::line))
+            .collect()
     }
 }
 
@@ -540,9 +648,22 @@ fn members_of(tree: &Tree, base: Revision, plan: &EpochPlan) -> Result<Txn, OpsE
         txn.checks.push(Check::Revision(path.to_owned(), entry.revision));
         txn.ops.push(Op::Put(path.to_owned(), store::bytes(&node)?.into()));
     }
+    // One that was used up in the old epoch may not be known here to be.
+    txn.ops.extend(tree.list(crate::join::JOIN_TOKENS).map(|(path, _)| Op::Delete(path.to_owned())));
     let next = numbers(tree)?.1;
     store::put_over(&mut txn, NEXT_RAFT, next, store::bytes(&(number + 1))?);
     Ok(txn)
+}
+
+/// Whether a machine answers at an address: it takes a connection, or its kernel refuses one. On loopback that kernel is this
+/// node's own.
+async fn is_on(addr: SocketAddr) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, ConnectionReset};
+    match tokio::time::timeout(KNOCK, tokio::net::TcpStream::connect(addr)).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(e)) => matches!(e.kind(), ConnectionRefused | ConnectionReset) && !addr.ip().is_loopback(),
+        Err(_) => false,
+    }
 }
 
 fn unix_ms() -> u64 {

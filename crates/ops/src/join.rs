@@ -42,7 +42,7 @@ use stead_transport::{ClusterCa, Fingerprint, JoinInfo, JoinRefusal, NodeKey, Pe
 /// The task that joins; it is resumed after the daemon's new start.
 pub const JOIN_WORKER: &str = "clusterjoin";
 /// Below it: one-time tokens for joining, hashed.
-const JOIN_TOKENS: &str = "priv/join/";
+pub(crate) const JOIN_TOKENS: &str = "priv/join/";
 /// The boot of a node that has not entered yet.
 const NO_BOOT: &str = "00000000-0000-4000-8000-000000000000";
 /// How long a one-time token is good.
@@ -207,7 +207,7 @@ impl Ops {
     ) -> Result<String, OpsError> {
         let failed =
             |e: &dyn std::fmt::Display| OpsError::failed(format!("could not make a join token: {e}"));
-        let (token, record) = JoinToken::generate(unix_ms() / 1000 + TOKEN_LIFE.as_secs())
+        let (token, record) = JoinToken::generate(self.token_time() + TOKEN_LIFE.as_secs())
             .map_err(|_| failed(&"no random bytes"))?;
         let record = TokenRecord { admits, ..record };
         let path = format!("{JOIN_TOKENS}{}", record.id);
@@ -216,13 +216,18 @@ impl Ops {
         Ok(token.as_str().to_owned())
     }
 
+    /// By what one-time tokens end, in seconds since 1970: the cluster's time, since one node makes them and another checks.
+    fn token_time(&self) -> u64 {
+        self.status.cluster_ms(unix_ms()) / 1000
+    }
+
     /// The record of a one-time token, if it is good. The transaction that lets the node in removes it.
     fn join_token(&self, token: &str, request: &JoinRequest) -> Result<String, JoinRefusal> {
         let id = TokenRecord::id_of(token).ok_or(JoinRefusal::Token)?;
         let path = format!("{JOIN_TOKENS}{id}");
         let kept = self.conf.secret(&path).ok().flatten().ok_or(JoinRefusal::Token)?;
         let record: TokenRecord = serde_json::from_slice(&kept).map_err(|_| JoinRefusal::Token)?;
-        if !record.accepts(token, unix_ms() / 1000) {
+        if !record.accepts(token, self.token_time()) {
             return Err(JoinRefusal::Token);
         }
         if !record.is_for(&request.name, request.addr) {
@@ -281,7 +286,7 @@ impl Ops {
         let all = self.conf.view(store::guests).into_iter().map(|(v, _)| v);
         let vmids: BTreeSet<Vmid> = all.filter(|v| !own.contains(v)).collect();
         let facts = ClusterFacts {
-            wall_clock_ms: unix_ms(),
+            wall_clock_ms: self.status.cluster_ms(unix_ms()),
             version: self.me.version,
             feature_level: self.conf.view(Tree::level),
             quorate: self.quorate(),
@@ -374,7 +379,7 @@ impl Ops {
             vmids: guests.iter().map(|(v, _)| *v).collect(),
             storages: brought,
             witness: self.me.witness,
-            wall_clock_ms: unix_ms(),
+            wall_clock_ms: self.status.cluster_ms(unix_ms()),
         };
         let answer = client.join(&wish.auth, &request, &key).await.map_err(|e| match e {
             JoinError::WrongPassword { .. } => failed(format!(

@@ -28,12 +28,19 @@ pub enum PeerError {
     /// It answered that it could not.
     #[error("{0}")]
     Refused(String),
+    /// It is there, and knows this node as one that was removed.
+    #[error("node '{node}' says that this node is no member of its cluster any more")]
+    Outcast {
+        /// Which.
+        node: NodeName,
+    },
 }
 
 impl From<PeerError> for OpsError {
     fn from(e: PeerError) -> Self {
         match e {
             PeerError::Unreachable { node, why } => Self::Unreachable { node, why },
+            e @ PeerError::Outcast { .. } => Self::Failed(e.to_string()),
             PeerError::Refused(text) => Self::Failed(text),
         }
     }

@@ -93,7 +93,7 @@ pub struct NodeReport {
     /// What its clock said when it reported: milliseconds since 1970; 0 from a version that does not say.
     #[serde(default)]
     pub clock_ms: u64,
-    /// How far its clock is ahead of the leader's, milliseconds; filled in by the leader, who hands the report on.
+    /// How far its clock is ahead of the cluster's, milliseconds; filled in by the leader, who hands the report on.
     #[serde(default)]
     pub ahead_ms: Option<i64>,
     /// Whether it holds a lease.
@@ -159,31 +159,90 @@ pub struct ClusterStatus {
     outlook: Arc<RwLock<Option<Outlook>>>,
     /// What came of the last order to power each node off, of those that were given here.
     fenced: Arc<RwLock<BTreeMap<NodeName, Fenced>>>,
-    /// How far this node's clock is ahead of the leader's, milliseconds, as the leader has said last.
+    /// How far this node's clock is ahead of the cluster's, milliseconds, as the leader has said last.
     ahead_ms: Arc<AtomicI64>,
+    /// The other nodes' clocks. Every node notes them, so that whoever begins to lead knows them.
+    clocks: Arc<RwLock<Clocks>>,
 }
 
-/// A clock that is farther from the leader's than this is set wrong: reports are under way for less than two seconds.
+/// A clock that is farther from the cluster's than this is set wrong: a report is under way for less than four seconds, by
+/// the leader to the others.
 pub const CLOCK_BOUND: Duration = Duration::from_secs(5);
+
+/// Whoever has heard others for this long has heard all that are on: each reports every two seconds. Before, a wrong
+/// clock that came first would count for too much.
+const ALL_HEARD_AFTER: Duration = Duration::from_secs(5);
 
 /// Whether a clock is set wrong.
 pub fn is_clock_wrong(ahead_ms: i64) -> bool {
     Duration::from_millis(ahead_ms.unsigned_abs()) > CLOCK_BOUND
 }
 
+/// What the cluster's clock is taken to be, of how far each node's is ahead of one and the same: the median, so that a wrong
+/// one, the leader's too, sets no other. Of an even number, of the two in the middle the one nearer to 0, which is the
+/// leader's own: where they can't be told apart, the leader's counts.
+fn median(mut ahead_ms: Vec<i64>) -> i64 {
+    ahead_ms.sort_unstable();
+    let count = ahead_ms.len();
+    let middle = &ahead_ms[count.saturating_sub(1) / 2..(count / 2 + 1).min(count)];
+    middle.iter().copied().min_by_key(|ms| ms.unsigned_abs()).unwrap_or(0)
+}
+
+/// How far the other nodes' clocks are ahead of this one's.
+#[derive(Debug, Default)]
+struct Clocks {
+    /// Since when others are heard without a gap.
+    since: Option<Instant>,
+    /// Milliseconds, as seen when the report came.
+    ahead_ms: BTreeMap<NodeName, (i64, Instant)>,
+}
+
+impl Clocks {
+    fn hear(&mut self, node: &NodeName, ahead_ms: i64, now: Instant) {
+        self.ahead_ms.retain(|_, (_, at)| now.saturating_duration_since(*at) < STALE_AFTER);
+        if self.ahead_ms.is_empty() {
+            self.since = Some(now);
+        }
+        self.ahead_ms.insert(node.clone(), (ahead_ms, now));
+    }
+
+    /// How far the cluster's clock is ahead of this node's. None: too few have been heard yet.
+    fn cluster(&self, now: Instant) -> Option<i64> {
+        let ago = |at: Instant| now.saturating_duration_since(at);
+        self.since.filter(|since| ago(*since) >= ALL_HEARD_AFTER)?;
+        let fresh = self.ahead_ms.values().filter(|(_, at)| ago(*at) < STALE_AFTER);
+        Some(median(fresh.map(|(ms, _)| *ms).chain([0]).collect()))
+    }
+}
+
 impl ClusterStatus {
-    /// Notes what the leader has said of this node's clock.
+    /// Notes how far a node's clock is ahead of this one's, now that its report has come, milliseconds. How far it is ahead
+    /// of the cluster's, if that can be told.
+    pub fn hear_clock(&self, node: &NodeName, ahead_ms: i64) -> Option<i64> {
+        let now = Instant::now();
+        let mut clocks = self.clocks.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        clocks.hear(node, ahead_ms, now);
+        Some(ahead_ms.saturating_sub(clocks.cluster(now)?))
+    }
+
+    /// How far this node's clock is ahead of the cluster's by what it has heard itself, if that can be told.
+    pub fn own_ahead(&self) -> Option<i64> {
+        let clocks = self.clocks.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Some(clocks.cluster(Instant::now())?.saturating_neg())
+    }
+
+    /// Notes how far this node's clock is ahead; 0 also when nobody can tell.
     pub fn is_ahead(&self, ms: i64) {
         self.ahead_ms.store(ms, Ordering::Relaxed);
     }
 
-    /// What the leader has said last of this node's clock: how many milliseconds it is ahead.
+    /// What was noted last of this node's clock: how many milliseconds it is ahead.
     pub fn ahead_ms(&self) -> i64 {
         self.ahead_ms.load(Ordering::Relaxed)
     }
 
     /// The cluster's time, of a time by this node's clock, both in milliseconds since 1970: where this node's clock is
-    /// set wrong, the leader's. So what one node signs is good at all.
+    /// set wrong, the median of the nodes'. So what one node signs is good at all.
     pub fn cluster_ms(&self, own_ms: u64) -> u64 {
         match self.ahead_ms() {
             ahead if is_clock_wrong(ahead) => own_ms.saturating_add_signed(ahead.saturating_neg()),
@@ -191,7 +250,7 @@ impl ClusterStatus {
         }
     }
 
-    /// The nodes whose clocks are set wrong, and how far they are ahead of the leader's, milliseconds.
+    /// The nodes whose clocks are set wrong, the leader's too, and how far they are ahead of the cluster's, milliseconds.
     pub fn wrong_clocks(&self) -> Vec<(NodeName, i64)> {
         let fresh = |h: &&Held| h.at.elapsed() < STALE_AFTER;
         let wrong =
@@ -226,6 +285,7 @@ impl ClusterStatus {
     pub fn forget(&self, node: &NodeName) {
         self.nodes.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(node);
         self.fenced.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(node);
+        self.clocks.write().unwrap_or_else(std::sync::PoisonError::into_inner).ahead_ms.remove(node);
     }
 
     /// A node's report, if it is fresh.
@@ -307,9 +367,44 @@ impl ClusterStatus {
 mod tests {
     use super::*;
 
+    const YEARS: i64 = 3 * 365 * 86_400_000;
+
     #[test]
-    fn a_clock_that_is_set_wrong_is_put_right_by_the_leaders() {
-        const YEARS: i64 = 3 * 365 * 86_400_000;
+    fn one_wrong_clock_sets_no_other() {
+        // Of three: another's, and the leader's, from which the others are away.
+        assert_eq!(median(vec![-300, YEARS, 0]), 0);
+        assert_eq!(median(vec![-YEARS, -YEARS - 300, 0]), -YEARS);
+        // Of two nobody can tell which one is wrong: the leader's counts.
+        assert_eq!((median(vec![YEARS, 0]), median(vec![-YEARS, 0])), (0, 0));
+        // Of four, the leader's wrong, another's wrong, two by two.
+        assert_eq!(median(vec![YEARS, YEARS + 200, YEARS + 300, 0]), YEARS);
+        assert_eq!(median(vec![-100, 0, -YEARS, -200]), -100);
+        assert_eq!(median(vec![YEARS, 0, 100, YEARS]), 100);
+        assert_eq!((median(vec![0]), median(vec![])), (0, 0));
+    }
+
+    #[test]
+    fn clocks_count_while_their_nodes_report_and_once_all_have() {
+        let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let begin = Instant::now();
+        let after = |s| begin + Duration::from_secs(s);
+        let mut clocks = Clocks::default();
+        assert_eq!(clocks.cluster(after(60)), None, "nobody was heard");
+        clocks.hear(&a, YEARS, begin);
+        assert_eq!(clocks.cluster(after(1)), None, "the other one may come yet");
+        for s in [2, 4, 6] {
+            clocks.hear(&a, YEARS, after(s));
+            clocks.hear(&b, YEARS - 100, after(s));
+        }
+        assert_eq!(clocks.cluster(after(6)), Some(YEARS - 100), "this node's own is wrong");
+        clocks.hear(&a, YEARS, after(13));
+        assert_eq!(clocks.cluster(after(15)), Some(0), "b is off");
+        clocks.hear(&a, YEARS, after(60));
+        assert_eq!(clocks.cluster(after(61)), None, "after a gap as at the beginning");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_wrong_is_put_right() {
         let status = ClusterStatus::default();
         for (ahead, now) in [(0, 1_000_000_000_000), (4_000, 1_000_000_000_000), (-4_000, 1_000_000_000_000)]
         {

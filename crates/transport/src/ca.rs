@@ -8,8 +8,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::net::IpAddr;
@@ -174,13 +174,9 @@ pub fn not_after(cert: &CertificateDer<'_>) -> Result<i64, CaError> {
     Ok(parse(cert)?.validity().not_after.timestamp())
 }
 
-/// A moment at which a node's certificate and its CA's are both valid, if there is one, whatever the clock says: what is asked
-/// between nodes is whether the CA has signed, and whether the node is a member. A clock that is set wrong, or a
-/// certificate that nobody has renewed, would only part nodes that belong together.
-pub(crate) fn moment_of(cert: &CertificateDer<'_>, ca: &CertificateDer<'_>) -> Result<UnixTime, CaError> {
-    let since = |cert| Ok::<i64, CaError>(parse(cert)?.validity().not_before.timestamp());
-    let seconds = since(cert)?.max(since(ca)?);
-    Ok(UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(seconds).unwrap_or(0))))
+/// The moment a certificate begins, in seconds since 1970.
+pub(crate) fn not_before(cert: &CertificateDer<'_>) -> Result<i64, CaError> {
+    Ok(parse(cert)?.validity().not_before.timestamp())
 }
 
 /// The public key in a certificate, as its DER block.

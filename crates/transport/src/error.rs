@@ -125,6 +125,18 @@ impl ClientError {
         )
     }
 
+    /// Whether the server says that this node's certificate is one of a node that was removed.
+    pub fn is_outcast(&self) -> bool {
+        use rustls::AlertDescription::CertificateRevoked;
+        let first: &(dyn std::error::Error + 'static) = self;
+        let mut errors = std::iter::successors(Some(first), |e| {
+            // An error inside an I/O error is none of its sources.
+            let inner = e.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            inner.map(|inner| inner as &(dyn std::error::Error + 'static)).or_else(|| e.source())
+        });
+        errors.any(|e| matches!(e.downcast_ref(), Some(rustls::Error::AlertReceived(CertificateRevoked))))
+    }
+
     /// Whether the server could not be reached or did not answer, as against having refused.
     pub fn unreachable(&self) -> bool {
         self.never_sent() || matches!(self, Self::Timeout { .. } | Self::Broken { .. })

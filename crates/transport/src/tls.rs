@@ -10,7 +10,9 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject;
 use std::fmt;
 use std::net::IpAddr;
@@ -204,14 +206,15 @@ fn load(
     let unusable = |what| move |source| TlsError::Unusable { what, source };
     let (certs, key) = chain(&credentials.cert_pem, &credentials.key_pem)?;
     let identity = PeerIdentity::of(&certs[0])?;
-    let ca = crate::ca::certificate(&credentials.ca_pem)?;
-    let authority = trust::Authority::new(ca).map_err(unusable("cluster's CA certificate"))?;
-    authority.check(&certs[0]).map_err(unusable("node's certificate"))?;
+    let mut roots = RootCertStore::empty();
+    roots.add(crate::ca::certificate(&credentials.ca_pem)?).map_err(unusable("cluster's CA certificate"))?;
+    let roots = Arc::new(roots);
+    trust::check_node(&certs[0], &roots).map_err(unusable("node's certificate"))?;
 
-    let inner = WebPkiClientVerifier::builder_with_provider(authority.roots.clone(), provider())
+    let inner = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
         .build()
         .map_err(|e| TlsError::Verifier(e.to_string()))?;
-    let verifier = Arc::new(OnlyMembers { inner, authority: authority.clone(), members: members.clone() });
+    let verifier = Arc::new(OnlyMembers { inner, members: members.clone() });
     let mut peer_server = server_builder()?
         .with_client_cert_verifier(verifier)
         .with_single_cert(certs.clone(), key.clone_key())
@@ -223,7 +226,7 @@ fn load(
     let mut peer_client = trust::client_builder()
         .map_err(unusable("cryptographic provider"))?
         .dangerous()
-        .with_custom_certificate_verifier(trust::signed_by(authority))
+        .with_custom_certificate_verifier(trust::signed_by(roots))
         .with_client_auth_cert(certs.clone(), key.clone_key())
         .map_err(unusable("node's certificate"))?;
     peer_client.alpn_protocols = vec![PEER_ALPN.to_vec()];
@@ -258,7 +261,6 @@ fn server_builder() -> Result<rustls::ConfigBuilder<ServerConfig, rustls::WantsV
 #[derive(Clone)]
 struct OnlyMembers {
     inner: Arc<dyn ClientCertVerifier>,
-    authority: trust::Authority,
     members: Arc<dyn Membership>,
 }
 
@@ -279,8 +281,8 @@ impl ClientCertVerifier for OnlyMembers {
         intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let moment = self.authority.moment(end_entity)?;
-        let verified = self.inner.verify_client_cert(end_entity, intermediates, moment)?;
+        let verified =
+            self.inner.verify_client_cert(end_entity, intermediates, trust::moment_of(end_entity)?)?;
         let peer =
             PeerIdentity::of(end_entity).map_err(|_| CertificateError::ApplicationVerificationFailure)?;
         if self.members.is_member(&peer.uuid) { Ok(verified) } else { Err(CertificateError::Revoked.into()) }

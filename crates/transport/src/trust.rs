@@ -4,7 +4,7 @@
 //! request: the handshake has proven that the server holds the certificate's key, and the comparison gives an
 //! error that says what was seen.
 
-use crate::ca::moment_of;
+use crate::ca::not_before;
 use crate::tls::provider;
 use crate::{CaError, Fingerprint};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -15,6 +15,7 @@ use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What makes a public TLS server trustworthy.
 #[derive(Debug, Clone)]
@@ -38,7 +39,7 @@ impl Trust {
 
     pub(crate) fn config(&self) -> Result<ClientConfig, rustls::Error> {
         let verifier: Arc<dyn ServerCertVerifier> = match self {
-            Self::Fingerprint(_) | Self::Insecure => Arc::new(Verifier { authority: None }),
+            Self::Fingerprint(_) | Self::Insecure => Arc::new(Verifier { roots: None }),
             Self::Ca(certs) => {
                 let mut roots = RootCertStore::empty();
                 for cert in certs {
@@ -61,34 +62,22 @@ pub(crate) fn client_builder()
     ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()
 }
 
-/// The cluster's CA, as nodes ask it of each other.
-#[derive(Debug, Clone)]
-pub(crate) struct Authority {
-    pub roots: Arc<RootCertStore>,
-    ca: CertificateDer<'static>,
+/// A moment at which a node's certificate is valid, whatever the clock says: what is asked between nodes is whether the CA
+/// has signed, and whether the node is a member. A clock that is set wrong, or a certificate that nobody has renewed,
+/// would only part nodes that belong together. Of a CA that is trusted the validity is not looked at.
+pub(crate) fn moment_of(cert: &CertificateDer<'_>) -> Result<UnixTime, rustls::Error> {
+    let seconds = not_before(cert).map_err(|_| CertificateError::BadEncoding)?;
+    Ok(UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(seconds).unwrap_or(0))))
 }
 
-impl Authority {
-    pub fn new(ca: CertificateDer<'static>) -> Result<Self, rustls::Error> {
-        let mut roots = RootCertStore::empty();
-        roots.add(ca.clone())?;
-        Ok(Self { roots: Arc::new(roots), ca })
-    }
-
-    /// When a certificate is to be verified: see [`moment_of`].
-    pub fn moment(&self, cert: &CertificateDer<'_>) -> Result<UnixTime, rustls::Error> {
-        moment_of(cert, &self.ca).map_err(|_| CertificateError::BadEncoding.into())
-    }
-
-    /// Whether it has issued a certificate.
-    pub fn check(&self, cert: &CertificateDer<'_>) -> Result<(), rustls::Error> {
-        check_signed(cert, &self.roots, self.moment(cert)?)
-    }
+/// Whether a node's certificate was issued by one of `roots`, whatever the clock says.
+pub(crate) fn check_node(cert: &CertificateDer<'_>, roots: &RootCertStore) -> Result<(), rustls::Error> {
+    check_signed(cert, roots, moment_of(cert)?)
 }
 
-/// Accepts what this CA has issued, whatever its names and whatever the clock says.
-pub(crate) fn signed_by(authority: Authority) -> Arc<dyn ServerCertVerifier> {
-    Arc::new(Verifier { authority: Some(authority) })
+/// Accepts what these CAs have issued, whatever its names and whatever the clock says.
+pub(crate) fn signed_by(roots: Arc<RootCertStore>) -> Arc<dyn ServerCertVerifier> {
+    Arc::new(Verifier { roots: Some(roots) })
 }
 
 /// Whether a certificate was issued by one of `roots` and is valid at `now`.
@@ -102,10 +91,10 @@ pub(crate) fn check_signed(
     verify_server_cert_signed_by_trust_anchor(&parsed, roots, &[], now, algorithms.all)
 }
 
-/// Checks that the server has the key of its certificate and, with an authority, that it has issued it.
+/// Checks that the server has the key of its certificate and, with `roots`, that one of them has issued it.
 #[derive(Debug)]
 struct Verifier {
-    authority: Option<Authority>,
+    roots: Option<Arc<RootCertStore>>,
 }
 
 impl ServerCertVerifier for Verifier {
@@ -117,8 +106,8 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if let Some(authority) = &self.authority {
-            authority.check(end_entity)?;
+        if let Some(roots) = &self.roots {
+            check_node(end_entity, roots)?;
         }
         Ok(ServerCertVerified::assertion())
     }

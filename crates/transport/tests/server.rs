@@ -62,11 +62,12 @@ async fn between_nodes_no_clock_counts() {
     const YEAR: Duration = Duration::from_secs(365 * 86_400);
     let now = SystemTime::now();
     let (ca, both) = (ClusterCa::create("test", CLUSTER_UUID, now - 4 * YEAR).unwrap(), members(&[1, 2]));
-    let of = |n, when| {
+    let by = |ca: &ClusterCa, n, when| {
         let view = both.clone();
         let is_member = move |node: &NodeUuid| view.lock().unwrap().contains(node);
-        Tls::new(&credentials_of(&ca, n, when), None, Arc::new(is_member)).unwrap()
+        Tls::new(&credentials_of(ca, n, when), None, Arc::new(is_member)).unwrap()
     };
+    let of = |n, when| by(&ca, n, when);
     // By the clock of this machine one has ended a year ago, and the other begins in a year; by neither do both hold.
     let one = node(of(1, now - 3 * YEAR), tell_who()).await;
     let two = PeerClient::new(of(2, now + YEAR));
@@ -74,6 +75,11 @@ async fn between_nodes_no_clock_counts() {
     let other = node(of(1, now + YEAR), tell_who()).await;
     let two = PeerClient::new(of(2, now - 3 * YEAR));
     assert_eq!(who(&two, &other.peer).await.unwrap(), format!("/x Peer({:?})", identity(2)));
+    // The clock of the node that founded the cluster was years ahead, and has been set right.
+    let early = ClusterCa::create("test", CLUSTER_UUID, now + 4 * YEAR).unwrap();
+    let third = node(by(&early, 1, now), tell_who()).await;
+    let two = PeerClient::new(by(&early, 2, now));
+    assert_eq!(who(&two, &third.peer).await.unwrap(), format!("/x Peer({:?})", identity(2)));
     // What counts is who is a member.
     both.lock().unwrap().remove(&uuid(2));
     let two = PeerClient::new(of(2, now));

@@ -5,7 +5,7 @@ use crate::framework::{Access, Call, Error, Json, Null};
 use crate::version::Nothing;
 use serde::Serialize;
 use stead_api_derive::{Params, Schema};
-use stead_model::NodeName;
+use stead_model::{NodeName, Vmid};
 
 #[derive(Params)]
 pub struct Votes {
@@ -21,6 +21,12 @@ pub struct Put {
     node: NodeName,
 }
 
+#[derive(Params)]
+pub struct To {
+    /// A node of the epoch to go over to, where several go on beside this one.
+    node: Option<NodeName>,
+}
+
 /// What a new cluster epoch would begin from.
 #[derive(Debug, Serialize, Schema)]
 pub struct Present {
@@ -32,6 +38,22 @@ pub struct Present {
     node: NodeName,
     /// The other members, which must all be off.
     others: Vec<NodeName>,
+    /// The last change of the configuration that this node knows: milliseconds since 1970. A node that was left earlier lacks what
+    /// came after.
+    last_change: Option<u64>,
+    /// Guests of this node that would end, since HA guards them or they are paused; HA starts its own anew.
+    ends: Vec<Vmid>,
+    /// The epochs that go on beside this one, by a node of each.
+    beside: Vec<Beside>,
+}
+
+/// Another epoch that goes on.
+#[derive(Debug, Serialize, Schema)]
+pub struct Beside {
+    /// One of its nodes.
+    node: NodeName,
+    /// Its name.
+    epoch: String,
 }
 
 /// On the spot alone: whoever decides this has access to the machine, and knows which one it is.
@@ -54,6 +76,14 @@ endpoint! {
             quorate: ops.quorate(),
             node: ops.me.name.clone(),
             others: ops.others().into_iter().map(|n| n.name).collect(),
+            last_change: ops.conf.recent(1).first().map(|c| c.at_ms),
+            ends: ops.ends_with_epoch().await,
+            beside: ops
+                .epochs
+                .contested()
+                .into_iter()
+                .map(|(node, era)| Beside { node, epoch: era.to_string() })
+                .collect(),
         }))
     }
 }
@@ -76,9 +106,9 @@ endpoint! {
     /// Gives up this node's cluster epoch for another one that goes on beside it. Its configuration is kept aside, and its
     /// guests are what that other epoch says. By the local socket alone.
     Rejoin = post("/cluster/config/rejoin"), Anywhere, Access::Root;
-    fn call(cx, _p: Nothing) -> Null {
+    fn call(cx, p: To) -> Null {
         here(cx)?;
-        cx.ops().give_up_epoch().await?;
+        cx.ops().give_up_epoch(p.node.as_ref()).await?;
         Ok(Null)
     }
 }

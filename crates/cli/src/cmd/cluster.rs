@@ -104,12 +104,15 @@ pub enum Command {
         /// A node that is off; may be repeated, and must name every other node. Without it each is asked for
         #[arg(long, value_name = "NODE")]
         off: Vec<String>,
-        /// Don't ask: all other nodes are off
+        /// Don't ask; every other node must be named by --off
         #[arg(long, short = 'y')]
         yes: bool,
     },
     /// Give up this node's cluster epoch for another one that goes on beside it
     Rejoin {
+        /// A node of the epoch to go over to, where several go on beside this one
+        #[arg(long)]
+        node: Option<String>,
         /// Don't ask
         #[arg(long, short = 'y')]
         yes: bool,
@@ -174,16 +177,7 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             remove(cx, &node).await
         }
         Command::Expected { votes, off, yes } => expected(cx, votes, off, yes).await,
-        Command::Rejoin { yes } => {
-            if !yes {
-                confirm(
-                    "This node's configuration is put aside, and guests that run here and are not its own in the other \
-                     cluster epoch are destroyed. Go over to it",
-                )?;
-            }
-            let answer = cx.api.post("/cluster/config/rejoin", &vec![]).await?;
-            cx.answer(&answer, "the daemon starts anew and goes over to the other cluster epoch").await
-        }
+        Command::Rejoin { node, yes } => rejoin(cx, node, yes).await,
         Command::ForgetAside { node } => {
             let path = format!("/cluster/config/aside/{}", escape(&node));
             cx.format().done(
@@ -309,24 +303,59 @@ pub async fn add(
     cx.answer(&answer, "joined").await
 }
 
-/// Gives up a lost majority. Every other node must be named, by `off` or at the prompt; `yes` says it of all.
+/// Goes over to another epoch that goes on beside this one.
+async fn rejoin(cx: &Cx, node: Option<String>, yes: bool) -> Result<(), Failure> {
+    if !yes {
+        let present = cx.api.get("/cluster/config/expected").await?;
+        for other in rows(&present["beside"]) {
+            output::print(&format!(
+                "node '{}' goes on in epoch {}",
+                text(&other["node"]),
+                text(&other["epoch"])
+            ))?;
+        }
+        confirm(
+            "This node's configuration is put aside, and guests that run here and are not its own in the other cluster epoch are \
+             destroyed. Go over to it",
+        )?;
+    }
+    let p = node.map(|node| ("node".to_owned(), node)).into_iter().collect();
+    let answer = cx.api.post("/cluster/config/rejoin", &p).await?;
+    cx.answer(&answer, "the daemon starts anew and goes over to the other cluster epoch").await
+}
+
+/// Gives up a lost majority. Every other node must be named, by `off` or at the prompt; `yes` asks nothing.
 pub async fn expected(cx: &Cx, votes: u32, mut off: Vec<String>, yes: bool) -> Result<(), Failure> {
     let present = cx.api.get("/cluster/config/expected").await?;
-    let others = rows(&present["others"]).iter().filter_map(Value::as_str);
-    for node in others {
-        if off.iter().any(|n| n == node) {
-            continue;
+    let sensible = votes == 1 && present["quorate"] == 0;
+    // What is refused anyhow needs nobody's word.
+    if sensible && !yes {
+        if let Some(at) = present["last_change"].as_u64() {
+            output::print(&format!(
+                "The last change that this node knows: {}. If another node knows a later one, begin there",
+                output::time(at as f64 / 1000.0)
+            ))?;
         }
-        if !yes {
+        let ends: Vec<String> = rows(&present["ends"]).iter().map(text).collect();
+        if !ends.is_empty() {
+            output::print(&format!(
+                "These guests end here, and HA starts its own anew: {}",
+                ends.join(", ")
+            ))?;
+        }
+        for node in rows(&present["others"]).iter().filter_map(Value::as_str) {
+            if off.iter().any(|n| n == node) {
+                continue;
+            }
             ask(
                 &format!(
                     "If node '{node}' still runs, guests will run twice and destroy their disks. I have made sure that the \
                      power of '{node}' is off"
                 ),
-                &format!("--off {node}"),
+                &format!("'stead cluster expected 1 --off {node}'"),
             )?;
+            off.push(node.to_owned());
         }
-        off.push(node.to_owned());
     }
     let mut p = vec![("votes".to_owned(), votes.to_string())];
     p.extend(off.into_iter().map(|node| ("off".to_owned(), node)));

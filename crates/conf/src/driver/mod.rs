@@ -225,6 +225,8 @@ pub enum Input {
         /// Which.
         to: u64,
     },
+    /// Stand for no election, and lead no more, until the opposite is said.
+    Hold(bool),
 }
 
 /// What the host is to do.
@@ -415,6 +417,7 @@ impl Driver {
                     self.engine.transfer(to);
                 }
             }
+            Input::Hold(hold) => self.engine.hold(hold),
         }
     }
 

@@ -125,6 +125,7 @@ impl Grantor {
         let delay = self.devices.get(node)?.unwrap_or(self.profile.heartbeat());
         let member = self.members.get(node).is_some_and(|m| !m.state.is_lost());
         let free = member && track.order == Order::None && track.declaring.is_none();
+        let free = free && !self.elsewhere.contains(node);
         // The wait is over a fence time after the last grant; the lease by so much sooner.
         let since_lease = (self.profile.drain() + self.profile.watchdog()) * 101 / 100;
         let at = track.safe_at().saturating_sub(since_lease) + delay;

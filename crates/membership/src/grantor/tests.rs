@@ -460,3 +460,23 @@ fn nobody_is_powered_off_under_a_restart_lease() {
     let over = ms(1000) + restart_fence_time();
     assert!(confirms(&g.step(over - ms(1))), "its lease is over, and the wait is not");
 }
+
+/// It may run its guests there without any lease of this epoch.
+#[test]
+fn who_is_alive_in_another_epoch_is_neither_lost_nor_struck_nor_settled() {
+    let mut g = leader();
+    g.set_devices([(name(3), None)].into());
+    g.set_elsewhere([name(3)].into());
+    let late = ms(0) + P.fence_time() * 3;
+    let out = g.step(late);
+    assert_eq!(declared(&out), [name(1), name(2)], "{out:?}");
+    assert!(!out.iter().any(|c| matches!(c, GrantorCommand::Confirm { .. })), "it is suspected: {out:?}");
+    // It was lost before that was known.
+    let lost = |boot| NodeState::Lost { boot };
+    let mut members: BTreeMap<_, _> = (1..=3).map(member).collect();
+    members.entry(name(3)).and_modify(|m| m.state = lost(boot(3)));
+    g.set_members(late, members);
+    assert!(!g.settled(late * 2, &name(3)));
+    g.set_elsewhere(BTreeSet::new());
+    assert!(g.settled(late * 2, &name(3)));
+}

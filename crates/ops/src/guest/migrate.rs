@@ -504,7 +504,7 @@ impl Source<'_> {
         match call::<_, ()>(&*self.ops.peers, &self.target, "guest/abort", &body, limit).await {
             Ok(()) => {}
             // It ends its copy by itself: its record never comes.
-            Err(PeerError::Unreachable { .. } | PeerError::Refused(_)) => {
+            Err(PeerError::Unreachable { .. } | PeerError::Refused(_) | PeerError::Outcast { .. }) => {
                 tracing::info!(
                     "guest {}: '{}' could not be told of the abort",
                     self.vmid(),

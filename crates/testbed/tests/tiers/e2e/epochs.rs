@@ -13,6 +13,8 @@ use stead_testbed::{ApiClient, Cluster};
 
 /// Under HA on the node that is left.
 const OWN: u32 = 100;
+/// Says that the other two are off.
+const ALL_OFF: [&str; 7] = ["cluster", "expected", "1", "--off", "n2", "--off", "n3"];
 /// Not under HA, there.
 const UNGUARDED: u32 = 101;
 /// Under HA on another node.
@@ -58,6 +60,10 @@ async fn stands(
     .await
 }
 
+fn is_second(row: &Value) -> bool {
+    row["quorate"] == 1 && row["epoch"].as_str().is_some_and(|e| e.starts_with("2-"))
+}
+
 fn warned(row: &Value, what: &str) -> bool {
     row["warnings"].as_array().is_some_and(|w| w.iter().any(|w| w.as_str().is_some_and(|w| w.contains(what))))
 }
@@ -66,12 +72,19 @@ fn warned(row: &Value, what: &str) -> bool {
 async fn ticks_on(cluster: &Cluster, vmid: u32) -> Result<u32> {
     let disk = cluster.disk_path(vmid, 0);
     let before = tick::read_cell(&disk)?.map_or(0, |c| c.count);
-    let cell = until(&format!("VM {vmid} ticks on"), BOOT, async || {
-        Ok(tick::read_cell(&disk)?.filter(|c| c.count > before + 3))
-    });
+    let what = format!("VM {vmid} ticks on");
+    let cell = until(&what, BOOT, async || Ok(tick::read_cell(&disk)?.filter(|c| c.count > before + 3)));
     let cell = cell.await?;
     ensure!(cell.conflicts == 0, "VM {vmid} ran twice: {cell:?}");
     Ok(cell.count)
+}
+
+/// The process of a VM on the node that is left.
+fn pid(cluster: &Cluster, vmid: u32) -> Result<i32> {
+    let disk = format!("vm-{vmid}-disk");
+    let all = cluster.node(0).processes();
+    let of_it = all.iter().find(|p| p.is_qemu() && p.command.contains(&disk));
+    Ok(of_it.with_context(|| format!("VM {vmid} has no process"))?.pid)
 }
 
 async fn guarded(cluster: &Cluster, api: &ApiClient, node: usize, vmid: u32) -> Result<()> {
@@ -102,29 +115,36 @@ fn a_survivor_goes_on_alone_and_both_others_come_back() {
         cluster.create_tick_guest(0, UNGUARDED).await?;
         start(&cluster, &api, 0, UNGUARDED).await?;
         guarded(&cluster, &api, 1, OTHER).await?;
-        refused(cluster.node(0), &["cluster", "expected", "1", "--yes"], "a majority of the cluster").await?;
-        let remote =
-            api.post("/cluster/config/expected", &[("votes", "1"), ("off", "n2"), ("off", "n3")]).await;
-        ensure!(remote.is_err(), "it was taken from afar");
-
+        refused(cluster.node(0), &ALL_OFF, "a majority of the cluster").await?;
         // One after the other; the second one runs a guest that HA guards.
         cluster.node(2).power_off()?;
         node_is(&cluster, &api, 2, false).await?;
         cluster.node(1).power_off()?;
         stands(&cluster, 0, "without a majority", |row| row["quorate"] == 0).await?;
         refused(cluster.node(0), &["cluster", "expected", "1", "--off", "n2"], "n3").await?;
-        if let Err(e) = stead(cluster.node(0), &["cluster", "expected", "1", "--yes"]).await? {
+        refused(
+            cluster.node(0),
+            &["cluster", "expected", "1", "--off", "n2", "--yes"],
+            "nobody has said so of n3",
+        )
+        .await?;
+        let afar =
+            api.post("/cluster/config/expected", &[("votes", "1"), ("off", "n2"), ("off", "n3")]).await;
+        let Err(why) = afar else { bail!("it was taken from afar") };
+        ensure!(why.to_string().contains("only on the node itself"), "{why}");
+        let processes = (pid(&cluster, OWN)?, pid(&cluster, UNGUARDED)?);
+        if let Err(e) = stead(cluster.node(0), &ALL_OFF).await? {
             bail!("{e}");
         }
-        let second =
-            |row: &Value| row["quorate"] == 1 && row["epoch"].as_str().is_some_and(|e| e.starts_with("2-"));
-        let api = stands(&cluster, 0, "alone in epoch 2", second).await?;
+        let api = stands(&cluster, 0, "alone in epoch 2", is_second).await?;
 
         // Its own guest starts cold, what was never guarded has run on, and no other node's guest is touched.
         runs_on(&cluster, &api, OWN, RECOVERY, |n| n == 0).await?;
         ticks_on(&cluster, OWN).await?;
         runs_on(&cluster, &api, UNGUARDED, BOOT, |n| n == 0).await?;
         ticks_on(&cluster, UNGUARDED).await?;
+        let now = (pid(&cluster, OWN)?, pid(&cluster, UNGUARDED)?);
+        ensure!(now.0 != processes.0 && now.1 == processes.1, "{processes:?} -> {now:?}");
         until("HA says what it waits for", RECOVERY, async || {
             let rows = api.get("/cluster/ha/status/current").await?;
             let row =
@@ -141,7 +161,7 @@ fn a_survivor_goes_on_alone_and_both_others_come_back() {
         all_vote(&cluster, &api).await?;
         runs_on(&cluster, &api, OTHER, RECOVERY, |n| n == 1).await?;
         for n in 1..3 {
-            stands(&cluster, n, "in epoch 2", second).await?;
+            stands(&cluster, n, "in epoch 2", is_second).await?;
             ensure!(cluster.node(n).dir().join("conf.epoch-1/conf.redb").is_file(), "its old store is gone");
         }
         until("what they had alone is told", RECOVERY, async || {
@@ -171,23 +191,23 @@ fn a_survivor_whose_others_were_on_is_refused_by_them_until_it_gives_way() {
         network.partition(1, 2)?;
         network.partition(1, 3)?;
         stands(&cluster, 0, "without a majority", |row| row["quorate"] == 0).await?;
-        if let Err(e) = stead(cluster.node(0), &["cluster", "expected", "1", "--yes"]).await? {
+        if let Err(e) = stead(cluster.node(0), &ALL_OFF).await? {
             bail!("{e}");
         }
-        let second =
-            |row: &Value| row["quorate"] == 1 && row["epoch"].as_str().is_some_and(|e| e.starts_with("2-"));
-        stands(&cluster, 0, "alone in epoch 2", second).await?;
+        stands(&cluster, 0, "alone in epoch 2", is_second).await?;
         api.put("/cluster/options", &[("description", "the majority goes on")]).await?;
 
         network.heal()?;
-        // Both sides say so, go on, and none takes anything of the other.
-        for (n, epoch) in [(0, "1"), (1, "2-")] {
+        // Both sides say so, and none takes anything of the other. The survivor lets go: the word was wrong.
+        for (n, epoch, quorate) in [(0, "1", 0), (1, "2-", 1)] {
             let seen = format!("in cluster epoch {epoch}");
             stands(&cluster, n, "warning of the other epoch", |row| {
-                row["quorate"] == 1 && warned(row, &seen)
+                row["quorate"] == quorate && warned(row, &seen)
             })
             .await?;
         }
+        let row = about(&cluster.api(0).await?).await?;
+        ensure!(warned(&row, "the word that it was off was wrong"), "{row}");
         let row = cluster.guest_row(&api, OTHER).await?;
         ensure!(row["node"] == cluster.node(1).name() && row["status"] == "running", "{row}");
         ticks_on(&cluster, OTHER).await?;
@@ -203,6 +223,68 @@ fn a_survivor_whose_others_were_on_is_refused_by_them_until_it_gives_way() {
             stands(&cluster, 0, "in epoch 1 again", |row| row["quorate"] == 1 && row["epoch"] == "1").await?;
         ensure!(first.get("/cluster/options").await?["description"] == "the majority goes on");
         ticks_on(&cluster, OTHER).await.map(drop)
+    });
+}
+
+/// One node goes on alone in epoch 2, with a guest that HA guards, and is switched off too.
+async fn alone_and_off(cluster: &Cluster) -> Result<()> {
+    let api = cluster.api(0).await?;
+    guarded(cluster, &api, 0, OWN).await?;
+    cluster.node(2).power_off()?;
+    cluster.node(1).power_off()?;
+    stands(cluster, 0, "without a majority", |row| row["quorate"] == 0).await?;
+    if let Err(e) = stead(cluster.node(0), &ALL_OFF).await? {
+        bail!("{e}");
+    }
+    let api = stands(cluster, 0, "alone in epoch 2", is_second).await?;
+    runs_on(cluster, &api, OWN, RECOVERY, |n| n == 0).await?;
+    ticks_on(cluster, OWN).await?;
+    cluster.node(0).power_off()
+}
+
+#[test]
+fn the_old_majority_waits_for_a_survivor_that_is_switched_on_with_it() {
+    loopback(async |builder| {
+        let cluster = cluster(builder).await?;
+        alone_and_off(&cluster).await?;
+        // The one whose word counts is the last.
+        for n in [2, 1, 0] {
+            cluster.node(n).power_on()?;
+        }
+        let api = stands(&cluster, 0, "in epoch 2", is_second).await?;
+        all_vote(&cluster, &api).await?;
+        for n in 1..3 {
+            stands(&cluster, n, "in epoch 2", is_second).await?;
+        }
+        runs_on(&cluster, &api, OWN, RECOVERY, |_| true).await?;
+        ticks_on(&cluster, OWN).await.map(drop)
+    });
+}
+
+#[test]
+fn a_survivor_that_boots_beside_the_old_majority_starts_nothing() {
+    loopback(async |builder| {
+        let cluster = cluster(builder).await?;
+        alone_and_off(&cluster).await?;
+        cluster.node(1).power_on()?;
+        cluster.node(2).power_on()?;
+        // They know nothing of another epoch, and recover what ran there.
+        let api = stands(&cluster, 1, "in a majority", |row| row["quorate"] == 1).await?;
+        let at = runs_on(&cluster, &api, OWN, RECOVERY, |n| n != 0).await?;
+        cluster.node(0).power_on()?;
+        let lets_go = |row: &Value| row["quorate"] == 0 && warned(row, "the word that it was off was wrong");
+        stands(&cluster, 0, "without office", lets_go).await?;
+        for _ in 0..3 {
+            ticks_on(&cluster, OWN).await?;
+            ensure!(!cluster.node(0).runs_a_guest(), "it runs beside the other copy");
+        }
+        refused(cluster.node(0), &ALL_OFF, "n2, n3 answer").await?;
+        if let Err(e) = stead(cluster.node(0), &["cluster", "rejoin", "--yes"]).await? {
+            bail!("{e}");
+        }
+        all_vote(&cluster, &api).await?;
+        runs_on(&cluster, &cluster.api(0).await?, OWN, BOOT, |n| n == at).await?;
+        ticks_on(&cluster, OWN).await.map(drop)
     });
 }
 
