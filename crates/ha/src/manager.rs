@@ -1,8 +1,8 @@
 //! The manager's decisions: one *round* over everything.
 //!
-//! A round notes what nodes are up to, takes requests about nodes and about HA as a whole ([`cluster`]), takes every service
-//! through its states ([`service`]) and its moves ([`moves`]), and at last evens out the load. All changes of a service
-//! go through [`Round::enter`], which gives the new state its number and its line in the history.
+//! A round notes what nodes are up to, takes requests about nodes and about HA as a whole ([`cluster`]), notes where services
+//! are, takes every service through its states ([`service`]) and its moves ([`moves`]), and at last evens out the load. All
+//! changes of a service go through [`Round::enter`], which gives the new state its number and its line in the history.
 
 use crate::history::Change;
 use crate::placement::{Places, Resting};
@@ -51,6 +51,7 @@ pub(crate) fn step_beside(
     clerk.note_nodes();
     clerk.take_requests();
     clerk.admit();
+    clerk.follow();
     let closed = clerk.closed();
     let places = Places::new(view, clerk.state, rules, &closed, resting);
     let requests = requests(view);
@@ -164,6 +165,27 @@ impl Clerk<'_, '_> {
                 };
                 self.enter(sid, first, &seen.owner, None, "added to HA".into());
             }
+        }
+    }
+
+    /// Notes where services at rest are: moved by hand, or handed over without the manager having seen it yet. The record is what
+    /// counts, and for every choice of the round: so all are noted before anything is counted or chosen.
+    fn follow(&mut self) {
+        if self.state.disarm.is_some_and(|d| d.ready) {
+            return;
+        }
+        let view = self.view;
+        let moved = |(sid, s): (&ServiceId, &Service)| {
+            let owner = &view.services.get(sid)?.owner;
+            let rests =
+                !s.state.is_move() && !matches!(s.state, ServiceState::Fence | ServiceState::Recovery);
+            (rests && *owner != s.node && self.word(owner) != NodeWord::Lost)
+                .then_some((*sid, s.state, owner))
+        };
+        let moved: Vec<(ServiceId, ServiceState, &NodeName)> =
+            self.state.service_status.iter().filter_map(moved).collect();
+        for (sid, state, owner) in moved {
+            self.enter(sid, state, owner, None, format!("it is on '{owner}'"));
         }
     }
 

@@ -41,13 +41,6 @@ impl<'v> Round<'v, '_> {
             }
             return;
         }
-        // Moved by hand, or handed over without the manager having seen it yet: the record is what counts.
-        let moves = service.state.is_move() || matches!(service.state, S::Recovery | S::Fence);
-        if !lost && seen.owner != service.node && !moves {
-            self.enter(sid, service.state, &seen.owner, None, format!("it is on '{}'", seen.owner));
-            self.places.goes(sid, Some(&service.node), &seen.owner);
-            return;
-        }
         if self.freezes(sid, seen, &service) {
             return;
         }

@@ -371,3 +371,73 @@ fn what_may_run_still_and_is_to_be_started_again_counts_where_it_is() {
         );
     }
 }
+
+/// A recovery's commit came through after the manager took its node for back: what is started next sees it where it is.
+#[test]
+fn what_was_handed_over_unseen_counts_where_it_is_for_those_before_it() {
+    let rules = "resource-affinity: apart\n    resources vm:100,ct:102\n    affinity negative\n";
+    let mut lab = Lab::new(3).ruled(rules).with(&[(100, 1)]);
+    lab.add(ct(102), 3);
+    let seen = lab.seen(sid(100));
+    (seen.owner, seen.epoch) = (name(3), seen.epoch.next());
+    (seen.running, seen.armed, seen.process) = (false, false, Process::Absent);
+    lab.step();
+    assert_eq!(lab.is(sid(100)), "started n3");
+    assert_eq!(
+        (lab.is(ct(102)), lab.status(ct(102)).target.clone()),
+        ("relocate n3".to_owned(), Some(name(1)))
+    );
+}
+
+/// What was moved by hand holds the node where it is, and not the one that it left, whoever comes first in the round.
+#[test]
+fn what_was_moved_by_hand_counts_where_it_is() {
+    let rules = "resource-affinity: apart\n    resources vm:100,vm:101\n    affinity negative\n";
+    let refused = "rule 'apart' keeps it from 'n3', where another of its resources is".to_owned();
+    for (moved, other) in [(101, 100), (100, 101)] {
+        for (target, dropped) in [(3, (false, refused.clone())), (1, (true, "taken".to_owned()))] {
+            let mut lab = Lab::new(3).ruled(rules).with(&[(moved, 1), (other, 2)]);
+            let seen = lab.seen(sid(moved));
+            (seen.owner, seen.epoch) = (name(3), seen.epoch.next());
+            lab.ask_move(sid(other), target);
+            lab.step();
+            let to = dropped.0.then(|| name(target));
+            assert_eq!(lab.dropped, [dropped], "{other} to n{target}");
+            assert_eq!((lab.is(sid(moved)), &lab.status(sid(other)).target), ("started n3".to_owned(), &to));
+        }
+    }
+}
+
+/// What is stopped, and was moved by hand, is in nobody's way.
+#[test]
+fn what_is_stopped_and_was_moved_by_hand_holds_no_node() {
+    let rules = "resource-affinity: apart\n    resources vm:100,vm:101\n    affinity negative\n";
+    let mut lab = Lab::new(3).ruled(rules).with(&[(100, 1), (101, 2)]);
+    lab.want(sid(100), Stopped);
+    lab.settle();
+    lab.seen(sid(100)).owner = name(3);
+    lab.ask_move(sid(101), 3);
+    lab.step();
+    assert_eq!(lab.dropped, [(true, "taken".to_owned())]);
+    assert_eq!(lab.is(sid(100)), "stopped n3");
+    assert_eq!(lab.status(sid(101)).target, Some(name(3)));
+}
+
+/// Recoveries go on while HA is being disarmed: they see what was moved by hand where it is.
+#[test]
+fn what_was_moved_by_hand_counts_where_it_is_while_ha_is_being_disarmed() {
+    let rules = "resource-affinity: apart\n    resources vm:100,vm:101\n    affinity negative\n";
+    let mut lab = Lab::new(3).ruled(rules).with(&[(100, 1), (101, 3)]);
+    lab.lose(3);
+    let s = lab.state.service_status.get_mut(&sid(101)).unwrap();
+    (s.state, s.target) = (ServiceState::Recovery, None);
+    let seen = lab.seen(sid(100));
+    (seen.owner, seen.epoch) = (name(2), seen.epoch.next());
+    lab.ask(Request::Disarm { mode: DisarmMode::Freeze });
+    lab.step();
+    assert_eq!(lab.is(sid(100)), "started n2");
+    assert_eq!(
+        (lab.is(sid(101)), lab.status(sid(101)).target.clone()),
+        ("recovery n3".to_owned(), Some(name(1)))
+    );
+}
