@@ -368,11 +368,13 @@ impl Server {
         let ms = Duration::from_millis;
         let (lease, drain, watchdog) = (ms(lease_ms), ms(drain_ms), ms(watchdog_ms));
         let grant = |why: String| Refusal::Grant { why };
-        // Another time-out feeds the watchdog too: not for a grant that does not count, nor before it is known to fit.
-        self.holder.may_renew(nonce, lease, drain, watchdog).map_err(|e| grant(e.to_string()))?;
+        // To admit it can feed the watchdog too: not for a grant that does not count (above all none that comes after its end), nor
+        // before it is known to fit. Where another lease counts, the step that follows gives the watchdog that one's times again.
+        let now = self.clock.now();
+        self.holder.may_renew(now, nonce, lease, drain, watchdog).map_err(|e| grant(e.to_string()))?;
         self.power.admit(less_drift(drain + watchdog)).map_err(|e: PowerError| grant(e.to_string()))?;
         let before = self.holder.times();
-        let renewed = self.holder.renew(self.clock.now(), nonce, lease, drain, watchdog);
+        let renewed = self.holder.renew(now, nonce, lease, drain, watchdog);
         renewed.map_err(|e| grant(e.to_string()))?;
         if self.holder.times() != before {
             self.store();

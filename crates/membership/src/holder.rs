@@ -273,6 +273,11 @@ impl Holder {
         if granted.ends <= now {
             return Err(RenewError::TooLate(nonce));
         }
+        // The watchdog counts the times of before, or (where the grant was admitted) those of a lease that is not the one that counts.
+        // It gets those that count now at once: a longer time-out would outlast L + D + W, a shorter one fire before it is fed.
+        if self.times != Some((drain, watchdog)) {
+            self.fed = None;
+        }
         self.latest = Some(granted);
         if self.lease.is_none_or(|old| old.ends < granted.ends) {
             self.lease = Some(granted);
@@ -308,15 +313,17 @@ impl Holder {
         Ok(())
     }
 
-    /// Whether a grant would count, but for the time that has passed: to be asked before anything is done for it.
+    /// Whether a grant would count now: to be asked before anything is done for it.
     pub fn may_renew(
         &self,
+        now: Moment,
         nonce: u64,
         lease: Duration,
         drain: Duration,
         watchdog: Duration,
     ) -> Result<(), RenewError> {
-        self.answers(nonce, lease, drain, watchdog).map(drop)
+        let at = self.answers(nonce, lease, drain, watchdog)?;
+        if self.issued[at].1 + less_drift(lease) <= now { Err(RenewError::TooLate(nonce)) } else { Ok(()) }
     }
 
     /// The place of the nonce that a grant answers.

@@ -64,6 +64,25 @@ fn the_longer_of_two_profiles_counts() {
     assert_eq!(h.lease_left(ms(200)), Some(ms(9700)));
 }
 
+/// A machine that stood still soon after the first shorter lease was reset by the longer time-out.
+#[test]
+fn the_watchdog_gets_the_times_that_count_with_the_lease_that_brings_them() {
+    let feeds = |by: u32| [HolderCommand::FeedWatchdog { timeout: less_drift((D + W) * by) }];
+    let mut h = Holder::new(1);
+    let (a, b, c) = (h.nonce(ms(0)), h.nonce(ms(100)), h.nonce(ms(9800)));
+    h.renew(ms(10), a, L * 10, D * 10, W * 10).unwrap();
+    assert_eq!(h.step(ms(10)), feeds(10));
+    // The longer lease counts on. Whoever has admitted this one has set the watchdog to its times.
+    h.renew(ms(200), b, L, D, W).unwrap();
+    assert_eq!(h.step(ms(200)), feeds(10));
+    assert_eq!(h.may_renew(ms(10_790), c, L, D, W), Err(RenewError::TooLate(c)));
+    h.renew(ms(9850), c, L, D, W).unwrap();
+    assert_eq!(h.step(ms(9850)), feeds(1), "not when it would have been fed next");
+    let d = h.nonce(ms(9860));
+    h.renew(ms(9870), d, L, D, W).unwrap();
+    assert_eq!(h.step(ms(9870)), [], "nothing is new");
+}
+
 #[test]
 fn nothing_runs_without_a_good_lease_or_under_another_epoch() {
     let mut h = Holder::new(1);
