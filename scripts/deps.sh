@@ -34,6 +34,7 @@ ipmitool|ipmitool|fence devices that speak IPMI
 openssl|openssl|certificates of emulated devices
 fence_ipmilan|fence-agents|programs that speak to fence devices
 swtpm|swtpm|trusted platform modules beside guests
+faketime|faketime|nodes whose clocks are wrong
 '
 programs=$demo_programs
 [ "$wanted" = all ] && programs+=$test_programs

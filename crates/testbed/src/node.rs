@@ -76,6 +76,21 @@ struct State {
     wanted: bool,
     /// When it ended by itself.
     ended: Vec<Instant>,
+    /// How wrong its clock is from the next start of its daemon on, as `faketime` puts it: `+3y`.
+    clock: Option<String>,
+}
+
+/// The library that shows a program another time of day. The clock that leases count by is not concerned.
+fn wrong_clock(ahead: &str) -> Result<[(&'static str, String); 3]> {
+    let place = |dir: fs::DirEntry| dir.path().join("faketime/libfaketimeMT.so.1");
+    let dirs = fs::read_dir("/usr/lib").context("looking for libfaketime")?.flatten();
+    let library = dirs.map(place).find(|p| p.is_file()).context("libfaketime is missing: make deps")?;
+    let library = library.to_str().context("a path that is no text")?.to_owned();
+    Ok([
+        ("LD_PRELOAD", library),
+        ("FAKETIME", ahead.to_owned()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
+    ])
 }
 
 impl Node {
@@ -282,7 +297,7 @@ impl Node {
         if state.daemon.is_some() {
             return Ok(());
         }
-        let child = self.inner.spawn()?;
+        let child = self.inner.spawn(state.clock.as_ref())?;
         state.daemon = Some(Pid::from_child(&child));
         drop(state);
         let inner = Arc::clone(&self.inner);
@@ -290,6 +305,13 @@ impl Node {
             .name(format!("watch {}", self.name()))
             .spawn(move || inner.supervise(child))?;
         Ok(())
+    }
+
+    /// Sets the node's clock wrong, or right again, and starts its daemon anew. `ahead` as `faketime` puts it: `+3y`, `-40d`.
+    pub fn set_clock(&self, ahead: Option<&str>) -> Result<()> {
+        self.stop_daemon()?;
+        self.inner.lock().clock = ahead.map(str::to_owned);
+        self.start_daemon()
     }
 
     /// Fills the file system that the node's folder lies on; only where that is its own (see the builder's `disk`).
@@ -382,7 +404,7 @@ impl Inner {
         Ok(())
     }
 
-    fn spawn(&self) -> Result<Child> {
+    fn spawn(&self, clock: Option<&String>) -> Result<Child> {
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut command = match &self.plan.machine {
             Some(machine) => machine.command()?,
@@ -402,6 +424,9 @@ impl Inner {
             .stderr(log)
             // Ctrl-C at the terminal is the testbed's to handle, not the nodes'.
             .process_group(0);
+        if let Some(ahead) = clock {
+            command.envs(wrong_clock(ahead)?);
+        }
         if let Some(network) = &self.plan.network {
             network.node(self.plan.number).inside(&mut command);
         }
@@ -426,7 +451,7 @@ impl Inner {
             let asked = self.plan.machine.is_none()
                 || ended.is_ok_and(|status| status.code() == Some(machine::REBOOT));
             let again = state.wanted && asked && state.ended.len() <= RESTARTS_A_MINUTE;
-            match again.then(|| self.spawn()) {
+            match again.then(|| self.spawn(state.clock.as_ref())) {
                 Some(Ok(next)) => {
                     state.daemon = Some(Pid::from_child(&next));
                     child = next;

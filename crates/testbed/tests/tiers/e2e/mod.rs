@@ -2,6 +2,7 @@
 
 mod admit;
 mod boot;
+mod clocks;
 mod demo;
 mod departure;
 mod devices;
