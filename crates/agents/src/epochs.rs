@@ -5,9 +5,10 @@
 //! another epoch is told to the grantor ([`Ops::elsewhere`]), which gives none of those up.
 
 use futures_util::future::join_all;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
-use stead_membership::epochs::{Own, Reply, Said, Stand, may_stand, stand};
+use stead_membership::epochs::{Own, Reply, Said, Stand, WAIT, blocks, may_stand, stand};
 use stead_model::{NodeName, NodeRecord};
 use stead_ops::Ops;
 use stead_ops::epochs::{EPOCH_CALL, EpochAnswer};
@@ -25,13 +26,13 @@ const REPEAT: u32 = 60;
 
 /// Runs for as long as the daemon does.
 pub async fn run(ops: Arc<Ops>) {
-    let began = Instant::now();
-    let mut look = Look { ops, was_quorate: false, waits: true };
+    let mut look =
+        Look { ops, began: Instant::now(), was_quorate: false, waits: true, blocked_by: BTreeSet::new() };
     for looks in 1_u32.. {
         if look.ops.conf.status().borrow().lost {
             return come_back(&look.ops).await;
         }
-        if look.again(began.elapsed()).await {
+        if look.again().await {
             return;
         }
         if looks.is_multiple_of(REPEAT) && look.ops.epochs.is_contested() {
@@ -43,10 +44,14 @@ pub async fn run(ops: Arc<Ops>) {
 
 struct Look {
     ops: Arc<Ops>,
+    /// When the daemon has started.
+    began: Instant,
     /// This daemon has been in contact with a majority.
     was_quorate: bool,
     /// It has not stood for elections yet.
     waits: bool,
+    /// Who was heard to go on in another epoch, however silent now.
+    blocked_by: BTreeSet<NodeName>,
 }
 
 impl Look {
@@ -67,10 +72,13 @@ impl Look {
     }
 
     /// True: this node gives way, and starts anew.
-    async fn again(&mut self, since: Duration) -> bool {
+    async fn again(&mut self) -> bool {
         let ops = self.ops.clone();
         let asked = self.asked();
-        let replies = join_all(asked.iter().map(|node| ask(&ops, node))).await;
+        // While this node waits, no look lasts much longer than that.
+        let left = WAIT.saturating_sub(self.began.elapsed()).max(PERIOD);
+        let limit = if self.waits { LIMIT.min(left) } else { LIMIT };
+        let replies = join_all(asked.iter().map(|node| ask(&ops, node, limit))).await;
         // As it is now: a majority may have come together while they were asked.
         self.was_quorate |= ops.quorate();
         if ops.quorate()
@@ -88,18 +96,27 @@ impl Look {
         if ops.epochs.cast_out(outcasts.collect(), &asked) {
             ops.epoch_warnings().iter().for_each(|w| tracing::error!("{w}"));
         }
-        if self.waits && stand == Stand::Stay && (ops.quorate() || may_stand(own.era, since, &replies)) {
+        for s in &said {
+            if blocks(own, s) {
+                self.blocked_by.insert(s.node.clone());
+            } else {
+                self.blocked_by.remove(&s.node);
+            }
+        }
+        let may = self.blocked_by.is_empty() && may_stand(own.era, self.began.elapsed(), &replies);
+        let going = self.act(stand, &said, &asked).await;
+        if self.waits && !going && !ops.epochs.lets_go() && (ops.quorate() || may) {
             self.waits = false;
             ops.conf.hold(false);
         }
-        self.act(stand, &said, &asked).await
+        going
     }
 
     async fn act(&self, stand: Stand, said: &[Said], asked: &[NodeRecord]) -> bool {
         let ops = &self.ops;
         match stand {
             Stand::Stay => {
-                ops.epochs.contest(still_silent(ops, said));
+                ops.epochs.contest(still_there(ops, said));
                 false
             }
             Stand::Yield(to) => {
@@ -117,9 +134,10 @@ impl Look {
                 }
             }
             Stand::Contested { mut others, let_go } => {
-                others.extend(still_silent(ops, said));
+                let known: BTreeSet<NodeName> = others.iter().map(|(node, _)| node.clone()).collect();
+                others.extend(still_there(ops, said).into_iter().filter(|(node, _)| !known.contains(node)));
                 let news = ops.epochs.contest(others);
-                if let_go && !ops.epochs.lets_go() {
+                if let_go {
                     ops.epochs.let_go();
                     ops.conf.hold(true);
                 }
@@ -148,13 +166,14 @@ async fn come_back(ops: &Ops) {
     }
 }
 
-async fn ask(ops: &Ops, node: &NodeRecord) -> Reply {
-    let answer: Result<EpochAnswer, _> = call(&*ops.peers, node, EPOCH_CALL, &(), LIMIT).await;
+async fn ask(ops: &Ops, node: &NodeRecord, limit: Duration) -> Reply {
+    let answer: Result<EpochAnswer, _> = call(&*ops.peers, node, EPOCH_CALL, &(), limit).await;
     match answer {
         // One that has just gone over has nothing of its new epoch yet, and does not know where that comes from.
         Ok(a) if a.lineage.era() != a.era => Reply::Silent,
         Ok(a) => {
-            Reply::Said(Said { node: node.name.clone(), era: a.era, lineage: a.lineage, quorate: a.quorate })
+            let EpochAnswer { era, lineage, quorate, lets_go } = a;
+            Reply::Said(Said { node: node.name.clone(), era, lineage, quorate, lets_go })
         }
         Err(PeerError::Outcast { .. }) => Reply::Outcast(node.name.clone()),
         Err(e) => {
@@ -168,9 +187,9 @@ fn said(reply: &Reply) -> Option<Said> {
     if let Reply::Said(said) = reply { Some(said.clone()) } else { None }
 }
 
-/// An epoch that was seen goes on although its nodes are silent now, until they have been heard in this one.
-fn still_silent(ops: &Ops, said: &[Said]) -> Vec<(NodeName, stead_model::Era)> {
+/// Who was seen to go on in another epoch does so until it is heard in this one.
+fn still_there(ops: &Ops, said: &[Said]) -> Vec<(NodeName, stead_model::Era)> {
     let mut contested = ops.epochs.contested();
-    contested.retain(|(node, _)| said.iter().all(|s| s.node != *node));
+    contested.retain(|(node, _)| said.iter().all(|s| s.node != *node || s.era != ops.me.era));
     contested
 }

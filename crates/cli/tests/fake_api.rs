@@ -1,4 +1,5 @@
 //! The binary against a small server that plays a node's API: what is called, what is shown, how it ends.
+//! One stage with many short scenes: it stays whole.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 

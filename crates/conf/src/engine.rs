@@ -383,12 +383,13 @@ impl Engine for RaftEngine {
 
     fn step(&mut self, message: Message) -> Result<(), EngineFault> {
         if self.check(&message)? {
-            if message.from == self.leader() {
-                self.quiet = 0;
-            }
+            let from = message.from;
             let message = to_message(message)?;
             // Refused: it came from a node that is no member any more, or asks what cannot be done now.
             let _refused = self.node.step(message);
+            if self.leader() == from {
+                self.quiet = 0;
+            }
             self.settle_timeout();
         }
         Ok(())
@@ -422,6 +423,7 @@ impl Engine for RaftEngine {
 
     fn hold(&mut self, hold: bool) {
         self.held = hold;
+        self.quiet = 0;
         let raft = &mut self.node.raft;
         if hold && raft.state != StateRole::Follower {
             raft.become_follower(raft.term, raft::INVALID_ID);

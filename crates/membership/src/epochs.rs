@@ -32,6 +32,8 @@ pub struct Said {
     pub lineage: Lineage,
     /// It is in contact with a majority of its epoch.
     pub quorate: bool,
+    /// It leads nothing until an operator has decided, and takes nobody in.
+    pub lets_go: bool,
 }
 
 /// How another epoch relates to one's own.
@@ -94,7 +96,7 @@ pub struct Own<'a> {
 pub fn stand(own: Own<'_>, said: &[Said]) -> Stand {
     let related = |s: &Said| relation((own.era, own.lineage), (s.era, &s.lineage));
     let lives = own.was_quorate || said.iter().any(|s| related(s) == Relation::Same && s.quorate);
-    let newer = said.iter().filter(|s| related(s) == Relation::Newer);
+    let newer = said.iter().filter(|s| related(s) == Relation::Newer && !s.lets_go);
     // One that can let this node in at once, and of several epochs in a row the last.
     let best = newer.max_by_key(|s| (s.era.number(), s.quorate));
     if let Some(best) = best.filter(|_| !lives && !own.runs) {
@@ -110,6 +112,16 @@ pub fn stand(own: Own<'_>, said: &[Said]) -> Stand {
     let let_go = others.iter().any(|s| s.quorate && matches!(related(s), Relation::Older | Relation::Rival));
     let others: Vec<_> = others.into_iter().map(|s| (s.node.clone(), s.era)).collect();
     if others.is_empty() { Stand::Stay } else { Stand::Contested { others, let_go } }
+}
+
+/// Whether what a member has said keeps a node from its first election, until that member says another thing: another epoch goes
+/// on there that may run, or have recovered, the same guests.
+pub fn blocks(own: Own<'_>, said: &Said) -> bool {
+    match relation((own.era, own.lineage), (said.era, &said.lineage)) {
+        Relation::Newer => !said.lets_go,
+        Relation::Older | Relation::Rival => said.quorate,
+        Relation::Same => false,
+    }
 }
 
 /// What has come of asking a member.
@@ -130,11 +142,16 @@ pub fn may_stand(own: Era, since: Duration, replies: &[Reply]) -> bool {
         replies.iter().filter(|r| matches!(r, Reply::Said(s) if s.era == own && what(s))).count()
     };
     let outcast = replies.iter().any(|r| matches!(r, Reply::Outcast(_)));
-    of(|s| s.quorate) > 0 || (!outcast && (of(|_| true) == replies.len() || since >= WAIT))
+    let wait = if outcast { OUTCAST_WAIT } else { WAIT };
+    of(|s| s.quorate) > 0 || of(|_| true) == replies.len() || since >= wait
 }
 
 /// How long a start waits for members that are silent: longer than daemons that are switched on together are apart.
 pub const WAIT: Duration = Duration::from_secs(5);
+
+/// The same where a member says that this node is none. It may have been removed while it was off, and must not elect anybody; or that
+/// member's list is old, and nobody of the others was there then: so not for ever.
+pub const OUTCAST_WAIT: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
@@ -155,7 +172,7 @@ mod tests {
 
     fn said(node: &str, eras: &[Era], quorate: bool) -> Said {
         let lineage = line(eras);
-        Said { node: node.parse().unwrap(), era: lineage.era(), lineage, quorate }
+        Said { node: node.parse().unwrap(), era: lineage.era(), lineage, quorate, lets_go: false }
     }
 
     fn first() -> Lineage {
@@ -220,6 +237,20 @@ mod tests {
     }
 
     #[test]
+    fn a_survivor_that_lets_go_is_not_gone_over_to_and_keeps_nobody_from_an_election() {
+        let (line, second) = (first(), Era::FIRST.next(5));
+        let me = own(Era::FIRST, &line, false);
+        let newer = said("n1", &[second], false);
+        let gone = Said { lets_go: true, ..newer.clone() };
+        assert_eq!(stand(me, std::slice::from_ref(&gone)), contested("n1", second, false));
+        assert!(blocks(me, &newer) && !blocks(me, &gone));
+        let survivor = super::tests::line(&[second]);
+        let me = own(second, &survivor, false);
+        assert!(blocks(me, &said("n2", &[], true)), "its guests may be recovered there");
+        assert!(!blocks(me, &said("n2", &[], false)) && !blocks(me, &said("n2", &[second], true)));
+    }
+
+    #[test]
     fn who_starts_waits_for_whoever_is_missing_unless_a_majority_is_there() {
         let (short, long) = (Duration::from_millis(10), WAIT);
         let said = |quorate| Reply::Said(said("n2", &[], quorate));
@@ -235,6 +266,7 @@ mod tests {
         ] {
             assert_eq!(may_stand(Era::FIRST, short, &replies), at_once, "{replies:?}");
             assert_eq!(may_stand(Era::FIRST, long, &replies), later, "{replies:?}");
+            assert!(may_stand(Era::FIRST, OUTCAST_WAIT, &replies), "{replies:?}");
         }
     }
 }

@@ -257,7 +257,8 @@ impl Grantor {
     }
 
     /// Which nodes are alive in another cluster epoch, and may run their guests there without any lease of this one: none of them
-    /// is given up, powered off, or settled, for as long as that stands.
+    /// is powered off or settled for as long as that stands. They are given up as others are, so that an operator's word on the
+    /// loss can end it.
     pub fn set_elsewhere(&mut self, elsewhere: BTreeSet<NodeName>) {
         self.elsewhere = elsewhere;
     }
@@ -356,7 +357,7 @@ impl Grantor {
         for (node, track) in &mut self.tracks {
             let Some(member) = self.members.get(node) else { continue };
             let off = track.order.is_unsaid(&member.state, member.off.as_ref());
-            let over = now > track.safe_at() && !member.state.is_lost() && !self.elsewhere.contains(node);
+            let over = now > track.safe_at() && !member.state.is_lost();
             if (over || off) && track.declaring != Some(Declaring::Asked) {
                 track.declaring = Some(Declaring::Asked);
                 let (boot, silent) = (member.state.boot().clone(), now.saturating_sub(track.heard));
@@ -381,8 +382,7 @@ impl Grantor {
             if off || done {
                 Some(Moment::ZERO)
             } else {
-                let given_up = !member.state.is_lost() && !self.elsewhere.contains(node);
-                Some(t.safe_at()).filter(|_| given_up)
+                Some(t.safe_at()).filter(|_| !member.state.is_lost())
             }
         };
         let lost = self.tracks.iter().filter_map(declares_at);

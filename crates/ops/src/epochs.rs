@@ -61,6 +61,9 @@ pub struct EpochAnswer {
     pub lineage: Lineage,
     /// It is in contact with a majority.
     pub quorate: bool,
+    /// It leads nothing until an operator has decided.
+    #[serde(default)]
+    pub lets_go: bool,
 }
 
 /// What a node says that asks to be let in again.
@@ -266,7 +269,7 @@ impl Ops {
     /// What this node says of its epoch. One that has no configuration yet knows no more than which it is.
     pub fn epoch_answer(&self) -> EpochAnswer {
         let lineage = self.cluster_record().map(|c| c.value.lineage).unwrap_or_default();
-        EpochAnswer { era: self.me.era, lineage, quorate: self.quorate() }
+        EpochAnswer { era: self.me.era, lineage, quorate: self.quorate(), lets_go: self.epochs.lets_go() }
     }
 
     /// The members that are known to be alive in another cluster epoch, where they may run their guests. An operator's word that such
@@ -331,16 +334,22 @@ impl Ops {
             let answer = self.peers.call(node, EPOCH_CALL, serde_json::Value::Null, KNOCK);
             let knocks = join_all(node.links().map(|(_, addr)| is_on(addr)));
             let (answer, knocks) = tokio::join!(answer, knocks);
-            let on = !matches!(answer, Err(PeerError::Unreachable { .. })) || knocks.contains(&true);
-            on.then(|| node.name.to_string())
+            let kernel = node.links().zip(knocks).find(|(_, on)| *on).map(|((_, addr), _)| addr);
+            match (answer, kernel) {
+                (Err(PeerError::Unreachable { .. }), None) => None,
+                (Err(PeerError::Unreachable { .. }), Some(addr)) => {
+                    Some(format!("{} (a kernel at {addr})", node.name))
+                }
+                _ => Some(node.name.to_string()),
+            }
         });
         let on: Vec<String> = join_all(asked).await.into_iter().flatten().collect();
         if on.is_empty() {
             return Ok(());
         }
         Err(OpsError::failed(format!(
-            "not all other nodes are off: {} answer, by themselves or by their kernels. Switch their power off: guests may run \
-             there although a daemon does not. They come back to the new epoch by themselves",
+            "not all other nodes are off: {} answer. Switch their power off: guests may run where a kernel does, although a \
+             daemon does not. They come back to the new epoch by themselves",
             on.join(", ")
         )))
     }
@@ -512,7 +521,7 @@ impl Ops {
         let beside = contested.iter().map(|(node, era)| {
             format!(
                 "node '{node}' goes on in cluster epoch {era}, beside {own} here: they refuse each other, and neither recovers \
-                 guests of the other. One of them must end: run 'stead cluster rejoin' on each of its nodes"
+                 guests of the other. One of them must end: see 'When the others were not off' in docs/majority.md"
             )
         });
         let lets_go = self.epochs.lets_go().then(|| {
@@ -521,8 +530,13 @@ impl Ops {
                  before one of them has ended"
             )
         });
-        let cast_out = self.epochs.outcast_by().into_iter().map(|node| {
-            format!("node '{node}' says that this node was removed from its cluster: wipe it, and join anew")
+        // Where a majority is, it is the other one whose list is old.
+        let outcast_by = if self.quorate() { BTreeSet::new() } else { self.epochs.outcast_by() };
+        let cast_out = outcast_by.into_iter().map(|node| {
+            format!(
+                "node '{node}' knows this node as none of its cluster: this one was removed while it was off, or that one's list is \
+                 old. It is waited for; a node that was removed must be wiped, and join anew"
+            )
         });
         let named = |node: &NodeName| contested.iter().any(|(n, _)| n == node);
         let strangers = self.epochs.strangers().into_iter().filter(|(node, _)| !named(node));
@@ -672,143 +686,4 @@ fn unix_ms() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use stead_model::{FenceProfile, GuestKind, Ownership, PoweredOff};
-
-    const BOOT: &str = "33333333-3333-4333-8333-333333333333";
-
-    fn name(text: &str) -> NodeName {
-        text.parse().unwrap()
-    }
-
-    fn node(n: u8) -> NodeRecord {
-        let boot: stead_model::BootId = BOOT.parse().unwrap();
-        NodeRecord {
-            name: name(&format!("n{n}")),
-            uuid: format!("{n}1111111-1111-4111-8111-111111111111").parse().unwrap(),
-            raft_id: RaftId(n.into()),
-            addr: format!("127.0.0.{n}:8006").parse().unwrap(),
-            links: stead_model::link::Links::new(),
-            state: NodeState::Member { boot: boot.clone() },
-            version: String::new(),
-            witness: n == 4,
-            off: (n == 3).then_some(PoweredOff { boot, devices: "pdu".into(), took_ms: 1 }),
-            restart: None,
-        }
-    }
-
-    fn own(owner: &str, epoch: u64, armed: bool, running: bool) -> Ownership {
-        let kind = GuestKind::Qemu;
-        Ownership { kind, owner: name(owner), epoch: Epoch(epoch), armed, running, recovered: false }
-    }
-
-    fn vmid(n: u32) -> Vmid {
-        Vmid::new(n).unwrap()
-    }
-
-    fn tree(guests: &[(u32, Ownership)]) -> Tree {
-        let cluster = ClusterRecord {
-            name: "test".into(),
-            uuid: "u".into(),
-            epoch: Epoch(1),
-            profile: FenceProfile::default(),
-            previous_profile: None,
-            lineage: Lineage::default(),
-        };
-        let mut txn = store::txn("root@pam", "founded");
-        store::put_over(&mut txn, paths::CLUSTER, None, store::bytes(&cluster).unwrap());
-        for n in 1..=4 {
-            store::put_over(&mut txn, &paths::node(&node(n).name), None, store::bytes(&node(n)).unwrap());
-        }
-        for (v, own) in guests {
-            store::put_over(&mut txn, &paths::ownership(vmid(*v)), None, store::bytes(own).unwrap());
-        }
-        let mut tree = Tree::new();
-        tree.apply(&txn).unwrap();
-        tree
-    }
-
-    fn plan(spared: &[(u32, u64)]) -> EpochPlan {
-        EpochPlan {
-            survivor: name("n1"),
-            era: Era::FIRST.next(9),
-            raft_id: RaftId(1001),
-            spared: spared.iter().map(|(v, e)| (vmid(*v), Epoch(*e))).collect(),
-            off: vec![name("n2"), name("n3")],
-            by: "root@pam".into(),
-            at_ms: 7,
-        }
-    }
-
-    fn after(guests: &[(u32, Ownership)], plan: &EpochPlan) -> Tree {
-        let mut tree = tree(guests);
-        for txn in succession(&tree, Revision(1), plan).unwrap() {
-            tree.apply(&txn).unwrap();
-        }
-        tree
-    }
-
-    #[test]
-    fn the_others_are_lost_with_new_numbers_and_no_confirmation_counts() {
-        let tree = after(&[], &plan(&[]));
-        let nodes = store::nodes(&tree);
-        assert_eq!(nodes.iter().map(|n| n.raft_id.0).collect::<Vec<_>>(), [1001, 1002, 1003, 1004]);
-        assert_eq!(nodes.iter().map(|n| n.state.is_lost()).collect::<Vec<_>>(), [false, true, true, false]);
-        assert!(nodes.iter().all(|n| n.off.is_none()));
-        let cluster = store::record::<ClusterRecord>(&tree, paths::CLUSTER).unwrap().unwrap().value;
-        assert_eq!((cluster.epoch, cluster.lineage.era()), (Epoch(2), plan(&[]).era));
-        assert_eq!(cluster.lineage.after(Era::FIRST).unwrap().base, 1);
-        assert_eq!(numbers(&tree).unwrap().0, 1005);
-    }
-
-    #[test]
-    fn no_guest_of_another_node_is_recoverable_and_no_guarded_copy_is_the_guest_any_more() {
-        let before = [
-            (100, own("n1", 3, true, true)),
-            (101, own("n1", 4, false, true)),
-            (102, own("n1", 4, false, false)),
-            (103, own("n2", 5, true, true)),
-            (104, own("n2", 6, false, false)),
-        ];
-        let tree = after(&before, &plan(&[(101, 4)]));
-        let now: BTreeMap<Vmid, Ownership> = store::guests(&tree).into_iter().collect();
-        let (mine, other) = (name("n1"), name("n2"));
-        assert_eq!(
-            claim(now.get(&vmid(100)), &mine, Epoch(3)),
-            Claim::Old,
-            "guarded: destroyed, started cold"
-        );
-        assert_eq!(claim(now.get(&vmid(101)), &mine, Epoch(4)), Claim::Owner, "nobody paused it");
-        for (v, own) in &now {
-            assert!(!own.armed, "{v}");
-            assert_eq!(own.running, *v != vmid(102), "{v}");
-        }
-        for (v, old) in [(103, 5), (104, 6)] {
-            for epoch in old..old + 5 {
-                assert_eq!(claim(now.get(&vmid(v)), &other, Epoch(epoch)), Claim::Old, "{v} under {epoch}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_spared_guest_is_spared_under_its_epoch_alone() {
-        // It was handed over by an entry that was applied only when the new epoch was made.
-        let tree = after(
-            &[(100, own("n1", 4, false, true)), (101, own("n2", 5, false, true))],
-            &plan(&[(100, 3), (101, 4)]),
-        );
-        let now: BTreeMap<Vmid, Ownership> = store::guests(&tree).into_iter().collect();
-        assert_eq!(claim(now.get(&vmid(100)), &name("n1"), Epoch(3)), Claim::Old);
-        assert_eq!(claim(now.get(&vmid(101)), &name("n1"), Epoch(4)), Claim::Old);
-    }
-
-    #[test]
-    fn the_word_must_cover_every_other_node() {
-        let others = [node(2), node(3)];
-        assert!(named_exactly(&others, &[name("n3"), name("n2")]).is_ok());
-        let missing = named_exactly(&others, &[name("n2")]).unwrap_err().to_string();
-        assert!(missing.contains("n3"), "{missing}");
-        assert!(named_exactly(&others, &[name("n2"), name("n3"), name("n1")]).is_err());
-    }
-}
+mod tests;

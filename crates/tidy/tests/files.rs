@@ -122,7 +122,8 @@ fn node_is_wiring_only() {
     let lines: usize = sources()
         .iter()
         .filter(|s| s.path.starts_with("crates/node/src/"))
-        .map(|s| s.text.lines().count())
+        // Tests are no wiring.
+        .map(|s| s.text.lines().take_while(|line| *line != "#[cfg(test)]").count())
         .sum();
     assert!(lines <= NODE_LINES, "crates/node has {lines} lines, and {NODE_LINES} are too many for wiring");
 }

@@ -412,11 +412,8 @@ impl Driver {
             Input::Barrier { request } => self.reads.barrier(request, self.now + self.settings.timeout),
             Input::Confirm { request } => self.confirm(request),
             Input::Member { request, change } => self.member(request, change),
-            Input::Transfer { to } => {
-                if self.engine.leads() {
-                    self.engine.transfer(to);
-                }
-            }
+            Input::Transfer { to } if self.engine.leads() => self.engine.transfer(to),
+            Input::Transfer { .. } => {}
             Input::Hold(hold) => self.engine.hold(hold),
         }
     }

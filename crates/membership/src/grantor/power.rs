@@ -158,7 +158,12 @@ impl Grantor {
             let Some(track) = self.tracks.get_mut(&node) else { continue };
             let Order::Asked { order, safe_at } = &track.order else { continue };
             let as_seen = self.members.get(&node).is_some_and(|m| m.state.boot() == &order.boot);
-            if heard || !as_seen || *safe_at != track.safe_at() || track.declaring.is_some() {
+            if heard
+                || self.elsewhere.contains(&node)
+                || !as_seen
+                || *safe_at != track.safe_at()
+                || track.declaring.is_some()
+            {
                 track.order = Order::None;
                 continue;
             }
