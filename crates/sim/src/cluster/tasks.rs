@@ -567,18 +567,29 @@ impl World {
             return self.ended(node, &command, Ending::Failed("its migration failed".to_owned()));
         }
         if !present || self.plan.calm {
-            return self.stop_now(node, command);
+            let begun = self.epoch_of(node, vmid);
+            return self.stop_now(node, command, begun);
         }
+        let begun = self.epoch_of(node, vmid);
         let Some(life) = self.daemon(node).map(|d| d.life) else { return };
         let slow = self.chance(node, 300);
         let time = if slow { self.ms(node, 1000, 15_000) } else { self.ms(node, 20, 500) };
-        self.after(time, Event::Stopping { node, life, command: Box::new(command) });
+        self.after(time, Event::Stopping { node, life, begun, command: Box::new(command) });
+    }
+
+    /// Under which epoch a guest's record stands here.
+    fn epoch_of(&self, node: usize, vmid: Vmid) -> Epoch {
+        self.tree(node).owners.get(&vmid).map_or(Epoch(0), |o| o.epoch)
     }
 
     /// It has shut down, or the plug is pulled.
-    pub fn stop_now(&mut self, node: usize, command: AgentCommand) {
+    pub fn stop_now(&mut self, node: usize, command: AgentCommand, begun: Epoch) {
         let vmid = command.sid.vmid;
-        let epoch = self.tree(node).owners.get(&vmid).map_or(Epoch(0), |o| o.epoch);
+        let epoch = self.epoch_of(node, vmid);
+        if epoch != begun {
+            // The process that was to end is gone, and what the command was about with it.
+            return self.ended(node, &command, not_now());
+        }
         let present = self.nodes[node].copies.contains_key(&vmid);
         let hangs = self.nodes[node].disks.0 == Disks::Hung;
         if present && hangs && self.plan.plant == Plant::HangIsEnd {

@@ -195,6 +195,8 @@ pub(super) enum Event {
     Stopping {
         node: usize,
         life: u64,
+        /// Under which epoch it was begun.
+        begun: Epoch,
         command: Box<stead_ha::AgentCommand>,
     },
     /// QEMU has sent a guest's state, or has given up.
@@ -625,9 +627,9 @@ impl World {
                 Some(later) => self.at(later, Event::Enters { node, life, txn }),
                 None => self.enters(node, life, txn),
             },
-            Event::Stopping { node, life, command } => match self.daemon_waits(node, life) {
-                Some(later) => self.at(later, Event::Stopping { node, life, command }),
-                None if self.daemon_is(node, life) => self.stop_now(node, *command),
+            Event::Stopping { node, life, begun, command } => match self.daemon_waits(node, life) {
+                Some(later) => self.at(later, Event::Stopping { node, life, begun, command }),
+                None if self.daemon_is(node, life) => self.stop_now(node, *command, begun),
                 None => {}
             },
             Event::Streamed { node, life, vmid, ok } => match self.daemon_waits(node, life) {
