@@ -15,9 +15,13 @@
 //! run, and it must not vanish by itself because a node restarts. The survivor's own guests may have been recovered there: so
 //! it is the survivor that lets go.
 //!
-//! How a start waits ([`may_stand`]): two nodes of the old epoch are a majority of it, and would recover the survivor's guests.
+//! What was seen stays true while whoever said it is silent: [`Lookout`] remembers it, for as long as the daemon runs.
+//!
+//! How a start waits ([`WAIT`]): two nodes of the old epoch are a majority of it, and would recover the survivor's guests.
 //! They must not elect one of them before the survivor has been heard, whose machine or network may be slower than theirs.
 
+use crate::Moment;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use stead_model::{Era, Lineage, NodeName};
 
@@ -38,7 +42,7 @@ pub struct Said {
 
 /// How another epoch relates to one's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Relation {
+enum Relation {
     /// It is the same.
     Same,
     /// It has followed one's own, perhaps over others.
@@ -50,7 +54,7 @@ pub enum Relation {
 }
 
 /// How `theirs`, which came about by `their_lineage`, relates to one's own epoch.
-pub fn relation(own: (Era, &Lineage), theirs: (Era, &Lineage)) -> Relation {
+fn relation(own: (Era, &Lineage), theirs: (Era, &Lineage)) -> Relation {
     if own.0 == theirs.0 {
         Relation::Same
     } else if theirs.1.after(own.0).is_some() {
@@ -64,7 +68,7 @@ pub fn relation(own: (Era, &Lineage), theirs: (Era, &Lineage)) -> Relation {
 
 /// What a node does about the epochs that it sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Stand {
+enum Stand {
     /// It goes on in its own.
     Stay,
     /// It gives up its own, and takes the state of this node's.
@@ -86,16 +90,16 @@ pub struct Own<'a> {
     pub era: Era,
     /// How that came about.
     pub lineage: &'a Lineage,
-    /// This daemon has been in contact with a majority of it.
-    pub was_quorate: bool,
+    /// It is in contact with a majority of it; or, as [`Lookout`] remembers it, has been since its daemon's start.
+    pub quorate: bool,
     /// A guest's process is here.
     pub runs: bool,
 }
 
 /// Decides for a node by what it knows, and what others say.
-pub fn stand(own: Own<'_>, said: &[Said]) -> Stand {
+fn stand(own: Own<'_>, said: &[Said]) -> Stand {
     let related = |s: &Said| relation((own.era, own.lineage), (s.era, &s.lineage));
-    let lives = own.was_quorate || said.iter().any(|s| related(s) == Relation::Same && s.quorate);
+    let lives = own.quorate || said.iter().any(|s| related(s) == Relation::Same && s.quorate);
     let newer = said.iter().filter(|s| related(s) == Relation::Newer && !s.lets_go);
     // One that can let this node in at once, and of several epochs in a row the last.
     let best = newer.max_by_key(|s| (s.era.number(), s.quorate));
@@ -116,7 +120,7 @@ pub fn stand(own: Own<'_>, said: &[Said]) -> Stand {
 
 /// Whether what a member has said keeps a node from its first election, until that member says another thing: another epoch goes
 /// on there that may run, or have recovered, the same guests.
-pub fn blocks(own: Own<'_>, said: &Said) -> bool {
+fn blocks(own: Own<'_>, said: &Said) -> bool {
     match relation((own.era, own.lineage), (said.era, &said.lineage)) {
         Relation::Newer => !said.lets_go,
         Relation::Older | Relation::Rival => said.quorate,
@@ -132,12 +136,12 @@ pub enum Reply {
     /// It says that this node is no member any more.
     Outcast(NodeName),
     /// Nothing was heard of it.
-    Silent,
+    Silent(NodeName),
 }
 
 /// Whether a node that has just started may stand for elections, when this came of asking all other members `since` the
 /// start, and nobody is of another epoch: a majority of its own is there, or nobody is missing, or it has waited long enough.
-pub fn may_stand(own: Era, since: Duration, replies: &[Reply]) -> bool {
+fn may_stand(own: Era, since: Duration, replies: &[Reply]) -> bool {
     let of = |what: fn(&Said) -> bool| {
         replies.iter().filter(|r| matches!(r, Reply::Said(s) if s.era == own && what(s))).count()
     };
@@ -152,6 +156,111 @@ pub const WAIT: Duration = Duration::from_secs(5);
 /// The same where a member says that this node is none. It may have been removed while it was off, and must not elect anybody; or that
 /// member's list is old, and nobody of the others was there then: so not for ever.
 pub const OUTCAST_WAIT: Duration = Duration::from_secs(60);
+
+/// What a look is followed by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Give up this node's epoch, and take the state of that node's.
+    Yield(NodeName),
+    /// Stand for no election, and lead nothing; or do so from now on.
+    Hold(bool),
+}
+
+/// What a daemon has seen of other epochs since its start.
+///
+/// ```text
+///  held ── nobody blocks, and a majority or all are there, or it has waited ──▶ stands
+///   ▲  │                                                                          │
+///   │  └────────── an older epoch or a rival with a majority is heard ────────────┤
+///   └──────────────────────── lets go, until its end ◀────────────────────────────┘
+/// ```
+#[derive(Debug, Default)]
+pub struct Lookout {
+    began: Option<Moment>,
+    was_quorate: bool,
+    stands: bool,
+    lets_go: bool,
+    /// Who goes on in another epoch that may run, or have recovered, the same guests.
+    blocked_by: BTreeSet<NodeName>,
+    contested: BTreeMap<NodeName, Era>,
+    outcast_by: BTreeSet<NodeName>,
+}
+
+impl Lookout {
+    /// This node is in contact with a majority of its epoch.
+    pub fn note_quorate(&mut self) {
+        self.was_quorate = true;
+    }
+
+    /// Takes in what has come of asking, and says what follows. To be repeated as long as the daemon runs, also when a command
+    /// could not be carried out.
+    pub fn look(&mut self, now: Moment, own: Own<'_>, replies: &[Reply]) -> Option<Command> {
+        let since = now.saturating_sub(*self.began.get_or_insert(now));
+        self.was_quorate |= own.quorate;
+        let said: Vec<Said> = replies.iter().filter_map(|reply| self.note(own, reply)).collect();
+        match stand(Own { quorate: self.was_quorate, ..own }, &said) {
+            Stand::Yield(to) => return Some(Command::Yield(to)),
+            Stand::Contested { others, let_go } => {
+                self.contested.extend(others);
+                self.lets_go |= let_go;
+            }
+            Stand::Stay => {}
+        }
+        if self.lets_go {
+            return Some(Command::Hold(true));
+        }
+        let free = own.quorate || (self.blocked_by.is_empty() && may_stand(own.era, since, replies));
+        if self.stands || !free {
+            return None;
+        }
+        self.stands = true;
+        Some(Command::Hold(false))
+    }
+
+    fn note(&mut self, own: Own<'_>, reply: &Reply) -> Option<Said> {
+        match reply {
+            Reply::Said(said) => {
+                self.outcast_by.remove(&said.node);
+                if blocks(own, said) {
+                    self.blocked_by.insert(said.node.clone());
+                } else {
+                    self.blocked_by.remove(&said.node);
+                }
+                if said.era == own.era {
+                    self.contested.remove(&said.node);
+                }
+                return Some(said.clone());
+            }
+            Reply::Outcast(node) => {
+                self.outcast_by.insert(node.clone());
+            }
+            Reply::Silent(node) => {
+                self.outcast_by.remove(node);
+            }
+        }
+        None
+    }
+
+    /// Whether this node has not stood for elections yet.
+    pub fn waits(&self) -> bool {
+        !self.stands
+    }
+
+    /// Whether it leads nothing until an operator has decided.
+    pub fn lets_go(&self) -> bool {
+        self.lets_go
+    }
+
+    /// Who goes on in another epoch, until heard in this one.
+    pub fn contested(&self) -> &BTreeMap<NodeName, Era> {
+        &self.contested
+    }
+
+    /// Who says that this node is no member any more.
+    pub fn outcast_by(&self) -> &BTreeSet<NodeName> {
+        &self.outcast_by
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -179,8 +288,8 @@ mod tests {
         Lineage::default()
     }
 
-    fn own(era: Era, lineage: &Lineage, was_quorate: bool) -> Own<'_> {
-        Own { era, lineage, was_quorate, runs: false }
+    fn own(era: Era, lineage: &Lineage, quorate: bool) -> Own<'_> {
+        Own { era, lineage, quorate, runs: false }
     }
 
     fn contested(node: &str, era: Era, let_go: bool) -> Stand {
@@ -255,11 +364,12 @@ mod tests {
         let (short, long) = (Duration::from_millis(10), WAIT);
         let said = |quorate| Reply::Said(said("n2", &[], quorate));
         let outcast = Reply::Outcast("n3".parse().unwrap());
+        let silent = || Reply::Silent("n3".parse().unwrap());
         for (replies, at_once, later) in [
             (vec![said(false), said(false)], true, true),
-            (vec![said(true), Reply::Silent], true, true),
-            (vec![said(false), Reply::Silent], false, true),
-            (vec![Reply::Silent, Reply::Silent], false, true),
+            (vec![said(true), silent()], true, true),
+            (vec![said(false), silent()], false, true),
+            (vec![silent(), silent()], false, true),
             (vec![said(false), outcast.clone()], false, false),
             (vec![said(true), outcast], true, true),
             (vec![], true, true),
@@ -267,6 +377,81 @@ mod tests {
             assert_eq!(may_stand(Era::FIRST, short, &replies), at_once, "{replies:?}");
             assert_eq!(may_stand(Era::FIRST, long, &replies), later, "{replies:?}");
             assert!(may_stand(Era::FIRST, OUTCAST_WAIT, &replies), "{replies:?}");
+        }
+    }
+
+    fn silent(node: &str) -> Reply {
+        Reply::Silent(node.parse().unwrap())
+    }
+
+    fn heard(node: &str, eras: &[Era], quorate: bool) -> Reply {
+        Reply::Said(said(node, eras, quorate))
+    }
+
+    const LATER: Moment = Duration::from_secs(3_600);
+
+    #[test]
+    fn a_survivor_that_let_go_is_not_released_by_a_quiet_moment() {
+        let second = Era::FIRST.next(5);
+        let line = line(&[second]);
+        let me = own(second, &line, false);
+        let mut lookout = Lookout::default();
+        let majority = [heard("n2", &[], true), heard("n3", &[], true)];
+        assert_eq!(lookout.look(Moment::ZERO, me, &majority), Some(Command::Hold(true)));
+        // An election there, a network that is down: neither says that its guests were not recovered.
+        for quiet in [[heard("n2", &[], false), heard("n3", &[], false)], [silent("n2"), silent("n3")]] {
+            assert_eq!(lookout.look(LATER, me, &quiet), Some(Command::Hold(true)), "{quiet:?}");
+        }
+        assert!(lookout.waits() && lookout.lets_go());
+        assert_eq!(lookout.contested().keys().count(), 2, "an operator can still go over to them");
+    }
+
+    #[test]
+    fn a_survivor_that_leads_lays_its_office_down() {
+        let second = Era::FIRST.next(5);
+        let line = line(&[second]);
+        let me = own(second, &line, true);
+        let mut lookout = Lookout::default();
+        assert_eq!(lookout.look(Moment::ZERO, me, &[silent("n2")]), Some(Command::Hold(false)));
+        assert_eq!(lookout.look(LATER, me, &[silent("n2")]), None, "once is enough");
+        assert_eq!(lookout.look(LATER, me, &[heard("n2", &[], true)]), Some(Command::Hold(true)));
+    }
+
+    #[test]
+    fn who_has_heard_a_newer_epoch_stays_held_when_that_falls_silent() {
+        let (first, second) = (first(), Era::FIRST.next(5));
+        let me = own(Era::FIRST, &first, false);
+        let mut lookout = Lookout::default();
+        let with = |newer| [newer, heard("n3", &[], false)];
+        let yields = Some(Command::Yield("n1".parse().unwrap()));
+        assert_eq!(lookout.look(Moment::ZERO, me, &with(heard("n1", &[second], false))), yields);
+        assert_eq!(lookout.look(LATER, me, &with(silent("n1"))), None, "the old majority is not to be");
+        // It has let go, or has come over to this one.
+        let gone = Said { lets_go: true, ..said("n1", &[second], false) };
+        assert_eq!(lookout.look(LATER, me, &with(Reply::Said(gone))), Some(Command::Hold(false)));
+    }
+
+    #[test]
+    fn a_majority_that_was_there_for_a_moment_counts() {
+        let (first, second) = (first(), Era::FIRST.next(5));
+        let mut lookout = Lookout::default();
+        lookout.note_quorate();
+        let look =
+            lookout.look(Moment::ZERO, own(Era::FIRST, &first, false), &[heard("n1", &[second], true)]);
+        assert_eq!(look, None, "it does not yield, nor stand");
+        assert_eq!(lookout.contested().get(&"n1".parse().unwrap()), Some(&second));
+    }
+
+    #[test]
+    fn who_is_an_outcast_somewhere_is_so_until_that_is_silent_or_says_another_thing() {
+        let first = first();
+        let me = own(Era::FIRST, &first, false);
+        for ends in [silent("n2"), heard("n2", &[], false)] {
+            let mut lookout = Lookout::default();
+            lookout.look(Moment::ZERO, me, &[Reply::Outcast("n2".parse().unwrap()), silent("n3")]);
+            assert_eq!(lookout.outcast_by().len(), 1);
+            lookout.look(Moment::ZERO, me, &[ends, silent("n3")]);
+            assert!(lookout.outcast_by().is_empty());
         }
     }
 }

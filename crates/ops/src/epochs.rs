@@ -27,12 +27,12 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use stead_conf::{Check, Op, Revision, Tree, Txn};
 use stead_driver::guest::RunState;
 use stead_guest::copy::{Claim, claim};
+use stead_membership::epochs::Lookout;
 use stead_model::{
     ClusterRecord, Epoch, Era, Lineage, NodeName, NodeRecord, NodeState, RaftId, Succession, Vmid, paths,
 };
@@ -188,12 +188,8 @@ impl Aside {
 pub struct Epochs {
     /// By their requests, which were refused.
     strangers: Mutex<BTreeMap<NodeName, Era>>,
-    /// Epochs that go on beside this one.
-    contested: Mutex<Vec<(NodeName, Era)>>,
-    /// Who says that this node was removed.
-    outcast_by: Mutex<BTreeSet<NodeName>>,
-    /// This node leads nothing until an operator has decided.
-    lets_go: AtomicBool,
+    /// By what they answer.
+    lookout: Mutex<Lookout>,
 }
 
 impl Epochs {
@@ -217,46 +213,9 @@ impl Epochs {
         self.strangers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Says which epochs go on beside this one; true if that is news.
-    pub fn contest(&self, others: Vec<(NodeName, Era)>) -> bool {
-        let mut contested = self.contested.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = *contested != others;
-        *contested = others;
-        news
-    }
-
-    /// Takes who of those that were `asked` says that this node was removed; true if somebody has not said so before.
-    pub fn cast_out(&self, by: BTreeSet<NodeName>, asked: &[NodeRecord]) -> bool {
-        let mut all = self.outcast_by.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = !by.is_subset(&all);
-        all.retain(|n| asked.iter().all(|a| a.name != *n));
-        all.extend(by);
-        news
-    }
-
-    /// Who says that this node was removed.
-    pub fn outcast_by(&self) -> BTreeSet<NodeName> {
-        self.outcast_by.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// This node leads nothing until an operator has decided, or its daemon starts anew and sees other things.
-    pub fn let_go(&self) {
-        self.lets_go.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether it does.
-    pub fn lets_go(&self) -> bool {
-        self.lets_go.load(Ordering::SeqCst)
-    }
-
-    /// Whether another epoch goes on beside this one.
-    pub fn is_contested(&self) -> bool {
-        !self.contested().is_empty() || !self.outcast_by().is_empty()
-    }
-
-    /// Which epochs go on beside this one.
-    pub fn contested(&self) -> Vec<(NodeName, Era)> {
-        self.contested.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What was seen of other epochs.
+    pub fn lookout(&self) -> MutexGuard<'_, Lookout> {
+        self.lookout.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -269,16 +228,23 @@ impl Ops {
     /// What this node says of its epoch. One that has no configuration yet knows no more than which it is.
     pub fn epoch_answer(&self) -> EpochAnswer {
         let lineage = self.cluster_record().map(|c| c.value.lineage).unwrap_or_default();
-        EpochAnswer { era: self.me.era, lineage, quorate: self.quorate(), lets_go: self.epochs.lets_go() }
+        EpochAnswer {
+            era: self.me.era,
+            lineage,
+            quorate: self.quorate(),
+            lets_go: self.epochs.lookout().lets_go(),
+        }
     }
 
     /// The members that are known to be alive in another cluster epoch, where they may run their guests. An operator's word that such
     /// a node is off, given since it was lost, ends that.
     pub fn elsewhere(&self) -> BTreeSet<NodeName> {
-        let strangers = self.epochs.strangers().into_keys();
-        let mut all: BTreeSet<NodeName> =
-            strangers.chain(self.epochs.contested().into_iter().map(|(n, _)| n)).collect();
-        all.extend(self.epochs.outcast_by());
+        let mut all: BTreeSet<NodeName> = self.epochs.strangers().into_keys().collect();
+        {
+            let lookout = self.epochs.lookout();
+            all.extend(lookout.contested().keys().cloned());
+            all.extend(lookout.outcast_by().iter().cloned());
+        }
         all.retain(|node| !self.is_said_off(node));
         all
     }
@@ -452,20 +418,20 @@ impl Ops {
     /// # Errors
     /// If none does, if several do and none is named, or if it does not let this node in.
     pub async fn give_up_epoch(&self, to: Option<&NodeName>) -> Result<(), OpsError> {
-        let others = self.epochs.contested();
-        let Some((first, era)) = others.first() else {
+        let others = self.epochs.lookout().contested().clone();
+        let Some((first, era)) = others.first_key_value() else {
             return Err(OpsError::failed(
                 "no other cluster epoch is in contact: there is nothing to go over to",
             ));
         };
         let list = || others.iter().map(|(n, e)| format!("'{n}' ({e})")).collect::<Vec<_>>().join(", ");
         let name = match to {
-            Some(to) if others.iter().any(|(n, _)| n == to) => to,
+            Some(to) if others.contains_key(to) => to,
             Some(to) => {
                 let why = format!("node '{to}' is in no other epoch that goes on: {} are", list());
                 return Err(OpsError::invalid("node", why));
             }
-            None if others.iter().all(|(_, e)| e == era) => first,
+            None if others.values().all(|e| e == era) => first,
             None => {
                 let why = format!(
                     "several epochs go on beside this one: say to which node's to go over: {}",
@@ -517,29 +483,31 @@ impl Ops {
     /// What is wrong with the cluster's epochs, a line each, for people.
     pub fn epoch_warnings(&self) -> Vec<String> {
         let own = self.me.era;
-        let contested = self.epochs.contested();
+        let (contested, outcast_by, lets_go) = {
+            let lookout = self.epochs.lookout();
+            (lookout.contested().clone(), lookout.outcast_by().clone(), lookout.lets_go())
+        };
         let beside = contested.iter().map(|(node, era)| {
             format!(
                 "node '{node}' goes on in cluster epoch {era}, beside {own} here: they refuse each other, and neither recovers \
                  guests of the other. One of them must end: see 'When the others were not off' in docs/majority.md"
             )
         });
-        let lets_go = self.epochs.lets_go().then(|| {
+        let lets_go = lets_go.then(|| {
             format!(
                 "a majority of another epoch is on: the word that it was off was wrong. This node leads nothing in epoch {own} \
                  before one of them has ended"
             )
         });
         // Where a majority is, it is the other one whose list is old.
-        let outcast_by = if self.quorate() { BTreeSet::new() } else { self.epochs.outcast_by() };
+        let outcast_by = if self.quorate() { BTreeSet::new() } else { outcast_by };
         let cast_out = outcast_by.into_iter().map(|node| {
             format!(
                 "node '{node}' knows this node as none of its cluster: this one was removed while it was off, or that one's list is \
                  old. It is waited for; a node that was removed must be wiped, and join anew"
             )
         });
-        let named = |node: &NodeName| contested.iter().any(|(n, _)| n == node);
-        let strangers = self.epochs.strangers().into_iter().filter(|(node, _)| !named(node));
+        let strangers = self.epochs.strangers().into_iter().filter(|(node, _)| !contested.contains_key(node));
         let strange = strangers.map(|(node, era)| {
             format!(
                 "node '{node}' is still in cluster epoch {era}, and is refused until it is in {own}: it goes over by itself when it has \

@@ -80,9 +80,10 @@ endpoint! {
             ends: ops.ends_with_epoch().await,
             beside: ops
                 .epochs
+                .lookout()
                 .contested()
-                .into_iter()
-                .map(|(node, era)| Beside { node, epoch: era.to_string() })
+                .iter()
+                .map(|(node, era)| Beside { node: node.clone(), epoch: era.to_string() })
                 .collect(),
         }))
     }
