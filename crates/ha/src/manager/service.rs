@@ -153,6 +153,20 @@ impl<'v> Round<'v, '_> {
         }
     }
 
+    /// It waits for its start, as no node may take it: nor may the one that its user names.
+    fn waits_for_a_node(&mut self, sid: ServiceId, s: &Service, why: &str) {
+        let all = self.requests.remove(&sid).unwrap_or_default();
+        let (moves, rest): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(_, r)| matches!(r, Request::Move { .. }));
+        for (id, _) in moves {
+            self.drop_request(id, false, format!("it waits for a node that may take it: {why}"));
+        }
+        if !rest.is_empty() {
+            self.requests.insert(sid, rest);
+        }
+        self.waits(sid, s, why);
+    }
+
     /// Takes the requests to stop a service; the last one's time-out counts.
     fn take_stop(&mut self, sid: ServiceId) -> Option<u32> {
         let all = self.requests.remove(&sid)?;
@@ -199,7 +213,7 @@ impl<'v> Round<'v, '_> {
             return self.places.starts(sid, here);
         }
         if let Some(why) = self.is_tied(seen, here) {
-            return self.waits(sid, s, &why);
+            return self.waits_for_a_node(sid, s, &why);
         }
         let stay = !self.view.options.crs.rebalance_on_start;
         let ask = Ask {
@@ -227,7 +241,7 @@ impl<'v> Round<'v, '_> {
                     format!("{}; to '{node}': {why}", s.reason.split(WAITS).next().unwrap_or_default());
                 self.go(sid, s, S::Relocate, node, reason);
             }
-            Err(why) => self.waits(sid, s, &why),
+            Err(why) => self.waits_for_a_node(sid, s, &why),
         }
     }
 

@@ -261,6 +261,28 @@ fn users_move_services_and_are_told_why_not() {
 }
 
 #[test]
+fn a_move_of_what_no_node_may_start_is_refused() {
+    let rule = "node-affinity: disks\n    resources vm:100\n    nodes n1,n2\n    strict 1\n";
+    let mut lab = Lab::new(3).ruled(rule);
+    lab.add(sid(100), 3);
+    for n in [1, 2] {
+        lab.silence(n);
+    }
+    lab.settle();
+    assert_eq!(lab.is(sid(100)), "request_start n3");
+    lab.ask_move(sid(100), 3);
+    lab.ask(Request::Stop { sid: sid(100), timeout: 7 });
+    lab.step();
+    let why = "it waits for a node that may take it: no node that its rule 'disks' allows can take it (n1, n2: not online)";
+    assert_eq!(lab.dropped, [(false, why.to_owned())], "the request to stop it is left for its start");
+    lab.dropped.clear();
+    lab.boot(2);
+    lab.ask_move(sid(100), 2);
+    lab.settle();
+    assert_eq!(lab.running(), ["100@n2"]);
+}
+
+#[test]
 fn a_stopped_service_moves_and_stays_stopped() {
     let mut lab = Lab::new(2);
     lab.add(sid(100), 1).resource.state = Stopped;
