@@ -422,6 +422,10 @@ impl Engine for RaftEngine {
     }
 
     fn hold(&mut self, hold: bool) {
+        // Said again it changes nothing: counted anew each time, the leader's silence would never be noticed.
+        if self.held == hold {
+            return;
+        }
         self.held = hold;
         self.quiet = 0;
         let raft = &mut self.node.raft;

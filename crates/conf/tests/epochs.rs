@@ -72,7 +72,19 @@ async fn who_is_held_leads_nothing_and_votes_all_the_same() {
         other.transact(Txn::new("root@pam").put("a", "by another")).await.unwrap();
         until(held, |status| status.leader.is_some() && !status.is_leader).await;
     }
-    // The third needs a vote of those.
+    // Office is not taken by order either.
+    until(&third, |status| status.is_leader).await;
+    third.transfer_leader(id(2)).await;
+    third.transact(Txn::new("root@pam").put("a", "by order")).await.unwrap();
+    assert!(!second.status().borrow().is_leader);
+    // The third needs a vote of those, who are told so again and again.
+    let (told, mut looks) = (second.clone(), tokio::time::interval(std::time::Duration::from_millis(20)));
+    let again = tokio::spawn(async move {
+        loop {
+            looks.tick().await;
+            told.hold(true);
+        }
+    });
     cluster.stop(id(1)).await;
     third.transact(Txn::new("root@pam").put("b", "by two")).await.unwrap();
     until(&third, |status| status.is_leader).await;
@@ -80,6 +92,7 @@ async fn who_is_held_leads_nothing_and_votes_all_the_same() {
     until(&second, |status| !status.quorate).await;
     let third = cluster.open(id(3));
     third.transact(Txn::new("root@pam").put("c", "by two again")).await.unwrap();
+    again.abort();
     assert!(!second.status().borrow().is_leader);
 }
 

@@ -65,6 +65,7 @@ fn add(a: Figures, b: Figures) -> Figures {
         snapshots: a.snapshots + b.snapshots,
         crashes: a.crashes + b.crashes,
         leaders: a.leaders + b.leaders,
+        holds: a.holds + b.holds,
     }
 }
 
@@ -90,6 +91,7 @@ fn conf_holds_its_invariants() {
         figures.member_changes,
         figures.snapshots,
         figures.crashes,
+        figures.holds,
     ] {
         assert!(reached > seeds / 10, "{figures:?}");
     }
@@ -112,7 +114,7 @@ fn conf_replays() {
 
 #[test]
 fn conf_finds_planted_bugs() {
-    for bug in [Bug::EarlyReport, Bug::SameBoot, Bug::LocalBarrier] {
+    for bug in [Bug::EarlyReport, Bug::SameBoot, Bug::LocalBarrier, Bug::ForgetHold] {
         finds(bug);
     }
 }

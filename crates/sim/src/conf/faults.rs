@@ -11,6 +11,8 @@ pub struct Rates {
     pub pause: u64,
     pub transfer: u64,
     pub member: u64,
+    /// Somebody is to stand for no election.
+    pub hold: u64,
     /// Of 1,000 writes, how many are refused by the disk.
     pub refused: u64,
     /// The longest time a write takes.
@@ -38,6 +40,7 @@ impl Rates {
             question: some([10_000, 20_000, 60_000, 150_000]),
             nodes: some([1, 3, 3, 5]),
             weather: Weather::roll(dice),
+            hold: dice.pick(&[0, 0, SECOND, 4 * SECOND]).unwrap_or(0),
             witness: None,
         }
     }
@@ -50,6 +53,7 @@ impl Rates {
             pause: 0,
             transfer: 0,
             member: 0,
+            hold: 0,
             refused: 0,
             slow_disk: 3000,
             question: 0,

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!   faults (20 s): loss, delay, repetition, one-way cuts, crashes at disk operations, refused writes, pauses,
-//!                  members coming and going, leaders handed over, log compaction and snapshots all the time
-//!   healing      : links whole, nodes up; now it must make progress
+//!                  members coming and going, leaders handed over, nodes held, log compaction and snapshots all the time
+//!   healing      : links whole, nodes up; now it must make progress, though one voter of three or more may be held on
 //! ```
 //!
 //! [`invariants`] are checked after every event. A [`Bug`] can be planted in the part that the host of a driver plays,
@@ -37,6 +37,8 @@ pub enum Bug {
     ForgetVote,
     /// Answers a barrier without asking anyone.
     LocalBarrier,
+    /// Opens a store without the hold that it had.
+    ForgetHold,
 }
 
 /// What a run is about.

@@ -28,6 +28,8 @@ pub struct Node {
     pub drift: i64,
     /// It leaves elections to the others.
     pub patient: bool,
+    /// It is told to stand for no election until then, again and again; 0: it is not.
+    pub held_until: u64,
 }
 
 /// A running node.
@@ -62,7 +64,16 @@ pub enum Wish {
 impl Node {
     pub fn new(id: u64, machine: &Machine, pages: bool) -> Result<Self, String> {
         let disk = SimDisk::new(id, machine, pages)?;
-        Ok(Self { id, disk, life: 0, running: None, paused_until: 0, drift: 0, patient: false })
+        Ok(Self {
+            id,
+            disk,
+            life: 0,
+            running: None,
+            paused_until: 0,
+            drift: 0,
+            patient: false,
+            held_until: 0,
+        })
     }
 
     /// Reads the disk and begins anew.
@@ -84,8 +95,9 @@ impl Node {
             ..Settings::new(RaftId(self.id), boot, 77, Duration::from_micros(TICK), Duration::from_secs(5))
         };
         let settings = if self.patient { settings.patient() } else { settings };
-        let (driver, machine) =
-            Driver::new(settings, recovered, Duration::from_micros(now)).map_err(|halt| halt.to_string())?;
+        let at = Duration::from_micros(now);
+        let (mut driver, machine) = Driver::new(settings, recovered, at).map_err(|halt| halt.to_string())?;
+        driver.handle(at, Input::Hold(self.held_until > 0 && bug != Bug::ForgetHold));
         self.running = Some(Running {
             driver,
             machine,

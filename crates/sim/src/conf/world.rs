@@ -8,13 +8,15 @@ use super::node::{Node, Running, TICK, Wish};
 use super::workload::{self, Asked};
 use super::{Bug, Failure, Plan};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use stead_conf::driver::{Input, MemberChange, Outcome, RequestId};
 use stead_conf::{CommittedEntry, Machine, Members, Txn};
 
 /// How long the faults last, in microseconds of virtual time.
 const FAULTS: u64 = 8_000_000;
+/// Who is held is told so again after so long.
+const LOOK: u64 = 200_000;
 /// The most nodes there ever are.
 const MOST_NODES: u64 = 8;
 
@@ -33,21 +35,40 @@ pub struct Figures {
     pub snapshots: u64,
     pub crashes: u64,
     pub leaders: u64,
+    pub holds: u64,
 }
 
 #[derive(Debug)]
 enum Event {
-    Tick { node: u64, life: u64 },
-    Frame { from: u64, to: u64, data: Bytes },
-    Disk { node: u64, life: u64 },
+    Tick {
+        node: u64,
+        life: u64,
+    },
+    Frame {
+        from: u64,
+        to: u64,
+        data: Bytes,
+    },
+    Disk {
+        node: u64,
+        life: u64,
+    },
     Ask,
     Crash,
-    Start { node: u64 },
+    Start {
+        node: u64,
+    },
     Cut,
     Mend,
     Pause,
     Transfer,
     Member,
+    /// Somebody is to be held.
+    Hold,
+    /// Who is held is told so again, or let.
+    Look {
+        node: u64,
+    },
 }
 
 struct Due {
@@ -208,6 +229,7 @@ impl World {
             (rates.pause, Event::Pause),
             (rates.transfer, Event::Transfer),
             (rates.member, Event::Member),
+            (rates.hold, Event::Hold),
         ];
         for (mean, event) in faults {
             world.again(mean, event);
@@ -428,8 +450,39 @@ impl World {
             node.paused_until = 0;
             node.drift = 0;
         }
+        let voters: Vec<u64> = self.voters().into_iter().collect();
+        let kept = self.dice.pick(&voters).filter(|_| voters.len() > 2);
+        for node in &mut self.nodes {
+            // One that is held for ever keeps nobody from going on.
+            let held = node.held_until > 0 && Some(node.id) == kept;
+            node.held_until = if held { u64::MAX } else { 0 };
+            self.invariants.leaders.hold(node.id, held);
+        }
         for id in self.ids() {
             self.start(id)?;
+        }
+        Ok(())
+    }
+
+    /// The voters by the newest state that anybody has applied.
+    fn voters(&self) -> BTreeSet<u64> {
+        let machines = self.nodes.iter().filter_map(|node| Some(&node.running.as_ref()?.machine));
+        machines.max_by_key(|m| m.applied()).map(|m| m.members().voters.clone()).unwrap_or_default()
+    }
+
+    /// Tells a node that it is held, for as long as it is. Of two voters the one that has the newer log may be the only one that
+    /// can lead.
+    fn look(&mut self, id: u64) -> Result<(), String> {
+        let (now, few) = (self.now, self.healing && self.voters().len() < 3);
+        let node = self.node(id)?;
+        let held = node.held_until > now && !few;
+        if !held {
+            node.held_until = 0;
+        }
+        self.invariants.leaders.hold(id, held);
+        self.input(id, Input::Hold(held))?;
+        if held {
+            self.schedule(LOOK, Event::Look { node: id });
         }
         Ok(())
     }
@@ -512,6 +565,7 @@ impl World {
                 self.node_event(event)
             }
             Event::Start { node } => self.start(node),
+            Event::Look { node } => self.look(node),
             _ if self.healing => Ok(()),
             fault => self.fault(&fault),
         }
@@ -584,7 +638,21 @@ impl World {
                 self.again(self.rates.member, Event::Member);
                 if let Some(id) = chosen { self.random_member_change(id) } else { Ok(()) }
             }
-            Event::Tick { .. } | Event::Frame { .. } | Event::Disk { .. } | Event::Start { .. } => Ok(()),
+            Event::Hold => {
+                self.again(self.rates.hold, Event::Hold);
+                let until = self.now + self.dice.between(50_000, 6_000_000);
+                let Some(id) = chosen else { return Ok(()) };
+                let node = self.node(id)?;
+                let is_told = node.held_until > 0;
+                node.held_until = until;
+                self.invariants.figures.holds += 1;
+                if is_told { Ok(()) } else { self.look(id) }
+            }
+            Event::Tick { .. }
+            | Event::Frame { .. }
+            | Event::Disk { .. }
+            | Event::Look { .. }
+            | Event::Start { .. } => Ok(()),
         }
     }
 
