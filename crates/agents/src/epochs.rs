@@ -27,25 +27,49 @@ const SOON: Duration = Duration::from_millis(200);
 /// How often an alarm is repeated in the log, in looks.
 const REPEAT: u32 = 60;
 
+/// What a look has led to.
+enum Looked {
+    /// This node gives way, and starts anew.
+    Goes,
+    /// It goes on.
+    Stays,
+    /// It goes on, for what was to be done has not worked.
+    Failed(Vec<String>),
+}
+
 /// Runs for as long as the daemon does.
 pub async fn run(ops: Arc<Ops>) {
     let mut status = ops.conf.status();
     let mut told: Vec<String> = vec![];
+    let mut aside = true;
     for looks in 1_u32.. {
         let seen = shape(&status.borrow_and_update());
-        let going = if seen.lost { come_back(&ops).await } else { look(&ops, &mut status).await };
-        if going {
-            return;
-        }
-        let (waits, contested) = {
-            let lookout = ops.epochs.lookout();
-            (lookout.waits(), !lookout.contested().is_empty())
+        let mut warnings = vec![];
+        let looked = if seen.lost { come_back(&ops).await } else { look(&ops, &mut status).await };
+        let failed = match looked {
+            Looked::Goes => return,
+            Looked::Stays => false,
+            Looked::Failed(why) => {
+                warnings.extend(why);
+                true
+            }
         };
-        let warnings = ops.epoch_warnings();
+        if aside && ops.quorate() {
+            match ops.tell_aside().await {
+                Ok(()) => aside = false,
+                Err(e) => warnings.push(format!("what this node had alone could not be told yet: {e}")),
+            }
+        }
+        let (soon, contested) = {
+            let lookout = ops.epochs.lookout();
+            let waits = lookout.is_held() && !lookout.lets_go();
+            (waits && !failed, !lookout.contested().is_empty())
+        };
+        warnings.extend(ops.epoch_warnings());
         let repeats = contested && looks.is_multiple_of(REPEAT);
         warnings.iter().filter(|w| repeats || !told.contains(w)).for_each(|w| tracing::warn!("{w}"));
         told = warnings;
-        let next = if waits { SOON } else { PERIOD };
+        let next = if soon { SOON } else { PERIOD };
         // A majority that comes together or falls apart is looked at at once.
         let _ = tokio::time::timeout(next, status.wait_for(|s| shape(s) != seen)).await;
     }
@@ -66,17 +90,17 @@ fn shape(status: &RaftStatus) -> Shape {
 /// Whom to ask. With a majority nobody but those who came with another epoch and, where this node leads, those who are silent.
 fn asked(ops: &Ops, seen: Shape) -> Vec<NodeRecord> {
     let mut others = ops.others();
-    if seen.quorate && !ops.epochs.lookout().waits() {
+    let held = ops.epochs.lookout().is_held();
+    if seen.quorate && !held {
         let elsewhere = ops.elsewhere();
         others.retain(|n| elsewhere.contains(&n.name) || (seen.leads && !ops.online(n)));
     }
     others
 }
 
-/// True: this node gives way, and starts anew.
-async fn look(ops: &Ops, status: &mut watch::Receiver<RaftStatus>) -> bool {
+async fn look(ops: &Ops, status: &mut watch::Receiver<RaftStatus>) -> Looked {
     let asked = asked(ops, shape(&status.borrow_and_update()));
-    let limit = if ops.epochs.lookout().waits() { SHORT } else { LIMIT };
+    let limit = if ops.epochs.lookout().is_held() { SHORT } else { LIMIT };
     let mut asking = std::pin::pin!(join_all(asked.iter().map(|node| ask(ops, node, limit))));
     let replies = loop {
         // A majority that is there for a moment alone may have decided something.
@@ -88,53 +112,48 @@ async fn look(ops: &Ops, status: &mut watch::Receiver<RaftStatus>) -> bool {
             Ok(()) = status.changed() => {}
         }
     };
-    let quorate = ops.quorate();
-    if quorate && let Err(e) = ops.tell_aside().await {
-        tracing::warn!("what this node had alone could not be told yet: {e}");
-    }
     let answer = ops.epoch_answer();
-    let runs = !ops.guests.list().await.is_empty();
-    let own = Own { era: answer.era, lineage: &answer.lineage, quorate, runs };
-    let command = ops.epochs.lookout().look(boottime(), own, &replies);
-    match command {
-        Some(Command::Yield(to)) => go_over(ops, &to, &asked).await,
-        Some(Command::Hold(hold)) => {
-            ops.conf.hold(hold);
-            false
+    let foreign = |r: &Reply| matches!(r, Reply::Said(said) if said.era != answer.era);
+    // Nothing depends on it where all are of this epoch.
+    let runs = replies.iter().any(foreign) && !ops.guests.list().await.is_empty();
+    let own = Own { era: answer.era, lineage: &answer.lineage, quorate: ops.quorate(), runs };
+    let members = ops.others().into_iter().map(|n| n.name).collect();
+    let commands = ops.epochs.lookout().look(boottime(), own, &members, &replies);
+    for command in commands {
+        match command {
+            Command::Hold(hold) => ops.conf.hold(hold),
+            Command::Yield(to) => return go_over(ops, &to, &asked).await,
         }
-        None => false,
     }
+    Looked::Stays
 }
 
-async fn go_over(ops: &Ops, to: &NodeName, asked: &[NodeRecord]) -> bool {
-    let Some(node) = asked.iter().find(|n| n.name == *to) else { return false };
-    tracing::warn!(
-        "node '{to}' is in a newer cluster epoch than this one, {}: this node goes over",
-        ops.me.era
-    );
+async fn go_over(ops: &Ops, to: &NodeName, asked: &[NodeRecord]) -> Looked {
+    let Some(node) = asked.iter().find(|n| n.name == *to) else { return Looked::Stays };
     match ops.rejoin(node, false).await {
-        Ok(()) => true,
-        Err(e) => {
-            tracing::warn!("this node has not gone over to the epoch of node '{to}' yet: {e}");
-            false
-        }
+        Ok(()) => Looked::Goes,
+        Err(e) => Looked::Failed(vec![format!(
+            "node '{to}' is in a newer cluster epoch than this one, {}, and this node has not gone over to it yet: {e}",
+            ops.me.era
+        )]),
     }
 }
 
 /// This node's store lacks what it has acknowledged: it is let in again under another number, by any of the members, and
 /// gets the whole state anew. The daemon starts anew then.
-async fn come_back(ops: &Ops) -> bool {
+async fn come_back(ops: &Ops) -> Looked {
+    let mut failed = vec![];
     for node in ops.others() {
         match ops.rejoin(&node, false).await {
-            Ok(()) => return true,
-            Err(e) => tracing::error!(
+            Ok(()) => return Looked::Goes,
+            Err(e) => failed.push(format!(
                 "this node's configuration is older than what it has acknowledged, and node '{}' has not let it in again yet, \
                  under another number: {e}",
                 node.name
-            ),
+            )),
         }
     }
-    false
+    Looked::Failed(failed)
 }
 
 async fn ask(ops: &Ops, node: &NodeRecord, limit: Duration) -> Reply {

@@ -72,7 +72,7 @@ enum Stand {
     /// It goes on in its own.
     Stay,
     /// It gives up its own, and takes the state of this node's.
-    Yield(NodeName),
+    Yield(NodeName, Era),
     /// These go on in theirs: an operator must say which of them ends.
     Contested {
         /// Who, and where.
@@ -104,7 +104,7 @@ fn stand(own: Own<'_>, said: &[Said]) -> Stand {
     // One that can let this node in at once, and of several epochs in a row the last.
     let best = newer.max_by_key(|s| (s.era.number(), s.quorate));
     if let Some(best) = best.filter(|_| !lives && !own.runs) {
-        return Stand::Yield(best.node.clone());
+        return Stand::Yield(best.node.clone(), best.era);
     }
     let goes_on = |s: &&Said| match related(s) {
         Relation::Newer | Relation::Rival => true,
@@ -171,8 +171,10 @@ pub enum Command {
 /// ```text
 ///  held ── nobody blocks, and a majority or all are there, or it has waited ──▶ stands
 ///   ▲  │                                                                          │
-///   │  └────────── an older epoch or a rival with a majority is heard ────────────┤
-///   └──────────────────────── lets go, until its end ◀────────────────────────────┘
+///   │  ├────────── an older epoch or a rival with a majority is heard ────────────┤
+///   │  │                                                                          │
+///   └──┼──────── is to yield, until a majority of its own is there ◀──────────────┤
+///      └───▶ lets go, until its end ◀─────────────────────────────────────────────┘
 /// ```
 #[derive(Debug, Default)]
 pub struct Lookout {
@@ -192,29 +194,46 @@ impl Lookout {
         self.was_quorate = true;
     }
 
-    /// Takes in what has come of asking, and says what follows. To be repeated as long as the daemon runs, also when a command
-    /// could not be carried out.
-    pub fn look(&mut self, now: Moment, own: Own<'_>, replies: &[Reply]) -> Option<Command> {
+    /// Takes in what has come of asking some of the other members, and says what follows. To be repeated as long as the daemon
+    /// runs, also when it has not worked to yield.
+    pub fn look(
+        &mut self,
+        now: Moment,
+        own: Own<'_>,
+        members: &BTreeSet<NodeName>,
+        replies: &[Reply],
+    ) -> Vec<Command> {
         let since = now.saturating_sub(*self.began.get_or_insert(now));
+        let held = self.is_held();
         self.was_quorate |= own.quorate;
+        self.keep_only(members);
         let said: Vec<Said> = replies.iter().filter_map(|reply| self.note(own, reply)).collect();
-        match stand(Own { quorate: self.was_quorate, ..own }, &said) {
-            Stand::Yield(to) => return Some(Command::Yield(to)),
+        let stand = stand(Own { quorate: self.was_quorate, ..own }, &said);
+        match &stand {
+            // Until that has worked they are two, as those are that do not yield.
+            Stand::Yield(to, era) => {
+                self.contested.insert(to.clone(), *era);
+                self.stands = false;
+            }
             Stand::Contested { others, let_go } => {
-                self.contested.extend(others);
+                self.contested.extend(others.iter().cloned());
                 self.lets_go |= let_go;
             }
             Stand::Stay => {}
         }
-        if self.lets_go {
-            return Some(Command::Hold(true));
-        }
-        let free = own.quorate || (self.blocked_by.is_empty() && may_stand(own.era, since, replies));
-        if self.stands || !free {
-            return None;
-        }
-        self.stands = true;
-        Some(Command::Hold(false))
+        let yields = matches!(stand, Stand::Yield(..));
+        let free = self.blocked_by.is_empty() && may_stand(own.era, since, replies);
+        self.stands |= !yields && (own.quorate || free);
+        let hold = (self.is_held() != held).then(|| Command::Hold(self.is_held()));
+        let goes = if let Stand::Yield(to, _) = stand { Some(Command::Yield(to)) } else { None };
+        hold.into_iter().chain(goes).collect()
+    }
+
+    /// Who was removed is nobody's concern any more.
+    fn keep_only(&mut self, members: &BTreeSet<NodeName>) {
+        self.blocked_by.retain(|node| members.contains(node));
+        self.outcast_by.retain(|node| members.contains(node));
+        self.contested.retain(|node, _| members.contains(node));
     }
 
     fn note(&mut self, own: Own<'_>, reply: &Reply) -> Option<Said> {
@@ -241,9 +260,9 @@ impl Lookout {
         None
     }
 
-    /// Whether this node has not stood for elections yet.
-    pub fn waits(&self) -> bool {
-        !self.stands
+    /// Whether this node stands for no election, and leads nothing. A store is opened so.
+    pub fn is_held(&self) -> bool {
+        self.lets_go || !self.stands
     }
 
     /// Whether it leads nothing until an operator has decided.
@@ -302,7 +321,7 @@ mod tests {
         let me = own(Era::FIRST, &line, false);
         let newer = said("n1", &[second], true);
         let old = said("n3", &[], false);
-        let yields = Stand::Yield("n1".parse().unwrap());
+        let yields = Stand::Yield("n1".parse().unwrap(), second);
         assert_eq!(stand(me, &[newer.clone(), old.clone()]), yields);
         assert_eq!(stand(me, &[old]), Stand::Stay);
         // It was not off: what runs here is not ended by itself.
@@ -312,7 +331,8 @@ mod tests {
         );
         // Over two epochs at once, to the later one.
         let third = said("n2", &[second, second.next(6)], false);
-        assert_eq!(stand(me, &[newer, third]), Stand::Yield("n2".parse().unwrap()));
+        let yields = Stand::Yield("n2".parse().unwrap(), third.era);
+        assert_eq!(stand(me, &[newer, third]), yields);
     }
 
     #[test]
@@ -390,6 +410,12 @@ mod tests {
 
     const LATER: Moment = Duration::from_secs(3_600);
 
+    /// A look of n4's that has asked n1, n2 and n3.
+    fn look(lookout: &mut Lookout, now: Moment, own: Own<'_>, replies: &[Reply]) -> Vec<Command> {
+        let members = ["n1", "n2", "n3"].map(|n| n.parse().unwrap()).into();
+        lookout.look(now, own, &members, replies)
+    }
+
     #[test]
     fn a_survivor_that_let_go_is_not_released_by_a_quiet_moment() {
         let second = Era::FIRST.next(5);
@@ -397,12 +423,13 @@ mod tests {
         let me = own(second, &line, false);
         let mut lookout = Lookout::default();
         let majority = [heard("n2", &[], true), heard("n3", &[], true)];
-        assert_eq!(lookout.look(Moment::ZERO, me, &majority), Some(Command::Hold(true)));
+        assert_eq!(look(&mut lookout, Moment::ZERO, me, &majority), [], "it is held as yet");
+        assert!(lookout.is_held() && lookout.lets_go());
         // An election there, a network that is down: neither says that its guests were not recovered.
         for quiet in [[heard("n2", &[], false), heard("n3", &[], false)], [silent("n2"), silent("n3")]] {
-            assert_eq!(lookout.look(LATER, me, &quiet), Some(Command::Hold(true)), "{quiet:?}");
+            assert_eq!(look(&mut lookout, LATER, me, &quiet), [], "{quiet:?}");
         }
-        assert!(lookout.waits() && lookout.lets_go());
+        assert!(lookout.is_held() && lookout.lets_go());
         assert_eq!(lookout.contested().keys().count(), 2, "an operator can still go over to them");
     }
 
@@ -412,9 +439,10 @@ mod tests {
         let line = line(&[second]);
         let me = own(second, &line, true);
         let mut lookout = Lookout::default();
-        assert_eq!(lookout.look(Moment::ZERO, me, &[silent("n2")]), Some(Command::Hold(false)));
-        assert_eq!(lookout.look(LATER, me, &[silent("n2")]), None, "once is enough");
-        assert_eq!(lookout.look(LATER, me, &[heard("n2", &[], true)]), Some(Command::Hold(true)));
+        assert_eq!(look(&mut lookout, Moment::ZERO, me, &[silent("n2")]), [Command::Hold(false)]);
+        assert_eq!(look(&mut lookout, LATER, me, &[silent("n2")]), [], "once is enough");
+        assert_eq!(look(&mut lookout, LATER, me, &[heard("n2", &[], true)]), [Command::Hold(true)]);
+        assert_eq!(look(&mut lookout, LATER, me, &[heard("n2", &[], true)]), [], "once is enough");
     }
 
     #[test]
@@ -423,12 +451,78 @@ mod tests {
         let me = own(Era::FIRST, &first, false);
         let mut lookout = Lookout::default();
         let with = |newer| [newer, heard("n3", &[], false)];
-        let yields = Some(Command::Yield("n1".parse().unwrap()));
-        assert_eq!(lookout.look(Moment::ZERO, me, &with(heard("n1", &[second], false))), yields);
-        assert_eq!(lookout.look(LATER, me, &with(silent("n1"))), None, "the old majority is not to be");
+        let yields = [Command::Yield("n1".parse().unwrap())];
+        assert_eq!(look(&mut lookout, Moment::ZERO, me, &with(heard("n1", &[second], false))), yields);
+        assert_eq!(look(&mut lookout, LATER, me, &with(silent("n1"))), [], "the old majority is not to be");
         // It has let go, or has come over to this one.
         let gone = Said { lets_go: true, ..said("n1", &[second], false) };
-        assert_eq!(lookout.look(LATER, me, &with(Reply::Said(gone))), Some(Command::Hold(false)));
+        assert_eq!(look(&mut lookout, LATER, me, &with(Reply::Said(gone))), [Command::Hold(false)]);
+    }
+
+    #[test]
+    fn who_could_not_yield_stands_for_nothing_and_knows_that_the_other_is_there() {
+        let (first, second) = (first(), Era::FIRST.next(5));
+        let me = own(Era::FIRST, &first, false);
+        let mut lookout = Lookout::default();
+        let nobody = [silent("n1"), silent("n2"), silent("n3")];
+        assert_eq!(look(&mut lookout, Moment::ZERO, me, &nobody), []);
+        assert_eq!(look(&mut lookout, WAIT, me, &nobody), [Command::Hold(false)], "it has waited");
+        let newer = [heard("n1", &[second], true), silent("n2"), silent("n3")];
+        let n1: NodeName = "n1".parse().unwrap();
+        let yields = [Command::Hold(true), Command::Yield(n1.clone())];
+        assert_eq!(look(&mut lookout, LATER, me, &newer), yields);
+        // Whoever comes to lead the old epoch must not recover its guests.
+        assert_eq!(lookout.contested(), &[(n1.clone(), second)].into());
+        assert_eq!(look(&mut lookout, LATER, me, &newer), [Command::Yield(n1.clone())], "tried again");
+        assert_eq!(look(&mut lookout, LATER, me, &nobody), [], "it is held on");
+        // A majority of its own has come together without it.
+        let me = own(Era::FIRST, &first, true);
+        assert_eq!(look(&mut lookout, LATER, me, &nobody), [Command::Hold(false)]);
+        assert!(lookout.contested().contains_key(&n1));
+    }
+
+    #[test]
+    fn a_survivor_that_let_go_gives_way_to_a_newer_epoch() {
+        let (second, third) = (Era::FIRST.next(5), Era::FIRST.next(5).next(6));
+        let line = line(&[second]);
+        let me = own(second, &line, false);
+        let mut lookout = Lookout::default();
+        look(&mut lookout, Moment::ZERO, me, &[heard("n2", &[], true)]);
+        assert!(lookout.lets_go());
+        let newer = [heard("n1", &[second, third], true), silent("n2")];
+        assert_eq!(look(&mut lookout, LATER, me, &newer), [Command::Yield("n1".parse().unwrap())]);
+    }
+
+    #[test]
+    fn a_start_waits_exactly_as_long_as_is_said() {
+        let first = first();
+        let me = own(Era::FIRST, &first, false);
+        let outcast = Reply::Outcast("n2".parse().unwrap());
+        for (reply, wait) in [(silent("n2"), WAIT), (outcast, OUTCAST_WAIT)] {
+            let mut lookout = Lookout::default();
+            let begin = Duration::from_secs(77);
+            let replies = [reply, silent("n3")];
+            for (at, expected) in [
+                (Duration::ZERO, vec![]),
+                (wait.saturating_sub(Duration::from_millis(1)), vec![]),
+                (wait, vec![Command::Hold(false)]),
+            ] {
+                assert_eq!(look(&mut lookout, begin + at, me, &replies), expected, "{replies:?} {at:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_was_removed_blocks_nobody() {
+        let (first, second) = (first(), Era::FIRST.next(5));
+        let me = Own { runs: true, ..own(Era::FIRST, &first, false) };
+        let mut lookout = Lookout::default();
+        let outcast = Reply::Outcast("n2".parse().unwrap());
+        look(&mut lookout, Moment::ZERO, me, &[heard("n1", &[second], true), outcast, silent("n3")]);
+        assert_eq!((lookout.contested().len(), lookout.outcast_by().len()), (1, 1));
+        let left = ["n3".parse().unwrap()].into();
+        assert_eq!(lookout.look(LATER, me, &left, &[silent("n3")]), [Command::Hold(false)]);
+        assert_eq!((lookout.contested().len(), lookout.outcast_by().len()), (0, 0));
     }
 
     #[test]
@@ -436,9 +530,9 @@ mod tests {
         let (first, second) = (first(), Era::FIRST.next(5));
         let mut lookout = Lookout::default();
         lookout.note_quorate();
-        let look =
-            lookout.look(Moment::ZERO, own(Era::FIRST, &first, false), &[heard("n1", &[second], true)]);
-        assert_eq!(look, None, "it does not yield, nor stand");
+        let me = own(Era::FIRST, &first, false);
+        let commands = look(&mut lookout, Moment::ZERO, me, &[heard("n1", &[second], true)]);
+        assert_eq!(commands, [], "it does not yield, nor stand");
         assert_eq!(lookout.contested().get(&"n1".parse().unwrap()), Some(&second));
     }
 
@@ -448,9 +542,9 @@ mod tests {
         let me = own(Era::FIRST, &first, false);
         for ends in [silent("n2"), heard("n2", &[], false)] {
             let mut lookout = Lookout::default();
-            lookout.look(Moment::ZERO, me, &[Reply::Outcast("n2".parse().unwrap()), silent("n3")]);
+            look(&mut lookout, Moment::ZERO, me, &[Reply::Outcast("n2".parse().unwrap()), silent("n3")]);
             assert_eq!(lookout.outcast_by().len(), 1);
-            lookout.look(Moment::ZERO, me, &[ends, silent("n3")]);
+            look(&mut lookout, Moment::ZERO, me, &[ends, silent("n3")]);
             assert!(lookout.outcast_by().is_empty());
         }
     }

@@ -261,6 +261,7 @@ impl Grantor {
     /// loss can end it.
     pub fn set_elsewhere(&mut self, elsewhere: BTreeSet<NodeName>) {
         self.elsewhere = elsewhere;
+        self.call_off_if(|g, node| g.elsewhere.contains(node));
     }
 
     /// The profile as committed now, and the one before it until that is settled.
@@ -397,10 +398,10 @@ impl Grantor {
     /// cluster epoch. A recovery needs this.
     pub fn settled(&self, now: Moment, node: &NodeName) -> bool {
         let Some(member) = self.members.get(node).filter(|m| m.state.is_lost()) else { return false };
-        let off = member.off.as_ref() == Some(member.state.boot());
         if self.elsewhere.contains(node) {
             return false;
         }
+        let off = member.off.as_ref() == Some(member.state.boot());
         self.tracks.get(node).is_some_and(|t| off || now > t.safe_at())
     }
 

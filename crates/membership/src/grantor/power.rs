@@ -91,11 +91,18 @@ impl Grantor {
     /// powered off; none: for one heartbeat.
     pub fn set_devices(&mut self, devices: BTreeMap<NodeName, Option<Duration>>) {
         self.devices = devices;
-        for (node, track) in &mut self.tracks {
-            if !self.devices.contains_key(node) && matches!(track.order, Order::Out(_)) {
+        self.call_off_if(|g, node| !g.devices.contains_key(node));
+    }
+
+    /// Calls off what is ordered of those of whom that is true.
+    pub(super) fn call_off_if(&mut self, holds: impl Fn(&Self, &NodeName) -> bool) {
+        let out = self.tracks.iter().filter(|(_, track)| matches!(track.order, Order::Out(_)));
+        let nodes: Vec<NodeName> = out.map(|(node, _)| node.clone()).filter(|n| holds(self, n)).collect();
+        for node in nodes {
+            if let Some(track) = self.tracks.get_mut(&node) {
                 track.order = Order::None;
-                self.due.push(GrantorCommand::CallOff { node: node.clone() });
             }
+            self.due.push(GrantorCommand::CallOff { node });
         }
     }
 

@@ -463,14 +463,35 @@ fn nobody_is_powered_off_under_a_restart_lease() {
 
 /// It may run its guests there without any lease of this epoch.
 #[test]
-fn who_is_alive_in_another_epoch_is_neither_struck_nor_settled() {
+fn who_is_alive_in_another_epoch_is_not_powered_off() {
+    let elsewhere = || BTreeSet::from([name(1)]);
+    let confirms = |out: &[GrantorCommand]| out.iter().any(|c| matches!(c, GrantorCommand::Confirm { .. }));
+    // It is known before the suspicion.
     let mut g = leader();
-    g.set_devices([(name(3), None)].into());
+    g.set_devices([(name(1), None)].into());
+    g.set_elsewhere(elsewhere());
+    assert!(!confirms(&g.step(ms(STRIKE + 1))), "it is suspected");
+    g.set_elsewhere(BTreeSet::new());
+    assert!(confirms(&g.step(ms(STRIKE + 1))));
+    // Between suspicion and order.
+    g.set_elsewhere(elsewhere());
+    assert_eq!(g.confirmed(1, 5), []);
+    g.set_elsewhere(BTreeSet::new());
+    assert!(confirms(&g.step(ms(STRIKE + 2))));
+    assert_eq!(g.confirmed(2, 5), [power_off(1, STRIKE + 2)]);
+    // While its agents are at work.
+    g.set_elsewhere(elsewhere());
+    assert_eq!(g.step(ms(STRIKE + 3)), [GrantorCommand::CallOff { node: name(1) }]);
+    g.powered_off(&name(1), &boot(1));
+    assert_eq!(g.step(ms(STRIKE + 4)), [], "what comes of it all the same is not believed");
+}
+
+#[test]
+fn who_is_alive_in_another_epoch_is_lost_and_not_settled() {
+    let mut g = leader();
     g.set_elsewhere([name(3)].into());
     let late = ms(0) + P.fence_time() * 3;
-    let out = g.step(late);
-    assert_eq!(declared(&out), [name(1), name(2), name(3)], "a word can end it: {out:?}");
-    assert!(!out.iter().any(|c| matches!(c, GrantorCommand::Confirm { .. })), "it is suspected: {out:?}");
+    assert_eq!(declared(&g.step(late)), [name(1), name(2), name(3)], "a word can end it");
     // It was lost before that was known.
     let lost = |boot| NodeState::Lost { boot };
     let mut members: BTreeMap<_, _> = (1..=3).map(member).collect();
