@@ -153,7 +153,7 @@ impl<'v> Round<'v, '_> {
         }
     }
 
-    /// It waits for its start, as no node may take it: nor may the one that its user names.
+    /// It waits for a node that may take it: nor may the one that its user names.
     fn waits_for_a_node(&mut self, sid: ServiceId, s: &Service, why: &str) {
         let all = self.requests.remove(&sid).unwrap_or_default();
         let (moves, rest): (Vec<_>, Vec<_>) =
@@ -199,6 +199,8 @@ impl<'v> Round<'v, '_> {
         if !wants_running(seen) {
             return self.stop(sid, s, format!("its user wants it {}", seen.resource.state.as_str()));
         }
+        // To be started again before that was taken.
+        self.take_stop(sid);
         let here = &seen.owner;
         if self.word(here) != NodeWord::Online {
             return self.waits(sid, s, &format!("its node '{here}' is silent"));
@@ -361,7 +363,7 @@ impl<'v> Round<'v, '_> {
                 seen.owner
             );
             self.update(sid, |s| s.target = None);
-            return self.waits(sid, s, &why);
+            return self.waits_for_a_node(sid, s, &why);
         }
         let nowhere = BTreeSet::new();
         let ask = Ask { sid, here: None, stay: false, content: false, running: false, avoid: Some(&nowhere) };
@@ -385,7 +387,7 @@ impl<'v> Round<'v, '_> {
             }
             Err(why) => {
                 self.update(sid, |s| s.target = None);
-                self.waits(sid, s, &why);
+                self.waits_for_a_node(sid, s, &why);
             }
         }
     }

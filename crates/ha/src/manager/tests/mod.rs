@@ -110,6 +110,11 @@ fn a_recovery_without_an_allowed_node_waits_says_why_and_goes_on() {
         lab.status(sid(100)).reason,
         "node 'n1' is lost; waits: no node that its rule 'disks' allows can take it (n1, n2: not online)"
     );
+    // So a user's move has no end either, unless it is refused.
+    lab.ask_move(sid(100), 3);
+    lab.step();
+    let refused = "it waits for a node that may take it: no node that its rule 'disks' allows can take it (n1, n2: not online)";
+    assert_eq!(lab.dropped, [(false, refused.to_owned())]);
     lab.boot(2);
     lab.settle();
     assert_eq!(lab.running(), ["100@n2"]);
@@ -274,7 +279,8 @@ fn a_move_of_what_no_node_may_start_is_refused() {
     lab.ask(Request::Stop { sid: sid(100), timeout: 7 });
     lab.step();
     let why = "it waits for a node that may take it: no node that its rule 'disks' allows can take it (n1, n2: not online)";
-    assert_eq!(lab.dropped, [(false, why.to_owned())], "the request to stop it is left for its start");
+    let stop = (true, "taken".to_owned());
+    assert_eq!(lab.dropped, [stop, (false, why.to_owned())], "it is to run: that it was to stop is over");
     lab.dropped.clear();
     lab.boot(2);
     lab.ask_move(sid(100), 2);
