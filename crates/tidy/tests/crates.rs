@@ -103,7 +103,7 @@ struct Package {
 fn packages() -> Vec<Package> {
     let out = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--offline", "--format-version", "1", "--manifest-path"])
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
+        .arg(Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../../Cargo.toml"))
         .output()
         .unwrap();
     assert!(out.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&out.stderr));

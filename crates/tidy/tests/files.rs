@@ -39,8 +39,9 @@ impl Source {
     }
 }
 
+/// The checkout. As it is when the test runs: another checkout may have built this with the same target folder.
 fn top() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+    PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../..").canonicalize().unwrap()
 }
 
 /// Every text file that git knows or would add.

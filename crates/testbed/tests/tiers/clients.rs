@@ -26,7 +26,9 @@ async fn play(cluster: &Cluster, program: &Path, arguments: &[&str]) -> Result<(
     let mut command = tokio::process::Command::new(program);
     command
         .args(arguments)
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/clients"))
+        .current_dir(
+            PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../../tests/clients"),
+        )
         .env("PATH", path)
         .env("STEAD_HOST", addr.ip().to_string())
         .env("STEAD_PORT", addr.port().to_string())

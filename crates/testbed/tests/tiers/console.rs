@@ -2,7 +2,7 @@
 
 use super::support::{cluster, loopback};
 use anyhow::{Context, ensure};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use stead_testbed::control::Control;
@@ -26,7 +26,7 @@ fn missing(web: &Path) -> Option<String> {
 /// A plug is pulled on the simulator's page, and time turned back.
 #[test]
 fn the_simulator_in_the_browser() {
-    let web = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../web");
+    let web = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../../web");
     if let Some(why) = missing(&web) {
         stead_testbed::skip!("{why}");
     }
@@ -62,7 +62,7 @@ async fn simulator(web: &Path) -> anyhow::Result<()> {
 
 #[test]
 fn the_story_in_the_browser() {
-    let web = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../web");
+    let web = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../../web");
     if let Some(why) = missing(&web) {
         stead_testbed::skip!("{why}");
     }
