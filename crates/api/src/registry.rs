@@ -66,6 +66,7 @@ fn of_cluster(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<cluster::epoch::Read>::new())
         .with(Of::<cluster::epoch::Expect>::new())
         .with(Of::<cluster::epoch::Rejoin>::new())
+        .with(Of::<cluster::epoch::Asides>::new())
         .with(Of::<cluster::epoch::Forget>::new())
         .with(Of::<cluster::bulk::PostStart>::new())
         .with(Of::<cluster::bulk::PostShutdown>::new())

@@ -76,6 +76,8 @@ pub struct Kept {
     pub carried: Mutex<Vec<(Vmid, String)>>,
     /// The cluster epoch that was to begin.
     pub epoch: Mutex<Option<EpochPlan>>,
+    /// What the node had alone, until it is told.
+    pub aside: Mutex<Vec<Aside>>,
 }
 
 impl Host for Kept {
@@ -94,9 +96,11 @@ impl Host for Kept {
         Err("this test has one epoch".into())
     }
     fn asides(&self) -> Vec<Aside> {
-        vec![]
+        self.aside.lock().unwrap().clone()
     }
-    fn told_aside(&self) {}
+    fn told_aside(&self) {
+        self.aside.lock().unwrap().clear();
+    }
     fn restart(&self) {}
     fn bringing(&self) -> Vec<(Vmid, String)> {
         self.carried.lock().unwrap().clone()

@@ -14,23 +14,19 @@
 //! copy is destroyed. Should it still run, the locks of its images are the last net: whoever starts the guest by hand
 //! respects them.
 
-use crate::epochs::EPOCH_CALL;
+use crate::clock::unix_ms;
 use crate::guest::config::parse;
-use crate::peers::PeerError;
 use crate::store::{self, At, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 use stead_conf::{Check, Op, Revision, TxnError};
 use stead_model::{GuestKind, NodeName, NodeRecord, Ownership, StorageId, Upid, Vmid, paths};
 use stead_tasks::TaskContext;
 
 /// Below it: who said of which node that it is off.
 const WORDS: &str = "stead/off/";
-/// How long a node may take to show that it is on.
-const KNOCK: Duration = Duration::from_secs(1);
 /// How often a guest is looked at again that changes under our hands.
 const LOOKS: usize = 5;
 
@@ -91,7 +87,7 @@ impl Ops {
     ) -> Result<Upid, OpsError> {
         self.conf.barrier().await?;
         self.lost_and_silent(node)?;
-        self.must_not_answer(node).await?;
+        self.must_be_silent(node).await?;
         if let Some(target) = &target {
             let record = self
                 .member(target)
@@ -113,13 +109,14 @@ impl Ops {
         word.zip(node).is_some_and(|(word, node)| word.value.loss == node.revision)
     }
 
-    /// Fails if a node answers, of whatever cluster epoch it is.
-    async fn must_not_answer(&self, name: &NodeName) -> Result<(), OpsError> {
-        let node = self.node_record(name)?.value;
-        let asked = self.peers.call(&node, EPOCH_CALL, serde_json::Value::Null, KNOCK).await;
-        match asked {
-            Err(PeerError::Unreachable { .. }) => Ok(()),
-            _ => Err(OpsError::failed(format!("node '{name}' is not off: it answers"))),
+    /// Fails if a node shows that it is on, of whatever cluster epoch it is.
+    async fn must_be_silent(&self, name: &NodeName) -> Result<(), OpsError> {
+        match self.sign_of_life(&self.node_record(name)?.value).await {
+            None => Ok(()),
+            Some(sign) => Err(OpsError::failed(format!(
+                "node '{name}' is not off: {sign} answers. Switch its power off: guests may run where a kernel does, although a \
+                 daemon does not"
+            ))),
         }
     }
 
@@ -148,12 +145,7 @@ impl Ops {
     ) -> Result<(), OpsError> {
         self.conf.barrier().await?;
         let node = self.lost_and_silent(name)?;
-        let at_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
-        let word = Word {
-            by: actor.who.clone(),
-            at_ms: u64::try_from(at_ms).unwrap_or(u64::MAX),
-            loss: node.revision,
-        };
+        let word = Word { by: actor.who.clone(), at_ms: unix_ms(), loss: node.revision };
         let mut txn = store::txn(&actor.who, format!("{} says that node '{name}' is off", actor.who));
         txn.checks.push(Check::Revision(paths::node(name), node.revision));
         txn.ops.push(Op::Put(path(name), store::bytes(&word)?.into()));

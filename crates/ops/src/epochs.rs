@@ -20,15 +20,14 @@
 //!
 //! docs/ha.md has the argument.
 
-use crate::peers::PeerError;
+use crate::clock::unix_ms;
 use crate::store::{self, At};
 use crate::{Actor, Ops, OpsError};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use stead_conf::{Check, Op, Revision, Tree, Txn};
 use stead_driver::guest::RunState;
 use stead_guest::copy::{Claim, claim};
@@ -42,13 +41,13 @@ pub const EPOCH_CALL: &str = "epoch";
 /// Asks a member of a newer epoch to be let in again; answered whatever the caller's is.
 pub const REJOIN_CALL: &str = "epoch/rejoin";
 /// Below it: what nodes that came back had alone, and where it lies.
-pub const ASIDE: &str = "stead/aside/";
-/// How long another node may take to show that it is on.
-const KNOCK: Duration = Duration::from_secs(2);
+const ASIDE: &str = "stead/aside/";
 /// Numbers in Raft begin anew at a multiple of this: those that an old epoch may still give are left out.
 const NUMBERS: u64 = 1000;
 /// Ownership records in one transaction.
 const RECORDS: usize = 4096;
+/// Paths that are named to people in one line.
+const NAMED: usize = 5;
 /// Changes that a node tells of when it comes back; the others are in its old store.
 const TOLD: usize = 200;
 
@@ -152,13 +151,16 @@ impl Aside {
         if let Some(why) = &self.unreadable {
             return format!("{of}; {kept} and cannot be read: {why}");
         }
-        let mut paths: Vec<&str> = self.changes.iter().map(|c| c.path.as_str()).collect();
-        paths.dedup();
-        match (paths.len(), self.more) {
-            (0, 0) => format!("{of}; it had nothing that is missing here; {kept}"),
-            (_, 0) => format!("{of} and had changed {} alone; {kept}", paths.join(", ")),
-            (_, more) => format!("{of} and had changed {} and {more} more alone; {kept}", paths.join(", ")),
+        let paths: BTreeSet<&str> = self.changes.iter().map(|c| c.path.as_str()).collect();
+        if paths.is_empty() {
+            return format!("{of}; it had nothing that is missing here; {kept}");
         }
+        let named = paths.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+        let more = match paths.len().saturating_sub(NAMED) + self.more {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!("{of} and had changed {named}{more} alone: see 'stead cluster asides'; {kept}")
     }
 
     /// With the changes of a store after a revision.
@@ -294,21 +296,9 @@ impl Ops {
         Ok(())
     }
 
-    /// Refuses if one of these nodes answers: then it is not off, whatever its epoch.
+    /// Refuses if one of these nodes shows that it is on, whatever its epoch.
     async fn all_silent(&self, others: &[NodeRecord]) -> Result<(), OpsError> {
-        let asked = others.iter().map(|node| async move {
-            let answer = self.peers.call(node, EPOCH_CALL, serde_json::Value::Null, KNOCK);
-            let knocks = join_all(node.links().map(|(_, addr)| is_on(addr)));
-            let (answer, knocks) = tokio::join!(answer, knocks);
-            let kernel = node.links().zip(knocks).find(|(_, on)| *on).map(|((_, addr), _)| addr);
-            match (answer, kernel) {
-                (Err(PeerError::Unreachable { .. }), None) => None,
-                (Err(PeerError::Unreachable { .. }), Some(addr)) => {
-                    Some(format!("{} (a kernel at {addr})", node.name))
-                }
-                _ => Some(node.name.to_string()),
-            }
-        });
+        let asked = others.iter().map(|node| self.sign_of_life(node));
         let on: Vec<String> = join_all(asked).await.into_iter().flatten().collect();
         if on.is_empty() {
             return Ok(());
@@ -321,11 +311,13 @@ impl Ops {
     }
 
     /// The guests whose processes a new epoch would end here.
-    pub async fn ends_with_epoch(&self) -> Vec<Vmid> {
-        let spared: BTreeSet<Vmid> =
-            self.unguarded().await.unwrap_or_default().into_iter().map(|(vmid, _)| vmid).collect();
+    ///
+    /// # Errors
+    /// If it can't be told which are guarded.
+    pub async fn ends_with_epoch(&self) -> Result<Vec<Vmid>, OpsError> {
+        let spared: BTreeSet<Vmid> = self.unguarded().await?.into_iter().map(|(vmid, _)| vmid).collect();
         let here = self.guests.list().await.into_iter().map(|p| p.vmid);
-        here.filter(|vmid| !spared.contains(vmid)).collect()
+        Ok(here.filter(|vmid| !spared.contains(vmid)).collect())
     }
 
     /// The guests that run here without any guard, and are this node's.
@@ -368,7 +360,9 @@ impl Ops {
                 request.era, self.me.era
             )));
         }
-        let base = after.map_or(0, |s| s.base);
+        // A store of this very epoch that is an older copy lacks what came later, and has nothing of its own.
+        let same = (request.era == self.me.era).then(|| self.conf.view(|t| t.revision().0));
+        let base = same.or(after.map(|s| s.base)).unwrap_or(0);
         let At { value: mut node, revision } = self.node_record(from)?;
         let (raft_id, mut txn) = self.conf.view(|t| -> Result<_, OpsError> {
             let (next, old) = numbers(t)?;
@@ -387,25 +381,31 @@ impl Ops {
         Ok(RejoinAnswer { raft_id, era: self.me.era, base, members: self.node_records() })
     }
 
-    /// Gives up this node's epoch for that of `node`: its half.
+    /// Gives up this node's epoch for that of `node`: its half. Unless that is `wished`, only while this one has no majority.
+    ///
+    /// # Errors
+    /// If the other side does not let it in, or what was agreed can't be kept: then nothing has changed here.
     pub async fn rejoin(&self, node: &NodeRecord, wished: bool) -> Result<(), OpsError> {
+        let failed = |why: &dyn std::fmt::Display| {
+            OpsError::failed(format!("can't go over to node '{}': {why}", node.name))
+        };
+        let lives = || !wished && self.quorate();
+        let why = "a majority of this node's own cluster epoch is in contact";
         // First what can fail here: the other side gives a number away for each request.
+        if lives() {
+            return Err(failed(&why));
+        }
         let closed = self.guest_locks.close("this node goes over to another cluster epoch")?;
         let request = RejoinRequest { era: self.me.era, wished };
-        let mut answer: RejoinAnswer =
-            crate::peers::call(&*self.peers, node, REJOIN_CALL, &request, Duration::from_secs(10)).await?;
-        if answer.era == self.me.era {
-            // An older state of the same: it holds nothing that the other does not.
-            answer.base = u64::MAX;
-        }
+        let answer = crate::peers::call(&*self.peers, node, REJOIN_CALL, &request, Duration::from_secs(10));
+        let mut answer: RejoinAnswer = answer.await.map_err(|e| failed(&e))?;
         // Back to an epoch that this one has followed: the other side knows nothing of what came after.
         let lineage = self.cluster_record().map(|c| c.value.lineage).unwrap_or_default();
         answer.base = answer.base.max(lineage.after(answer.era).map_or(0, |s| s.base));
-        let keep = |why| OpsError::failed(format!("can't go over to cluster epoch {}: {why}", answer.era));
-        if !wished && answer.era != self.me.era && self.quorate() {
-            return Err(keep("a majority of this node's own epoch has come together".to_owned()));
+        if lives() {
+            return Err(failed(&why));
         }
-        self.host.keep_rejoin(&answer).map_err(keep)?;
+        self.host.keep_rejoin(&answer).map_err(|e| failed(&e))?;
         closed.keep();
         tracing::warn!("this node goes over from cluster epoch {} to {}", self.me.era, answer.era);
         self.host.restart();
@@ -452,7 +452,9 @@ impl Ops {
         }
         for aside in asides {
             let path = format!("{ASIDE}{}/{}", aside.node, aside.at_ms);
-            let mut txn = store::txn("root@pam", aside.line());
+            // A note is short; what was changed is in the record.
+            let note = format!("what node '{}' had alone in cluster epoch {}", aside.node, aside.era);
+            let mut txn = store::txn("root@pam", note);
             txn.ops.push(Op::Put(path, store::bytes(&aside)?.into()));
             self.conf.transact(txn).await?;
             tracing::warn!("{}", aside.line());
@@ -507,7 +509,9 @@ impl Ops {
                  old. It is waited for; a node that was removed must be wiped, and join anew"
             )
         });
-        let strangers = self.epochs.strangers().into_iter().filter(|(node, _)| !contested.contains_key(node));
+        let present: BTreeSet<NodeName> = self.others().into_iter().map(|n| n.name).collect();
+        let strangers = self.epochs.strangers().into_iter();
+        let strangers = strangers.filter(|(node, _)| present.contains(node) && !contested.contains_key(node));
         let strange = strangers.map(|(node, era)| {
             format!(
                 "node '{node}' is still in cluster epoch {era}, and is refused until it is in {own}: it goes over by itself when it has \
@@ -635,22 +639,6 @@ fn members_of(tree: &Tree, base: Revision, plan: &EpochPlan) -> Result<Txn, OpsE
     let next = numbers(tree)?.1;
     store::put_over(&mut txn, NEXT_RAFT, next, store::bytes(&(number + 1))?);
     Ok(txn)
-}
-
-/// Whether a machine answers at an address: it takes a connection, or its kernel refuses one. On loopback that kernel is this
-/// node's own.
-async fn is_on(addr: SocketAddr) -> bool {
-    use std::io::ErrorKind::{ConnectionRefused, ConnectionReset};
-    match tokio::time::timeout(KNOCK, tokio::net::TcpStream::connect(addr)).await {
-        Ok(Ok(_)) => true,
-        Ok(Err(e)) => matches!(e.kind(), ConnectionRefused | ConnectionReset) && !addr.ip().is_loopback(),
-        Err(_) => false,
-    }
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@ use crate::store::GuestAt;
 use crate::{Ops, OpsError, store};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::SystemTime;
 use stead_conf::Revision;
 use stead_driver::guest::{GuestProcess, RunState};
 use stead_ha::{
@@ -254,7 +253,7 @@ pub fn now(ops: &Ops, known: &mut Known, settled: impl Fn(&NodeName) -> bool) ->
     let there = voting.iter().filter(|n| n.witness && ops.online(n));
     let witnesses = there.map(|n| n.name.clone()).collect();
     let voters = voting.into_iter().map(|n| n.name).collect();
-    let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let at = crate::clock::unix_ms() / 1000;
     Ok(Now { at, view, state, unmanaged, voters, witnesses })
 }
 

@@ -13,6 +13,7 @@
 //! The task goes on across the daemon's new start, and ends when the guests have arrived. A node that was let in and
 //! never came keeps its guests where they were; asking again, or its removal, gives their numbers back.
 
+use crate::clock::unix_ms;
 use crate::epochs::{Aside, EpochPlan, NEXT_RAFT, RejoinAnswer, numbers};
 use crate::links::LinkWish;
 use crate::store::{self, At};
@@ -671,11 +672,6 @@ fn take_numbers(tree: &Tree, request: &JoinRequest, txn: &mut Txn) -> Result<(),
 /// Whether a node was let in and has not come yet.
 fn never_entered(node: &NodeRecord) -> bool {
     node.state.is_lost() && node.state.boot().as_str() == NO_BOOT
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The first transaction of a cluster of one node.

@@ -57,6 +57,11 @@ impl ApiClient {
         self.addr
     }
 
+    /// A client of another node, with this one's ticket.
+    pub fn at(&self, addr: SocketAddr) -> Result<Self> {
+        Ok(Self { session: self.session.clone(), ..Self::new(addr)? })
+    }
+
     /// Signs in; later calls carry the ticket.
     pub async fn login(&self, user: &str, password: &str) -> Result<()> {
         let data = self.post("/access/ticket", &[("username", user), ("password", password)]).await?;

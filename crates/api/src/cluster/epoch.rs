@@ -77,7 +77,7 @@ endpoint! {
             node: ops.me.name.clone(),
             others: ops.others().into_iter().map(|n| n.name).collect(),
             last_change: ops.conf.recent(1).first().map(|c| c.at_ms),
-            ends: ops.ends_with_epoch().await,
+            ends: ops.ends_with_epoch().await?,
             beside: ops
                 .epochs
                 .lookout()
@@ -111,6 +111,62 @@ endpoint! {
         here(cx)?;
         cx.ops().give_up_epoch(p.node.as_ref()).await?;
         Ok(Null)
+    }
+}
+
+/// What a node that came back from an older cluster epoch had alone.
+#[derive(Debug, Serialize, Schema)]
+pub struct Aside {
+    /// The node.
+    node: NodeName,
+    /// The epoch that it came with.
+    epoch: String,
+    /// When its configuration was put aside: milliseconds since 1970.
+    at: u64,
+    /// The folder, in the node's own, where it is kept.
+    place: String,
+    /// The changes, oldest first; some may have reached both.
+    changes: Vec<AsideChange>,
+    /// How many more there are, in that folder alone.
+    more: u64,
+    /// Why its store could not be read, if it could not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreadable: Option<String>,
+}
+
+/// A change that a node had alone.
+#[derive(Debug, Serialize, Schema)]
+pub struct AsideChange {
+    /// The path in the configuration.
+    path: String,
+    /// Who made it; empty where no history says so.
+    user: String,
+    /// What for.
+    note: String,
+    /// When: milliseconds since 1970; 0 where no history says so.
+    at: u64,
+}
+
+endpoint! {
+    /// What nodes had alone that came back from an older cluster epoch, until it is forgotten.
+    Asides = get("/cluster/config/aside"), Anywhere, Access::All("/", &["Sys.Audit"]);
+    fn call(cx, _p: Nothing) -> Json<Vec<Aside>> {
+        let change = |c: stead_ops::epochs::AsideChange| AsideChange {
+            path: c.path,
+            user: c.by,
+            note: c.note,
+            at: c.at_ms,
+        };
+        let aside = |a: stead_ops::epochs::Aside| Aside {
+            node: a.node,
+            epoch: a.era.to_string(),
+            at: a.at_ms,
+            place: a.place,
+            changes: a.changes.into_iter().map(change).collect(),
+            more: a.more as u64,
+            unreadable: a.unreadable,
+        };
+        Ok(Json(cx.ops().asides().into_iter().map(aside).collect()))
     }
 }
 

@@ -37,6 +37,14 @@ const LINKS: [Column; 5] = [
     ("SINCE", "since", Kind::Time),
 ];
 
+const ASIDES: [Column; 5] = [
+    ("NODE", "node", Kind::Text),
+    ("WHEN", "at", Kind::Time),
+    ("USER", "user", Kind::Text),
+    ("PATH", "path", Kind::Text),
+    ("WHAT FOR", "note", Kind::Text),
+];
+
 /// How to join.
 #[derive(Debug, Args)]
 pub struct Join {
@@ -117,6 +125,8 @@ pub enum Command {
         #[arg(long, short = 'y')]
         yes: bool,
     },
+    /// Show what nodes had alone that came back from an older cluster epoch: changes to make again where they are wanted
+    Asides,
     /// Forget what a node had alone that came back from an older cluster epoch; somebody has looked at it
     ForgetAside {
         /// The node
@@ -178,6 +188,7 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
         }
         Command::Expected { votes, off, yes } => expected(cx, votes, off, yes).await,
         Command::Rejoin { node, yes } => rejoin(cx, node, yes).await,
+        Command::Asides => asides(cx).await,
         Command::ForgetAside { node } => {
             let path = format!("/cluster/config/aside/{}", escape(&node));
             cx.format().done(
@@ -303,6 +314,34 @@ pub async fn add(
     cx.answer(&answer, "joined").await
 }
 
+/// What nodes had alone, change by change.
+async fn asides(cx: &Cx) -> Result<(), Failure> {
+    let asides = cx.api.get("/cluster/config/aside").await?;
+    if cx.format() == Format::Json {
+        return output::json(&asides);
+    }
+    let mut changes = vec![];
+    for aside in rows(&asides) {
+        for change in rows(&aside["changes"]) {
+            let mut row = change.clone();
+            row["node"] = aside["node"].clone();
+            row["at"] = row["at"].as_u64().filter(|at| *at > 0).map(|at| at as f64 / 1000.0).into();
+            changes.push(row);
+        }
+    }
+    cx.format().list(&Value::Array(changes), &ASIDES)?;
+    for aside in rows(&asides) {
+        let (node, place) = (text(&aside["node"]), text(&aside["place"]));
+        if let Some(why) = aside["unreadable"].as_str() {
+            output::print(&format!("What node '{node}' had cannot be read: {why}"))?;
+        }
+        if let Some(more) = aside["more"].as_u64().filter(|more| *more > 0) {
+            output::print(&format!("{more} more of node '{node}' are in '{place}', in its folder, alone"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Goes over to another epoch that goes on beside this one.
 async fn rejoin(cx: &Cx, node: Option<String>, yes: bool) -> Result<(), Failure> {
     if !yes {
@@ -343,7 +382,10 @@ pub async fn expected(cx: &Cx, votes: u32, mut off: Vec<String>, yes: bool) -> R
                 ends.join(", ")
             ))?;
         }
-        for node in rows(&present["others"]).iter().filter_map(Value::as_str) {
+        let others: Vec<&str> = rows(&present["others"]).iter().filter_map(Value::as_str).collect();
+        let all: Vec<String> = others.iter().map(|node| format!("--off {node}")).collect();
+        let hint = format!("'stead cluster expected 1 {}'", all.join(" "));
+        for node in others {
             if off.iter().any(|n| n == node) {
                 continue;
             }
@@ -352,7 +394,7 @@ pub async fn expected(cx: &Cx, votes: u32, mut off: Vec<String>, yes: bool) -> R
                     "If node '{node}' still runs, guests will run twice and destroy their disks. I have made sure that the \
                      power of '{node}' is off"
                 ),
-                &format!("'stead cluster expected 1 --off {node}'"),
+                &hint,
             )?;
             off.push(node.to_owned());
         }

@@ -132,3 +132,50 @@ fn the_word_must_cover_every_other_node() {
     assert!(missing.contains("n3"), "{missing}");
     assert!(named_exactly(&others, &[name("n2"), name("n3"), name("n1")]).is_err());
 }
+
+fn aside(changes: usize) -> Aside {
+    // Names of which every other is the same, as history has them.
+    let change = |n: usize| {
+        let path = format!("nodes/n2/qemu-server/{}.conf", 100 + n / 2);
+        stead_conf::Change {
+            revision: Revision(n as u64),
+            author: "root@pam".into(),
+            note: String::new(),
+            at_ms: 0,
+            path,
+            kind: stead_conf::ChangeKind::Put,
+            old: None,
+            new: None,
+        }
+    };
+    let ahead = stead_conf::succession::Ahead {
+        revision: Revision(9),
+        changes: (0..changes).map(change).collect(),
+        silent: vec![],
+    };
+    let none = Aside {
+        node: name("n2"),
+        era: Era::FIRST,
+        at_ms: 7,
+        place: "conf.epoch-1".into(),
+        revision: 0,
+        base: 1,
+        changes: vec![],
+        more: 0,
+        unreadable: None,
+    };
+    none.of(ahead)
+}
+
+#[test]
+fn what_a_node_had_alone_is_named_in_one_line_and_counted() {
+    assert!(aside(0).line().contains("nothing that is missing here"));
+    let few = aside(3).line();
+    assert!(
+        few.contains("had changed nodes/n2/qemu-server/100.conf, nodes/n2/qemu-server/101.conf alone"),
+        "{few}"
+    );
+    let many = aside(TOLD + 77).line();
+    assert!(many.contains("104.conf and 172 more alone"), "{many}");
+    assert!(many.len() < stead_conf::MAX_NOTE, "{many}");
+}

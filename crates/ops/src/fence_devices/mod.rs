@@ -8,12 +8,13 @@ mod config;
 
 pub use config::{DeviceOptions, FenceDeviceView};
 
+use crate::clock::unix_ms;
 use crate::{Ops, OpsError};
 use agent::{Action, AgentError, Ended};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use stead_api_derive::Schema;
 use stead_conf::Revision;
 use stead_ha::{AgentMode, AgentReport};
@@ -53,11 +54,6 @@ pub struct FenceTest {
     pub error: Option<String>,
     /// Seconds that it took.
     pub took: f64,
-}
-
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Ops {
@@ -103,7 +99,7 @@ impl Ops {
     /// Anything but: each has done it, and says afterwards that the power is off.
     pub async fn power_off(&self, node: &NodeName, boot: &BootId) -> Result<PoweredOff, OpsError> {
         let begun = Instant::now();
-        let at_ms = now_ms();
+        let at_ms = unix_ms();
         let ordered = Fenced {
             node: node.clone(),
             boot: boot.clone(),

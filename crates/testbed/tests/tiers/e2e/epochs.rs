@@ -20,6 +20,11 @@ const UNGUARDED: u32 = 101;
 /// Under HA on another node.
 const OTHER: u32 = 102;
 
+/// `stead` as root on a node, which must do it.
+async fn done(node: &Node, words: &[&str]) -> Result<String> {
+    stead(node, words).await?.map_err(|e| anyhow::anyhow!("{words:?}: {e}"))
+}
+
 /// `stead` as root on a node: what it says, or why it refuses.
 async fn stead(node: &Node, words: &[&str]) -> Result<std::result::Result<String, String>> {
     let mut command = tokio::process::Command::new(program("stead")?);
@@ -133,9 +138,7 @@ fn a_survivor_goes_on_alone_and_both_others_come_back() {
         let Err(why) = afar else { bail!("it was taken from afar") };
         ensure!(why.to_string().contains("only on the node itself"), "{why}");
         let processes = (pid(&cluster, OWN)?, pid(&cluster, UNGUARDED)?);
-        if let Err(e) = stead(cluster.node(0), &ALL_OFF).await? {
-            bail!("{e}");
-        }
+        done(cluster.node(0), &ALL_OFF).await?;
         let api = stands(&cluster, 0, "alone in epoch 2", is_second).await?;
 
         // Its own guest starts cold, what was never guarded has run on, and no other node's guest is touched.
@@ -170,6 +173,8 @@ fn a_survivor_goes_on_alone_and_both_others_come_back() {
             Ok(both.then_some(()))
         })
         .await?;
+        done(cluster.node(0), &["cluster", "forget-aside", cluster.node(1).name()]).await?;
+        ensure!(!warned(&about(&api).await?, "node 'n2' came back"), "it is warned of what was looked at");
         for vmid in [OWN, UNGUARDED, OTHER] {
             ticks_on(&cluster, vmid).await?;
         }
@@ -191,9 +196,7 @@ fn a_survivor_whose_others_were_on_is_refused_by_them_until_it_gives_way() {
         network.partition(1, 2)?;
         network.partition(1, 3)?;
         stands(&cluster, 0, "without a majority", |row| row["quorate"] == 0).await?;
-        if let Err(e) = stead(cluster.node(0), &ALL_OFF).await? {
-            bail!("{e}");
-        }
+        done(cluster.node(0), &ALL_OFF).await?;
         stands(&cluster, 0, "alone in epoch 2", is_second).await?;
         api.put("/cluster/options", &[("description", "the majority goes on")]).await?;
 
@@ -215,13 +218,16 @@ fn a_survivor_whose_others_were_on_is_refused_by_them_until_it_gives_way() {
         // A daemon of the majority that starts anew does not change sides by itself.
         cluster.node(2).restart_daemon()?;
         stands(&cluster, 2, "in epoch 1 still", |row| row["quorate"] == 1 && row["epoch"] == "1").await?;
-        if let Err(e) = stead(cluster.node(0), &["cluster", "rejoin", "--yes"]).await? {
-            bail!("{e}");
-        }
+        done(cluster.node(0), &["cluster", "rejoin", "--yes"]).await?;
         all_vote(&cluster, &api).await?;
         let first =
             stands(&cluster, 0, "in epoch 1 again", |row| row["quorate"] == 1 && row["epoch"] == "1").await?;
         ensure!(first.get("/cluster/options").await?["description"] == "the majority goes on");
+        until("what the survivor had alone can be read", RECOVERY, async || {
+            let asides = done(cluster.node(1), &["cluster", "asides"]).await?;
+            Ok(asides.contains("begins on 'n1': root@pam says that the others are off").then_some(()))
+        })
+        .await?;
         ticks_on(&cluster, OTHER).await.map(drop)
     });
 }
@@ -233,9 +239,7 @@ async fn alone_and_off(cluster: &Cluster) -> Result<()> {
     cluster.node(2).power_off()?;
     cluster.node(1).power_off()?;
     stands(cluster, 0, "without a majority", |row| row["quorate"] == 0).await?;
-    if let Err(e) = stead(cluster.node(0), &ALL_OFF).await? {
-        bail!("{e}");
-    }
+    done(cluster.node(0), &ALL_OFF).await?;
     let api = stands(cluster, 0, "alone in epoch 2", is_second).await?;
     runs_on(cluster, &api, OWN, RECOVERY, |n| n == 0).await?;
     ticks_on(cluster, OWN).await?;
@@ -278,10 +282,8 @@ fn a_survivor_that_boots_beside_the_old_majority_starts_nothing() {
             ticks_on(&cluster, OWN).await?;
             ensure!(!cluster.node(0).runs_a_guest(), "it runs beside the other copy");
         }
-        refused(cluster.node(0), &ALL_OFF, "n2, n3 answer").await?;
-        if let Err(e) = stead(cluster.node(0), &["cluster", "rejoin", "--yes"]).await? {
-            bail!("{e}");
-        }
+        refused(cluster.node(0), &ALL_OFF, "n2 (its daemon), n3 (its daemon) answer").await?;
+        done(cluster.node(0), &["cluster", "rejoin", "--yes"]).await?;
         all_vote(&cluster, &api).await?;
         runs_on(&cluster, &cluster.api(0).await?, OWN, BOOT, |n| n == at).await?;
         ticks_on(&cluster, OWN).await.map(drop)
@@ -323,8 +325,10 @@ fn a_node_that_was_away_for_long_or_comes_back_as_an_older_copy_is_brought_up_to
         ensure!(!cluster.node(2).runs_a_guest(), "it runs what was recovered elsewhere");
         // It takes part: with it, the others can lose one.
         cluster.node(1 - to).power_off()?;
-        stands(&cluster, 2, "in a majority", |row| row["quorate"] == 1 && row["leader"] != Value::Null)
-            .await?;
+        let without = |row: &Value| row["quorate"] == 1 && row["leader"] != Value::Null;
+        let api = stands(&cluster, 2, "in a majority", without).await?;
+        node_is(&cluster, &api, 1 - to, false).await?;
+        api.put("/cluster/options", &[("description", "by two of three")]).await?;
         ticks_on(&cluster, OWN).await.map(drop)
     });
 }

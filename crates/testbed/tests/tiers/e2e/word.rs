@@ -1,6 +1,6 @@
 //! An operator's word that a lost node is off: the way out for guests that HA does not guard.
 
-use super::super::support::{BOOT, RECOVERY, cluster, loopback, node_is, runs_on, start};
+use super::super::support::{BOOT, RECOVERY, cluster, loopback, namespaces, node_is, runs_on, start};
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use stead_testbed::api::until;
@@ -69,22 +69,36 @@ fn a_vm_without_ha_starts_elsewhere_once_somebody_says_that_its_node_is_off() {
 
 #[test]
 fn a_node_that_was_not_off_ends_its_old_copy_when_it_is_back() {
-    loopback(async |builder| {
+    namespaces(async |builder| {
         let cluster = cluster(builder).await?;
         let api = cluster.api(0).await?;
         unguarded(&cluster, &api).await?;
+        let network = cluster.network()?;
+        // A daemon that hangs on a machine that is on.
         cluster.node(1).hang_daemon();
+        node_is(&cluster, &api, 1, false).await?;
+        let refused = until("its report is old", RECOVERY, async || {
+            let answer = api.post(SAY, &[]).await.err().map(|e| e.to_string());
+            Ok(answer.filter(|e| !e.contains("has reported")))
+        });
+        let why = refused.await?;
+        ensure!(why.contains("a kernel at"), "{why}");
+        cluster.node(1).wake_daemon();
+        node_is(&cluster, &api, 1, true).await?;
+
+        network.partition(1, 2)?;
+        network.partition(3, 2)?;
         say(&api).await?;
         let (to, status) = row(&cluster, &api).await?;
         ensure!(to != 1 && status == "stopped", "on node {to}, {status}");
-        ensure!(cluster.node(1).runs_a_guest(), "nothing guards it: it should run on while its daemon hangs");
+        ensure!(cluster.node(1).runs_a_guest(), "nothing guards it: it should run on while it is cut off");
         // The last net below a wrong word: the disk is locked by whoever uses it.
         let path = format!("/nodes/{}/qemu/{VM}/status/start", cluster.node(to).name());
         ensure!(
             api.post_and_wait(&path, &[], BOOT).await.is_err(),
             "it was started over the lock of its disk"
         );
-        cluster.node(1).wake_daemon();
+        network.heal()?;
         until("the old copy is gone", RECOVERY, async || Ok((!cluster.node(1).runs_a_guest()).then_some(())))
             .await?;
         node_is(&cluster, &api, 1, true).await?;

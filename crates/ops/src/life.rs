@@ -1,0 +1,57 @@
+//! Whether a node that somebody says is off shows that it is not: before an operator's word counts.
+//!
+//! A daemon that answers is no proof of more than itself, nor its silence of anything: guests run where a kernel does. So the
+//! kernel is asked too, by a connection that it takes or refuses.
+
+use crate::Ops;
+use crate::epochs::EPOCH_CALL;
+use crate::peers::PeerError;
+use futures_util::future::join_all;
+use std::net::SocketAddr;
+use std::time::Duration;
+use stead_model::NodeRecord;
+
+/// How long a node may take to show that it is on.
+const KNOCK: Duration = Duration::from_secs(2);
+
+impl Ops {
+    /// What shows that a node is on, for people; none: it is silent.
+    pub(crate) async fn sign_of_life(&self, node: &NodeRecord) -> Option<String> {
+        let answer = self.peers.call(node, EPOCH_CALL, serde_json::Value::Null, KNOCK);
+        let knocks = join_all(node.links().map(|(_, addr)| is_on(addr)));
+        let (answer, knocks) = tokio::join!(answer, knocks);
+        let kernel = node.links().zip(knocks).find(|(_, on)| *on).map(|((_, addr), _)| addr);
+        match (answer, kernel) {
+            (Err(PeerError::Unreachable { .. }), None) => None,
+            (Err(PeerError::Unreachable { .. }), Some(addr)) => {
+                Some(format!("{} (a kernel at {addr})", node.name))
+            }
+            _ => Some(format!("{} (its daemon)", node.name)),
+        }
+    }
+}
+
+/// Whether a machine answers at an address: it takes a connection, or its kernel refuses one. On loopback that kernel is this
+/// node's own.
+async fn is_on(addr: SocketAddr) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, ConnectionReset};
+    match tokio::time::timeout(KNOCK, tokio::net::TcpStream::connect(addr)).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(e)) => matches!(e.kind(), ConnectionRefused | ConnectionReset) && !addr.ip().is_loopback(),
+        Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_takes_a_connection_is_on_though_nobody_answers() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = silent.local_addr().unwrap();
+        assert!(is_on(addr).await);
+        drop(silent);
+        assert!(!is_on(addr).await, "on loopback who refuses is this node's own kernel");
+    }
+}

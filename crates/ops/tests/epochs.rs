@@ -1,0 +1,76 @@
+//! What a node makes of members that are in another cluster epoch, and of what they had alone.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::BTreeSet;
+use stead_model::{Era, NodeName};
+use stead_ops::epochs::{Aside, AsideChange};
+use stead_ops_testing::{Node, lost, member, name, root, uuid};
+
+/// n1 (here) and n3 are online, n2 is lost.
+async fn cluster() -> Node {
+    let node = Node::start().await;
+    node.record_node("n2", 2, uuid(2).as_str(), lost()).await;
+    node.record_node("n3", 3, uuid(3).as_str(), member()).await;
+    node.report_of("n3");
+    node
+}
+
+#[tokio::test]
+async fn who_comes_with_another_epoch_is_elsewhere_until_it_comes_with_this_one_or_is_said_off() {
+    let node = cluster().await;
+    let (own, other) = (node.ops.me.era, Era::FIRST.next(7));
+    let hear = |n: &str, era: Era| node.ops.epochs.admits(own, &name(n), era);
+    let elsewhere = || node.ops.elsewhere();
+    assert!(hear("n2", own) && elsewhere().is_empty());
+    assert!(!hear("n2", other) && !hear("n3", other));
+    assert_eq!(elsewhere(), ["n2", "n3"].map(name).into());
+    let warned = node.ops.epoch_warnings();
+    assert!(warned.len() == 2 && warned[0].contains("'n2' is still in cluster epoch 2-"), "{warned:?}");
+    assert!(hear("n3", own));
+    assert_eq!(elsewhere(), [name("n2")].into());
+    let upid = node.ops.confirm_off(&root(), &name("n2"), None).await.unwrap();
+    let (status, log) = node.ended(&upid).await;
+    assert_eq!((status.as_str(), elsewhere()), ("OK", BTreeSet::<NodeName>::new()), "{log}");
+    // The word was about that loss alone.
+    node.record_node("n2", 2, uuid(2).as_str(), member()).await;
+    node.record_node("n2", 2, uuid(2).as_str(), lost()).await;
+    assert_eq!(elsewhere(), [name("n2")].into());
+}
+
+#[tokio::test]
+async fn nobody_is_warned_of_strangers_that_are_no_members() {
+    let node = cluster().await;
+    assert!(!node.ops.epochs.admits(node.ops.me.era, &name("n9"), Era::FIRST.next(7)));
+    assert!(node.ops.epoch_warnings().is_empty());
+}
+
+#[tokio::test]
+async fn however_much_a_node_had_alone_it_is_told() {
+    let node = cluster().await;
+    let change = |n: usize| AsideChange {
+        path: format!("nodes/n1/qemu-server/{}.conf", 100 + n),
+        by: "root@pam".into(),
+        note: "set".into(),
+        at_ms: 1,
+    };
+    let aside = Aside {
+        node: name("n1"),
+        era: Era::FIRST,
+        at_ms: 7,
+        place: "conf.epoch-1".into(),
+        revision: 300,
+        base: 100,
+        changes: (0..200).map(change).collect(),
+        more: 3,
+        unreadable: None,
+    };
+    node.host.aside.lock().unwrap().push(aside.clone());
+    node.ops.tell_aside().await.unwrap();
+    assert!(node.host.aside.lock().unwrap().is_empty());
+    assert_eq!(node.ops.asides(), [aside]);
+    assert_eq!(node.ops.epoch_warnings().len(), 1);
+    let nobody = node.ops.forget_aside(&root(), &name("n3")).await.unwrap_err();
+    assert!(nobody.to_string().contains("nothing of node 'n3'"), "{nobody}");
+    node.ops.forget_aside(&root(), &name("n1")).await.unwrap();
+    assert!(node.ops.asides().is_empty() && node.ops.epoch_warnings().is_empty());
+}
