@@ -68,17 +68,21 @@ fn place(home: &Home, era: Era) -> String {
 pub fn keep_plan(home: &Home, of: &Identity, plan: &EpochPlan) -> Result<()> {
     let (aside, boot) = (place(home, of.era), home.boot()?);
     let at_boottime_ms = u64::try_from(boottime().as_millis())?;
-    let pending = PendingEpoch { of: of.clone(), aside, boot, at_boottime_ms, plan: plan.clone() };
-    home.write_json(PLAN, &pending).or_else(|e| {
-        home.forget(PLAN).context("and what was written of it can't be removed")?;
+    keep(home, PLAN, &PendingEpoch { of: of.clone(), aside, boot, at_boottime_ms, plan: plan.clone() })
+}
+
+/// Writes what the next start carries out. On an error nothing is left of it.
+fn keep<T: Serialize>(home: &Home, name: &str, pending: &T) -> Result<()> {
+    home.write_json(name, pending).or_else(|e| {
+        home.forget(name).context("and what was written of it can't be removed")?;
         Err(e)
     })
 }
 
-/// Keeps that this node goes over to another epoch.
+/// Keeps that this node goes over to another epoch. On an error nothing is left that would let it.
 pub fn keep_rejoin(home: &Home, of: &Identity, answer: &RejoinAnswer) -> Result<()> {
     let (aside, at_ms) = (place(home, of.era), stead_agents::clock::unix_ms());
-    home.write_json(REJOIN, &PendingRejoin { of: of.clone(), aside, at_ms, answer: answer.clone() })
+    keep(home, REJOIN, &PendingRejoin { of: of.clone(), aside, at_ms, answer: answer.clone() })
 }
 
 /// Begins a new epoch, if that was agreed just now.
@@ -101,6 +105,7 @@ pub fn carry_out_plan(home: &Home) -> Result<()> {
         );
         if let Err(e) = made {
             tracing::error!("cluster epoch {} does not begin, epoch {} goes on: {e}", plan.era, of.era);
+            remove(&next)?;
             return home.forget(PLAN);
         }
         rename(&conf, &aside)?;
@@ -375,8 +380,10 @@ mod tests {
         let (_dir, home, old) = agreed();
         let good = std::fs::read(home.at("conf/conf.redb")).unwrap();
         std::fs::write(home.at("conf/conf.redb"), b"").unwrap();
+        std::fs::create_dir(home.at("conf.next")).unwrap();
         carry_out_plan(&home).unwrap();
         assert!(!home.at(PLAN).exists() && !home.at("conf.epoch-1").exists());
+        assert!(!home.at("conf.next").exists(), "half a store must not lie in the way of the next one");
         assert_eq!(home.identity().unwrap(), Some(old));
         std::fs::write(home.at("conf/conf.redb"), good).unwrap();
         assert!(Store::open(&home.at("conf"), 1).is_ok());

@@ -151,19 +151,22 @@ impl Router {
     fn of_another_epoch(&self, request: &Request<Incoming>, peer: &PeerIdentity) -> Option<Response<Body>> {
         let ops = &self.rpc.ops;
         let call = request.uri().path().strip_prefix("/peer/v1/");
-        let said = request.headers().get(EPOCH).and_then(|v| v.to_str().ok());
-        // A version that says nothing knows of one epoch alone.
-        let era = said.map_or(Ok(Era::FIRST), str::parse);
-        let admitted = era.as_ref().is_ok_and(|era| ops.epochs.admits(ops.me.era, &peer.name, *era));
+        let era = match request.headers().get(EPOCH) {
+            // A version that says nothing knows of one epoch alone.
+            None => Some(Era::FIRST),
+            Some(said) => said.to_str().ok().and_then(|said| said.parse().ok()),
+        };
+        let admitted = era.is_some_and(|era| ops.epochs.admits(ops.me.era, &peer.name, era));
         if admitted || matches!(call, Some(EPOCH_CALL | REJOIN_CALL)) {
             return None;
         }
         let message = format!(
-            "node '{}' is in cluster epoch {}, node '{}' in {}: they have nothing to do with each other",
+            "node '{}' is in cluster epoch {}, node '{}' in {}: they have nothing to do with each other until one of them has gone \
+             over; see 'stead cluster status' on both",
             ops.me.name,
             ops.me.era,
             peer.name,
-            era.map_or_else(|e| e.to_string(), |e| e.to_string())
+            era.map_or_else(|| "one that cannot be read".to_owned(), |era| era.to_string())
         );
         Some(json_answer(StatusCode::CONFLICT, &json!({"message": message})))
     }
