@@ -15,9 +15,16 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 const SOCKET: &str = "/run/fenced.sock";
-/// L, D and W in ms: those of the profile `fast`.
-const TIMES: (u64, u64, u64) = (1500, 500, 1000);
+/// L, D and W in ms.
+type Times = (u64, u64, u64);
+/// Those of the profile `fast`, and how often it asks.
+const TIMES: Times = (1500, 500, 1000);
 const HEARTBEAT: Duration = Duration::from_millis(200);
+/// The same of `default` and `wan`.
+const DEFAULT: (Times, Duration) = ((4000, 1000, 2000), Duration::from_millis(500));
+const WAN: (Times, Duration) = ((20_000, 5000, 5000), Duration::from_millis(2000));
+/// Longer than any lease of those, with all that follows it.
+const LONGEST: Duration = Duration::from_secs(31);
 /// Longer than any of the times, softdog's own included.
 const LONG: Duration = Duration::from_secs(6);
 
@@ -136,14 +143,22 @@ fn play(scenario: &str) -> io::Result<()> {
         }
         // A guest that cannot be verified, a lease that ends, and no watchdog.
         "unverified" => {
-            let guest = Command::new("/bin/busybox").args(["sleep", "1000"]).spawn()?;
-            fs::write("/run/guest.pid", format!("{}\n", guest.id()))?;
             fence.renew_for(Duration::from_secs(1))?;
-            fence.ask(&register("/run/guest.pid"))?;
+            fence.guest()?;
             let nonce = fence.renew()?;
             sleep_until(nonce + Duration::from_millis(TIMES.0));
             say("lease ends");
             sleep(LONG);
+        }
+        // The profile is changed under a guest: to shorter times, and to longer ones.
+        "shorter" => fence.change(WAN, Duration::from_secs(9), DEFAULT, LONGEST)?,
+        "longer" => fence.change(DEFAULT, Duration::from_secs(5), WAN, LONGEST)?,
+        // And then it hangs, when the longer lease is over.
+        "shorter-hung" => {
+            fence.change(WAN, Duration::from_secs(3), DEFAULT, LONGEST)?;
+            fence.signal(SIGSTOP);
+            say("hung");
+            sleep(LONGEST);
         }
         // Times that no watchdog can keep.
         "too-fast" => match fence.renew_with((1500, 400, 500)) {
@@ -201,12 +216,34 @@ impl Fence {
         if answer.contains(r#""ok":"#) { Ok(answer) } else { Err(io::Error::other(answer)) }
     }
 
+    /// Registers a process that nobody can pause.
+    fn guest(&mut self) -> io::Result<()> {
+        let guest = Command::new("/bin/busybox").args(["sleep", "1000"]).spawn()?;
+        fs::write("/run/guest.pid", format!("{}\n", guest.id()))?;
+        self.ask(&register("/run/guest.pid")).map(drop)
+    }
+
+    /// With a guest under leases of one kind for so long, then of another kind.
+    fn change(
+        &mut self,
+        before: (Times, Duration),
+        first: Duration,
+        after: (Times, Duration),
+        then: Duration,
+    ) -> io::Result<()> {
+        self.renew_with(before.0)?;
+        self.guest()?;
+        self.renew_by(before, first)?;
+        say("changed");
+        self.renew_by(after, then)
+    }
+
     /// As a leader grants a heartbeat at once; the moment from which the lease counts.
     fn renew(&mut self) -> io::Result<Instant> {
         self.renew_with(TIMES)
     }
 
-    fn renew_with(&mut self, (lease, drain, watchdog): (u64, u64, u64)) -> io::Result<Instant> {
+    fn renew_with(&mut self, (lease, drain, watchdog): Times) -> io::Result<Instant> {
         let from = Instant::now();
         let answer = self.ask(r#""op":"nonce""#)?;
         let nonce = answer.rsplit(':').next().unwrap_or_default().trim_end().trim_end_matches('}');
@@ -217,10 +254,14 @@ impl Fence {
     }
 
     fn renew_for(&mut self, time: Duration) -> io::Result<()> {
+        self.renew_by((TIMES, HEARTBEAT), time)
+    }
+
+    fn renew_by(&mut self, (times, heartbeat): (Times, Duration), time: Duration) -> io::Result<()> {
         let end = Instant::now() + time;
         while Instant::now() < end {
-            self.renew()?;
-            sleep(HEARTBEAT);
+            self.renew_with(times)?;
+            sleep(heartbeat);
         }
         Ok(())
     }
