@@ -139,10 +139,15 @@ pub fn leader(ops: &Ops) -> Option<NodeRecord> {
 /// commits the node a member in this boot, over its record as read and those of the guests whose copies stay. A node whose old copies cannot be destroyed
 /// stays out: others trust a member to run nothing that is not its own.
 pub async fn enter(ops: &Ops) -> Result<(), OpsError> {
+    let (record, kept) = prepare(ops).await?;
+    record_entry(ops, record, kept).await
+}
+
+/// Makes this node fit to enter: its record, and those of the guests whose copies stay, as they were read.
+async fn prepare(ops: &Ops) -> Result<(At<NodeRecord>, Vec<Check>), OpsError> {
     ops.conf.barrier().await?;
     let record = known(ops)?;
-    let kept = ops.destroy_old_copies().await?;
-    record_entry(ops, record, kept).await
+    Ok((record, ops.destroy_old_copies().await?))
 }
 
 /// This node's record.
@@ -189,30 +194,30 @@ pub(crate) async fn record_entry(ops: &Ops, known: At<NodeRecord>, kept: Vec<Che
 mod tests {
     use super::*;
     use stead_conf::Txn;
-    use stead_model::{GuestKind, paths};
-    use stead_ops_testing::{Node, name, vmid};
+    use stead_model::paths;
+    use stead_ops::guest::Asked;
+    use stead_ops_testing::{Node, name, root, vmid};
 
     /// A recovery that is committed between what an entry reads and its commit.
     #[tokio::test]
     async fn an_entry_names_the_records_of_what_it_keeps() {
         let node = Node::start().await;
-        node.record_guest(100, "n1", |_| {}, "memory: 512\n").await;
-        let mut record = node.ops.node_record(&name("n1")).unwrap().value;
+        let upid = node.ops.create_vm(&root(), vmid(100), &Default::default(), false).unwrap();
+        assert_eq!(node.ended(&upid).await.0, "OK");
+        let upid = node.ops.start(&root(), vmid(100), Asked::default()).await.unwrap();
+        assert_eq!(node.ended(&upid).await.0, "OK");
+        let mut record = known(&node.ops).unwrap().value;
         record.state = NodeState::Lost { boot: node.ops.me.boot.clone() };
         let path = paths::node(&name("n1"));
         node.commit(Txn::new("test").put(path, store::bytes(&record).unwrap())).await;
-        let as_read = || {
-            let own = paths::ownership(vmid(100));
-            let revision = node.ops.conf.view(|t| t.get(&own).unwrap().revision);
-            vec![Check::Revision(own, revision)]
-        };
-        let (before, kept) = (known(&node.ops).unwrap(), as_read());
-        let own = node.own(100);
-        assert_eq!(own.kind, GuestKind::Qemu);
-        node.commit(Txn::new("test").put(paths::ownership(vmid(100)), store::bytes(&own).unwrap())).await;
+
+        let (before, kept) = prepare(&node.ops).await.unwrap();
+        let own = store::bytes(&node.own(100)).unwrap();
+        node.commit(Txn::new("test").put(paths::ownership(vmid(100)), own)).await;
         record_entry(&node.ops, before, kept).await.unwrap_err();
         assert!(known(&node.ops).unwrap().value.state.is_lost());
-        record_entry(&node.ops, known(&node.ops).unwrap(), as_read()).await.unwrap();
+        enter(&node.ops).await.unwrap();
         assert!(!known(&node.ops).unwrap().value.state.is_lost());
+        assert_eq!(node.ops.guests.list().await.len(), 1, "what stays this node's stays here");
     }
 }

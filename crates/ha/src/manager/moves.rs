@@ -110,8 +110,10 @@ impl<'v> Round<'v, '_> {
         if self.word(target) != NodeWord::Online {
             return Err(format!("node '{target}' is not online"));
         }
-        let tied =
-            |m: &ServiceId| self.is_tied(self.view.services.get(m)?, &self.view.services.get(m)?.owner);
+        let tied = |m: &ServiceId| {
+            let seen = self.view.services.get(m)?;
+            self.is_tied(seen, &seen.owner)
+        };
         if let Some(why) = party.iter().find_map(tied) {
             return Err(format!("it can't leave '{}': {why}", s.node));
         }

@@ -1,6 +1,7 @@
 //! What the tiers share: runtimes, and stories that many tests begin with.
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 use std::time::Duration;
 use stead_testbed::api::until;
 use stead_testbed::cluster::Builder;
@@ -152,4 +153,16 @@ pub fn one_writer(cluster: &Cluster, vmid: u32) -> Result<()> {
         None => Ok(()),
         Some(why) => anyhow::bail!("VM {vmid} ran twice:\n{why}"),
     }
+}
+
+/// The cluster's own row of its status.
+pub async fn about(api: &ApiClient) -> Result<Value> {
+    let rows = api.get("/cluster/status").await?;
+    let row = rows.as_array().and_then(|rows| rows.iter().find(|r| r["type"] == "cluster"));
+    row.cloned().context("no row of the cluster")
+}
+
+/// What it warns of.
+pub fn warnings(row: &Value) -> impl Iterator<Item = &str> {
+    row["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }

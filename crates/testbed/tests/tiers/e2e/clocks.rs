@@ -1,6 +1,8 @@
 //! Clocks that are set wrong, by years: nothing that counts goes by them.
 
-use super::super::support::{RECOVERY, armed, cluster, loopback, node_is, one_writer, runs_on};
+use super::super::support::{
+    RECOVERY, about, armed, cluster, loopback, node_is, one_writer, runs_on, warnings,
+};
 use anyhow::{Context, Result, ensure};
 use stead_testbed::api::until;
 use stead_testbed::{ApiClient, Cluster};
@@ -13,10 +15,8 @@ async fn warned_of(cluster: &Cluster, at: usize, wrong: &[usize]) -> Result<ApiC
         wrong.iter().map(|n| format!("clock of node '{}'", cluster.node(*n).name())).collect();
     until(&format!("node {at} knows whose clocks are wrong: {expected:?}"), RECOVERY, async || {
         let Ok(api) = cluster.api(at).await else { return Ok(None) };
-        let rows = api.get("/cluster/status").await?;
-        let row = rows.as_array().and_then(|r| r.iter().find(|r| r["type"] == "cluster")).cloned();
-        let warnings = row.map(|r| r["warnings"].clone()).unwrap_or_default();
-        let said: Vec<&str> = warnings.as_array().into_iter().flatten().filter_map(|w| w.as_str()).collect();
+        let row = about(&api).await?;
+        let said: Vec<&str> = warnings(&row).collect();
         let clocks = said.iter().filter(|w| w.contains("clock of node")).count();
         let all = expected.iter().all(|e| said.iter().any(|w| w.contains(e)));
         Ok((all && clocks == expected.len()).then_some(api))

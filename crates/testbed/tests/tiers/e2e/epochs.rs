@@ -1,7 +1,8 @@
 //! The loss of the majority: `expected 1` on the node that is left, with the others really off and really on, and both back.
 
 use super::super::support::{
-    BOOT, RECOVERY, cluster, ha_settled, ha_started, loopback, namespaces, node_is, runs_on, start,
+    BOOT, RECOVERY, about, cluster, ha_settled, ha_started, loopback, namespaces, node_is, runs_on, start,
+    warnings,
 };
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -44,13 +45,6 @@ async fn refused(node: &Node, words: &[&str], why: &str) -> Result<()> {
     }
 }
 
-/// The cluster's own row of its status.
-async fn about(api: &ApiClient) -> Result<Value> {
-    let rows = api.get("/cluster/status").await?;
-    let row = rows.as_array().and_then(|rows| rows.iter().find(|r| r["type"] == "cluster"));
-    row.cloned().context("no row of the cluster")
-}
-
 /// Waits until a node stands so, in its own view.
 async fn stands(
     cluster: &Cluster,
@@ -70,7 +64,7 @@ fn is_second(row: &Value) -> bool {
 }
 
 fn warned(row: &Value, what: &str) -> bool {
-    row["warnings"].as_array().is_some_and(|w| w.iter().any(|w| w.as_str().is_some_and(|w| w.contains(what))))
+    warnings(row).any(|w| w.contains(what))
 }
 
 /// Waits until a VM's counter has grown by some from here.
