@@ -85,7 +85,7 @@ pub(crate) fn imbalance(places: &Places<'_>, mode: CrsMode) -> f64 {
 fn movable(view: &View, state: &ManagerState, places: &Places<'_>) -> Vec<(Vec<ServiceId>, usize)> {
     let mut seen_units = BTreeSet::new();
     let mut out = vec![];
-    for sid in crate::manager::in_order(view) {
+    for (sid, _) in crate::manager::in_order(view) {
         let members = match places.unit(sid) {
             Some((number, members)) => {
                 if !seen_units.insert(number) {

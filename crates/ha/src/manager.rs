@@ -68,11 +68,23 @@ pub(crate) fn step_beside(
 }
 
 /// All services that HA does not ignore: containers, then VMs, each by number.
-pub(crate) fn in_order(view: &View) -> impl Iterator<Item = ServiceId> {
-    let kept =
-        |(sid, s): (&ServiceId, &ServiceView)| (s.resource.state != RequestedState::Ignored).then_some(*sid);
-    let of = move |kind| view.services.iter().filter(move |(sid, _)| sid.kind == kind).filter_map(kept);
+pub(crate) fn in_order(view: &View) -> impl Iterator<Item = (ServiceId, &ServiceView)> {
+    let of = move |kind| {
+        let kept = move |(sid, seen): (&ServiceId, &_)| sid.kind == kind && !is_ignored(seen);
+        view.services.iter().filter(move |(sid, seen)| kept((sid, seen))).map(|(sid, seen)| (*sid, seen))
+    };
     of(GuestKind::Lxc).chain(of(GuestKind::Qemu))
+}
+
+impl Service {
+    /// Whether it was found to wait for something, in an earlier round.
+    fn waits(&self) -> bool {
+        self.reason.contains(WAITS)
+    }
+}
+
+fn is_ignored(seen: &ServiceView) -> bool {
+    seen.resource.state == RequestedState::Ignored
 }
 
 /// Requests about services, by service, in their order.
@@ -106,11 +118,12 @@ pub(crate) fn is_quiet(view: &View, state: &ManagerState, sid: ServiceId, seen: 
         && s.maintenance_node.is_none()
         && s.retry_at.is_none()
         && seen.owner == s.node
-        && !s.reason.contains(WAITS)
+        && !s.waits()
         && !state.node_memory.contains_key(&s.node)
-        && view.lost_disk(seen, &s.node).is_none()
         && view.nodes.get(&s.node).is_some_and(|n| {
-            n.word == NodeWord::Online && n.agent.as_ref().is_none_or(|a| !a.services.contains_key(&sid))
+            n.word == NodeWord::Online
+                && n.lost_disk(seen).is_none()
+                && n.agent.as_ref().is_none_or(|a| !a.services.contains_key(&sid))
         })
 }
 
@@ -145,9 +158,7 @@ impl Clerk<'_, '_> {
     /// Forgets what is no resource any more, and begins with what has become one.
     fn admit(&mut self) {
         let view = self.view;
-        let gone = |sid: &ServiceId| {
-            view.services.get(sid).is_none_or(|s| s.resource.state == RequestedState::Ignored)
-        };
+        let gone = |sid: &ServiceId| view.services.get(sid).is_none_or(is_ignored);
         let forgotten: Vec<ServiceId> = self.state.service_status.keys().copied().filter(gone).collect();
         for sid in forgotten {
             let ignored = view.services.contains_key(&sid);
@@ -156,8 +167,7 @@ impl Clerk<'_, '_> {
         if self.state.disarm.is_some() {
             return;
         }
-        for sid in in_order(view) {
-            let Some(seen) = view.services.get(&sid) else { continue };
+        for (sid, seen) in in_order(view) {
             if !self.state.service_status.contains_key(&sid) {
                 let first = match seen.resource.state {
                     RequestedState::Started => ServiceState::RequestStart,
@@ -279,10 +289,8 @@ impl<'v> Round<'v, '_> {
         if self.state.disarm.is_some() {
             self.disarm(view);
         } else {
-            for sid in in_order(view) {
-                if let Some(seen) = view.services.get(&sid) {
-                    self.settle(sid, seen);
-                }
+            for (sid, seen) in in_order(view) {
+                self.settle(sid, seen);
             }
             self.balance();
         }

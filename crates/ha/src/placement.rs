@@ -187,7 +187,8 @@ impl<'v> Places<'v> {
     fn count(&mut self, sid: ServiceId, s: &Service) {
         let unit = self.rules.of(sid).filter(|(_, u)| u.members.len() > 1).map(|(n, _)| n);
         use ServiceState as S;
-        let settled = self.settled(sid, s);
+        let is_away = s.state.is_move() || matches!(s.state, S::Fence | S::Recovery);
+        let settled = is_away.then(|| self.settled(sid, s)).flatten();
         let tried = !s.failed_nodes.is_empty() && !matches!(s.state, S::Stopped | S::Error);
         if let Some(unit) = unit.filter(|_| tried) {
             self.failed.entry(unit).or_default().extend(s.failed_nodes.iter().cloned());

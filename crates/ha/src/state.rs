@@ -206,9 +206,18 @@ impl View {
         seen: &ServiceView,
         node: &NodeName,
     ) -> Option<(&StorageId, &StorageLoss)> {
-        let lost = self.nodes.get(node).map(|n| &n.lost_storages).filter(|lost| !lost.is_empty())?;
+        self.nodes.get(node)?.lost_disk(seen)
+    }
+}
+
+impl NodeView {
+    /// [`View::lost_disk`] of this node.
+    pub(crate) fn lost_disk(&self, seen: &ServiceView) -> Option<(&StorageId, &StorageLoss)> {
+        if self.lost_storages.is_empty() {
+            return None;
+        }
         let disks = seen.storages.iter().filter(|(_, how)| **how == Use::Disk);
-        let found = disks.filter_map(|(id, _)| lost.get_key_value(id));
+        let found = disks.filter_map(|(id, _)| self.lost_storages.get_key_value(id));
         found.max_by_key(|(_, loss)| (loss.fault == StorageFault::Silent, loss.seconds))
     }
 }

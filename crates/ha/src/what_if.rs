@@ -171,8 +171,7 @@ impl<'n> Forecast<'n> {
         let asked: BTreeSet<ServiceId> = now.view.requests.values().filter_map(about).collect();
         let mode = now.view.options.crs.mode;
         let (mut resting, mut left_out) = (Resting::new(), HashMap::<_, Vec<_>>::new());
-        for sid in in_order(&now.view).filter(|_| sum_up) {
-            let Some(seen) = now.view.services.get(&sid) else { continue };
+        for (sid, seen) in in_order(&now.view).filter(|_| sum_up) {
             let named = rules.of(sid).is_some() || asked.contains(&sid);
             if named || !is_quiet(&now.view, &now.state, sid, seen) {
                 continue;
@@ -235,8 +234,7 @@ impl<'n> Forecast<'n> {
             format!("no majority is left ({votes} of {all} votes): nothing is recovered until one is back");
         let paused = format!("no majority is left ({votes} of {all} votes): it is paused until one is back");
         let mut out = vec![];
-        for sid in in_order(&self.now.view) {
-            let Some(seen) = self.now.view.services.get(&sid) else { continue };
+        for (sid, seen) in in_order(&self.now.view) {
             let (ha, wanted) = (true, is_wanted(seen, self.now.state.service_status.get(&sid)));
             let from = seen.owner.clone();
             if lost.contains(&from) {

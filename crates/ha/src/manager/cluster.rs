@@ -121,12 +121,12 @@ impl<'v> Round<'v, '_> {
             return;
         }
         let mut under_way = 0;
-        for sid in in_order(view) {
+        for (sid, seen) in in_order(view) {
             let state = |r: &Self| r.state.service_status.get(&sid).map(|s| s.state);
             let moves = |s: Option<ServiceState>| {
                 s.is_some_and(|s| s.is_move() || matches!(s, ServiceState::Fence | ServiceState::Recovery))
             };
-            if let Some(seen) = view.services.get(&sid).filter(|_| moves(state(self))) {
+            if moves(state(self)) {
                 self.advance(sid, seen);
                 under_way += usize::from(moves(state(self)));
             }
@@ -134,7 +134,7 @@ impl<'v> Round<'v, '_> {
         if under_way > 0 {
             return;
         }
-        for sid in in_order(view) {
+        for (sid, _) in in_order(view) {
             let Some(s) = self.state.service_status.get(&sid) else { continue };
             let node = s.node.clone();
             match (disarm.mode, s.state) {

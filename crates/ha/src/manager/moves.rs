@@ -49,13 +49,18 @@ impl<'v> Round<'v, '_> {
         let party = self.party(sid, s.state);
         let unready = |m: &&ServiceId| self.state.service_status.get(m).is_some_and(|o| o.state != s.state);
         if let Some(other) = party.iter().find(unready) {
+            if let Some(s) = self.state.service_status.get(other).filter(|s| s.waits()) {
+                let cause =
+                    s.reason.split_once(super::WAITS).map(|(_, why)| why.to_owned()).unwrap_or_default();
+                self.take_request(sid, id);
+                self.drop_request(id, false, format!("{other}, which goes with it, waits: {cause}"));
+                return false;
+            }
             let why = format!("the request to move it: {other}, which goes with it, is not at rest");
             self.waits(sid, s, &why);
             return true;
         }
-        if let Some(all) = self.requests.get_mut(&sid) {
-            all.retain(|(other, _)| *other != id);
-        }
+        self.take_request(sid, id);
         if let Err(why) = self.may_move(sid, seen, s, &party, target) {
             self.drop_request(id, false, why.clone());
             return false;
@@ -81,6 +86,12 @@ impl<'v> Round<'v, '_> {
             self.update(member, |s| s.maintenance_node = None);
         }
         true
+    }
+
+    fn take_request(&mut self, sid: ServiceId, id: &str) {
+        if let Some(all) = self.requests.get_mut(&sid) {
+            all.retain(|(other, _)| *other != id);
+        }
     }
 
     /// Who moves with a service: those of its unit that are to run. One that is stopped moves alone.

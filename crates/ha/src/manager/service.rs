@@ -153,13 +153,17 @@ impl<'v> Round<'v, '_> {
         }
     }
 
-    /// It waits for a node that may take it: nor may the one that its user names.
-    fn waits_for_a_node(&mut self, sid: ServiceId, s: &Service, why: &str) {
+    /// Nothing can be done with it until something else has changed: a user's move has no end before, and is refused. Not at
+    /// once, since what stands in the way may be on its own way to somewhere else.
+    fn is_stuck(&mut self, sid: ServiceId, s: &Service, why: &str) {
+        if !s.waits() {
+            return self.waits(sid, s, why);
+        }
         let all = self.requests.remove(&sid).unwrap_or_default();
         let (moves, rest): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|(_, r)| matches!(r, Request::Move { .. }));
         for (id, _) in moves {
-            self.drop_request(id, false, format!("it waits for a node that may take it: {why}"));
+            self.drop_request(id, false, format!("it waits: {why}"));
         }
         if !rest.is_empty() {
             self.requests.insert(sid, rest);
@@ -203,10 +207,10 @@ impl<'v> Round<'v, '_> {
         self.take_stop(sid);
         let here = &seen.owner;
         if self.word(here) != NodeWord::Online {
-            return self.waits(sid, s, &format!("its node '{here}' is silent"));
+            return self.is_stuck(sid, s, &format!("its node '{here}' is silent"));
         }
         if self.state.memory(here).mode == AgentMode::Shutdown {
-            return self.waits(sid, s, &format!("its node '{here}' goes down"));
+            return self.is_stuck(sid, s, &format!("its node '{here}' goes down"));
         }
         // The record is older than no report: what may run is not moved as if it did not.
         if seen.process == Process::Running || (seen.running && s.failed_nodes.is_empty()) {
@@ -215,7 +219,7 @@ impl<'v> Round<'v, '_> {
             return self.places.starts(sid, here);
         }
         if let Some(why) = self.is_tied(seen, here) {
-            return self.waits_for_a_node(sid, s, &why);
+            return self.is_stuck(sid, s, &why);
         }
         let stay = !self.view.options.crs.rebalance_on_start;
         let ask = Ask {
@@ -243,7 +247,7 @@ impl<'v> Round<'v, '_> {
                     format!("{}; to '{node}': {why}", s.reason.split(WAITS).next().unwrap_or_default());
                 self.go(sid, s, S::Relocate, node, reason);
             }
-            Err(why) => self.waits_for_a_node(sid, s, &why),
+            Err(why) => self.is_stuck(sid, s, &why),
         }
     }
 
@@ -363,7 +367,7 @@ impl<'v> Round<'v, '_> {
                 seen.owner
             );
             self.update(sid, |s| s.target = None);
-            return self.waits_for_a_node(sid, s, &why);
+            return self.is_stuck(sid, s, &why);
         }
         let nowhere = BTreeSet::new();
         let ask = Ask { sid, here: None, stay: false, content: false, running: false, avoid: Some(&nowhere) };
@@ -387,7 +391,7 @@ impl<'v> Round<'v, '_> {
             }
             Err(why) => {
                 self.update(sid, |s| s.target = None);
-                self.waits_for_a_node(sid, s, &why);
+                self.is_stuck(sid, s, &why);
             }
         }
     }

@@ -113,7 +113,7 @@ fn a_recovery_without_an_allowed_node_waits_says_why_and_goes_on() {
     // So a user's move has no end either, unless it is refused.
     lab.ask_move(sid(100), 3);
     lab.step();
-    let refused = "it waits for a node that may take it: no node that its rule 'disks' allows can take it (n1, n2: not online)";
+    let refused = "it waits: no node that its rule 'disks' allows can take it (n1, n2: not online)";
     assert_eq!(lab.dropped, [(false, refused.to_owned())]);
     lab.boot(2);
     lab.settle();
@@ -278,7 +278,7 @@ fn a_move_of_what_no_node_may_start_is_refused() {
     lab.ask_move(sid(100), 3);
     lab.ask(Request::Stop { sid: sid(100), timeout: 7 });
     lab.step();
-    let why = "it waits for a node that may take it: no node that its rule 'disks' allows can take it (n1, n2: not online)";
+    let why = "it waits: no node that its rule 'disks' allows can take it (n1, n2: not online)";
     let stop = (true, "taken".to_owned());
     assert_eq!(lab.dropped, [stop, (false, why.to_owned())], "it is to run: that it was to stop is over");
     lab.dropped.clear();

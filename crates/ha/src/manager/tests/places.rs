@@ -147,6 +147,26 @@ fn apart_and_together_at_once() {
 }
 
 #[test]
+fn a_move_of_what_goes_together_ends_where_one_of_it_waits() {
+    let rules = "resource-affinity: a\n    resources vm:100,vm:101\n    affinity positive\n\n\
+                 node-affinity: disks\n    resources vm:101\n    nodes n2\n    strict 1\n";
+    let mut lab = Lab::new(3).ruled(rules).with(&[(100, 2), (101, 2)]);
+    lab.want(sid(101), RequestedState::Stopped);
+    lab.settle();
+    lab.silence(2);
+    lab.seen(sid(101)).owner = name(1);
+    lab.seen(sid(100)).owner = name(1);
+    lab.want(sid(101), RequestedState::Started);
+    lab.settle();
+    assert_eq!([100, 101].map(|n| lab.is(sid(n))), ["started n1", "request_start n1"]);
+    lab.ask_move(sid(100), 3);
+    lab.step();
+    let (taken, why) = &lab.dropped[0];
+    assert!(!taken && why.starts_with("vm:101, which goes with it, waits: "), "{why}");
+    assert_eq!(lab.is(sid(100)), "started n1");
+}
+
+#[test]
 fn rules_that_contradict_each_other_are_left_out_and_shown() {
     let lab = Lab::new(2).ruled(&format!("{TOGETHER}\n{APART}")).with(&[(100, 1), (101, 2), (102, 1)]);
     assert_eq!(lab.running(), ["100@n1", "101@n1", "102@n1"], "the other rule is in force");
