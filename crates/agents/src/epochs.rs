@@ -24,6 +24,9 @@ const SHORT: Duration = Duration::from_secs(1);
 const PERIOD: Duration = Duration::from_secs(1);
 /// The same while this node waits.
 const SOON: Duration = Duration::from_millis(200);
+/// After so many looks it is tried again to go over, doubled with each failure up to the second: each try takes a number of the
+/// other side, and keeps this node's operator from deciding meanwhile.
+const RETRY: (u32, u32) = (4, 64);
 /// How often an alarm is repeated in the log, in looks.
 const REPEAT: u32 = 60;
 
@@ -42,18 +45,22 @@ pub async fn run(ops: Arc<Ops>) {
     let mut status = ops.conf.status();
     let mut told: Vec<String> = vec![];
     let mut aside = true;
+    let mut retry = Retry::default();
     for looks in 1_u32.. {
         let seen = shape(&status.borrow_and_update());
         let mut warnings = vec![];
-        let looked = if seen.lost { come_back(&ops).await } else { look(&ops, &mut status).await };
-        let failed = match looked {
-            Looked::Goes => return,
-            Looked::Stays => false,
-            Looked::Failed(why) => {
-                warnings.extend(why);
-                true
-            }
+        let tries = retry.is_due();
+        let looked = match (seen.lost, tries) {
+            (true, false) => Looked::Stays,
+            (true, true) => come_back(&ops).await,
+            (false, _) => look(&ops, &mut status, tries).await,
         };
+        match looked {
+            Looked::Goes => return,
+            Looked::Stays => {}
+            Looked::Failed(why) => retry.failed(why),
+        }
+        warnings.extend(retry.why.iter().cloned());
         if aside && ops.quorate() {
             match ops.tell_aside().await {
                 Ok(()) => aside = false,
@@ -63,7 +70,7 @@ pub async fn run(ops: Arc<Ops>) {
         let (soon, contested) = {
             let lookout = ops.epochs.lookout();
             let waits = lookout.is_held() && !lookout.lets_go();
-            (waits && !failed, !lookout.contested().is_empty())
+            (waits && retry.why.is_empty(), !lookout.contested().is_empty())
         };
         warnings.extend(ops.epoch_warnings());
         let repeats = contested && looks.is_multiple_of(REPEAT);
@@ -72,6 +79,28 @@ pub async fn run(ops: Arc<Ops>) {
         let next = if soon { SOON } else { PERIOD };
         // A majority that comes together or falls apart is looked at at once.
         let _ = tokio::time::timeout(next, status.wait_for(|s| shape(s) != seen)).await;
+    }
+}
+
+/// When it is tried again to go over, in looks.
+#[derive(Default)]
+struct Retry {
+    wait: u32,
+    left: u32,
+    /// Why it did not work last.
+    why: Vec<String>,
+}
+
+impl Retry {
+    /// Counts a look down.
+    fn is_due(&mut self) -> bool {
+        self.left = self.left.saturating_sub(1);
+        self.left == 0
+    }
+
+    fn failed(&mut self, why: Vec<String>) {
+        self.wait = (self.wait * 2).clamp(RETRY.0, RETRY.1);
+        (self.left, self.why) = (self.wait, why);
     }
 }
 
@@ -98,20 +127,12 @@ fn asked(ops: &Ops, seen: Shape) -> Vec<NodeRecord> {
     others
 }
 
-async fn look(ops: &Ops, status: &mut watch::Receiver<RaftStatus>) -> Looked {
+/// Asks, and does what follows; goes over only if it `tries` to.
+async fn look(ops: &Ops, status: &mut watch::Receiver<RaftStatus>, tries: bool) -> Looked {
     let asked = asked(ops, shape(&status.borrow_and_update()));
     let limit = if ops.epochs.lookout().is_held() { SHORT } else { LIMIT };
-    let mut asking = std::pin::pin!(join_all(asked.iter().map(|node| ask(ops, node, limit))));
-    let replies = loop {
-        // A majority that is there for a moment alone may have decided something.
-        if status.borrow_and_update().quorate {
-            ops.epochs.lookout().note_quorate();
-        }
-        tokio::select! {
-            replies = &mut asking => break replies,
-            Ok(()) = status.changed() => {}
-        }
-    };
+    let asking = join_all(asked.iter().map(|node| ask(ops, node, limit)));
+    let replies = noting_majorities(ops, status, asking).await;
     let answer = ops.epoch_answer();
     let foreign = |r: &Reply| matches!(r, Reply::Said(said) if said.era != answer.era);
     // Nothing depends on it where all are of this epoch.
@@ -122,10 +143,31 @@ async fn look(ops: &Ops, status: &mut watch::Receiver<RaftStatus>) -> Looked {
     for command in commands {
         match command {
             Command::Hold(hold) => ops.conf.hold(hold),
-            Command::Yield(to) => return go_over(ops, &to, &asked).await,
+            Command::Yield(to) if tries => {
+                return noting_majorities(ops, status, go_over(ops, &to, &asked)).await;
+            }
+            Command::Yield(_) => {}
         }
     }
     Looked::Stays
+}
+
+/// Does it, and notes majorities meanwhile: one that is there for a moment alone may have decided something.
+async fn noting_majorities<T>(
+    ops: &Ops,
+    status: &mut watch::Receiver<RaftStatus>,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        if status.borrow_and_update().quorate {
+            ops.epochs.lookout().note_quorate();
+        }
+        tokio::select! {
+            done = &mut work => return done,
+            Ok(()) = status.changed() => {}
+        }
+    }
 }
 
 async fn go_over(ops: &Ops, to: &NodeName, asked: &[NodeRecord]) -> Looked {
@@ -169,5 +211,23 @@ async fn ask(ops: &Ops, node: &NodeRecord, limit: Duration) -> Reply {
             tracing::debug!("node '{}' has not said its cluster epoch: {e}", node.name);
             Reply::Silent(node.name.clone())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_is_tried_less_and_less_often() {
+        let mut retry = Retry::default();
+        let mut tries = vec![];
+        for look in 0..200 {
+            if retry.is_due() {
+                tries.push(look);
+                retry.failed(vec!["no".into()]);
+            }
+        }
+        assert_eq!(tries, [0, 4, 12, 28, 60, 124, 188]);
     }
 }

@@ -108,6 +108,7 @@ async fn collect(
         ha: serde_json::to_value(&*ha.borrow()).unwrap_or_default(),
         outlook: ops.status.own_outlook(),
         fenced: ops.status.own_fenced(),
+        elsewhere: ops.heard_elsewhere(),
     }
 }
 

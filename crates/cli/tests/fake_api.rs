@@ -693,17 +693,32 @@ async fn what_the_verbs_of_the_cluster_storages_and_ha_send() {
 
 #[tokio::test]
 async fn the_word_that_gives_up_a_majority_names_every_other_node() {
-    let present = json!({"epoch": "1", "quorate": 0, "node": "pve1", "others": ["pve2", "pve3"]});
+    let mut present = json!({"epoch": "1", "quorate": 0, "node": "pve1", "others": ["pve2", "pve3"]});
+    let fake = Fake::new(&[("GET /cluster/config/expected", present.clone())]).await;
+    let unknown = fake.run(&["stead", "cluster", "expected", "1", "--off", "pve2", "--off", "pve3"]).await;
+    assert!(unknown.code != 0 && unknown.err.contains("fence process"), "{unknown:?}");
+    present["ends"] = json!([100]);
+    let change =
+        json!({"path": "storage.cfg", "user": "root@pam", "note": "add nfs", "at": 1_700_000_000_000_u64});
+    let aside = json!({"node": "pve2", "epoch": "1", "at": 1, "place": "conf.epoch-1", "changes": [change], "more": 3});
     let fake = Fake::new(&[
         ("GET /cluster/config/expected", present),
         ("POST /cluster/config/expected", Value::Null),
         ("POST /cluster/config/rejoin", Value::Null),
+        ("GET /cluster/config/aside", json!([aside])),
         ("DELETE /cluster/config/aside/pve2", Value::Null),
     ])
     .await;
     for words in [&["stead", "cluster", "expected", "1", "--off", "pve2"][..], &["pvecm", "expected", "1"]] {
         let asked = fake.run(words).await;
         assert!(asked.code != 0 && asked.err.contains("is off") && fake.changes().is_empty(), "{asked:?}");
+        assert!(asked.err.contains("give 'stead cluster expected 1 --off pve2 --off pve3'"), "{asked:?}");
+        assert!(asked.out.contains("These guests end here, and HA starts its own anew: 100"), "{asked:?}");
+    }
+    let asides = fake.run(&["stead", "cluster", "asides"]).await;
+    for said in ["pve2", "root@pam", "storage.cfg", "add nfs", "3 more of node 'pve2' are in 'conf.epoch-1'"]
+    {
+        assert!(asides.code == 0 && asides.out.contains(said), "{said}: {asides:?}");
     }
     for words in [
         &["stead", "cluster", "expected", "1", "--off", "pve2", "--off", "pve3"][..],

@@ -72,7 +72,12 @@ enum Stand {
     /// It goes on in its own.
     Stay,
     /// It gives up its own, and takes the state of this node's.
-    Yield(NodeName, Era),
+    Yield {
+        /// To whom.
+        to: NodeName,
+        /// Who is in a newer one, and which.
+        all: Vec<(NodeName, Era)>,
+    },
     /// These go on in theirs: an operator must say which of them ends.
     Contested {
         /// Who, and where.
@@ -100,11 +105,13 @@ pub struct Own<'a> {
 fn stand(own: Own<'_>, said: &[Said]) -> Stand {
     let related = |s: &Said| relation((own.era, own.lineage), (s.era, &s.lineage));
     let lives = own.quorate || said.iter().any(|s| related(s) == Relation::Same && s.quorate);
-    let newer = said.iter().filter(|s| related(s) == Relation::Newer && !s.lets_go);
-    // One that can let this node in at once, and of several epochs in a row the last.
-    let best = newer.max_by_key(|s| (s.era.number(), s.quorate));
+    let newer: Vec<&Said> = said.iter().filter(|s| related(s) == Relation::Newer && !s.lets_go).collect();
+    // Of several epochs in a row the last; of rivals one that can let this node in.
+    let last = newer.iter().filter(|s| !newer.iter().any(|o| o.lineage.after(s.era).is_some()));
+    let best = last.max_by_key(|s| (s.quorate, s.era.number()));
     if let Some(best) = best.filter(|_| !lives && !own.runs) {
-        return Stand::Yield(best.node.clone(), best.era);
+        let all = newer.iter().map(|s| (s.node.clone(), s.era)).collect();
+        return Stand::Yield { to: best.node.clone(), all };
     }
     let goes_on = |s: &&Said| match related(s) {
         Relation::Newer | Relation::Rival => true,
@@ -211,8 +218,8 @@ impl Lookout {
         let stand = stand(Own { quorate: self.was_quorate, ..own }, &said);
         match &stand {
             // Until that has worked they are two, as those are that do not yield.
-            Stand::Yield(to, era) => {
-                self.contested.insert(to.clone(), *era);
+            Stand::Yield { all, .. } => {
+                self.contested.extend(all.iter().cloned());
                 self.stands = false;
             }
             Stand::Contested { others, let_go } => {
@@ -221,11 +228,11 @@ impl Lookout {
             }
             Stand::Stay => {}
         }
-        let yields = matches!(stand, Stand::Yield(..));
+        let yields = matches!(stand, Stand::Yield { .. });
         let free = self.blocked_by.is_empty() && may_stand(own.era, since, replies);
         self.stands |= !yields && (own.quorate || free);
         let hold = (self.is_held() != held).then(|| Command::Hold(self.is_held()));
-        let goes = if let Stand::Yield(to, _) = stand { Some(Command::Yield(to)) } else { None };
+        let goes = if let Stand::Yield { to, .. } = stand { Some(Command::Yield(to)) } else { None };
         hold.into_iter().chain(goes).collect()
     }
 
@@ -268,6 +275,16 @@ impl Lookout {
     /// Whether it leads nothing until an operator has decided.
     pub fn lets_go(&self) -> bool {
         self.lets_go
+    }
+
+    /// Whether this node was in contact with a majority of its epoch since its daemon's start.
+    pub fn was_quorate(&self) -> bool {
+        self.was_quorate
+    }
+
+    /// Who keeps this node from its first election: heard in another epoch, and not since in a way that would let it.
+    pub fn blocked_by(&self) -> &BTreeSet<NodeName> {
+        &self.blocked_by
     }
 
     /// Who goes on in another epoch, until heard in this one.
@@ -321,7 +338,11 @@ mod tests {
         let me = own(Era::FIRST, &line, false);
         let newer = said("n1", &[second], true);
         let old = said("n3", &[], false);
-        let yields = Stand::Yield("n1".parse().unwrap(), second);
+        let to = |n: &str, all: &[(&str, Era)]| Stand::Yield {
+            to: n.parse().unwrap(),
+            all: all.iter().map(|(n, era)| (n.parse().unwrap(), *era)).collect(),
+        };
+        let yields = to("n1", &[("n1", second)]);
         assert_eq!(stand(me, &[newer.clone(), old.clone()]), yields);
         assert_eq!(stand(me, &[old]), Stand::Stay);
         // It was not off: what runs here is not ended by itself.
@@ -331,8 +352,12 @@ mod tests {
         );
         // Over two epochs at once, to the later one.
         let third = said("n2", &[second, second.next(6)], false);
-        let yields = Stand::Yield("n2".parse().unwrap(), third.era);
-        assert_eq!(stand(me, &[newer, third]), yields);
+        let yields = to("n2", &[("n1", second), ("n2", third.era)]);
+        assert_eq!(stand(me, &[newer.clone(), third]), yields);
+        // Of rivals to the one that can let it in, whichever was numbered higher.
+        let rival = said("n2", &[Era::FIRST.next(8), Era::FIRST.next(8).next(9)], false);
+        let yields = to("n1", &[("n1", second), ("n2", rival.era)]);
+        assert_eq!(stand(me, &[newer, rival]), yields);
     }
 
     #[test]

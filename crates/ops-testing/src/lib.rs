@@ -4,7 +4,7 @@
 
 use async_trait::async_trait;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -113,6 +113,30 @@ impl Host for Kept {
     }
     fn seal_key(&self) -> [u8; 32] {
         [5; 32]
+    }
+}
+
+/// What a node reports that lives, and of which nothing else is to be told.
+pub fn report(node: &str) -> NodeReport {
+    NodeReport {
+        node: name(node),
+        boot: BOOT.parse().unwrap(),
+        seq: 1,
+        started: 1,
+        clock_ms: 0,
+        ahead_ms: None,
+        lease: true,
+        links: vec![],
+        listens: false,
+        fingerprint: Some(stead_transport::Fingerprint([9; 32])),
+        stats: NodeStats::default(),
+        guests: vec![],
+        storages: vec![],
+        tasks: vec![],
+        ha: Value::Null,
+        outlook: None,
+        fenced: vec![],
+        elsewhere: BTreeSet::new(),
     }
 }
 
@@ -278,25 +302,7 @@ impl Node {
 
     /// Takes a report of another node, as if it were alive.
     pub fn report_of(&self, node: &str) {
-        self.ops.take_report(&NodeReport {
-            node: name(node),
-            boot: BOOT.parse().unwrap(),
-            seq: 1,
-            started: 1,
-            clock_ms: 0,
-            ahead_ms: None,
-            lease: true,
-            links: vec![],
-            listens: false,
-            fingerprint: Some(stead_transport::Fingerprint([9; 32])),
-            stats: NodeStats::default(),
-            guests: vec![],
-            storages: vec![],
-            tasks: vec![],
-            ha: Value::Null,
-            outlook: None,
-            fenced: vec![],
-        });
+        self.ops.take_report(&report(node));
     }
 
     /// A task's end: its status, and its log.

@@ -115,7 +115,8 @@ impl Ops {
             None => Ok(()),
             Some(sign) => Err(OpsError::failed(format!(
                 "node '{name}' is not off: {sign} answers. Switch its power off: guests may run where a kernel does, although a \
-                 daemon does not"
+                 daemon does not. If another machine has its address by now, or a firewall answers for it, take that off the network \
+                 while you say so"
             ))),
         }
     }

@@ -49,7 +49,7 @@ const RECORDS: usize = 4096;
 /// Paths that are named to people in one line.
 const NAMED: usize = 5;
 /// Changes that a node tells of when it comes back; the others are in its old store.
-const TOLD: usize = 200;
+const TOLD: usize = 100;
 
 /// What a member says of its epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -238,15 +238,22 @@ impl Ops {
         }
     }
 
-    /// The members that are known to be alive in another cluster epoch, where they may run their guests. An operator's word that such
-    /// a node is off, given since it was lost, ends that.
-    pub fn elsewhere(&self) -> BTreeSet<NodeName> {
+    /// The members that this node knows to be alive in another cluster epoch, by what it has heard itself.
+    pub fn heard_elsewhere(&self) -> BTreeSet<NodeName> {
         let mut all: BTreeSet<NodeName> = self.epochs.strangers().into_keys().collect();
         {
             let lookout = self.epochs.lookout();
             all.extend(lookout.contested().keys().cloned());
             all.extend(lookout.outcast_by().iter().cloned());
         }
+        all
+    }
+
+    /// The members that are known to be alive in another cluster epoch, where they may run their guests; by what other members have
+    /// heard too, since this one may not reach them. An operator's word that such a node is off, given since it was lost, ends that.
+    pub fn elsewhere(&self) -> BTreeSet<NodeName> {
+        let mut all = self.heard_elsewhere();
+        all.extend(self.status.elsewhere());
         all.retain(|node| !self.is_said_off(node));
         all
     }
@@ -305,7 +312,8 @@ impl Ops {
         }
         Err(OpsError::failed(format!(
             "not all other nodes are off: {} answer. Switch their power off: guests may run where a kernel does, although a \
-             daemon does not. They come back to the new epoch by themselves",
+             daemon does not. They come back to the new epoch by themselves. If another machine has the address of one by now, or \
+             a firewall answers for it, take that off the network while you say so",
             on.join(", ")
         )))
     }
@@ -389,10 +397,9 @@ impl Ops {
         let failed = |why: &dyn std::fmt::Display| {
             OpsError::failed(format!("can't go over to node '{}': {why}", node.name))
         };
-        let lives = || !wished && self.quorate();
         let why = "a majority of this node's own cluster epoch is in contact";
         // First what can fail here: the other side gives a number away for each request.
-        if lives() {
+        if !wished && self.quorate() {
             return Err(failed(&why));
         }
         let closed = self.guest_locks.close("this node goes over to another cluster epoch")?;
@@ -402,7 +409,8 @@ impl Ops {
         // Back to an epoch that this one has followed: the other side knows nothing of what came after.
         let lineage = self.cluster_record().map(|c| c.value.lineage).unwrap_or_default();
         answer.base = answer.base.max(lineage.after(answer.era).map_or(0, |s| s.base));
-        if lives() {
+        // It may have been there for a moment meanwhile, and have decided something. An older state of one epoch is another case.
+        if !wished && answer.era != self.me.era && self.epochs.lookout().was_quorate() {
             return Err(failed(&why));
         }
         self.host.keep_rejoin(&answer).map_err(|e| failed(&e))?;
@@ -485,14 +493,23 @@ impl Ops {
     /// What is wrong with the cluster's epochs, a line each, for people.
     pub fn epoch_warnings(&self) -> Vec<String> {
         let own = self.me.era;
-        let (contested, outcast_by, lets_go) = {
+        let (contested, outcast_by, lets_go, blocked_by) = {
             let lookout = self.epochs.lookout();
-            (lookout.contested().clone(), lookout.outcast_by().clone(), lookout.lets_go())
+            let blocks = lookout.is_held() && !lookout.lets_go();
+            let blocked_by = if blocks { lookout.blocked_by().clone() } else { BTreeSet::new() };
+            (lookout.contested().clone(), lookout.outcast_by().clone(), lookout.lets_go(), blocked_by)
         };
         let beside = contested.iter().map(|(node, era)| {
             format!(
                 "node '{node}' goes on in cluster epoch {era}, beside {own} here: they refuse each other, and neither recovers \
                  guests of the other. One of them must end: see 'When the others were not off' in docs/majority.md"
+            )
+        });
+        let blocked = (!blocked_by.is_empty()).then(|| {
+            format!(
+                "this node stands for no election, since it has heard another cluster epoch of {}. If that is gone for good, start \
+                 this node's daemon anew",
+                blocked_by.iter().map(|n| format!("'{n}'")).collect::<Vec<_>>().join(", ")
             )
         });
         let lets_go = lets_go.then(|| {
@@ -521,6 +538,7 @@ impl Ops {
         let asides = self.asides();
         lets_go
             .into_iter()
+            .chain(blocked)
             .chain(beside)
             .chain(cast_out)
             .chain(strange)

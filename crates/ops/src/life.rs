@@ -1,7 +1,8 @@
 //! Whether a node that somebody says is off shows that it is not: before an operator's word counts.
 //!
 //! A daemon that answers is no proof of more than itself, nor its silence of anything: guests run where a kernel does. So the
-//! kernel is asked too, by a connection that it takes or refuses.
+//! kernel is asked too, by a connection that it takes or refuses: at the daemon's port, and at one where nobody listens, since the
+//! queue of a daemon that hangs is full some day, and its kernel silent there.
 
 use crate::Ops;
 use crate::epochs::EPOCH_CALL;
@@ -11,6 +12,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use stead_model::NodeRecord;
 
+/// A port where nobody listens.
+const NOBODY: u16 = 1;
 /// How long a node may take to show that it is on.
 const KNOCK: Duration = Duration::from_secs(2);
 
@@ -18,13 +21,16 @@ impl Ops {
     /// What shows that a node is on, for people; none: it is silent.
     pub(crate) async fn sign_of_life(&self, node: &NodeRecord) -> Option<String> {
         let answer = self.peers.call(node, EPOCH_CALL, serde_json::Value::Null, KNOCK);
-        let knocks = join_all(node.links().map(|(_, addr)| is_on(addr)));
+        let knocks = join_all(node.links().map(|(_, addr)| async move {
+            let (there, beside) = tokio::join!(is_on(addr), is_on(SocketAddr::new(addr.ip(), NOBODY)));
+            there || beside
+        }));
         let (answer, knocks) = tokio::join!(answer, knocks);
         let kernel = node.links().zip(knocks).find(|(_, on)| *on).map(|((_, addr), _)| addr);
         match (answer, kernel) {
             (Err(PeerError::Unreachable { .. }), None) => None,
             (Err(PeerError::Unreachable { .. }), Some(addr)) => {
-                Some(format!("{} (a kernel at {addr})", node.name))
+                Some(format!("{} (a kernel at {})", node.name, addr.ip()))
             }
             _ => Some(format!("{} (its daemon)", node.name)),
         }

@@ -5,7 +5,7 @@
 
 use crate::fence_devices::Fenced;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
@@ -123,6 +123,9 @@ pub struct NodeReport {
     /// What came of the last orders to power nodes off that were given here.
     #[serde(default)]
     pub fenced: Vec<Fenced>,
+    /// Members that it knows to be alive in another cluster epoch.
+    #[serde(default)]
+    pub elsewhere: BTreeSet<NodeName>,
 }
 
 /// What is known of a guest's process.
@@ -296,6 +299,12 @@ impl ClusterStatus {
     /// Every fresh report.
     pub fn all(&self) -> Vec<NodeReport> {
         self.read(|n| n.values().filter(|h| h.at.elapsed() < STALE_AFTER).map(|h| h.report.clone()).collect())
+    }
+
+    /// The members of whom a fresh report says that they are alive in another cluster epoch.
+    pub fn elsewhere(&self) -> BTreeSet<NodeName> {
+        let fresh = |h: &&Held| h.at.elapsed() < STALE_AFTER;
+        self.read(|n| n.values().filter(fresh).flat_map(|h| h.report.elsewhere.iter().cloned()).collect())
     }
 
     /// The nodes whose fresh reports say that somebody reads events there.

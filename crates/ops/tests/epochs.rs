@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use stead_model::{Era, NodeName};
 use stead_ops::epochs::{Aside, AsideChange};
-use stead_ops_testing::{Node, lost, member, name, root, uuid};
+use stead_ops::status::NodeReport;
+use stead_ops_testing::{Node, lost, member, name, report, root, uuid};
 
 /// n1 (here) and n3 are online, n2 is lost.
 async fn cluster() -> Node {
@@ -35,6 +36,19 @@ async fn who_comes_with_another_epoch_is_elsewhere_until_it_comes_with_this_one_
     node.record_node("n2", 2, uuid(2).as_str(), member()).await;
     node.record_node("n2", 2, uuid(2).as_str(), lost()).await;
     assert_eq!(elsewhere(), [name("n2")].into());
+}
+
+#[tokio::test]
+async fn what_another_member_has_heard_counts_as_long_as_it_says_so() {
+    let node = cluster().await;
+    let heard = |elsewhere: &[&str]| elsewhere.iter().map(|n| name(n)).collect::<BTreeSet<_>>();
+    let says = |seq, elsewhere: &[&str]| {
+        node.ops.take_report(&NodeReport { seq, elsewhere: heard(elsewhere), ..report("n3") });
+    };
+    says(2, &["n2"]);
+    assert_eq!((node.ops.elsewhere(), node.ops.heard_elsewhere()), (heard(&["n2"]), heard(&[])));
+    says(3, &[]);
+    assert_eq!(node.ops.elsewhere(), heard(&[]));
 }
 
 #[tokio::test]

@@ -8,32 +8,14 @@ use stead_ops::ha_view::{self, Known};
 use stead_ops::status::{NodeReport, NodeStats};
 use stead_ops::store;
 use stead_ops::what_if::{FateWord, GuestForecast};
-use stead_ops_testing::{BOOT, Node, member, name, uuid};
+use stead_ops_testing::{Node, member, name, uuid};
 
 const GIB: u64 = 1 << 30;
 
 /// A fresh report of a node that has so much memory, `used` of it taken.
 fn report(node: &Node, of: &str, total: u64, used: u64) {
     let stats = NodeStats { maxcpu: 4, maxmem: total, mem: used, ..NodeStats::default() };
-    node.ops.take_report(&NodeReport {
-        node: name(of),
-        boot: BOOT.parse().unwrap(),
-        seq: 1,
-        started: 1,
-        clock_ms: 0,
-        ahead_ms: None,
-        lease: true,
-        links: vec![],
-        listens: false,
-        fingerprint: None,
-        stats,
-        guests: vec![],
-        storages: vec![],
-        tasks: vec![],
-        ha: serde_json::Value::Null,
-        outlook: None,
-        fenced: vec![],
-    });
+    node.ops.take_report(&NodeReport { stats, ..stead_ops_testing::report(of) });
 }
 
 /// n1 to n3; n2 has two guests under HA and one that is not. The manager has seen them.

@@ -13,7 +13,7 @@ use stead_conf::{ClusterKey, Txn};
 use stead_model::{NodeName, Upid, paths};
 use stead_ops::admin::{Admin, HostPower, JoinRequest};
 use stead_ops::links::LinkWish;
-use stead_ops::status::{NodeReport, NodeStats};
+use stead_ops::status::NodeReport;
 use stead_ops::{Actor, Ops, OpsError};
 use stead_ops_testing::Flushes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -106,23 +106,13 @@ fn with_users(txn: Txn, key: &ClusterKey, user_cfg: &str, users: &[&str]) -> Txn
 async fn report(ops: &Ops, seq: u64) -> NodeReport {
     let guests = ops.guests.list().await;
     NodeReport {
-        node: ops.me.name.clone(),
         boot: ops.me.boot.clone(),
         seq,
         started: ops.me.started,
-        clock_ms: 0,
-        ahead_ms: None,
-        lease: true,
-        links: vec![],
         listens: ops.events.listens(std::time::Instant::now()),
         fingerprint: None,
-        stats: NodeStats::default(),
         guests,
-        storages: vec![],
-        tasks: vec![],
-        ha: Value::Null,
-        outlook: None,
-        fenced: vec![],
+        ..stead_ops_testing::report(ops.me.name.as_str())
     }
 }
 

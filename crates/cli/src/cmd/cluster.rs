@@ -375,6 +375,12 @@ pub async fn expected(cx: &Cx, votes: u32, mut off: Vec<String>, yes: bool) -> R
                 output::time(at as f64 / 1000.0)
             ))?;
         }
+        if present["ends"].is_null() {
+            return Err(Failure::failed(
+                "the fence process of this node does not answer, so it can't be told which guests would end: see \
+                 'systemctl status stead-fenced'",
+            ));
+        }
         let ends: Vec<String> = rows(&present["ends"]).iter().map(text).collect();
         if !ends.is_empty() {
             output::print(&format!(

@@ -176,6 +176,6 @@ fn what_a_node_had_alone_is_named_in_one_line_and_counted() {
         "{few}"
     );
     let many = aside(TOLD + 77).line();
-    assert!(many.contains("104.conf and 172 more alone"), "{many}");
+    assert!(many.contains("104.conf and 122 more alone"), "{many}");
     assert!(many.len() < stead_conf::MAX_NOTE, "{many}");
 }
