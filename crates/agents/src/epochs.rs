@@ -69,6 +69,9 @@ pub async fn run(ops: Arc<Ops>) {
         }
         let (soon, contested) = {
             let lookout = ops.epochs.lookout();
+            if !lookout.is_held() && !seen.lost {
+                retry = Retry::default();
+            }
             let waits = lookout.is_held() && !lookout.lets_go();
             (waits && retry.why.is_empty(), !lookout.contested().is_empty())
         };
@@ -77,8 +80,11 @@ pub async fn run(ops: Arc<Ops>) {
         warnings.iter().filter(|w| repeats || !told.contains(w)).for_each(|w| tracing::warn!("{w}"));
         told = warnings;
         let next = if soon { SOON } else { PERIOD };
-        // A majority that comes together or falls apart is looked at at once.
-        let _ = tokio::time::timeout(next, status.wait_for(|s| shape(s) != seen)).await;
+        // A majority that comes together or falls apart is looked at at once, and counts though it is gone by then.
+        let changed = tokio::time::timeout(next, status.wait_for(|s| shape(s) != seen)).await;
+        if matches!(changed, Ok(Ok(s)) if s.quorate) {
+            ops.epochs.lookout().note_quorate();
+        }
     }
 }
 

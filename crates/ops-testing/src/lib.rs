@@ -283,6 +283,15 @@ impl Node {
         self.commit(Txn::new("test").put(paths::node(&name(node)), bytes)).await;
     }
 
+    /// The first of three nodes: n3 is online, n2 is lost.
+    pub async fn of_three() -> Self {
+        let node = Self::start().await;
+        node.record_node("n2", 2, uuid(2).as_str(), lost()).await;
+        node.record_node("n3", 3, uuid(3).as_str(), member()).await;
+        node.report_of("n3");
+        node
+    }
+
     /// Records a guest of any node.
     pub async fn record_guest(&self, n: u32, owner: &str, own: impl FnOnce(&mut Ownership), config: &str) {
         let mut new = Ownership {

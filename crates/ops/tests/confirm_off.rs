@@ -7,15 +7,6 @@ use stead_ops_testing::{Node, UUID, lost, member, name, root, uuid, vmid};
 
 const SHARED: &str = "name: web\nlock: migrate\nscsi0: shared:100/vm-100-disk-0.raw\n";
 
-/// n1 (here) and n3 are online, n2 is lost.
-async fn cluster() -> Node {
-    let node = Node::start().await;
-    node.record_node("n2", 2, uuid(2).as_str(), lost()).await;
-    node.record_node("n3", 3, uuid(3).as_str(), member()).await;
-    node.report_of("n3");
-    node
-}
-
 async fn say(node: &Node, target: Option<&str>) -> (String, String) {
     let target = target.map(name);
     let upid = node.ops.confirm_off(&root(), &name("n2"), target).await.unwrap();
@@ -24,7 +15,7 @@ async fn say(node: &Node, target: Option<&str>) -> (String, String) {
 
 #[tokio::test]
 async fn guests_of_a_node_that_is_off_are_set_free() {
-    let node = cluster().await;
+    let node = Node::of_three().await;
     node.record_guest(199, "n1", |_| {}, "name: here\n").await;
     node.record_guest(100, "n2", |o| o.running = true, SHARED).await;
     node.record_guest(101, "n2", |o| o.running = true, "scsi0: local:101/vm-101-disk-0.raw\n").await;
@@ -65,7 +56,7 @@ async fn guests_of_a_node_that_is_off_are_set_free() {
 
 #[tokio::test]
 async fn the_operator_may_say_where_to() {
-    let node = cluster().await;
+    let node = Node::of_three().await;
     node.record_guest(100, "n2", |o| o.running = true, SHARED).await;
     let wrong = node.ops.confirm_off(&root(), &name("n2"), Some(name("n9"))).await.unwrap_err();
     assert_eq!(wrong.to_string(), "target: no such cluster node 'n9'");
@@ -77,7 +68,7 @@ async fn the_operator_may_say_where_to() {
 
 #[tokio::test]
 async fn a_node_that_lives_is_not_off_whatever_is_said() {
-    let node = cluster().await;
+    let node = Node::of_three().await;
     let refused = |n: &str| {
         let (ops, n): (_, NodeName) = (node.ops.clone(), name(n));
         async move { ops.confirm_off(&root(), &n, None).await.unwrap_err().to_string() }
@@ -91,7 +82,7 @@ async fn a_node_that_lives_is_not_off_whatever_is_said() {
 
 #[tokio::test]
 async fn the_word_is_gone_with_the_node() {
-    let node = cluster().await;
+    let node = Node::of_three().await;
     say(&node, None).await;
     let word = |n: &Node| n.ops.conf.view(|t| t.get("stead/off/n2").is_some());
     assert!(word(&node));

@@ -7,18 +7,9 @@ use stead_ops::epochs::{Aside, AsideChange};
 use stead_ops::status::NodeReport;
 use stead_ops_testing::{Node, lost, member, name, report, root, uuid};
 
-/// n1 (here) and n3 are online, n2 is lost.
-async fn cluster() -> Node {
-    let node = Node::start().await;
-    node.record_node("n2", 2, uuid(2).as_str(), lost()).await;
-    node.record_node("n3", 3, uuid(3).as_str(), member()).await;
-    node.report_of("n3");
-    node
-}
-
 #[tokio::test]
 async fn who_comes_with_another_epoch_is_elsewhere_until_it_comes_with_this_one_or_is_said_off() {
-    let node = cluster().await;
+    let node = Node::of_three().await;
     let (own, other) = (node.ops.me.era, Era::FIRST.next(7));
     let hear = |n: &str, era: Era| node.ops.epochs.admits(own, &name(n), era);
     let elsewhere = || node.ops.elsewhere();
@@ -40,7 +31,7 @@ async fn who_comes_with_another_epoch_is_elsewhere_until_it_comes_with_this_one_
 
 #[tokio::test]
 async fn what_another_member_has_heard_counts_as_long_as_it_says_so() {
-    let node = cluster().await;
+    let node = Node::of_three().await;
     let heard = |elsewhere: &[&str]| elsewhere.iter().map(|n| name(n)).collect::<BTreeSet<_>>();
     let says = |seq, elsewhere: &[&str]| {
         node.ops.take_report(&NodeReport { seq, elsewhere: heard(elsewhere), ..report("n3") });
@@ -53,14 +44,14 @@ async fn what_another_member_has_heard_counts_as_long_as_it_says_so() {
 
 #[tokio::test]
 async fn nobody_is_warned_of_strangers_that_are_no_members() {
-    let node = cluster().await;
+    let node = Node::of_three().await;
     assert!(!node.ops.epochs.admits(node.ops.me.era, &name("n9"), Era::FIRST.next(7)));
     assert!(node.ops.epoch_warnings().is_empty());
 }
 
 #[tokio::test]
 async fn however_much_a_node_had_alone_it_is_told() {
-    let node = cluster().await;
+    let node = Node::of_three().await;
     let change = |n: usize| AsideChange {
         path: format!("nodes/n1/qemu-server/{}.conf", 100 + n),
         by: "root@pam".into(),
