@@ -3,7 +3,7 @@
 
 use stead_conf::Txn;
 use stead_model::{Epoch, NodeName, paths};
-use stead_ops_testing::{Node, UUID, lost, member, name, root, uuid, vmid};
+use stead_ops_testing::{Node, UUID, name, root, vmid};
 
 const SHARED: &str = "name: web\nlock: migrate\nscsi0: shared:100/vm-100-disk-0.raw\n";
 
