@@ -4,7 +4,7 @@
 use super::support::{
     BOOT, RECOVERY, cluster, ha_settled, ha_started, ha_takes, namespaces, node_is, one_writer, runs_on,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -57,35 +57,57 @@ fn faults_over_and_over() {
     let seed = of_env("STEAD_SOAK_SEED").unwrap_or_else(rand::random);
     println!("STEAD_SOAK_SEED={seed}");
     namespaces(async |builder| {
-        let cluster = cluster(builder.watchdog()).await?;
-        cluster.create_http_guest(0, VM, "soak").await?;
-        let api = cluster.api(0).await?;
-        ha_started(&api, VM).await?;
-        let poller = Poller::start(cluster.guest_places(VM));
-        let mut drawn = StdRng::seed_from_u64(seed);
-        let end = Instant::now() + Duration::from_secs(60 * minutes);
-        let mut round = 0u32;
-        while Instant::now() < end {
-            round += 1;
-            let fault = *FAULTS.choose(&mut drawn).context("no faults")?;
-            let hit = drawn.random_range(0..3);
-            let time = Duration::from_millis(drawn.random_range(5000..20_000));
-            let watch = cluster.api((hit + 1) % 3).await?;
-            let at = runs_on(&cluster, &watch, VM, RECOVERY, |_| true).await?;
-            ha_settled(&watch, VM).await?;
-            println!("round {round}: {fault:?} on n{} ({time:?}), VM on n{}", hit + 1, at + 1);
-            befall(&cluster, &watch, fault, hit, at, time).await.with_context(|| format!("round {round}"))?;
-            let node = cluster.node(hit);
-            let now = poller.now();
-            poller.wait(RECOVERY, |s| s.at > now).await.context("an answer after the fault")?;
-            node.power_on()?;
-            cluster.wait_up(node).await?;
-            node_is(&cluster, &watch, hit, true).await?;
-            one_writer(&cluster, VM)?;
+        let mut cluster = cluster(builder.watchdog()).await?;
+        let soaked = soak(&cluster, seed, minutes).await;
+        if soaked.is_err() {
+            for n in 0..3 {
+                let node = cluster.node(n);
+                let (resets, bites) = ends_of(&cluster)[n];
+                eprintln!("n{}: {resets} resets, {bites} by its watchdog; {:?}", n + 1, node.processes());
+            }
+            cluster.keep_logs();
         }
-        println!("{round} faults, one writer");
-        Ok(())
+        soaked
     });
+}
+
+async fn soak(cluster: &Cluster, seed: u64, minutes: u64) -> Result<()> {
+    cluster.create_http_guest(0, VM, "soak").await?;
+    let api = cluster.api(0).await?;
+    ha_started(&api, VM).await?;
+    let poller = Poller::start(cluster.guest_places(VM));
+    let mut drawn = StdRng::seed_from_u64(seed);
+    let end = Instant::now() + Duration::from_secs(60 * minutes);
+    let mut round = 0u32;
+    while Instant::now() < end {
+        round += 1;
+        let ends = ends_of(cluster);
+        let fault = *FAULTS.choose(&mut drawn).context("no faults")?;
+        let hit = drawn.random_range(0..3);
+        let time = Duration::from_millis(drawn.random_range(5000..20_000));
+        let watch = cluster.api((hit + 1) % 3).await?;
+        let at = runs_on(cluster, &watch, VM, RECOVERY, |_| true).await?;
+        ha_settled(&watch, VM).await?;
+        println!("round {round}: {fault:?} on n{} ({time:?}), VM on n{}", hit + 1, at + 1);
+        befall(cluster, &watch, fault, hit, at, time).await.with_context(|| format!("round {round}"))?;
+        let node = cluster.node(hit);
+        let now = poller.now();
+        poller.wait(RECOVERY, |s| s.at > now).await.context("an answer after the fault")?;
+        node.power_on()?;
+        cluster.wait_up(node).await?;
+        node_is(cluster, &watch, hit, true).await?;
+        one_writer(cluster, VM)?;
+        let now = ends_of(cluster);
+        let others: Vec<usize> = (0..3).filter(|n| *n != hit && now[*n] != ends[*n]).map(|n| n + 1).collect();
+        ensure!(others.is_empty(), "round {round}: nodes {others:?} were reset, which nothing had befallen");
+    }
+    println!("{round} faults, one writer");
+    Ok(())
+}
+
+/// How often each node was reset, by its fence process and by its watchdog.
+fn ends_of(cluster: &Cluster) -> [(u32, u32); 3] {
+    std::array::from_fn(|n| (cluster.node(n).resets(), cluster.node(n).bites()))
 }
 
 /// The fault, and its end, if it does not end with the next power-on.
