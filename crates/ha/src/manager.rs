@@ -77,9 +77,14 @@ pub(crate) fn in_order(view: &View) -> impl Iterator<Item = (ServiceId, &Service
 }
 
 impl Service {
-    /// Whether it was found to wait for something, in an earlier round.
-    fn waits(&self) -> bool {
-        self.reason.contains(WAITS)
+    /// Why it is in its state.
+    fn cause(&self) -> &str {
+        self.reason.split(WAITS).next().unwrap_or_default()
+    }
+
+    /// What it was found to wait for, in an earlier round.
+    fn waits_for(&self) -> Option<&str> {
+        self.reason.split_once(WAITS).map(|(_, why)| why)
     }
 }
 
@@ -118,7 +123,7 @@ pub(crate) fn is_quiet(view: &View, state: &ManagerState, sid: ServiceId, seen: 
         && s.maintenance_node.is_none()
         && s.retry_at.is_none()
         && seen.owner == s.node
-        && !s.waits()
+        && s.waits_for().is_none()
         && !state.node_memory.contains_key(&s.node)
         && view.nodes.get(&s.node).is_some_and(|n| {
             n.word == NodeWord::Online

@@ -49,11 +49,10 @@ impl<'v> Round<'v, '_> {
         let party = self.party(sid, s.state);
         let unready = |m: &&ServiceId| self.state.service_status.get(m).is_some_and(|o| o.state != s.state);
         if let Some(other) = party.iter().find(unready) {
-            if let Some(s) = self.state.service_status.get(other).filter(|s| s.waits()) {
-                let cause =
-                    s.reason.split_once(super::WAITS).map(|(_, why)| why.to_owned()).unwrap_or_default();
+            if let Some(what) = self.state.service_status.get(other).and_then(Service::waits_for) {
+                let why = format!("{other}, which goes with it, waits: {what}");
                 self.take_request(sid, id);
-                self.drop_request(id, false, format!("{other}, which goes with it, waits: {cause}"));
+                self.drop_request(id, false, why);
                 return false;
             }
             let why = format!("the request to move it: {other}, which goes with it, is not at rest");

@@ -63,8 +63,7 @@ impl<'v> Round<'v, '_> {
 
     /// What it waits for; the cause stays in front.
     pub(super) fn waits(&mut self, sid: ServiceId, s: &Service, why: &str) {
-        let cause = s.reason.split(WAITS).next().unwrap_or_default();
-        let reason = format!("{cause}{WAITS}{why}");
+        let reason = format!("{}{WAITS}{why}", s.cause());
         // What was written when it began to wait stays, though a little more or less memory is free by now.
         if shape(&reason) == shape(&s.reason) {
             return;
@@ -77,8 +76,8 @@ impl<'v> Round<'v, '_> {
 
     /// It waits no more.
     pub(super) fn waits_no_more(&mut self, sid: ServiceId, s: &Service) {
-        if let Some((cause, _)) = s.reason.split_once(WAITS) {
-            self.set_reason(sid, cause.to_owned());
+        if s.waits_for().is_some() {
+            self.set_reason(sid, s.cause().to_owned());
         }
     }
 
@@ -156,7 +155,7 @@ impl<'v> Round<'v, '_> {
     /// Nothing can be done with it until something else has changed: a user's move has no end before, and is refused. Not at
     /// once, since what stands in the way may be on its own way to somewhere else.
     fn is_stuck(&mut self, sid: ServiceId, s: &Service, why: &str) {
-        if !s.waits() {
+        if s.waits_for().is_none() {
             return self.waits(sid, s, why);
         }
         let all = self.requests.remove(&sid).unwrap_or_default();
@@ -214,8 +213,7 @@ impl<'v> Round<'v, '_> {
         }
         // The record is older than no report: what may run is not moved as if it did not.
         if seen.process == Process::Running || (seen.running && s.failed_nodes.is_empty()) {
-            let reason = s.reason.split(WAITS).next().unwrap_or_default().to_owned();
-            self.enter(sid, S::Started, here, None, reason);
+            self.enter(sid, S::Started, here, None, s.cause().to_owned());
             return self.places.starts(sid, here);
         }
         if let Some(why) = self.is_tied(seen, here) {
@@ -238,13 +236,11 @@ impl<'v> Round<'v, '_> {
         });
         match choice {
             Ok((node, _)) if node == *here => {
-                let reason = s.reason.split(WAITS).next().unwrap_or_default().to_owned();
-                self.enter(sid, S::Started, here, None, reason);
+                self.enter(sid, S::Started, here, None, s.cause().to_owned());
                 self.places.starts(sid, here);
             }
             Ok((node, why)) => {
-                let reason =
-                    format!("{}; to '{node}': {why}", s.reason.split(WAITS).next().unwrap_or_default());
+                let reason = format!("{}; to '{node}': {why}", s.cause());
                 self.go(sid, s, S::Relocate, node, reason);
             }
             Err(why) => self.is_stuck(sid, s, &why),
@@ -295,8 +291,7 @@ impl<'v> Round<'v, '_> {
     fn request_stop(&mut self, sid: ServiceId, seen: &ServiceView, s: &Service) {
         match self.reported(&s.node, sid, s.uid) {
             Some(Outcome::Done) => {
-                let reason = s.reason.split(WAITS).next().unwrap_or_default().to_owned();
-                self.enter(sid, S::Stopped, &s.node, None, reason);
+                self.enter(sid, S::Stopped, &s.node, None, s.cause().to_owned());
             }
             Some(Outcome::Failed(why)) => {
                 self.refuse_requests(sid, "it could not be stopped");
@@ -351,7 +346,7 @@ impl<'v> Round<'v, '_> {
     }
 
     fn recovery(&mut self, sid: ServiceId, seen: &ServiceView, s: &Service) {
-        let cause = s.reason.split(WAITS).next().unwrap_or_default();
+        let cause = s.cause();
         if self.word(&seen.owner) != NodeWord::Lost {
             let how = if seen.owner == s.node { "; its node is back" } else { "; recovered" };
             return self.enter(sid, after(seen), &seen.owner, None, format!("{cause}{how}"));

@@ -566,11 +566,10 @@ impl World {
             self.tell_guest(Kind::MoveFail, vmid, node);
             return self.ended(node, &command, Ending::Failed("its migration failed".to_owned()));
         }
+        let begun = self.epoch_of(node, vmid);
         if !present || self.plan.calm {
-            let begun = self.epoch_of(node, vmid);
             return self.stop_now(node, command, begun);
         }
-        let begun = self.epoch_of(node, vmid);
         let Some(life) = self.daemon(node).map(|d| d.life) else { return };
         let slow = self.chance(node, 300);
         let time = if slow { self.ms(node, 1000, 15_000) } else { self.ms(node, 20, 500) };

@@ -2,7 +2,7 @@
 //! and a modelled network, in virtual time. One seed decides everything, so a failure replays.
 //!
 //! ```text
-//!   faults (20 s): loss, delay, repetition, one-way cuts, crashes at disk operations, refused writes, pauses,
+//!   faults (8 s) : loss, delay, repetition, one-way cuts, crashes at disk operations, refused writes, pauses,
 //!                  members coming and going, leaders handed over, nodes held, log compaction and snapshots all the time
 //!   healing      : links whole, nodes up; now it must make progress, though one voter of three or more may be held on
 //! ```
