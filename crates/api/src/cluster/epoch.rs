@@ -42,9 +42,12 @@ pub struct Present {
     /// came after.
     last_change: Option<u64>,
     /// Guests of this node that would end, since HA guards them or they are paused; HA starts its own anew. Missing if that can't be
-    /// told, since the fence process does not answer: then no other epoch can begin here.
+    /// told: then no other epoch can begin here.
     #[serde(skip_serializing_if = "Option::is_none")]
     ends: Option<Vec<Vmid>>,
+    /// Why that can't be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ends_unknown: Option<String>,
     /// The epochs that go on beside this one, by a node of each.
     beside: Vec<Beside>,
 }
@@ -73,13 +76,18 @@ endpoint! {
     Read = get("/cluster/config/expected"), Anywhere, Access::All("/", &["Sys.Audit"]);
     fn call(cx, _p: Nothing) -> Json<Present> {
         let ops = cx.ops();
+        let (ends, ends_unknown) = match ops.ends_with_epoch().await {
+            Ok(ends) => (Some(ends), None),
+            Err(e) => (None, Some(e.to_string())),
+        };
         Ok(Json(Present {
             epoch: ops.me.era.to_string(),
             quorate: ops.quorate(),
             node: ops.me.name.clone(),
             others: ops.others().into_iter().map(|n| n.name).collect(),
             last_change: ops.conf.recent(1).first().map(|c| c.at_ms),
-            ends: ops.ends_with_epoch().await.ok(),
+            ends,
+            ends_unknown,
             beside: ops
                 .epochs
                 .lookout()

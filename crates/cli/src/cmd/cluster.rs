@@ -375,11 +375,10 @@ pub async fn expected(cx: &Cx, votes: u32, mut off: Vec<String>, yes: bool) -> R
                 output::time(at as f64 / 1000.0)
             ))?;
         }
-        if present["ends"].is_null() {
-            return Err(Failure::failed(
-                "the fence process of this node does not answer, so it can't be told which guests would end: see \
-                 'systemctl status stead-fenced'",
-            ));
+        if let Some(why) = present["ends_unknown"].as_str() {
+            let what =
+                "no new cluster epoch can begin here: it can't be told which guests of this node would end";
+            return Err(Failure::failed(format!("{what}: {why}. See 'systemctl status stead-fenced'")));
         }
         let ends: Vec<String> = rows(&present["ends"]).iter().map(text).collect();
         if !ends.is_empty() {
