@@ -433,6 +433,12 @@ mod tests {
         Reply::Said(said(node, eras, quorate))
     }
 
+    /// The epoch of a survivor, and how it came about.
+    fn survivor() -> (Era, Lineage) {
+        let second = Era::FIRST.next(5);
+        (second, line(&[second]))
+    }
+
     const LATER: Moment = Duration::from_secs(3_600);
 
     /// A look of n4's that has asked n1, n2 and n3.
@@ -443,8 +449,7 @@ mod tests {
 
     #[test]
     fn a_survivor_that_let_go_is_not_released_by_a_quiet_moment() {
-        let second = Era::FIRST.next(5);
-        let line = line(&[second]);
+        let (second, line) = survivor();
         let me = own(second, &line, false);
         let mut lookout = Lookout::default();
         let majority = [heard("n2", &[], true), heard("n3", &[], true)];
@@ -460,8 +465,7 @@ mod tests {
 
     #[test]
     fn a_survivor_that_leads_lays_its_office_down() {
-        let second = Era::FIRST.next(5);
-        let line = line(&[second]);
+        let (second, line) = survivor();
         let me = own(second, &line, true);
         let mut lookout = Lookout::default();
         assert_eq!(look(&mut lookout, Moment::ZERO, me, &[silent("n2")]), [Command::Hold(false)]);
@@ -508,8 +512,8 @@ mod tests {
 
     #[test]
     fn a_survivor_that_let_go_gives_way_to_a_newer_epoch() {
-        let (second, third) = (Era::FIRST.next(5), Era::FIRST.next(5).next(6));
-        let line = line(&[second]);
+        let (second, line) = survivor();
+        let third = second.next(6);
         let me = own(second, &line, false);
         let mut lookout = Lookout::default();
         look(&mut lookout, Moment::ZERO, me, &[heard("n2", &[], true)]);

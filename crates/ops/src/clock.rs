@@ -1,4 +1,5 @@
-//! The wall clock, for people: nothing is decided by it.
+//! The wall clock, for people. What is decided between nodes goes by the members' median of it
+//! ([`crate::status::ClusterStatus::cluster_ms`]), and leases by another clock altogether.
 
 use std::time::SystemTime;
 

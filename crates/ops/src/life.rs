@@ -8,7 +8,8 @@ use crate::Ops;
 use crate::epochs::EPOCH_CALL;
 use crate::peers::PeerError;
 use futures_util::future::join_all;
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use stead_model::NodeRecord;
 
@@ -37,13 +38,18 @@ impl Ops {
     }
 }
 
-/// Whether a machine answers at an address: it takes a connection, or its kernel refuses one. On loopback that kernel is this
-/// node's own.
+/// Whether a machine answers at an address.
 async fn is_on(addr: SocketAddr) -> bool {
-    use std::io::ErrorKind::{ConnectionRefused, ConnectionReset};
-    match tokio::time::timeout(KNOCK, tokio::net::TcpStream::connect(addr)).await {
-        Ok(Ok(_)) => true,
-        Ok(Err(e)) => matches!(e.kind(), ConnectionRefused | ConnectionReset) && !addr.ip().is_loopback(),
+    let knock = tokio::time::timeout(KNOCK, tokio::net::TcpStream::connect(addr)).await;
+    knock.is_ok_and(|answer| shows_a_kernel(addr.ip(), answer.map(drop).map_err(|e| e.kind())))
+}
+
+/// Whether what came of a connection shows that a machine is on: it has taken it, or its kernel has refused it. On loopback that
+/// kernel is this node's own.
+fn shows_a_kernel(at: IpAddr, answer: Result<(), ErrorKind>) -> bool {
+    match answer {
+        Ok(()) => true,
+        Err(ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset) => !at.is_loopback(),
         Err(_) => false,
     }
 }
@@ -51,6 +57,20 @@ async fn is_on(addr: SocketAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_shows_a_kernel_and_a_network_that_is_away_does_not() {
+        let (afar, here) = ([192, 0, 2, 1].into(), [127, 0, 0, 2].into());
+        for (answer, expected) in [
+            (Ok(()), [true, true]),
+            (Err(ErrorKind::ConnectionRefused), [true, false]),
+            (Err(ErrorKind::ConnectionReset), [true, false]),
+            (Err(ErrorKind::HostUnreachable), [false, false]),
+            (Err(ErrorKind::NetworkUnreachable), [false, false]),
+        ] {
+            assert_eq!([afar, here].map(|at| shows_a_kernel(at, answer)), expected, "{answer:?}");
+        }
+    }
 
     #[tokio::test]
     async fn who_takes_a_connection_is_on_though_nobody_answers() {

@@ -53,7 +53,8 @@ async fn nobody_is_warned_of_strangers_that_are_no_members() {
 async fn however_much_a_node_had_alone_it_is_told() {
     let node = Node::of_three().await;
     let change = |n: usize| AsideChange {
-        path: format!("nodes/n1/qemu-server/{}.conf", 100 + n),
+        // As long as a path may be.
+        path: format!("{}/{n:0>20}", ["x"; 4].map(|x| x.repeat(250)).join("/")),
         by: "root@pam".into(),
         note: "set".into(),
         at_ms: 1,

@@ -1,5 +1,5 @@
-//! The binary against a small server that plays a node's API: what is called, what is shown, how it ends.
-//! One stage with many short scenes: it stays whole.
+//! The binary against a small server that plays a node's API: what is called, what is shown, how it ends. The stage, and scenes of
+//! one node; those of a cluster are in [`cluster`].
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -17,6 +17,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use tokio::net::UnixListener;
 use tokio::process::Command;
+
+mod cluster;
 
 const UPID: &str = "UPID:pve1:0000A1B2:00C3D4E5:6564F3A0:qmstart:100:root@pam:";
 
@@ -458,48 +460,6 @@ async fn a_file_is_uploaded_as_one_multipart_body() {
 }
 
 #[tokio::test]
-async fn joining_reads_the_copied_string() {
-    let fake = Fake::new(&[("POST /cluster/config/join", Value::Null)]).await;
-    let token = format!("0123456789abcdef.{}", "11".repeat(32));
-    let info = stead_transport::JoinInfo {
-        token: Some(token.clone()),
-        ..stead_transport::JoinInfo::by_hand(
-            "192.0.2.1:8006".parse().unwrap(),
-            stead_transport::Fingerprint([0xab; 32]),
-        )
-    };
-    let info = info.to_string();
-    let ended = fake.run(&["stead", "cluster", "join", &info, "--link", "1=10.1.0.9"]).await;
-    assert_eq!(ended.code, 0, "{ended:?}");
-    let print = vec!["AB"; 32].join("%3A");
-    assert_eq!(
-        fake.changes(),
-        [format!(
-            "POST /cluster/config/join link1=10.1.0.9&hostname={}&fingerprint={print}&password={token}",
-            info.replace('=', "%3D")
-        )]
-    );
-}
-
-#[tokio::test]
-async fn what_joining_needs_is_named() {
-    let fake = Fake::new(&[("POST /cluster/config/join", Value::Null)]).await;
-    let member = "192.0.2.1:8006".parse().unwrap();
-    let info =
-        stead_transport::JoinInfo::by_hand(member, stead_transport::Fingerprint([0xab; 32])).to_string();
-    let join = async |more: &[&str]| {
-        let ended = fake.run(&[&["stead", "cluster", "join", &info], more].concat()).await;
-        assert_eq!(ended.code, 2, "{ended:?}");
-        ended.err
-    };
-    let cut = join(&["--join-token", "0123456789abcde.11"]).await;
-    assert!(cut.contains("this is not a join token"), "{cut}");
-    let idle = join(&["--password", "secret"]).await;
-    assert!(idle.contains("sign in at --server") && idle.contains("STEAD_CLUSTER_PASSWORD"), "{idle}");
-    assert!(fake.changes().is_empty(), "nothing was sent that could be taken for a password");
-}
-
-#[tokio::test]
 async fn what_the_tools_do_not_know_is_said_and_sent_nowhere() {
     let fake = Fake::new(&[("GET /version", json!({"version": "9.0.3"}))]).await;
     for words in ["pvesh get /version --noborder --human-readable 1", "pvesh get /version --noheader 0"] {
@@ -575,41 +535,6 @@ async fn tls_node() -> (stead_transport::Server, std::net::SocketAddr, String) {
 }
 
 #[tokio::test]
-async fn links_are_shown_and_changed() {
-    let links = json!([
-        {"node": "n1", "link": 0, "address": "10.0.0.1:8006", "answers": 1, "since": 1_790_000_000},
-        {"node": "n1", "link": 1, "address": "10.1.0.1:8006", "answers": 0, "since": 1_790_000_000},
-        {"node": "n2", "link": 0, "address": "10.0.0.2:8006"},
-    ]);
-    let fake = Fake::new(&[
-        ("GET /cluster/config/links", links),
-        ("PUT /cluster/config/nodes/n1", Value::Null),
-        ("POST /cluster/config", Value::Null),
-    ])
-    .await;
-    let shown = fake.run(&["stead", "cluster", "links"]).await;
-    let states: Vec<&str> = shown.out.lines().skip(1).filter_map(|l| l.split_whitespace().nth(3)).collect();
-    assert_eq!(states, ["answers", "silent", "unknown"], "{shown:?}");
-    let set = ["stead", "cluster", "set-links", "n1", "1=10.1.0.1", "2=fd00::1", "--delete", "3"];
-    assert_eq!(fake.run(&set).await.code, 0);
-    assert_eq!(
-        fake.run(&["pvecm", "create", "prod", "--link0", "10.0.0.1", "--link1", "10.1.0.1"]).await.code,
-        0
-    );
-    assert_eq!(
-        fake.changes(),
-        [
-            "PUT /cluster/config/nodes/n1 link1=10.1.0.1&link2=fd00%3A%3A1&delete=link3",
-            "POST /cluster/config link0=10.0.0.1&link1=10.1.0.1&clustername=prod",
-        ]
-    );
-    let nothing = fake.run(&["stead", "cluster", "set-links", "n1"]).await;
-    let wrong = fake.run(&["stead", "cluster", "set-links", "n1", "10.1.0.1"]).await;
-    assert!(nothing.code == 2 && wrong.code == 2, "{nothing:?} {wrong:?}");
-    assert!(wrong.err.contains("expected N=IP"), "{wrong:?}");
-}
-
-#[tokio::test]
 async fn another_machine_is_spoken_to_only_when_it_is_known() {
     let fake = Fake::new(&[]).await;
     let (_server, addr, fingerprint) = tls_node().await;
@@ -640,124 +565,6 @@ async fn another_machine_is_spoken_to_only_when_it_is_known() {
     let other =
         run(&["--fingerprint", &vec!["00"; 32].join(":"), "--api-token", "root@pam!ci=1-2", "version"]).await;
     assert!(other.code == 1 && other.err.contains("shows another certificate than expected"), "{other:?}");
-}
-
-#[tokio::test]
-async fn what_the_verbs_of_the_cluster_storages_and_ha_send() {
-    let fake = Fake::new(&[
-        ("PUT /cluster/options", Value::Null),
-        ("PUT /storage/local", Value::Null),
-        ("POST /cluster/ha/resources/vm%3A100/migrate", json!({})),
-        ("POST /cluster/ha/resources/vm%3A100/relocate", json!({})),
-        ("POST /nodes/pve1/qemu/100/config", Value::Null),
-        ("POST /cluster/config/nodes/pve2/confirm-off", Value::Null),
-        ("POST /nodes/pve2/startall", Value::Null),
-        ("POST /nodes/pve2/stopall", Value::Null),
-        ("POST /nodes/pve2/suspendall", Value::Null),
-        ("POST /nodes/pve2/migrateall", Value::Null),
-    ])
-    .await;
-    let asked = fake.run(&["stead", "node", "confirm-off", "pve2"]).await;
-    assert!(asked.code != 0 && asked.err.contains("run twice") && fake.changes().is_empty(), "{asked:?}");
-    for words in [
-        &["stead", "cluster", "options", "keyboard=de", "--delete", "language"][..],
-        &["stead", "storage", "set", "local", "content=iso,images"],
-        &["stead", "ha", "migrate", "100", "pve2"],
-        &["stead", "ha", "relocate", "vm:100", "pve2"],
-        &["qm", "unlock", "100"],
-        &["stead", "node", "confirm-off", "pve2", "--target", "pve1", "--yes"],
-        &["stead", "node", "start-all", "pve2", "--force", "--vms", "100,101"],
-        &["stead", "node", "stop-all", "pve2", "--timeout", "60", "--no-force", "--workers", "2"],
-        &["stead", "node", "suspend-all", "pve2"],
-        &["stead", "node", "migrate-all", "pve2", "pve1"],
-    ] {
-        let ended = fake.run(words).await;
-        assert_eq!(ended.code, 0, "{words:?}: {ended:?}");
-    }
-    assert_eq!(
-        fake.changes(),
-        [
-            "PUT /cluster/options keyboard=de&delete=language",
-            "PUT /storage/local content=iso%2Cimages",
-            "POST /cluster/ha/resources/vm%3A100/migrate node=pve2",
-            "POST /cluster/ha/resources/vm%3A100/relocate node=pve2",
-            "POST /nodes/pve1/qemu/100/config delete=lock&skiplock=1",
-            "POST /cluster/config/nodes/pve2/confirm-off target=pve1",
-            "POST /nodes/pve2/startall vms=100%2C101&force=1",
-            "POST /nodes/pve2/stopall max-workers=2&timeout=60&force-stop=0",
-            "POST /nodes/pve2/suspendall",
-            "POST /nodes/pve2/migrateall target=pve1",
-        ]
-    );
-}
-
-#[tokio::test]
-async fn the_word_that_gives_up_a_majority_names_every_other_node() {
-    let mut present = json!({"epoch": "1", "quorate": 0, "node": "pve1", "others": ["pve2", "pve3"]});
-    let fake = Fake::new(&[("GET /cluster/config/expected", present.clone())]).await;
-    let unknown = fake.run(&["stead", "cluster", "expected", "1", "--off", "pve2", "--off", "pve3"]).await;
-    assert!(unknown.code != 0 && unknown.err.contains("fence process"), "{unknown:?}");
-    present["ends"] = json!([100]);
-    let change =
-        json!({"path": "storage.cfg", "user": "root@pam", "note": "add nfs", "at": 1_700_000_000_000_u64});
-    let aside = json!({"node": "pve2", "epoch": "1", "at": 1, "place": "conf.epoch-1", "changes": [change], "more": 3});
-    let fake = Fake::new(&[
-        ("GET /cluster/config/expected", present),
-        ("POST /cluster/config/expected", Value::Null),
-        ("POST /cluster/config/rejoin", Value::Null),
-        ("GET /cluster/config/aside", json!([aside])),
-        ("DELETE /cluster/config/aside/pve2", Value::Null),
-    ])
-    .await;
-    for words in [&["stead", "cluster", "expected", "1", "--off", "pve2"][..], &["pvecm", "expected", "1"]] {
-        let asked = fake.run(words).await;
-        assert!(asked.code != 0 && asked.err.contains("is off") && fake.changes().is_empty(), "{asked:?}");
-        assert!(asked.err.contains("give 'stead cluster expected 1 --off pve2 --off pve3'"), "{asked:?}");
-        assert!(asked.out.contains("These guests end here, and HA starts its own anew: 100"), "{asked:?}");
-    }
-    let asides = fake.run(&["stead", "cluster", "asides"]).await;
-    for said in ["pve2", "root@pam", "storage.cfg", "add nfs", "3 more of node 'pve2' are in 'conf.epoch-1'"]
-    {
-        assert!(asides.code == 0 && asides.out.contains(said), "{said}: {asides:?}");
-    }
-    for words in [
-        &["stead", "cluster", "expected", "1", "--off", "pve2", "--off", "pve3"][..],
-        &["stead", "cluster", "expected", "1", "--yes", "--off", "pve2", "--off", "pve3"],
-        &["stead", "cluster", "rejoin", "--yes", "--node", "pve2"],
-        &["stead", "cluster", "forget-aside", "pve2"],
-    ] {
-        let ended = fake.run(words).await;
-        assert_eq!(ended.code, 0, "{words:?}: {ended:?}");
-    }
-    let said = "POST /cluster/config/expected votes=1&off=pve2&off=pve3";
-    let rest = ["POST /cluster/config/rejoin node=pve2", "DELETE /cluster/config/aside/pve2"];
-    assert_eq!(fake.changes(), [[said, said], rest].concat());
-}
-
-#[tokio::test]
-async fn the_status_of_ha_and_of_the_cluster_end_with_the_outlook() {
-    let line = "this cluster survives the loss of any one node: yes";
-    let quorum = json!({"type": "quorum", "id": "quorum", "node": "pve1", "status": "OK", "survives": 1, "outlook": line});
-    let cluster = json!({"type": "cluster", "id": "cluster", "name": "prod", "quorate": 1, "version": 7, "outlook": line});
-    let fake = Fake::new(&[
-        ("GET /cluster/ha/status/current", json!([quorum])),
-        ("GET /cluster/status", json!([cluster])),
-        ("GET /cluster/ha/what-if", json!({"any-one": {"text": line}})),
-    ])
-    .await;
-    let before = fake.run(&["stead", "cluster", "status"]).await;
-    assert!(before.code == 0 && !before.out.contains("survives"), "it is not known yet: {before:?}");
-    for words in [
-        &["stead", "ha", "status"][..],
-        &["stead", "cluster", "status"],
-        &["stead", "ha", "what-if", "--node", "pve1", "--node", "pve2"],
-    ] {
-        let ended = fake.run(words).await;
-        assert_eq!((ended.code, ended.out.lines().last()), (0, Some(line)), "{ended:?}");
-    }
-    let json = fake.run(&["stead", "ha", "status", "-o", "json"]).await;
-    let shown: Value = serde_json::from_str(&json.out).unwrap();
-    assert_eq!(shown[0]["outlook"], line, "{json:?}");
 }
 
 #[tokio::test]
