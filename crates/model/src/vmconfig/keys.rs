@@ -318,15 +318,34 @@ pub fn accept<'k>(key: &'k str, value: &str) -> Result<(&'k str, String), KeyErr
     let Some((spec, _)) = lookup(stored) else {
         return KeyError::value(key, "there is no such option of a VM");
     };
-    let refuse = |refusal, why: &str| Err(KeyError { key: key.to_owned(), refusal, why: why.to_owned() });
-    if spec.support == Support::Internal {
-        return refuse(Refusal::Internal, "it is set by the system and cannot be changed");
-    }
+    refuse_internal(key, spec)?;
     let value = check::normal(spec, stored, value).map_err(|e| KeyError { key: key.to_owned(), ..e })?;
     if matches!(spec.support, Support::NotYet(except) if !except.contains(&value.as_str())) {
-        return refuse(Refusal::Unsupported, "not supported yet");
+        let why = "not supported yet".to_owned();
+        return Err(KeyError { key: key.to_owned(), refusal: Refusal::Unsupported, why });
     }
     Ok((stored, value))
+}
+
+/// Checks what a user takes out, and returns its name as it is stored. A lock can be: that is how it is forced open.
+///
+/// # Errors
+/// If the option is unknown or the system's own.
+pub fn removable(key: &str) -> Result<&str, KeyError> {
+    let stored = canonical_key(key)?;
+    if let Some((spec, _)) = lookup(stored).filter(|_| stored != "lock") {
+        refuse_internal(key, spec)?;
+    }
+    Ok(stored)
+}
+
+/// What the system keeps in a configuration is not for users to change.
+fn refuse_internal(key: &str, spec: &KeySpec) -> Result<(), KeyError> {
+    if spec.support != Support::Internal {
+        return Ok(());
+    }
+    let why = "it is set by the system and cannot be changed".to_owned();
+    Err(KeyError { key: key.to_owned(), refusal: Refusal::Internal, why })
 }
 
 #[cfg(test)]

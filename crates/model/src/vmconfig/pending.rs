@@ -1,7 +1,7 @@
 //! Changes of a VM's options: at once, or with its next start.
 
 use super::devices::as_disk;
-use super::keys::{KeyError, accept, canonical_key};
+use super::keys::{KeyError, accept, removable};
 use super::{Bus, Disk, DiskSource, VmConfig};
 use crate::{Vmid, VolumeId};
 
@@ -40,9 +40,9 @@ impl Change {
     /// What a user takes out. Options that do not work yet can be taken out.
     ///
     /// # Errors
-    /// If there is no such option.
+    /// If there is no such option, or it is the system's own.
     pub fn delete(key: &str, force: bool) -> Result<Self, KeyError> {
-        Ok(Self::Delete { key: canonical_key(key)?.to_owned(), force })
+        Ok(Self::Delete { key: removable(key)?.to_owned(), force })
     }
 
     /// If only the built-in administrator may make this change, since it reaches into the host itself: the end of the

@@ -218,6 +218,17 @@ fn what_reaches_into_the_host_is_for_root() {
 }
 
 #[test]
+fn what_the_system_keeps_cannot_be_taken_out() {
+    for key in ["meta", "parent", "vmstate", "snaptime", "runningmachine"] {
+        let refused = Change::delete(key, true).unwrap_err();
+        assert_eq!((refused.refusal, refused.key.as_str()), (Refusal::Internal, key));
+        assert_eq!(Change::set(key, "1").unwrap_err().refusal, Refusal::Internal, "{key}");
+    }
+    // Root forces a lock open so.
+    assert!(Change::delete("lock", false).is_ok());
+}
+
+#[test]
 fn an_empty_text_takes_the_option_out() {
     for (key, value) in [("description", "\n"), ("tags", ""), ("tags", " ,;")] {
         assert_eq!(Change::set(key, value), Change::delete(key, false), "{key}");
