@@ -1,10 +1,10 @@
-//! Locks whose task is dead.
+//! Locks whose task is dead, and what only the mutex of a guest prevents.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
 use stead_conf::Txn;
 use stead_driver::guest::RunState;
-use stead_model::{GuestKind, paths};
+use stead_model::{GuestKind, Ownership, paths};
 use stead_ops::guest::Asked;
 use stead_ops_testing::{Node, name, root, vmid};
 
@@ -66,4 +66,39 @@ async fn a_stopped_guest_is_unlocked_and_a_user_s_lock_stays() {
     node.commit(by_hand).await;
     node.ops.reconcile().await.unwrap();
     assert!(is_locked(&node));
+}
+
+/// The word of an earlier source that comes late.
+#[tokio::test]
+async fn a_copy_that_was_handed_over_is_continued_once() {
+    let node = locked().await;
+    let epoch = node.own(100).epoch;
+    node.machines.set_state("n1", vmid(100), RunState::Postmigrate);
+    node.ops.continue_incoming(vmid(100), epoch).await.unwrap();
+    assert_eq!(node.machines.state("n1", vmid(100)), Some(RunState::Running));
+    // Paused by its user, or sent on to another node.
+    for state in [RunState::Paused, RunState::Postmigrate] {
+        node.machines.set_state("n1", vmid(100), state);
+        node.ops.continue_incoming(vmid(100), epoch).await.unwrap();
+        assert_eq!(node.machines.state("n1", vmid(100)), Some(state));
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_is_being_sent_on_is_not_continued() {
+    let node = locked().await;
+    let own = node.own(100);
+    let sends = node.ops.guest_locks.lock(vmid(100)).await.unwrap();
+    node.machines.set_state("n1", vmid(100), RunState::Postmigrate);
+    let late = tokio::spawn({
+        let ops = node.ops.clone();
+        async move { ops.continue_incoming(vmid(100), own.epoch).await }
+    });
+    let gone = Ownership { owner: name("n2"), epoch: own.epoch.next(), ..own };
+    let txn = Txn::new("test").put(paths::ownership(vmid(100)), serde_json::to_vec(&gone).unwrap());
+    node.commit(txn).await;
+    drop(sends);
+    let refused = late.await.unwrap().unwrap_err().to_string();
+    assert!(refused.contains("was not handed over"), "{refused}");
+    assert_eq!(node.machines.state("n1", vmid(100)), Some(RunState::Postmigrate));
 }

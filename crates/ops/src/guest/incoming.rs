@@ -1,4 +1,7 @@
 //! Migration, seen from the target: a copy that waits, and runs only on the commit that makes it the owner's.
+//!
+//! It is continued once, under the guest's mutex. The source's word may come late: the guest may have been paused by its
+//! user since, or sent on to a third node, and a copy that was sent on must never run again.
 
 use crate::peers::call;
 use crate::{Ops, OpsError};
@@ -51,11 +54,19 @@ struct Move {
 /// The latest move of each guest to this node: who sends, and that one task at most follows it. What is over is kept
 /// until the next move of that guest, since its source may still ask.
 #[derive(Debug, Default)]
-pub struct Incomings(Mutex<BTreeMap<Vmid, Move>>);
+pub struct Incomings {
+    moves: Mutex<BTreeMap<Vmid, Move>>,
+    /// The latest copy of each guest that was continued here.
+    continued: Mutex<BTreeMap<Vmid, Epoch>>,
+}
 
 impl Incomings {
     fn all(&self) -> MutexGuard<'_, BTreeMap<Vmid, Move>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.moves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn continued(&self) -> MutexGuard<'_, BTreeMap<Vmid, Epoch>> {
+        self.continued.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a move; none if it is followed already.
@@ -234,8 +245,14 @@ impl Ops {
         call::<_, bool>(&*self.peers, &record.value, "guest/migrating", &vmid, limit).await.unwrap_or(true)
     }
 
-    /// Continues a copy whose hand-over is committed. Repeating it is no error.
+    /// Continues a copy whose hand-over is committed. Repeating it is no error, and does nothing.
     pub async fn continue_incoming(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
+        // Whoever sends it on holds the mutex, for as long as it is open whose it is.
+        let _lock = self.guest_locks.lock(vmid).await?;
+        let incoming = &self.guest_locks.incoming;
+        if incoming.continued().get(&vmid) == Some(&epoch) {
+            return Ok(());
+        }
         if self.fate_of(vmid, epoch)? != Fate::Ours {
             self.conf.barrier().await?;
         }
@@ -245,10 +262,11 @@ impl Ops {
         let guest = self.guest_at(vmid)?;
         self.await_received(vmid).await?;
         match self.running(vmid).await?.state {
-            RunState::Running => return Ok(()),
+            RunState::Running => {}
             _ if guest.own.value.armed => self.run_under_lease(vmid, epoch).await?,
             _ => self.guests.resume(vmid).await?,
         }
+        incoming.continued().insert(vmid, epoch);
         tracing::info!("guest {vmid} runs here under epoch {epoch}");
         self.flush.now().await;
         Ok(())

@@ -350,13 +350,15 @@ impl World {
     }
 
     fn continue_incoming(&mut self, node: usize, vmid: Vmid, epoch: Epoch) {
+        let late = self.plan.plant == Plant::ContinueLate;
+        // Whoever sends it on holds the guest's mutex.
+        let sent_on = self.nodes[node].daemon.as_ref().is_some_and(|d| d.moves.contains_key(&vmid));
         let Some(copy) = self.nodes[node].copies.get_mut(&vmid).filter(|c| c.epoch == epoch) else { return };
-        if copy.running && !copy.frozen {
-            let from = copy.incoming.take().map(|i| i.from);
-            if let Some(from) = from {
+        if (copy.running && !copy.frozen) || (copy.ran && !late) {
+            if let Some(from) = copy.incoming.take().map(|i| i.from) {
                 self.send(node, from, Msg::Runs { vmid, epoch });
             }
-        } else if copy.received {
+        } else if copy.received && (!sent_on || late) {
             self.ask_fenced(node, Call::Run { vmid, epoch, task: None });
         }
     }

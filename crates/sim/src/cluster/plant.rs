@@ -64,11 +64,13 @@ pub enum Plant {
     UnmarkUnshortened,
     /// A node enters again without naming the records of the guests whose copies it keeps.
     KeptUnnamed,
+    /// A copy whose hand-over was committed is continued whenever that is said again, though it may have been sent on.
+    ContinueLate,
 }
 
 impl Plant {
     /// All mistakes.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::SilenceIsLoss,
         Self::LeaseFromAnswer,
         Self::UnconfirmedGrant,
@@ -96,6 +98,7 @@ impl Plant {
         Self::UnmarkUnshortened,
         Self::HangIsEnd,
         Self::KeptUnnamed,
+        Self::ContinueLate,
     ];
 
     /// Its name on the command line.
@@ -115,7 +118,7 @@ impl Plant {
 
     /// How it is searched for: where only safety is at stake, nothing else is looked at.
     pub fn plan(self, plan: Plan) -> Plan {
-        let heals = matches!(self, Self::None | Self::NobodyEnters);
+        let heals = matches!(self, Self::None | Self::NobodyEnters | Self::ContinueLate);
         Plan { plant: self, healing: if heals { plan.healing } else { Duration::ZERO }, ..plan }
     }
 
@@ -176,6 +179,9 @@ impl Plant {
             }
             Self::KeptUnnamed => {
                 ("kept-unnamed", "a node enters although a guest that it keeps was recovered meanwhile")
+            }
+            Self::ContinueLate => {
+                ("continue-late", "a copy that was handed over is continued again, though it was sent on")
             }
             Self::UnmarkUnshortened => {
                 ("unmark-unshortened", "the mark of a restart lease goes while the lease is still alive")

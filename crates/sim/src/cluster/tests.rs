@@ -78,6 +78,7 @@ fn every_planted_mistake_is_found() {
         (Plant::UnmarkUnshortened, 760, &SAFETY),
         (Plant::HangIsEnd, 145, &SAFETY),
         (Plant::KeptUnnamed, 7240, &SAFETY),
+        (Plant::ContinueLate, 352_570, &SAFETY),
     ] {
         let found = find(first, 10_000, plant.plan(Plan::default())).found;
         let found = found.unwrap_or_else(|| panic!("{plant:?} was not found"));
