@@ -33,6 +33,8 @@ ipmi_sim|openipmi|service processors for fence devices
 ipmitool|ipmitool|fence devices that speak IPMI
 openssl|openssl|certificates of emulated devices
 fence_ipmilan|fence-agents|programs that speak to fence devices
+qemu-ga|qemu-guest-agent|the agent in a test guest
+mkfs.ext4|e2fsprogs|a file system in a test guest
 swtpm|swtpm|trusted platform modules beside guests
 faketime|faketime|nodes whose clocks are wrong
 '
@@ -114,7 +116,7 @@ add_backports() {
 qemu=()
 rest=()
 for p in "${packages[@]}"; do
-    case $p in qemu-*) qemu+=("$p") ;; *) rest+=("$p") ;; esac
+    case $p in qemu-system-x86 | qemu-utils) qemu+=("$p") ;; *) rest+=("$p") ;; esac
 done
 if [ ${#rest[@]} -gt 0 ]; then
     "${root[@]}" apt-get install -y -qq --no-install-recommends "${rest[@]}"

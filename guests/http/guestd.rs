@@ -6,6 +6,9 @@
 //! button is pressed. The standard library is all that it uses; it is linked statically.
 //!
 //! The data disk is the first one that has neither our system on it nor anything else: blank or written by us.
+//!
+//! Where QEMU's guest agent lies beside it, that runs as soon as its port is there, and a disk with an ext4 file system is
+//! mounted: a line is written to its file `log` with each tick, so that a freeze of the file systems shows.
 
 mod record;
 
@@ -26,6 +29,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const TICK: Duration = Duration::from_millis(100);
 /// `O_DIRECT | O_DSYNC` on x86-64: what a write acknowledges is on the disk.
 const DIRECT: i32 = 0o40000 | 0o10000;
+
+/// QEMU's guest agent, in the images that have it.
+const AGENT: &str = "/bin/qemu-ga";
 
 /// `finit_module` on x86-64.
 const FINIT_MODULE: c_long = 313;
@@ -71,6 +77,10 @@ fn main() -> io::Result<()> {
         disk: Mutex::new(String::from("none")),
     });
     let listener = TcpListener::bind(("0.0.0.0", 80))?;
+    if std::path::Path::new(AGENT).exists() {
+        thread::spawn(run_agent);
+        thread::spawn(write_log);
+    }
     for work in [print_ticks as fn(&State), write_disk, watch_power_button] {
         let state = Arc::clone(&state);
         thread::spawn(move || work(&state));
@@ -208,6 +218,11 @@ fn write_record(disk: &File, sector: u64, record: Record) -> io::Result<()> {
     disk.write_all_at(&buf.0, sector * SECTOR as u64)
 }
 
+/// Whether ext4's magic number stands where it should.
+fn has_file_system(disk: &File) -> bool {
+    read_sector(disk, 2).is_ok_and(|s| s[0x38..0x3a] == [0x53, 0xef])
+}
+
 /// The data disk and its size in bytes, once there is one.
 fn find_disk() -> Option<(String, File, u64)> {
     let mut names: Vec<String> = std::fs::read_dir("/sys/block")
@@ -224,6 +239,9 @@ fn find_disk() -> Option<(String, File, u64)> {
         else {
             continue;
         };
+        if has_file_system(&file) {
+            continue;
+        }
         let Ok(first) = read_sector(&file, 0) else { continue };
         let ours = Record::from_sector(&first).is_some_and(|r| r.kind == DISK);
         if (ours || first.iter().all(|b| *b == 0)) && record::lanes(bytes) > 0 {
@@ -333,6 +351,55 @@ impl<'a> Writer<'a> {
 
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+/// Runs the agent on its port, again whenever it ends.
+fn run_agent() {
+    loop {
+        if let Some(port) = agent_port() {
+            let _ = Command::new(AGENT).args(["-m", "virtio-serial", "-t", "/run", "-p"]).arg(port).status();
+        }
+        thread::sleep(TICK);
+    }
+}
+
+/// The device of the port that is named as the agent's.
+fn agent_port() -> Option<String> {
+    let ports = std::fs::read_dir("/sys/class/virtio-ports").ok()?.flatten();
+    let is_its = |port: &std::fs::DirEntry| {
+        std::fs::read_to_string(port.path().join("name")).is_ok_and(|n| n.trim() == "org.qemu.guest_agent.0")
+    };
+    let port = ports.into_iter().find(is_its)?;
+    Some(format!("/dev/{}", port.file_name().to_string_lossy()))
+}
+
+/// Mounts the disk with a file system, once there is one, and writes to it for ever.
+fn write_log() {
+    let mut log = loop {
+        if let Some(log) = mount_disk().and_then(|()| File::create("/mnt/log").ok()) {
+            break log;
+        }
+        thread::sleep(TICK);
+    };
+    for n in 0u64.. {
+        let _ = writeln!(log, "{n}").and_then(|()| log.sync_data());
+        thread::sleep(TICK);
+    }
+}
+
+fn mount_disk() -> Option<()> {
+    let disks = std::fs::read_dir("/sys/block").ok()?.flatten();
+    for disk in disks {
+        let device = format!("/dev/{}", disk.file_name().to_string_lossy());
+        if File::open(&device).is_ok_and(|f| has_file_system(&f)) {
+            let device = std::ffi::CString::new(device).ok()?;
+            // SAFETY: all are texts that end with a zero byte; no data goes with them.
+            let done =
+                unsafe { mount(device.as_ptr(), c"/mnt".as_ptr(), c"ext4".as_ptr(), 0, std::ptr::null()) };
+            return (done == 0).then_some(());
+        }
+    }
+    None
 }
 
 /// Waits for the power button (ACPI's shutdown request) and switches off.

@@ -3,6 +3,8 @@
 
 use super::bench::{Bench, Cgroup, D, L, Qemu, W, allowance, cgroups};
 use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -403,6 +405,84 @@ fn with_a_tpm_beside_it() {
         assert_eq!(case.qemu.status(), "running");
         assert!(case.helpers[0].try_wait().unwrap().is_none(), "the TPM has ended");
     }
+}
+
+/// What the guest's agent answers. The lease goes on while it is waited for.
+fn ask(bench: &mut Bench, agent: &mut BufReader<UnixStream>, command: &str) -> Value {
+    writeln!(agent.get_mut(), "{}", json!({ "execute": command })).unwrap();
+    let limit = Instant::now() + Duration::from_secs(60);
+    let mut line = String::new();
+    while !line.ends_with('\n') {
+        assert!(Instant::now() < limit, "the agent does not answer {command}");
+        bench.lease(LEASE);
+        if let Err(e) = agent.read_line(&mut line) {
+            assert_eq!(e.kind(), std::io::ErrorKind::WouldBlock, "{e}");
+        }
+    }
+    let answer: Value = serde_json::from_str(&line).unwrap();
+    assert!(answer.get("error").is_none(), "{command}: {answer}");
+    answer["return"].clone()
+}
+
+/// A Linux whose agent has frozen its file systems, as a backup begins: it is held like any other, and when it may run again its
+/// agent still knows, and thaws them.
+#[test]
+fn with_file_systems_that_its_agent_has_frozen() {
+    let there = |program: &str| {
+        ["/usr/sbin", "/usr/bin", "/sbin"].iter().any(|dir| Path::new(dir).join(program).exists())
+    };
+    if !allowance(there("qemu-ga") && there("mkfs.ext4"), "qemu-guest-agent and e2fsprogs") {
+        return;
+    }
+    let image = stead_testbed::guest::image::agent_guest(&|what| eprintln!("{what}")).unwrap();
+    let Some(mut bench) = Bench::start("none") else { return };
+    let (disk, socket) = (bench.dir.path().join("guest.disk"), bench.dir.path().join("agent"));
+    let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&disk).arg("16M").status();
+    assert!(made.unwrap().success());
+    let drive = |name: &str, file: &Path, read_only: &str| {
+        let file = file.display();
+        let block = format!(
+            "driver=raw,node-name={name},read-only={read_only},file.driver=file,file.filename={file}"
+        );
+        ["-blockdev".to_owned(), block, "-device".to_owned(), format!("virtio-blk-pci,drive={name}")]
+    };
+    let port = format!("socket,id=agent,server=on,wait=off,path={}", socket.display());
+    let agent = ["-m", "256", "-chardev", &port, "-device", "virtio-serial-pci", "-device"];
+    let agent = agent.into_iter().chain(["virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]);
+    let drives = [drive("system", &image, "on"), drive("data", &disk, "off")].concat();
+    let args: Vec<&str> = agent.chain(drives.iter().map(String::as_str)).collect();
+    let qemu = bench.guest_with(100, None, &args);
+    bench.lease(LEASE);
+    bench.run(100, 3).unwrap();
+    let stream = UnixStream::connect(&socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let mut agent = BufReader::new(stream);
+    ask(&mut bench, &mut agent, "guest-ping");
+    let blank = std::fs::read(&disk).unwrap();
+    until("its file system is written", || {
+        bench.lease(LEASE);
+        std::fs::read(&disk).unwrap() != blank
+    });
+
+    assert_eq!(ask(&mut bench, &mut agent, "guest-fsfreeze-freeze"), 1);
+    assert_eq!(
+        changed(bench.dir.path()),
+        Vec::<PathBuf>::new(),
+        "written though its file systems are frozen"
+    );
+    let mut case = Case { bench, qemu, helpers: vec![] };
+    case.bench.wait_for(100, Hold::Held, LEASE + D);
+
+    case.bench.lease(LEASE);
+    case.bench.run(100, 3).unwrap();
+    assert_eq!(ask(&mut case.bench, &mut agent, "guest-fsfreeze-status"), "frozen");
+    assert_eq!(ask(&mut case.bench, &mut agent, "guest-fsfreeze-thaw"), 1);
+    let frozen = std::fs::read(&disk).unwrap();
+    until("it writes again", || {
+        case.bench.lease(LEASE);
+        std::fs::read(&disk).unwrap() != frozen
+    });
+    case.ends_held();
 }
 
 /// A storage server that can hang.

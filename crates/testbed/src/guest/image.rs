@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const LOADER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/boot.bin"));
 const GUESTD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guestd"));
@@ -45,10 +46,31 @@ pub(super) fn locked_cache() -> Result<(PathBuf, File)> {
 
 /// The image's path, made first if need be. Any number of processes may ask at once.
 pub fn http_guest(progress: &dyn Fn(&str)) -> Result<PathBuf> {
+    kept("http", kernel::OF_A_GUEST, &[], progress)
+}
+
+/// As [`http_guest`], with QEMU's guest agent in it, which this machine has installed. A disk with an ext4 file system is
+/// mounted, and its file `log` grows by a line each 100 ms.
+pub fn agent_guest(progress: &dyn Fn(&str)) -> Result<PathBuf> {
+    let found = ["/usr/sbin/qemu-ga", "/usr/bin/qemu-ga"].map(Path::new).into_iter().find(|p| p.exists());
+    let agent = found.context("there is no qemu-ga here (Debian's package qemu-guest-agent, `make deps`)")?;
+    let mut files = program_files(agent)?;
+    files[0].0 = "bin/qemu-ga".to_owned();
+    let modules: Vec<&str> = kernel::OF_A_GUEST.iter().chain(kernel::OF_AN_AGENT).copied().collect();
+    kept("agent", &modules, &files, progress)
+}
+
+/// The kept image of this content.
+fn kept(
+    name: &str,
+    modules: &[&str],
+    files: &[(String, Vec<u8>)],
+    progress: &dyn Fn(&str),
+) -> Result<PathBuf> {
     let (cache, _lock) = locked_cache()?;
-    let parts = kernel::parts(&cache, kernel::OF_A_GUEST, progress)?;
-    let image = build(&parts)?;
-    let path = cache.join(format!("http-{:016x}.raw", super::disklog::record::checksum(&image)));
+    let parts = kernel::parts(&cache, modules, progress)?;
+    let image = build(&parts, files)?;
+    let path = cache.join(format!("{name}-{:016x}.raw", super::disklog::record::checksum(&image)));
     if !path.exists() {
         let part = path.with_extension("part");
         fs::write(&part, &image).with_context(|| format!("writing {}", part.display()))?;
@@ -57,11 +79,24 @@ pub fn http_guest(progress: &dyn Fn(&str)) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// A program and what it is linked with, its loader included, as files of a RAM disk.
+pub(super) fn program_files(program: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let out = Command::new("ldd").arg(program).output().context("running ldd")?;
+    ensure!(out.status.success(), "ldd {} failed", program.display());
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let libraries = text.split_whitespace().filter(|word| word.starts_with('/')).map(Path::new);
+    let files = [program].into_iter().chain(libraries).map(|path| {
+        let content = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        Ok((path.strip_prefix("/").unwrap_or(path).display().to_string(), content))
+    });
+    files.collect()
+}
+
 /// Lays loader, kernel and RAM disk out on a disk.
-fn build(parts: &Parts) -> Result<Vec<u8>> {
+fn build(parts: &Parts, files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     let kernel = &parts.kernel;
     ensure!(kernel.len() > 0x264 && kernel[0x202..0x206] == *b"HdrS", "the guest's kernel is not a bzImage");
-    let initrd = initrd(parts);
+    let initrd = initrd(parts, files);
     let setup_sectors = match kernel[0x1f1] {
         0 => 5,
         n => usize::from(n) + 1,
@@ -103,15 +138,16 @@ fn build(parts: &Parts) -> Result<Vec<u8>> {
 }
 
 /// The initial RAM disk, not compressed: reading a little more costs less than unpacking under emulation.
-fn initrd(parts: &Parts) -> Vec<u8> {
+fn initrd(parts: &Parts, files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut cpio = Cpio::default();
-    for dir in ["bin", "dev", "proc", "sys", "modules"] {
+    for dir in ["bin", "dev", "mnt", "proc", "run", "sys", "modules"] {
         cpio.add(dir, 0o040_755, &[]);
     }
     cpio.add("udhcpc", 0o100_755, UDHCPC);
     cpio.add("init", 0o100_755, GUESTD);
     cpio.add("bin/busybox", 0o100_755, &parts.busybox);
     cpio.add_modules(&parts.modules);
+    cpio.add_programs(files);
     cpio.finish()
 }
 
@@ -138,6 +174,16 @@ impl Cpio {
         self.pad();
         self.bytes.extend_from_slice(content);
         self.pad();
+    }
+
+    /// Programs and libraries, with the folders that they lie in.
+    pub(super) fn add_programs(&mut self, files: &[(String, Vec<u8>)]) {
+        for (name, content) in files {
+            for (slash, _) in name.match_indices('/') {
+                self.add(&name[..slash], 0o040_755, &[]);
+            }
+            self.add(name, 0o100_755, content);
+        }
     }
 
     /// Modules in the folder of that name, with the order in which they are inserted.
@@ -184,7 +230,7 @@ mod tests {
         kernel[0x260..0x264].copy_from_slice(&0x0300_0001u32.to_le_bytes());
         kernel[0x22c..0x230].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
         kernel[4 * SECTOR] = 0xab;
-        let image = build(&Parts { kernel, modules: vec![], busybox: b"box".to_vec() }).unwrap();
+        let image = build(&Parts { kernel, modules: vec![], busybox: b"box".to_vec() }, &[]).unwrap();
         let word = |n: usize| {
             let at = 12 + 4 * n;
             u32::from_le_bytes(image[at..at + 4].try_into().unwrap()) as usize

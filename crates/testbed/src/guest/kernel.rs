@@ -30,6 +30,9 @@ pub const OF_A_GUEST: &[&str] = &[
     "virtio_rng",
 ];
 
+/// What QEMU's guest agent needs beside that: its port, and a file system that it can freeze.
+pub const OF_AN_AGENT: &[&str] = &["virtio_console", "ext4"];
+
 /// The parts that an image is made of.
 #[derive(Debug)]
 pub struct Parts {

@@ -65,17 +65,9 @@ impl Machine {
         cpio.add("init", 0o100_755, INIT);
         cpio.add("bin/busybox", 0o100_755, &parts.busybox);
         cpio.add_modules(&parts.modules);
-        let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
-        cpio.add("stead-fenced", 0o100_755, &read(fenced)?);
-        for library in libraries(fenced)? {
-            let mut folder = String::new();
-            let name = library.strip_prefix('/').context("a library's path begins with no '/'")?;
-            for part in name.split('/').take(name.split('/').count() - 1) {
-                folder = if folder.is_empty() { part.to_owned() } else { format!("{folder}/{part}") };
-                cpio.add(&folder, 0o040_755, &[]);
-            }
-            cpio.add(name, 0o100_755, &read(Path::new(&library))?);
-        }
+        let mut files = image::program_files(fenced)?;
+        files[0].0 = "stead-fenced".to_owned();
+        cpio.add_programs(&files);
         let (kernel, initrd) = (dir.join("kernel"), dir.join("initrd"));
         fs::write(&kernel, &parts.kernel)?;
         fs::write(&initrd, cpio.finish())?;
@@ -161,12 +153,4 @@ fn listen(lines: &Receiver<(Instant, String)>, until: Instant) -> Result<Story> 
             }
         }
     }
-}
-
-/// What a program is linked with, its loader included.
-fn libraries(program: &Path) -> Result<Vec<String>> {
-    let out = Command::new("ldd").arg(program).output().context("running ldd")?;
-    ensure!(out.status.success(), "ldd {} failed", program.display());
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    Ok(text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect())
 }
