@@ -41,7 +41,7 @@ check: ## lints, unit, property and simulation tests (3 minutes warm)
 	@scripts/versions.sh
 	@scripts/test.sh check
 
-test-e2e: ## real clusters, real guests, real faults (12 minutes)
+test-e2e: ## real clusters, real guests, real faults (20 minutes)
 	@scripts/versions.sh
 	@scripts/test.sh e2e
 

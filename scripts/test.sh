@@ -3,7 +3,7 @@
 #
 #   tier      what                                                  budget, warm
 #   check     lints, unit, property and simulation tests            180 s
-#   e2e       real clusters, real guests, real faults               1200 s
+#   e2e       real clusters, real guests, real faults               1500 s
 #   clients   unmodified Proxmox VE clients                         240 s
 #   console   the console in Chromium                               240 s
 #
@@ -87,7 +87,7 @@ run_console() { nextest console; }
 budget_of() {
     case $1 in
     check) say "${STEAD_CHECK_BUDGET:-180}" ;;
-    e2e) say 1200 ;;
+    e2e) say 1500 ;;
     clients | console) say 240 ;;
     *) die "there is no tier '$1'" ;;
     esac
