@@ -89,7 +89,7 @@ impl Rpc {
             "guest/abort" => {
                 let request: ContinueRequest = take(call, body)?;
                 ops.check_source(from, request.vmid, request.epoch)?;
-                ops.end_incoming(request.vmid, request.epoch).await?;
+                ops.abort_incoming(request.vmid, request.epoch, request.attempt).await?;
                 Ok(Value::Null)
             }
             ACT_CALL => give(call, &ops.act_for(&take(call, body)?).await?),

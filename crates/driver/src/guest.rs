@@ -69,7 +69,9 @@ pub enum RunState {
     Running,
     /// Paused, by its user or by the fence process.
     Paused,
-    /// Its state was migrated away, or received and not continued.
+    /// It has received a migration and was never continued since.
+    Received,
+    /// Its state was migrated away.
     Postmigrate,
     /// Switched itself off or panicked; the process is still there.
     Shutdown,

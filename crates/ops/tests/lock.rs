@@ -73,23 +73,25 @@ async fn a_stopped_guest_is_unlocked_and_a_user_s_lock_stays() {
 async fn a_copy_that_was_handed_over_is_continued_once() {
     let node = locked().await;
     let epoch = node.own(100).epoch;
-    node.machines.set_state("n1", vmid(100), RunState::Postmigrate);
+    node.machines.set_state("n1", vmid(100), RunState::Received);
     node.ops.continue_incoming(vmid(100), epoch).await.unwrap();
     assert_eq!(node.machines.state("n1", vmid(100)), Some(RunState::Running));
+    node.ops.continue_incoming(vmid(100), epoch).await.unwrap();
     // Paused by its user, or sent on to another node.
     for state in [RunState::Paused, RunState::Postmigrate] {
         node.machines.set_state("n1", vmid(100), state);
-        node.ops.continue_incoming(vmid(100), epoch).await.unwrap();
+        let refused = node.ops.continue_incoming(vmid(100), epoch).await.unwrap_err().to_string();
+        assert!(refused.contains("only a copy that has never run here"), "{refused}");
         assert_eq!(node.machines.state("n1", vmid(100)), Some(state));
     }
 }
 
 #[tokio::test]
-async fn a_copy_that_is_being_sent_on_is_not_continued() {
+async fn a_copy_is_not_continued_while_its_mutex_is_held() {
     let node = locked().await;
     let own = node.own(100);
     let sends = node.ops.guest_locks.lock(vmid(100)).await.unwrap();
-    node.machines.set_state("n1", vmid(100), RunState::Postmigrate);
+    node.machines.set_state("n1", vmid(100), RunState::Received);
     let late = tokio::spawn({
         let ops = node.ops.clone();
         async move { ops.continue_incoming(vmid(100), own.epoch).await }
@@ -100,5 +102,5 @@ async fn a_copy_that_is_being_sent_on_is_not_continued() {
     drop(sends);
     let refused = late.await.unwrap().unwrap_err().to_string();
     assert!(refused.contains("was not handed over"), "{refused}");
-    assert_eq!(node.machines.state("n1", vmid(100)), Some(RunState::Postmigrate));
+    assert_eq!(node.machines.state("n1", vmid(100)), Some(RunState::Received));
 }

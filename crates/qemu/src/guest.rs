@@ -325,7 +325,7 @@ fn run_state(status: &str, waits: bool) -> RunState {
         "prelaunch" => RunState::Prelaunch,
         "inmigrate" => RunState::Inmigrate,
         "postmigrate" => RunState::Postmigrate,
-        "paused" if waits => RunState::Postmigrate,
+        "paused" if waits => RunState::Received,
         "paused" | "finish-migrate" | "save-vm" | "restore-vm" | "io-error" | "watchdog" | "debug"
         | "colo" => RunState::Paused,
         "shutdown" | "guest-panicked" | "internal-error" => RunState::Shutdown,
@@ -338,8 +338,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_received_guest_counts_as_migrated_until_it_runs() {
-        assert_eq!(run_state("paused", true), RunState::Postmigrate);
+    fn a_received_guest_is_no_paused_one_until_it_runs() {
+        assert_eq!(run_state("paused", true), RunState::Received);
         assert_eq!(run_state("paused", false), RunState::Paused);
         assert_eq!(run_state("inmigrate", true), RunState::Inmigrate);
         assert_eq!(run_state("something new", false), RunState::Unresponsive);

@@ -82,7 +82,7 @@ impl FakeGuests {
                     }
                     left = left.saturating_sub(n as u64);
                 }
-                me.enter(vmid, RunState::Postmigrate);
+                me.enter(vmid, RunState::Received);
                 stream.write_all(b"1").await
             };
             if taken.await.is_err() {

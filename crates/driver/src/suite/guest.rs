@@ -338,7 +338,7 @@ async fn received(driver: &dyn GuestDriver) {
         }
     };
     tokio::time::timeout(LIMIT, wait).await.expect("the copy does not take its state");
-    in_state(driver, RunState::Postmigrate).await;
+    in_state(driver, RunState::Received).await;
 }
 
 const SLOW: Option<u64> = Some(20_000);

@@ -1,7 +1,8 @@
 //! Migration, seen from the target: a copy that waits, and runs only on the commit that makes it the owner's.
 //!
-//! It is continued once, under the guest's mutex. The source's word may come late: the guest may have been paused by its
-//! user since, or sent on to a third node, and a copy that was sent on must never run again.
+//! It is continued under the guest's mutex, and only while it has never run here, which its driver keeps on disk. The source's word
+//! may come late: the guest may have been paused by its user since, or sent on to a third node, and a copy that was sent on must
+//! never run again unless its hand-over was taken back. For the same reason a word to end a copy names the attempt that made it.
 
 use crate::peers::call;
 use crate::{Ops, OpsError};
@@ -31,6 +32,9 @@ pub struct IncomingRequest {
     pub incoming: Incoming,
     /// HA maintains it: the fence process must know it before it is executed.
     pub ha: bool,
+    /// Names this attempt: each under the same ownership makes a copy of the same epoch.
+    #[serde(default)]
+    pub attempt: u64,
 }
 
 /// Names a copy.
@@ -40,6 +44,9 @@ pub struct ContinueRequest {
     pub vmid: Vmid,
     /// The ownership that the hand-over commits.
     pub epoch: Epoch,
+    /// Whose copy it is, as the source has named it.
+    #[serde(default)]
+    pub attempt: u64,
 }
 
 /// A move to this node that was announced.
@@ -47,6 +54,8 @@ pub struct ContinueRequest {
 struct Move {
     epoch: Epoch,
     source: NodeName,
+    /// As the source has named it; none if this daemon has not heard it.
+    attempt: Option<u64>,
     /// Somebody watches the record for it.
     followed: bool,
 }
@@ -54,29 +63,36 @@ struct Move {
 /// The latest move of each guest to this node: who sends, and that one task at most follows it. What is over is kept
 /// until the next move of that guest, since its source may still ask.
 #[derive(Debug, Default)]
-pub struct Incomings {
-    moves: Mutex<BTreeMap<Vmid, Move>>,
-    /// The latest copy of each guest that was continued here.
-    continued: Mutex<BTreeMap<Vmid, Epoch>>,
-}
+pub struct Incomings(Mutex<BTreeMap<Vmid, Move>>);
 
 impl Incomings {
     fn all(&self) -> MutexGuard<'_, BTreeMap<Vmid, Move>> {
-        self.moves.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn continued(&self) -> MutexGuard<'_, BTreeMap<Vmid, Epoch>> {
-        self.continued.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes a move that its source has announced.
+    fn announce(&self, vmid: Vmid, epoch: Epoch, source: &NodeName, attempt: u64) {
+        let mut all = self.all();
+        let followed = all.get(&vmid).is_some_and(|m| m.epoch == epoch && m.followed);
+        all.insert(vmid, Move { epoch, source: source.clone(), attempt: Some(attempt), followed });
     }
 
     /// Notes a move; none if it is followed already.
     fn follow(&self, vmid: Vmid, epoch: Epoch, source: &NodeName) -> Option<Following<'_>> {
         let mut all = self.all();
-        if all.get(&vmid).is_some_and(|m| m.epoch == epoch && m.followed) {
+        let known = all.get(&vmid).filter(|m| m.epoch == epoch);
+        if known.is_some_and(|m| m.followed) {
             return None;
         }
-        all.insert(vmid, Move { epoch, source: source.clone(), followed: true });
+        let attempt = known.and_then(|m| m.attempt);
+        all.insert(vmid, Move { epoch, source: source.clone(), attempt, followed: true });
         Some(Following { all: self, vmid, epoch })
+    }
+
+    /// Whether a word about an attempt is about the latest one; where this daemon has heard of none, it may be.
+    fn is_latest(&self, vmid: Vmid, epoch: Epoch, attempt: u64) -> bool {
+        let known = self.all().get(&vmid).filter(|m| m.epoch == epoch).and_then(|m| m.attempt);
+        known.is_none_or(|latest| latest == attempt)
     }
 
     /// Who sends a guest under that epoch.
@@ -149,6 +165,7 @@ impl Ops {
                 self.me.name
             )));
         }
+        self.guest_locks.incoming.announce(rq.vmid, rq.epoch, &rq.source, rq.attempt);
         guest.config.value = rq.config;
         guest.own.value.epoch = rq.epoch;
         let launch = self.launch_spec(&guest, Some(rq.incoming)).await?;
@@ -204,7 +221,12 @@ impl Ops {
         let path = paths::ownership(vmid);
         loop {
             match self.fate_of(vmid, epoch)? {
-                Fate::Ours => return self.continue_incoming(vmid, epoch).await,
+                Fate::Ours => match self.continue_incoming(vmid, epoch).await {
+                    Ok(()) => return Ok(()),
+                    Err(e) => tracing::warn!(
+                        "guest {vmid}: incoming copy of epoch {epoch} is not continued yet: {e}"
+                    ),
+                },
                 Fate::Never => return self.end_incoming(vmid, epoch).await,
                 Fate::Wait => {}
             }
@@ -222,10 +244,11 @@ impl Ops {
             if tokio::time::timeout(ASK_SOURCE, changed).await.is_err()
                 && !self.source_still_sends(vmid, source).await
             {
-                // It has given up: the record, read as new as can be, decides.
-                self.conf.barrier().await?;
-                if self.fate_of(vmid, epoch)? == Fate::Wait {
-                    return self.end_incoming(vmid, epoch).await;
+                // It has given up: the record decides.
+                match self.end_incoming(vmid, epoch).await {
+                    Ok(()) => return Ok(()),
+                    // Its own after all, or nobody can tell now.
+                    Err(e) => tracing::debug!("guest {vmid}: incoming copy of epoch {epoch} is kept: {e}"),
                 }
             }
         }
@@ -245,30 +268,42 @@ impl Ops {
         call::<_, bool>(&*self.peers, &record.value, "guest/migrating", &vmid, limit).await.unwrap_or(true)
     }
 
-    /// Continues a copy whose hand-over is committed. Repeating it is no error, and does nothing.
+    /// Continues a copy whose hand-over is committed. Repeating it is no error, and does nothing to a guest that has run here.
     pub async fn continue_incoming(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
-        // Whoever sends it on holds the mutex, for as long as it is open whose it is.
-        let _lock = self.guest_locks.lock(vmid).await?;
-        let incoming = &self.guest_locks.incoming;
-        if incoming.continued().get(&vmid) == Some(&epoch) {
-            return Ok(());
-        }
         if self.fate_of(vmid, epoch)? != Fate::Ours {
             self.conf.barrier().await?;
         }
+        self.await_received(vmid).await?;
+        // Whoever sends it on holds the mutex, for as long as it is open whose it is.
+        let _lock = self.guest_locks.lock(vmid).await?;
         if self.fate_of(vmid, epoch)? != Fate::Ours {
             return Err(OpsError::failed(format!("guest {vmid} was not handed over under epoch {epoch}")));
         }
         let guest = self.guest_at(vmid)?;
-        self.await_received(vmid).await?;
-        match self.running(vmid).await?.state {
-            RunState::Running => {}
-            _ if guest.own.value.armed => self.run_under_lease(vmid, epoch).await?,
-            _ => self.guests.resume(vmid).await?,
+        let process = self.running(vmid).await?;
+        if process.epoch != epoch {
+            return Err(OpsError::failed(format!("VM {vmid} runs under epoch {}", process.epoch)));
         }
-        incoming.continued().insert(vmid, epoch);
+        match process.state {
+            RunState::Running => return Ok(()),
+            RunState::Received if guest.own.value.armed => self.run_under_lease(vmid, epoch).await?,
+            RunState::Received => self.guests.resume(vmid).await?,
+            other => {
+                return Err(OpsError::failed(format!(
+                    "VM {vmid} is {other:?}: only a copy that has never run here is continued"
+                )));
+            }
+        }
         tracing::info!("guest {vmid} runs here under epoch {epoch}");
         self.flush.now().await;
+        Ok(())
+    }
+
+    /// The source gives an attempt up. What it says of an earlier one comes too late to matter.
+    pub async fn abort_incoming(&self, vmid: Vmid, epoch: Epoch, attempt: u64) -> Result<(), OpsError> {
+        if self.guest_locks.incoming.is_latest(vmid, epoch, attempt) {
+            return self.end_incoming(vmid, epoch).await;
+        }
         Ok(())
     }
 
@@ -286,8 +321,13 @@ impl Ops {
             .map_err(|_| OpsError::failed(format!("VM {vmid} has not received all of its state")))
     }
 
-    /// Ends a copy that never ran.
+    /// Ends a copy that never ran. That it still waits is read as new as any commit before: the word of a source may come late,
+    /// when a later move of the same guest has been handed over.
     pub async fn end_incoming(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
+        let _lock = self.guest_locks.lock(vmid).await?;
+        if self.fate_of(vmid, epoch)? == Fate::Wait {
+            self.conf.barrier().await?;
+        }
         if self.fate_of(vmid, epoch)? == Fate::Ours {
             return Err(OpsError::failed(format!("guest {vmid} is this node's: its copy is not ended")));
         }

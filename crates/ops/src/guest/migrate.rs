@@ -1,6 +1,7 @@
 //! Migration, seen from the source: carries out the commands of [`stead_guest::migration`].
 
 use super::Asked;
+use super::incoming::{ContinueRequest, IncomingRequest};
 use crate::peers::{PeerError, call};
 use crate::status::StorageReport;
 use crate::store::{self, GuestAt};
@@ -82,6 +83,8 @@ struct Source<'a> {
     target_revision: stead_conf::Revision,
     bytes_per_second: Option<u64>,
     ha: bool,
+    /// Names this attempt to the target.
+    attempt: u64,
 }
 
 impl Ops {
@@ -246,6 +249,7 @@ impl Ops {
             target_revision: target.revision,
             bytes_per_second: limit,
             ha,
+            attempt: rand::random(),
         };
         if live { source.live().await } else { source.offline().await }
     }
@@ -305,13 +309,14 @@ impl Source<'_> {
             Ok(p) => p,
             Err(e) => return Event::Failed(e.to_string()),
         };
-        let request = super::incoming::IncomingRequest {
+        let request = IncomingRequest {
             vmid: self.vmid(),
             epoch,
             source: self.ops.me.name.clone(),
             config: self.guest.config.value.clone(),
             incoming: Incoming { machine: process.machine, accel: process.accel },
             ha: self.ha,
+            attempt: self.attempt,
         };
         let prepared = call::<_, ()>(&*self.ops.peers, &self.target, "guest/incoming", &request, PREPARE);
         let prepared = tokio::select! {
@@ -470,9 +475,14 @@ impl Source<'_> {
         }
     }
 
+    /// Names the copy at the target.
+    fn copy_there(&self) -> ContinueRequest {
+        let epoch = self.guest.own.value.epoch.next();
+        ContinueRequest { vmid: self.vmid(), epoch, attempt: self.attempt }
+    }
+
     async fn ask_target_to_run(&self) -> Event {
-        let body =
-            super::incoming::ContinueRequest { vmid: self.vmid(), epoch: self.guest.own.value.epoch.next() };
+        let body = self.copy_there();
         let limit = Duration::from_secs(20);
         match call::<_, ()>(&*self.ops.peers, &self.target, "guest/continue", &body, limit).await {
             Ok(()) => {
@@ -498,8 +508,7 @@ impl Source<'_> {
     }
 
     async fn end_target(&self) -> Event {
-        let body =
-            super::incoming::ContinueRequest { vmid: self.vmid(), epoch: self.guest.own.value.epoch.next() };
+        let body = self.copy_there();
         let limit = Duration::from_secs(10);
         match call::<_, ()>(&*self.ops.peers, &self.target, "guest/abort", &body, limit).await {
             Ok(()) => {}

@@ -33,7 +33,7 @@ pub fn process_of(state: Option<RunState>) -> Process {
     match state {
         None => Process::Absent,
         Some(RunState::Running | RunState::Unresponsive) => Process::Running,
-        Some(RunState::Inmigrate | RunState::Postmigrate) => Process::Migrating,
+        Some(RunState::Inmigrate | RunState::Received | RunState::Postmigrate) => Process::Migrating,
         Some(RunState::Prelaunch | RunState::Paused | RunState::Shutdown) => Process::Paused,
     }
 }

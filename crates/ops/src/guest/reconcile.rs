@@ -20,7 +20,7 @@ pub enum Step {
     Destroy,
     /// A copy that waits for its hand-over.
     Await,
-    /// It had sent its state when its daemon ended: take it back, and run it.
+    /// It had sent its state, or not been continued yet, when its daemon ended: take it back, and run it.
     Reclaim,
     /// HA maintains it and it is not armed, or it is armed and the fence process does not know it: register it,
     /// then record it.
@@ -46,8 +46,8 @@ pub fn decide(
     match (claim(own, me, epoch), own) {
         (Claim::Owner, Some(o)) => match state {
             // A copy that waited for a hand-over which never came; the guest came here in another way.
-            RunState::Inmigrate | RunState::Postmigrate if !o.running => Step::Destroy,
-            RunState::Postmigrate => Step::Reclaim,
+            RunState::Inmigrate | RunState::Received | RunState::Postmigrate if !o.running => Step::Destroy,
+            RunState::Received | RunState::Postmigrate => Step::Reclaim,
             // A start whose daemon ended half-way: it never ran, and whoever wants it running starts it again.
             RunState::Prelaunch => Step::Destroy,
             _ if ha && !o.armed => Step::Arm,
@@ -166,7 +166,11 @@ impl Ops {
         match process.state {
             RunState::Running => self.run_under_lease(vmid, process.epoch).await?,
             RunState::Paused | RunState::Shutdown => {}
-            RunState::Prelaunch | RunState::Inmigrate | RunState::Postmigrate | RunState::Unresponsive => {
+            RunState::Prelaunch
+            | RunState::Inmigrate
+            | RunState::Received
+            | RunState::Postmigrate
+            | RunState::Unresponsive => {
                 return Err(OpsError::failed(format!(
                     "VM {vmid} is {:?} and cannot be guarded for HA now: it is tried again until it answers",
                     process.state
@@ -224,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_waiting_copy_is_not_taken_for_a_recovered_guest() {
-        for state in [RunState::Inmigrate, RunState::Postmigrate] {
+        for state in [RunState::Inmigrate, RunState::Received, RunState::Postmigrate] {
             let waits = Some((&state, Epoch(4)));
             assert_eq!(decided(waits, Some(&own(4, false, false)), true, true), Step::Destroy);
         }
