@@ -182,7 +182,8 @@ impl Guard {
         {
             let mut facts = self.facts.borrow_mut();
             if !facts.asked {
-                facts.user_paused = status.name == "paused";
+                // Its watchdog may have paused it, which is no less meant.
+                facts.user_paused = matches!(status.name.as_str(), "paused" | "watchdog");
                 facts.asked = true;
             }
         }
