@@ -146,7 +146,10 @@ fn is_recorded(file: &str, now: &str) {
         std::fs::write(&path, now).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == now, "the API has changed: run this test with STEAD_RECORD=1 and look at the difference");
+    assert!(
+        kept == now,
+        "what {file} says has changed: run this test with STEAD_RECORD=1 and look at the difference"
+    );
 }
 
 #[test]
@@ -155,6 +158,11 @@ fn the_checked_in_document_is_what_the_registry_says() {
         "openapi.json",
         &(serde_json::to_string_pretty(&openapi::document(&registry())).unwrap() + "\n"),
     );
+}
+
+#[test]
+fn the_page_of_options_is_what_their_rules_say() {
+    is_recorded("../../docs/vm-options.md", &stead_model::vmconfig::options_page());
 }
 
 #[test]

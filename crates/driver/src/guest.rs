@@ -298,6 +298,9 @@ pub trait GuestDriver: Send + Sync {
         device: &str,
         medium: Option<ResolvedVolume>,
     ) -> Result<(), GuestError>;
+    /// Tells a running guest what an option says in this configuration, where no device comes or goes by it: limits of a disk,
+    /// a network device's link, the balloon's target.
+    async fn tune(&self, vmid: Vmid, key: &str, config: &str) -> Result<(), GuestError>;
     /// A line for the program's human monitor.
     async fn monitor(&self, vmid: Vmid, line: &str) -> Result<String, GuestError>;
     /// Sets the VNC password (8 characters) and connects to the screen.

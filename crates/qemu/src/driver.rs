@@ -521,6 +521,12 @@ impl GuestDriver for QemuDriver {
         inserted
     }
 
+    async fn tune(&self, vmid: Vmid, key: &str, config: &str) -> Answer<()> {
+        let config = VmConfig::parse(config).or_else(|e| crate::command::refuse("config", e.to_string()))?;
+        let (command, arguments) = crate::tune::command(&config.current, key)?;
+        self.guest(vmid).await?.ask("tune", command, arguments).await.map(drop)
+    }
+
     async fn monitor(&self, vmid: Vmid, line: &str) -> Answer<String> {
         let args = json!({ "command-line": line });
         let answer = self.guest(vmid).await?.ask("ask", "human-monitor-command", args).await?;

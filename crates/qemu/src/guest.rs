@@ -314,6 +314,7 @@ fn changes_state(event: &Event) -> bool {
             | "SUSPEND"
             | "WAKEUP"
             | "GUEST_PANICKED"
+            | "WATCHDOG"
             | "BLOCK_IO_ERROR"
     )
 }

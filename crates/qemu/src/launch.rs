@@ -6,8 +6,8 @@ use crate::probe::Machines;
 use crate::process::{Process, Program};
 use crate::qmp::{Qmp, QmpError};
 use crate::rundir::{FORMAT, Meta, RunDir};
-use crate::{Accel, QemuOptions, cgroup::Cgroup, migration, net};
-use serde_json::json;
+use crate::{Accel, QemuOptions, cgroup::Cgroup, migration, net, tune};
+use rustix::thread::CpuSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use stead_driver::guest::{GuestError, Launch};
@@ -56,17 +56,38 @@ impl<'a> Job<'a> {
 
     /// What a launch would do otherwise than the configuration says.
     pub async fn warnings(&self) -> Vec<String> {
-        match self.config.current.nets() {
-            Ok(nets) => net::warnings(&nets, self.options.bridges).await,
-            // The launch will say so.
-            Err(_) => vec![],
+        let idle = self.config.current.without_effect();
+        let mut all: Vec<String> = idle.iter().map(|e| format!("without effect: {e}")).collect();
+        let missing = self.affinity().ok().and_then(|(_, missing)| missing);
+        all.extend(missing.map(|why| format!("affinity: {why}")));
+        // Where they can't be read the launch will say so.
+        if let Ok(nets) = self.config.current.nets() {
+            all.extend(net::warnings(&nets, self.options.bridges).await);
         }
+        all
     }
 
     async fn nets(&self) -> Result<Vec<NetPlan>, GuestError> {
         let nets = self.config.current.nets().map_err(unusable)?;
         let plan = net::plan(self.launch.vmid, &nets, self.options.bridges, self.options.forward.as_ref());
         plan.await.or_else(|(key, why)| refuse(&key, why))
+    }
+
+    /// The CPUs of the host that the guest may run on, and what is to be said of those that this host has not. Where it has none of
+    /// them the guest runs on any: that it runs matters more than where.
+    fn affinity(&self) -> Result<(Option<CpuSet>, Option<String>), GuestError> {
+        let Some(wanted) = self.config.current.affinity().map_err(unusable)? else { return Ok((None, None)) };
+        let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+        let (there, missing): (Vec<u32>, Vec<u32>) = wanted.into_iter().partition(|cpu| lists(&online, *cpu));
+        let missing: Vec<String> = missing.iter().map(u32::to_string).collect();
+        let said = (!missing.is_empty())
+            .then(|| format!("this node has CPUs {}, and not {}", online.trim(), missing.join(", ")));
+        if there.is_empty() {
+            return Ok((None, said.map(|said| format!("{said}: the VM runs on any of them"))));
+        }
+        let mut set = CpuSet::new();
+        there.iter().for_each(|cpu| set.set(*cpu as usize));
+        Ok((Some(set), said))
     }
 
     /// The command line with its firmware, if it needs one.
@@ -205,6 +226,7 @@ impl<'a> Job<'a> {
             argv: &meta.argv,
             inherit: &monitors,
             cgroup: cgroup.as_ref().map(Cgroup::entrance).transpose().map_err(io("its cgroup"))?,
+            affinity: self.affinity().map_err(Attempt::Refused)?.0,
             stderr: stderr.map_err(io("the file for its messages"))?,
         };
         let process = program
@@ -242,20 +264,19 @@ impl<'a> Job<'a> {
 
     async fn settle(&self, qmp: &Qmp, meta: &Meta) -> Result<(), String> {
         let settings = &self.config.current;
-        for net in settings.nets().map_err(|e| e.to_string())?.iter().filter(|n| n.link_down) {
-            let link = json!({ "name": net.key, "up": false });
-            qmp.execute("set_link", link).await.map_err(|e| format!("{}: {e}", net.key))?;
+        let tell = async |key: &str| {
+            let (command, arguments) = tune::command(settings, key).map_err(|e| e.to_string())?;
+            qmp.execute(command, arguments).await.map_err(|e| format!("{key}: {e}"))
+        };
+        for key in tune::after_start(settings).map_err(|e| e.to_string())? {
+            tell(&key).await?;
         }
         if meta.incoming {
             return migration::listen(qmp, &self.dir.inlet()).await.map_err(|e| e.to_string());
         }
         let memory = settings.memory().map_err(|e| e.to_string())?;
-        if let Ok(Some(target)) = settings.balloon()
-            && target.0 > 0
-            && target < memory
-        {
-            let bytes = json!({ "value": target.0 << 20 });
-            qmp.execute("balloon", bytes).await.map_err(|e| format!("balloon: {e}"))?;
+        if settings.balloon().is_ok_and(|target| target.is_some_and(|t| t.0 > 0 && t < memory)) {
+            tell("balloon").await?;
         }
         Ok(())
     }
@@ -340,6 +361,14 @@ fn clear(dir: &RunDir, cgroup: Option<PathBuf>) {
     if let Some(cgroup) = cgroup.and_then(Cgroup::at) {
         cgroup.remove();
     }
+}
+
+/// Whether a CPU is in a list as the kernel writes it: `0,4-7`.
+fn lists(list: &str, cpu: u32) -> bool {
+    list.trim().split(',').any(|part| {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        from.parse().is_ok_and(|from: u32| from <= cpu) && to.parse().is_ok_and(|to: u32| cpu <= to)
+    })
 }
 
 /// Where a guest's cgroup is made.

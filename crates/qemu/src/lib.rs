@@ -25,6 +25,7 @@ mod process;
 pub mod qmp;
 mod rundir;
 mod stats;
+mod tune;
 
 pub use accel::Accel;
 pub use cgroup::find_cgroup_root;

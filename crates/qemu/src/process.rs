@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::thread::CpuSet;
 use tokio::io::unix::AsyncFd;
 
 /// A process, known by a descriptor that no later process can take over.
@@ -114,6 +115,8 @@ pub struct Program<'a> {
     pub inherit: &'a [OwnedFd],
     /// Its cgroup's entrance.
     pub cgroup: Option<File>,
+    /// The CPUs that it may run on.
+    pub affinity: Option<CpuSet>,
     /// Takes what it says.
     pub stderr: File,
 }
@@ -123,7 +126,7 @@ impl Program<'_> {
     /// called within a tokio runtime.
     pub fn spawn(self) -> io::Result<Process> {
         let inherit: Vec<RawFd> = self.inherit.iter().map(AsRawFd::as_raw_fd).collect();
-        let cgroup = self.cgroup;
+        let (cgroup, affinity) = (self.cgroup, self.affinity);
         let mut command = Command::new(self.binary);
         command
             .args(self.argv)
@@ -140,6 +143,9 @@ impl Program<'_> {
             }
             if let Some(entrance) = &cgroup {
                 rustix::io::write(entrance, b"0")?;
+            }
+            if let Some(cpus) = &affinity {
+                rustix::thread::sched_setaffinity(None, cpus)?;
             }
             // The service manager keeps the daemon from being killed for want of memory; its guests are no part of that.
             // Where it cannot be written nothing was inherited either.
@@ -185,7 +191,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let stderr = File::create(dir.path().join("stderr")).unwrap();
         let argv = ["600".to_owned()];
-        let program = Program { binary: Path::new("sleep"), argv: &argv, inherit: &[], cgroup: None, stderr };
+        let program = Program {
+            binary: Path::new("sleep"),
+            argv: &argv,
+            inherit: &[],
+            cgroup: None,
+            affinity: None,
+            stderr,
+        };
         let process = program.spawn().unwrap();
         std::fs::write(own, before).unwrap();
         let score = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", process.pid)).unwrap();
@@ -211,8 +224,14 @@ mod tests {
     async fn a_process_is_watched_and_killed_and_its_pid_is_not_mistaken() {
         let log = tempfile::tempfile().unwrap();
         let argv = ["3600".to_owned()];
-        let program =
-            Program { binary: Path::new("sleep"), argv: &argv, inherit: &[], cgroup: None, stderr: log };
+        let program = Program {
+            binary: Path::new("sleep"),
+            argv: &argv,
+            inherit: &[],
+            cgroup: None,
+            affinity: None,
+            stderr: log,
+        };
         let process = program.spawn().unwrap();
         assert!(Process::open(process.pid, Some(process.start)).is_ok());
         assert!(Process::open(process.pid, Some(process.start + 1)).is_err());

@@ -268,17 +268,43 @@ async fn all_devices_are_accepted() {
     let more = "agent: 1\nballoon: 32\ncores: 2\nname: all, of them\nnet0: virtio=BC:24:11:00:00:01,bridge=nosuchbr0,link_down=1\n\
         net1: e1000=BC:24:11:00:00:02\nnet7: rtl8139=BC:24:11:00:00:03\nrng0: source=/dev/urandom\nserial1: socket\nide2: none,media=cdrom\n\
         smbios1: uuid=1d0f2f9e-31c6-4f5a-9a77-0e5b9a5f7a10,serial=S 7,family=F\nostype: win10\n\
-        vmgenid: 2d0f2f9e-31c6-4f5a-9a77-0e5b9a5f7a10\n";
-    let disks = "scsi0: shared:100/a.raw,ssd=1,serial=A%20B,discard=on\nscsi8: shared:100/b.qcow2,cache=writeback\n\
-        sata0: shared:100/c.raw,cache=unsafe,aio=threads\nide1: shared:100/d.raw,cache=directsync,aio=io_uring\n\
-        virtio8: shared:100/e.raw,iothread=1,ro=1,cache=writethrough\n";
-    for (n, (machine, scsihw, vga, cpu)) in [
-        ("pc", "virtio-scsi-single", "std", "x86-64-v3"),
-        ("q35", "virtio-scsi-pci", "virtio", "max"),
-        ("pc", "lsi", "cirrus", "kvm64"),
-        ("q35", "megasas", "vmware", "qemu64,flags=+aes"),
-        ("q35", "pvscsi", "serial1", "x86-64-v2"),
-        ("pc", "lsi53c810", "none", "Nehalem"),
+        vmgenid: 2d0f2f9e-31c6-4f5a-9a77-0e5b9a5f7a10\nvcpus: 1\nkeyboard: de-ch\nallow-ksm: 0\n";
+    let disks = "scsi0: shared:100/a.raw,ssd=1,serial=A%20B,discard=on,wwn=0x500000123456789a,vendor=ACME,product=F 1,rerror=stop,iops=50,iops_max=60\n\
+        scsi8: shared:100/b.qcow2,cache=writeback,detect_zeroes=0,werror=report,mbps_rd=1.5,mbps_wr=2\n\
+        sata0: shared:100/c.raw,cache=unsafe,aio=threads,wwn=0x500000123456789b,mbps=10\n\
+        ide1: shared:100/d.raw,cache=directsync,aio=io_uring,model=Old%20Disk,iops_wr=9,werror=enospc\n\
+        virtio8: shared:100/e.raw,iothread=1,ro=1,cache=writethrough,mbps=1,mbps_max=2,bps_max_length=3\n";
+    for (n, (machine, scsihw, vga, cpu, small)) in [
+        (
+            "pc",
+            "virtio-scsi-single",
+            "std",
+            "x86-64-v3",
+            "watchdog: i6300esb,action=pause\naudio0: device=ich9-intel-hda\n",
+        ),
+        (
+            "q35",
+            "virtio-scsi-pci",
+            "virtio",
+            "max,phys-bits=40,guest-phys-bits=39",
+            "watchdog: ib700\naudio0: device=intel-hda\nacpi: 0\n",
+        ),
+        (
+            "pc,enable-s3=1,enable-s4=0",
+            "lsi",
+            "cirrus",
+            "kvm64,hidden=1,phys-bits=40",
+            "audio0: device=AC97\nstartdate: 2006-06-17T16:01:21\n",
+        ),
+        (
+            "q35,enable-s3=0",
+            "megasas",
+            "vmware",
+            "qemu64,flags=+aes",
+            "watchdog: action=shutdown\nlocaltime: 0\n",
+        ),
+        ("q35", "pvscsi", "serial1", "x86-64-v2", "audio0: device=AC97\nstartdate: 2006-6-7\ntdf: 1\n"),
+        ("pc", "lsi53c810", "none", "Nehalem", "acpi: 0\n"),
     ]
     .into_iter()
     .enumerate()
@@ -286,7 +312,7 @@ async fn all_devices_are_accepted() {
         let id = vmid(200 + u32::try_from(n).unwrap());
         let mut launch = h.launch(id, Epoch(1));
         launch.config = format!(
-            "{more}{disks}boot: order=scsi0;ide2;net0\nmachine: {machine}\nmemory: 64\nscsihw: {scsihw}\nvga: {vga}\ncpu: {cpu}\nserial0: socket\n"
+            "{more}{disks}{small}boot: order=scsi0;ide2;net0\nmachine: {machine}\nmemory: 64\nscsihw: {scsihw}\nvga: {vga}\ncpu: {cpu}\nserial0: socket\n"
         );
         launch.volumes =
             ["a.raw", "b.qcow2", "c.raw", "d.raw", "e.raw"].map(|name| volume(&h, name)).to_vec();
@@ -299,6 +325,88 @@ async fn all_devices_are_accepted() {
         driver.resume(id).await.unwrap();
         driver.stop(id).await.unwrap();
     }
+}
+
+/// The kernel keeps each of its threads on the CPUs that were named; those that the host has not are told.
+#[tokio::test]
+async fn a_guest_runs_on_the_cpus_that_were_named() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let id = vmid(100);
+    let of = |cpus: &str| {
+        let mut launch = h.launch(id, Epoch(1));
+        launch.config.push_str(&format!("affinity: {cpus}\n"));
+        launch
+    };
+    let launch = of("0,1000");
+    let warned = driver.warnings(&launch).await;
+    assert!(warned.len() == 1 && warned[0].ends_with("and not 1000"), "{warned:?}");
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    let process = driver.launch(launch).await.unwrap();
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.pid)).unwrap();
+    for task in tasks.flatten() {
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap();
+        assert!(status.contains("Cpus_allowed_list:\t0\n"), "{status}");
+    }
+    driver.stop(id).await.unwrap();
+    // With none of them it runs all the same.
+    let launch = of("1000");
+    let warned = driver.warnings(&launch).await;
+    assert!(warned.len() == 1 && warned[0].ends_with("runs on any of them"), "{warned:?}");
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    driver.launch(launch).await.unwrap();
+    driver.stop(id).await.unwrap();
+}
+
+/// A guest that writes several times a second writes once a second when that is its limit, here and where it moves.
+#[tokio::test]
+async fn a_limit_holds_a_guest_back() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    for (id, limit) in [(vmid(100), ""), (vmid(101), ",iops_wr=1")] {
+        let mut launch = h.launch(id, Epoch(1));
+        launch.config = launch.config.replace("disk-0.raw", &format!("disk-0.raw{limit}"));
+        driver.prepare(id, Epoch(1)).await.unwrap();
+        driver.launch(launch).await.unwrap();
+        driver.resume(id).await.unwrap();
+    }
+    let writes = async |id: Vmid, n: u64| {
+        while h.ticks(id) < n {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::join!(writes(vmid(100), 2), writes(vmid(101), 2));
+    let begun = std::time::Instant::now();
+    let held_back = h.ticks(vmid(101));
+    writes(vmid(101), held_back + 3).await;
+    assert!(begun.elapsed() > Duration::from_secs(2), "three writes took {:?}", begun.elapsed());
+    assert!(h.ticks(vmid(100)) > 6, "the other one was held back, too");
+    driver.stop(vmid(100)).await.unwrap();
+
+    // No state that is sent says so: the target is told.
+    let there = QemuDriver::new(h.options(1));
+    let process = driver.state(vmid(101)).await.unwrap();
+    let mut launch = h.launch(vmid(101), Epoch(2));
+    launch.config = launch.config.replace("disk-0.raw", "disk-0.raw,iops_wr=1");
+    launch.incoming = Some(Incoming { machine: process.machine, accel: process.accel });
+    there.prepare(vmid(101), Epoch(2)).await.unwrap();
+    there.launch(launch).await.unwrap();
+    let inlet = there.migration_inlet(vmid(101)).await.unwrap();
+    driver.migrate(vmid(101), inlet, None).await.unwrap();
+    while there.state(vmid(101)).await.unwrap().state != RunState::Received {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    driver.kill(vmid(101)).await.unwrap();
+    there.resume(vmid(101)).await.unwrap();
+    writes(vmid(101), h.ticks(vmid(101)) + 1).await;
+    let begun = std::time::Instant::now();
+    writes(vmid(101), h.ticks(vmid(101)) + 3).await;
+    assert!(
+        begun.elapsed() > Duration::from_secs(2),
+        "where it moved three writes took {:?}",
+        begun.elapsed()
+    );
+    there.stop(vmid(101)).await.unwrap();
 }
 
 #[tokio::test]

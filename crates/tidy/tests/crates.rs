@@ -91,7 +91,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// What the pure crates may use of others: no runtime, clock, random source, file or socket among them.
 const PURE: &[&str] = &["model", "membership", "ha", "guest"];
 const PURE_MAY_USE: &[&str] =
-    &["serde", "serde_json", "thiserror", "uuid", "sha1", "sha2", "indexmap", "bytes"];
+    &["base64", "serde", "serde_json", "thiserror", "uuid", "sha1", "sha2", "indexmap", "bytes"];
 
 struct Package {
     name: String,

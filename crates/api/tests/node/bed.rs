@@ -79,7 +79,7 @@ pub struct Node {
     pub addr: SocketAddr,
     pub ops: Arc<Ops>,
     /// What it stands on.
-    _below: stead_ops_testing::Node,
+    pub below: stead_ops_testing::Node,
 }
 
 const STORAGES: &str = "dir: local\n\tpath /fake\n\tcontent images,iso\n\tshared 1\n";
@@ -134,7 +134,7 @@ impl Node {
         let backend = Arc::new(Backend::new(ops.clone(), Arc::new(Alone)));
         let api = Arc::new(Api::new(stead_api::registry(), backend, Arc::new(Alone)));
         tokio::spawn(listen(listener, api));
-        Self { addr, ops, _below: below }
+        Self { addr, ops, below }
     }
 
     /// Sends a request and reads the whole answer.

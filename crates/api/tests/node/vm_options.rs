@@ -3,6 +3,7 @@
 use crate::bed::{Answer, Node, Who};
 use serde_json::Value;
 use std::time::{Duration, Instant};
+use stead_driver::guest::RunState;
 
 const USERS: &str = "user:keeper@pve:1:0:::::\nacl:1:/vms:keeper@pve:PVEVMAdmin:\n\
     acl:1:/storage:keeper@pve:PVEDatastoreUser:\nacl:1:/vms:keeper@pve:Monitor:\nrole:Monitor:Sys.Modify:\n";
@@ -162,4 +163,74 @@ async fn what_keeps_a_vm_from_moving_is_told_as_it_is() {
     assert_eq!((&disk["is_unused"], &disk["cdrom"]), (&1.into(), &0.into()), "{told}");
     assert_eq!(disk["size"], 2_u64 << 30, "{told}");
     assert_eq!(told["local_resources"], serde_json::json!(["serial1"]));
+}
+
+/// What a running VM takes without a device that comes or goes.
+#[tokio::test]
+async fn limits_links_and_the_balloon_change_at_once() {
+    let (node, root, _) = start().await;
+    let upid = node.ask(&root, "POST", "/nodes/n1/qemu/100/status/start", "").await.data();
+    assert_eq!(node.done(&upid).await, "OK");
+    let get =
+        async |path: &str| node.ask(&root, "GET", &format!("/nodes/n1/qemu/100/{path}"), "").await.data();
+    let set = async |key: &str, value: &str| {
+        let form = format!("{key}={}", value.replace('=', "%3D"));
+        node.ask(&root, "PUT", CONFIG, &form).await.data()
+    };
+    let config = get("config").await;
+    let (disk, net) = (config["scsi0"].as_str().unwrap(), config["net0"].as_str().unwrap());
+    let now = [
+        ("scsi0", format!("{disk},iops_wr=100,mbps_rd=1.5,backup=0")),
+        ("scsi0", disk.to_owned()),
+        ("net0", format!("{net},link_down=1")),
+        ("net0", net.to_owned()),
+        ("balloon", "32".to_owned()),
+    ];
+    for (key, value) in &now {
+        set(key, value).await;
+        let shown = get("config").await[key].to_string();
+        assert_eq!(shown.trim_matches('"'), value.as_str());
+        let pending = get("pending").await;
+        let open = |row: &&Value| row.get("pending").is_some() || row.get("delete").is_some();
+        assert_eq!(pending.as_array().unwrap().iter().find(open), None, "{key}={value}");
+    }
+    for (key, value) in [
+        ("scsi0", format!("{disk},cache=unsafe,iops=5")),
+        ("net0", net.replace("virtio", "e1000")),
+        ("balloon", "0".into()),
+    ] {
+        let before = get("config").await[key].clone();
+        set(key, &value).await;
+        let pending = get("pending").await;
+        let row = pending.as_array().unwrap().iter().find(|row| row["key"] == key).unwrap();
+        let pending = row["pending"].to_string();
+        assert_eq!((&row["value"], pending.trim_matches('"')), (&before, value.as_str()));
+    }
+    assert_eq!(node.ask(&root, "PUT", CONFIG, "revert=scsi0,net0,balloon").await.data(), Value::Null);
+
+    // What a process does not take is told, and there from its next start on.
+    node.below.machines.set_state("n1", "100".parse().unwrap(), RunState::Unresponsive);
+    let refused = node.ask(&root, "PUT", CONFIG, "balloon=48").await;
+    assert!(refused.line.contains("it has it from its next start on"), "{}", refused.line);
+    assert_eq!(get("config").await["balloon"], 48);
+}
+
+#[tokio::test]
+async fn a_protected_vm_keeps_its_disks_and_is_not_removed() {
+    let (node, root, _) = start().await;
+    assert_eq!(node.ask(&root, "PUT", CONFIG, "protection=1").await.data(), Value::Null);
+    let refused = node.ask(&root, "PUT", CONFIG, "delete=scsi0").await;
+    assert!(
+        refused.line.contains("can't remove disk 'scsi0' of VM 100: the VM is protected"),
+        "{}",
+        refused.line
+    );
+    let refused = node.ask(&root, "DELETE", "/nodes/n1/qemu/100", "").await;
+    assert!(refused.line.contains("protect"), "{}", refused.line);
+    assert_eq!(node.ask(&root, "PUT", CONFIG, "delete=protection").await.data(), Value::Null);
+    assert_eq!(node.ask(&root, "PUT", CONFIG, "delete=scsi0").await.data(), Value::Null);
+    let config = node.ask(&root, "GET", CONFIG, "").await.data();
+    assert!(config["scsi0"].is_null() && config["unused0"].is_string(), "{config}");
+    let upid = node.ask(&root, "DELETE", "/nodes/n1/qemu/100", "").await.data();
+    assert_eq!(node.done(&upid).await, "OK");
 }

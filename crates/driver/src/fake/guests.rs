@@ -344,6 +344,19 @@ impl GuestDriver for FakeGuests {
         })?
     }
 
+    async fn tune(&self, vmid: Vmid, key: &str, config: &str) -> Answer<()> {
+        self.with(vmid, |p| {
+            if p.state == RunState::Unresponsive {
+                return Self::refused(vmid, "tune", "it does not answer");
+            }
+            if !p.launch.config.contains(&format!("{key}:")) && key != "balloon" {
+                return Self::refused(vmid, "tune", "there is no such device");
+            }
+            config.clone_into(&mut p.launch.config);
+            Ok(())
+        })?
+    }
+
     async fn monitor(&self, vmid: Vmid, line: &str) -> Answer<String> {
         self.with(vmid, |p| format!("{line}: {:?}\r\n", p.state))
     }

@@ -1,8 +1,8 @@
 //! Rules for values that somebody sets. Stricter than reading: a file may hold what does not work yet.
 
-use super::devices::{Disk, DiskSource, MAX_DISK, Net};
+use super::devices::{Bus, Disk, DiskSource, MAX_DISK, Net, as_disk, flag};
 use super::keys::{KeyError, KeySpec, Kind, MAX_MEMORY, split_index};
-use super::typed::{self, split_words};
+use super::values::{self, split_words};
 use crate::property::PropertyString;
 use crate::text::{parse_bool, split_list};
 
@@ -43,7 +43,7 @@ pub(super) fn normal(spec: &KeySpec, key: &str, value: &str) -> Result<String, K
         }
         Kind::Checked(rule) => rule(key, value)?,
     }
-    Ok(if spec.name == "tags" { typed::tags(value).join(";") } else { value.to_owned() })
+    Ok(if spec.name == "tags" { values::tags(value).join(";") } else { value.to_owned() })
 }
 
 /// A whole number within limits.
@@ -109,75 +109,87 @@ impl Rules {
 }
 
 /// Properties of disks that do not work yet.
-const DISK_LATER: &[(&str, &[&str])] = &[
-    ("bps", &[]),
-    ("bps_max_length", &[]),
-    ("bps_rd", &[]),
-    ("bps_rd_length", &[]),
-    ("bps_rd_max_length", &[]),
-    ("bps_wr", &[]),
-    ("bps_wr_length", &[]),
-    ("bps_wr_max_length", &[]),
-    ("detect_zeroes", &[]),
-    ("import-from", &[]),
-    ("iops", &[]),
-    ("iops_max", &[]),
-    ("iops_max_length", &[]),
-    ("iops_rd", &[]),
-    ("iops_rd_length", &[]),
-    ("iops_rd_max", &[]),
-    ("iops_rd_max_length", &[]),
-    ("iops_wr", &[]),
-    ("iops_wr_length", &[]),
-    ("iops_wr_max", &[]),
-    ("iops_wr_max_length", &[]),
-    ("mbps", &["0"]),
-    ("mbps_max", &["0"]),
-    ("mbps_rd", &["0"]),
-    ("mbps_rd_max", &["0"]),
-    ("mbps_wr", &["0"]),
-    ("mbps_wr_max", &["0"]),
-    ("model", &[]),
-    ("product", &[]),
-    ("queues", &[]),
-    ("rerror", &[]),
-    ("scsiblock", &["0"]),
-    ("snapshot", &["0"]),
-    ("vendor", &[]),
-    ("werror", &[]),
-    ("wwn", &[]),
+pub(super) const DISK_LATER: &[(&str, &[&str])] =
+    &[("import-from", &[]), ("scsiblock", &["0"]), ("snapshot", &["0"])];
+
+/// Properties of disks that work. `backup`, `replicate` and `shared` are for other parts of the system to read.
+pub(super) const DISK_WORKS: &[&str] = &[
+    "aio",
+    "backup",
+    "bps",
+    "bps_max_length",
+    "bps_rd",
+    "bps_rd_length",
+    "bps_rd_max_length",
+    "bps_wr",
+    "bps_wr_length",
+    "bps_wr_max_length",
+    "cache",
+    "detect_zeroes",
+    "discard",
+    "format",
+    "iops",
+    "iops_max",
+    "iops_max_length",
+    "iops_rd",
+    "iops_rd_length",
+    "iops_rd_max",
+    "iops_rd_max_length",
+    "iops_wr",
+    "iops_wr_length",
+    "iops_wr_max",
+    "iops_wr_max_length",
+    "iothread",
+    "mbps",
+    "mbps_max",
+    "mbps_rd",
+    "mbps_rd_max",
+    "mbps_wr",
+    "mbps_wr_max",
+    "media",
+    "model",
+    "product",
+    "queues",
+    "replicate",
+    "rerror",
+    "ro",
+    "serial",
+    "shared",
+    "size",
+    "ssd",
+    "vendor",
+    "volume",
+    "werror",
+    "wwn",
 ];
 
-/// Properties of disks that work on every bus. `backup`, `replicate` and `shared` are for other parts of the
-/// system to read.
-const DISK_WORKS: &[&str] = &[
-    "volume",
-    "media",
-    "size",
-    "format",
-    "cache",
-    "aio",
-    "discard",
-    "serial",
-    "backup",
-    "replicate",
-    "shared",
+/// Those of some buses alone.
+pub(super) const DISK_OF_BUS: [(&str, &[&str]); 9] = [
+    ("iothread", &["scsi", "virtio"]),
+    ("model", &["ide"]),
+    ("product", &["scsi"]),
+    ("queues", &["scsi"]),
+    ("ro", &["scsi", "virtio"]),
+    ("scsiblock", &["scsi"]),
+    ("ssd", &["ide", "sata", "scsi"]),
+    ("vendor", &["scsi"]),
+    ("wwn", &["ide", "sata", "scsi"]),
 ];
 
 pub(super) fn disk(key: &str, value: &str) -> Result<(), KeyError> {
-    let rules = Rules { default: "file", works: DISK_ALL, later: DISK_LATER };
+    let rules = Rules { default: "file", works: DISK_WORKS, later: DISK_LATER };
     let props = rules.check(key, value)?;
     let bus = split_index(key).map_or("", |(bus, _)| bus);
-    for (name, buses) in [
-        ("iothread", ["scsi", "virtio"].as_slice()),
-        ("ro", &["scsi", "virtio"]),
-        ("ssd", &["ide", "sata", "scsi"]),
-    ] {
+    for (name, buses) in DISK_OF_BUS {
         if props.get(name).is_some() && !buses.contains(&bus) {
             return KeyError::value(key, format_args!("a disk on '{bus}' has no property '{name}'"));
         }
     }
-    match Disk::parse(key, value)?.source {
+    let disk = Disk::parse(key, value)?;
+    if !disk.details()?.limits.is_none() && disk.cdrom {
+        return KeyError::unsupported(key, "a CD drive has no limits of its input and output");
+    }
+    match disk.source {
         DiskSource::New { size, .. } if size > MAX_DISK => {
             KeyError::value(key, format_args!("a disk can have at most {} GiB", MAX_DISK.get() >> 30))
         }
@@ -190,19 +202,6 @@ pub(super) fn disk(key: &str, value: &str) -> Result<(), KeyError> {
         _ => Ok(()),
     }
 }
-
-const DISK_ALL: &[&str] = &{
-    let mut all = [""; DISK_WORKS.len() + 3];
-    let mut i = 0;
-    while i < DISK_WORKS.len() {
-        all[i] = DISK_WORKS[i];
-        i += 1;
-    }
-    all[i] = "iothread";
-    all[i + 1] = "ro";
-    all[i + 2] = "ssd";
-    all
-};
 
 pub(super) fn unused(key: &str, value: &str) -> Result<(), KeyError> {
     let rules = Rules { default: "file", works: &["volume"], later: &[] };
@@ -238,6 +237,10 @@ pub(super) fn net(key: &str, value: &str) -> Result<(), KeyError> {
     }
 }
 
+pub(super) fn affinity(key: &str, value: &str) -> Result<(), KeyError> {
+    values::cpu_list(key, value).map(drop)
+}
+
 pub(super) fn agent(key: &str, value: &str) -> Result<(), KeyError> {
     let later: &[(&str, &[&str])] = &[
         ("fstrim_cloned_disks", &["0"]),
@@ -246,11 +249,24 @@ pub(super) fn agent(key: &str, value: &str) -> Result<(), KeyError> {
         ("guest-fsfreeze", &["1"]),
     ];
     Rules { default: "enabled", works: &["type"], later }.check(key, value)?;
-    typed::agent(key, value).map(drop)
+    values::agent(key, value).map(drop)
 }
 
 pub(super) fn args(key: &str, value: &str) -> Result<(), KeyError> {
     split_words(value).map(drop).or_else(|why| KeyError::value(key, why))
+}
+
+pub(super) fn audio(key: &str, value: &str) -> Result<(), KeyError> {
+    let later: &[(&str, &[&str])] = &[("driver", &["none"])];
+    Rules { default: "", works: &["device"], later }.check(key, value)?;
+    values::audio(key, value).map(drop)
+}
+
+pub(super) fn bootdisk(key: &str, value: &str) -> Result<(), KeyError> {
+    match as_disk(value) {
+        Some((bus, _)) if bus != Bus::Unused => Ok(()),
+        _ => KeyError::value(key, format_args!("'{value}' is not the option of a disk, as scsi0 is")),
+    }
 }
 
 pub(super) fn boot(key: &str, value: &str) -> Result<(), KeyError> {
@@ -258,22 +274,17 @@ pub(super) fn boot(key: &str, value: &str) -> Result<(), KeyError> {
     if value != "order=" {
         Rules { default: "legacy", works: &["order"], later: &[] }.check(key, value)?;
     }
-    typed::Boot::parse(key, value).map(drop)
+    values::Boot::parse(key, value).map(drop)
 }
 
 pub(super) fn cpu(key: &str, value: &str) -> Result<(), KeyError> {
-    let later: &[(&str, &[&str])] = &[
-        ("guest-phys-bits", &[]),
-        ("hidden", &["0"]),
-        ("hv-vendor-id", &[]),
-        ("phys-bits", &[]),
-        ("reported-model", &[]),
-    ];
-    let props = Rules { default: "cputype", works: &["flags"], later }.check(key, value)?;
+    let later: &[(&str, &[&str])] = &[("hv-vendor-id", &[]), ("reported-model", &[])];
+    let works = &["flags", "guest-phys-bits", "hidden", "phys-bits"];
+    let props = Rules { default: "cputype", works, later }.check(key, value)?;
     if props.get_default("cputype").is_some_and(|t| t.starts_with("custom-")) {
         return KeyError::unsupported(key, "custom CPU models are not supported yet");
     }
-    typed::Cpu::parse(key, value).map(drop)
+    values::Cpu::parse(key, value).map(drop)
 }
 
 /// What may change at once where it can; all else is pending, and shown so. The features of the default, which clients
@@ -293,9 +304,10 @@ pub(super) fn hotplug(key: &str, value: &str) -> Result<(), KeyError> {
 
 /// `type=1` of the tables that firmware shows to a guest's system.
 pub(super) fn smbios1(key: &str, value: &str) -> Result<(), KeyError> {
-    let works = &["uuid", "manufacturer", "product", "version", "serial", "sku", "family"];
-    let props = Rules { default: "", works, later: &[("base64", &["0"])] }.check(key, value)?;
-    props.get("uuid").map_or(Ok(()), |text| uuid(key, text))
+    let works = &["base64", "uuid", "manufacturer", "product", "version", "serial", "sku", "family"];
+    let props = Rules { default: "", works, later: &[] }.check(key, value)?;
+    props.get("uuid").map_or(Ok(()), |text| uuid(key, text))?;
+    values::smbios(key, value).map(drop)
 }
 
 fn uuid(key: &str, text: &str) -> Result<(), KeyError> {
@@ -313,9 +325,11 @@ pub(super) fn vmgenid(key: &str, value: &str) -> Result<(), KeyError> {
 }
 
 pub(super) fn machine(key: &str, value: &str) -> Result<(), KeyError> {
-    let later: &[(&str, &[&str])] =
-        &[("aw-bits", &[]), ("enable-s3", &[]), ("enable-s4", &[]), ("viommu", &[])];
-    let props = Rules { default: "type", works: &[], later }.check(key, value)?;
+    let later: &[(&str, &[&str])] = &[("aw-bits", &[]), ("viommu", &[])];
+    let props = Rules { default: "type", works: &["enable-s3", "enable-s4"], later }.check(key, value)?;
+    for name in ["enable-s3", "enable-s4"] {
+        flag(key, &props, name, true)?;
+    }
     let machine = props.get_default("type").unwrap_or_default();
     let version = |v: &str| {
         let v = v.strip_suffix(".pxe").unwrap_or(v);
@@ -356,18 +370,38 @@ pub(super) fn name(key: &str, value: &str) -> Result<(), KeyError> {
     KeyError::value(key, format_args!("'{value}' is not a valid DNS name"))
 }
 
+/// A port of the host, for which the host's kernel has a driver.
+pub(super) fn parallel(key: &str, value: &str) -> Result<(), KeyError> {
+    let port = ["/dev/parport", "/dev/usb/lp"].iter().find_map(|kind| value.strip_prefix(kind));
+    if port.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) {
+        return Ok(());
+    }
+    KeyError::value(key, "value must be /dev/parport or /dev/usb/lp with a number")
+}
+
 pub(super) fn rng(key: &str, value: &str) -> Result<(), KeyError> {
     Rules { default: "source", works: &["max_bytes", "period"], later: &[] }.check(key, value)?;
-    typed::Rng::parse(key, value).map(drop)
+    values::Rng::parse(key, value).map(drop)
 }
 
 pub(super) fn serial(key: &str, value: &str) -> Result<(), KeyError> {
-    typed::Serial::parse(key, value).map(drop)
+    values::Serial::parse(key, value).map(drop)
+}
+
+/// `now`, or a day with or without a time. The firmware's clock shows it in the time zone that it runs in.
+pub(super) fn startdate(key: &str, value: &str) -> Result<(), KeyError> {
+    if value == "now" || values::is_date(value) {
+        return Ok(());
+    }
+    KeyError::value(
+        key,
+        format_args!("'{value}' is neither 'now' nor a date as 2006-06-17T16:01:21 or 2006-06-17"),
+    )
 }
 
 pub(super) fn startup(key: &str, value: &str) -> Result<(), KeyError> {
     Rules { default: "order", works: &["up", "down"], later: &[] }.check(key, value)?;
-    typed::Startup::parse(key, value).map(drop)
+    values::Startup::parse(key, value).map(drop)
 }
 
 pub(super) fn tags(key: &str, value: &str) -> Result<(), KeyError> {
@@ -383,9 +417,14 @@ pub(super) fn tags(key: &str, value: &str) -> Result<(), KeyError> {
     Ok(())
 }
 
+pub(super) fn watchdog(key: &str, value: &str) -> Result<(), KeyError> {
+    Rules { default: "model", works: &["action"], later: &[] }.check(key, value)?;
+    values::Watchdog::parse(key, value).map(drop)
+}
+
 pub(super) fn vga(key: &str, value: &str) -> Result<(), KeyError> {
     Rules { default: "type", works: &["memory"], later: &[("clipboard", &[])] }.check(key, value)?;
-    let vga = typed::Vga::parse(key, value)?;
+    let vga = values::Vga::parse(key, value)?;
     if vga.kind.starts_with("qxl") || vga.kind == "virtio-gl" {
         return KeyError::unsupported(key, format_args!("'{}' is not supported yet", vga.kind));
     }

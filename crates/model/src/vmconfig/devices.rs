@@ -2,6 +2,7 @@
 
 use super::check::{choice, integer};
 use super::keys::{KeyError, split_index};
+use super::limits::Limits;
 use crate::property::PropertyString;
 use crate::text::{decode, parse_bool};
 use crate::{Size, StorageId, VolumeId};
@@ -114,6 +115,20 @@ spelled!(
     }
 );
 
+spelled!(
+    /// What happens when a disk can't be read or written.
+    OnError {
+        /// The guest stops if the disk's storage is full; other errors are the guest's.
+        Enospc = "enospc",
+        /// The guest is told nothing.
+        Ignore = "ignore",
+        /// The guest is told.
+        Report = "report",
+        /// The guest stops.
+        Stop = "stop",
+    }
+);
+
 /// What is in a drive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiskSource {
@@ -161,6 +176,29 @@ impl FromStr for DiskSource {
 
 /// The largest disk that is made or grown to: no file system in use takes a larger file.
 pub const MAX_DISK: Size = Size::gib(128 << 10);
+
+/// Details of a disk or CD drive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskDetails {
+    /// Whether zeroes that the guest writes take no room. Default: yes.
+    pub detect_zeroes: bool,
+    /// Its World Wide Name: 16 hexadecimal digits after `0x`.
+    pub wwn: Option<String>,
+    /// Who made it, as the guest sees it: at most 8 characters.
+    pub vendor: Option<String>,
+    /// What it is, as the guest sees it: at most 16 characters.
+    pub product: Option<String>,
+    /// The same of an IDE disk, decoded: at most 40 bytes.
+    pub model: Option<String>,
+    /// Queues of its controller, where that is its own; `None`: one for each CPU.
+    pub queues: Option<u32>,
+    /// What happens when it can't be read; `None`: QEMU's choice.
+    pub read_error: Option<OnError>,
+    /// What happens when it can't be written; `None`: QEMU's choice.
+    pub write_error: Option<OnError>,
+    /// How much a guest may read and write.
+    pub limits: Limits,
+}
 
 /// A disk or CD drive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -258,6 +296,30 @@ impl Disk {
         })
     }
 
+    /// Details that a process is given. They are read apart: a value that cannot be used keeps a VM from starting, and nothing else.
+    ///
+    /// # Errors
+    /// If one of them cannot be used.
+    pub fn details(&self) -> Result<DiskDetails, KeyError> {
+        let (key, props) = (&self.key, &self.props);
+        Ok(DiskDetails {
+            detect_zeroes: flag(key, props, "detect_zeroes", true)?,
+            wwn: props.get("wwn").map(|text| wwn_of(key, text)).transpose()?,
+            vendor: props.get("vendor").map(|text| label_of(key, "vendor", text, 8)).transpose()?,
+            product: props.get("product").map(|text| label_of(key, "product", text, 16)).transpose()?,
+            model: props.get("model").map(|text| drive_model_of(key, text)).transpose()?,
+            queues: props.get("queues").map(|text| queues_of(key, text)).transpose()?,
+            read_error: match spelled_prop(key, props, "rerror", OnError::from_text, OnError::ALL)? {
+                Some(OnError::Enospc) => {
+                    return KeyError::value(key, "rerror: 'enospc' is about writing alone");
+                }
+                other => other,
+            },
+            write_error: spelled_prop(key, props, "werror", OnError::from_text, OnError::ALL)?,
+            limits: Limits::parse(key, props)?,
+        })
+    }
+
     /// Its volume, if it has one.
     pub fn volume(&self) -> Option<&VolumeId> {
         match &self.source {
@@ -309,6 +371,40 @@ fn serial_of(key: &str, text: &str) -> Result<String, KeyError> {
         return KeyError::value(key, "serial: value must have at most 60 printable characters");
     }
     Ok(serial)
+}
+
+fn wwn_of(key: &str, text: &str) -> Result<String, KeyError> {
+    match text.strip_prefix("0x") {
+        Some(digits) if digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            Ok(text.to_owned())
+        }
+        _ => KeyError::value(key, format_args!("wwn: '{text}' is not 0x and 16 hexadecimal digits")),
+    }
+}
+
+fn label_of(key: &str, name: &str, text: &str, max: usize) -> Result<String, KeyError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_ ".contains(c);
+    if text.is_empty() || text.len() > max || !text.chars().all(plain) {
+        return KeyError::value(
+            key,
+            format_args!("{name}: value must have at most {max} letters, digits, blanks, '-' and '_'"),
+        );
+    }
+    Ok(text.to_owned())
+}
+
+fn drive_model_of(key: &str, text: &str) -> Result<String, KeyError> {
+    let model = decode(text);
+    if text.len() > 120 || model.len() > 40 || model.chars().any(|c| c.is_control() || c == '\u{fffd}') {
+        return KeyError::value(key, "model: value must have at most 40 printable characters");
+    }
+    Ok(model)
+}
+
+fn queues_of(key: &str, text: &str) -> Result<u32, KeyError> {
+    // QEMU: "must be a positive integer less than 1022".
+    let queues = named(key, "queues", |key| integer(key, text, 2, 1021))?;
+    Ok(u32::try_from(queues).unwrap_or(u32::MAX))
 }
 
 pub(super) fn flag(key: &str, props: &PropertyString, name: &str, default: bool) -> Result<bool, KeyError> {

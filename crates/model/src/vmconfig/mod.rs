@@ -20,14 +20,22 @@
 
 mod check;
 pub mod devices;
+mod doc;
 pub mod keys;
+mod limits;
 mod pending;
-pub mod typed;
+mod typed;
+mod values;
 
-pub use devices::{Aio, Bus, Cache, Disk, DiskSource, Net, NetModel};
+pub use devices::{Aio, Bus, Cache, Disk, DiskDetails, DiskSource, Net, NetModel, OnError};
+pub use doc::options_page;
 pub use keys::{KeyError, KeySpec, Kind, Live, Refusal, Support};
+pub use limits::{Limits, Rate, Rates};
 pub use pending::{Change, Changed, PendingItem};
-pub use typed::{Agent, Bios, Boot, Cpu, OsType, Rng, ScsiHw, Serial, Startup, Vga};
+pub use values::{
+    Agent, Audio, Bios, Boot, Cpu, OsType, PhysBits, Rng, ScsiHw, Serial, Startup, Vga, Watchdog,
+    WatchdogModel, split_words,
+};
 
 use crate::text::{FormatError, decode, encode, is_config_id, split_list};
 use sha2::{Digest, Sha256};

@@ -55,6 +55,9 @@ impl Change {
         if key.starts_with("serial") && value != "socket" {
             return Some("for real devices");
         }
+        if key.starts_with("parallel") {
+            return Some("for real devices");
+        }
         if key.starts_with("rng") && value.contains("/dev/hwrng") {
             return Some("to the host's hardware generator");
         }

@@ -90,10 +90,36 @@ fn options_are_typed() {
     assert_eq!(c.vga().unwrap().kind, "std");
     assert_eq!(c.tags(), ["blue", "prod"]);
     assert!(c.agent().unwrap().enabled && c.onboot() && c.kvm() && !c.template() && !c.protection());
-    assert_eq!(c.without_effect(), ["future-thing", "hostpci0"]);
+    let idle: Vec<String> = c.without_effect().iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(idle.join("\n"));
     assert_eq!(c.root_size(), Some(Size::gib(32)));
     assert_eq!(c.check(), Ok(()));
     assert_eq!(golden().all_volumes().len(), 3);
+}
+
+#[test]
+fn limits_of_a_disk_are_read() {
+    let of = |text: &str| {
+        Disk::parse("scsi0", &format!("local:100/a.raw,{text}")).unwrap().details().unwrap().limits
+    };
+    assert!(of("size=1G,mbps=0,iops=0").is_none());
+    let limits =
+        of("mbps=1.5,mbps_max=10,bps_max_length=60,iops_rd=100,iops_rd_max=200,iops_rd_length=2,iops_wr=5");
+    let total = Rate { sustained: 1_572_864, burst: 10 << 20, burst_seconds: 60 };
+    assert_eq!(limits.bytes, Rates { total, ..Rates::default() });
+    let read = Rate { sustained: 100, burst: 200, burst_seconds: 2 };
+    let write = Rate { sustained: 5, ..Rate::default() };
+    assert_eq!(limits.operations, Rates { read, write, ..Rates::default() });
+    assert_eq!(of("bps=4096").bytes.total.sustained, 4096);
+}
+
+#[test]
+fn what_the_firmware_tells_may_be_encoded() {
+    let read = |text: &str| text.parse::<VmConfig>().unwrap().current.smbios1();
+    let one = |name: &str, value: &str| Ok(vec![(name.to_owned(), value.to_owned())]);
+    assert_eq!(read("smbios1: base64=1,serial=UyA3\n"), one("serial", "S 7"));
+    assert_eq!(read("smbios1: base64=0,serial=UyA3\n"), one("serial", "UyA3"));
+    assert!(read("smbios1: base64=1,serial=CgA=\n").is_err(), "control characters");
 }
 
 #[test]
@@ -210,6 +236,7 @@ fn a_running_vm_changes_with_its_next_start() {
 #[test]
 fn what_reaches_into_the_host_is_for_root() {
     let root = |key: &str, value: &str| Change::set(key, value).unwrap().needs_root().is_some();
+    assert!(root("parallel0", "/dev/parport0"));
     assert!(root("args", "-S") && root("serial1", "/dev/ttyS0") && root("scsi0", "/dev/sdb,size=1G"));
     assert!(root("rng0", "/dev/hwrng") && root("rng0", "max_bytes=1,source=/dev/hwrng"));
     assert!(root("ide2", "cdrom") && root("cdrom", "/dev/sr0,media=cdrom") && !root("rng0", "/dev/urandom"));

@@ -3,346 +3,16 @@
 //! An error here means that a *stored* value cannot be used; it names the option.
 
 use super::Settings;
-use super::check::{choice, integer};
-use super::devices::{Bus, Disk, DiskSource, Net, as_disk, named, spelled};
-use super::keys::{KeyError, KeySpec, MAX_CPUS, MAX_MEMORY, Support, lookup, split_index};
+use super::check::integer;
+use super::devices::{Bus, Disk, DiskSource, Net, as_disk, flag};
+use super::keys::{KeyError, MAX_CPUS, MAX_MEMORY, Refusal, accept, lookup, split_index};
+use super::values::{self, split_words};
+use super::{Agent, Audio, Bios, Boot, Cpu, OsType, Rng, ScsiHw, Serial, Startup, Vga, Watchdog};
 use crate::property::PropertyString;
 use crate::size::Mebibytes;
 use crate::text::{parse_bool, split_list};
 use crate::{Size, VolumeId};
-use std::fmt;
-
-spelled!(
-    /// The firmware.
-    Bios {
-        /// Legacy BIOS; the default.
-        SeaBios = "seabios",
-        /// UEFI.
-        Ovmf = "ovmf",
-    }
-);
-spelled!(
-    /// The SCSI controller.
-    ScsiHw {
-        /// LSI 53C895A; the default.
-        Lsi = "lsi",
-        /// LSI 53C810.
-        Lsi53c810 = "lsi53c810",
-        /// One paravirtual controller for all disks.
-        VirtioScsiPci = "virtio-scsi-pci",
-        /// A paravirtual controller a disk, so that each can have its own thread.
-        VirtioScsiSingle = "virtio-scsi-single",
-        /// LSI MegaRAID.
-        Megasas = "megasas",
-        /// VMware's paravirtual one.
-        Pvscsi = "pvscsi",
-    }
-);
-spelled!(
-    /// The guest's system, which decides on details of the machine.
-    OsType {
-        /// Not known; the default.
-        Other = "other",
-        /// Windows XP.
-        Wxp = "wxp",
-        /// Windows 2000.
-        W2k = "w2k",
-        /// Windows 2003.
-        W2k3 = "w2k3",
-        /// Windows 2008.
-        W2k8 = "w2k8",
-        /// Windows Vista.
-        Wvista = "wvista",
-        /// Windows 7.
-        Win7 = "win7",
-        /// Windows 8, 2012.
-        Win8 = "win8",
-        /// Windows 10, 2016, 2019.
-        Win10 = "win10",
-        /// Windows 11, 2022, 2025.
-        Win11 = "win11",
-        /// Linux 2.4.
-        L24 = "l24",
-        /// Linux 2.6 and later.
-        L26 = "l26",
-        /// Solaris.
-        Solaris = "solaris",
-    }
-);
-
-impl OsType {
-    /// Whether it is a Windows, whose clock runs in local time.
-    pub fn is_windows(self) -> bool {
-        self.as_str().starts_with('w')
-    }
-}
-
-/// The CPU that a guest sees.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cpu {
-    /// QEMU's name of the model; `None`: the driver's default.
-    pub model: Option<String>,
-    /// Features switched on (`true`) and off.
-    pub flags: Vec<(bool, String)>,
-    /// All properties as they are written.
-    pub props: PropertyString,
-}
-
-impl Cpu {
-    pub(super) fn parse(key: &str, text: &str) -> Result<Self, KeyError> {
-        let props: PropertyString = text.parse().or_else(|e| KeyError::value(key, e))?;
-        let plain =
-            |s: &str| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
-        let model = props.get_default("cputype").map(str::to_owned);
-        if let Some(model) = model.as_deref().filter(|m| !plain(m)) {
-            return KeyError::value(key, format_args!("'{model}' is not the name of a CPU model"));
-        }
-        let mut flags = Vec::new();
-        for flag in props.get("flags").unwrap_or_default().split(';').filter(|f| !f.is_empty()) {
-            let parsed =
-                flag.strip_prefix('+').map(|f| (true, f)).or(flag.strip_prefix('-').map(|f| (false, f)));
-            match parsed {
-                Some((on, name)) if plain(name) && !name.starts_with('-') => {
-                    flags.push((on, name.to_owned()));
-                }
-                _ => {
-                    return KeyError::value(
-                        key,
-                        format_args!("flags: '{flag}' must be +feature or -feature"),
-                    );
-                }
-            }
-        }
-        Ok(Self { model, flags, props })
-    }
-}
-
-/// The guest agent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Agent {
-    /// Whether the guest is said to run it.
-    pub enabled: bool,
-    /// Whether its port is an ISA serial port rather than a VirtIO one.
-    pub isa: bool,
-}
-
-pub(super) fn agent(key: &str, text: &str) -> Result<Agent, KeyError> {
-    let props: PropertyString = text.parse().or_else(|e| KeyError::value(key, e))?;
-    let enabled = match props.get_default("enabled") {
-        None => false,
-        Some(text) => match parse_bool(text) {
-            Some(on) => on,
-            None => return KeyError::value(key, format_args!("'{text}' is not a boolean (1 or 0)")),
-        },
-    };
-    if let Some(kind) = props.get("type") {
-        named(key, "type", |key| choice(key, kind, &["virtio", "isa"]))?;
-    }
-    Ok(Agent { enabled, isa: props.get("type") == Some("isa") })
-}
-
-/// The graphics card.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Vga {
-    /// `std`, `cirrus`, `vmware`, `virtio`, `virtio-gl`, `qxl`..., `none`, or `serial0` to `serial3`: no card,
-    /// the screen is that terminal.
-    pub kind: String,
-    /// Its memory, 4 to 512 MiB.
-    pub memory: Option<Mebibytes>,
-}
-
-impl Vga {
-    const KINDS: [&'static str; 14] = [
-        "std",
-        "cirrus",
-        "vmware",
-        "virtio",
-        "virtio-gl",
-        "qxl",
-        "qxl2",
-        "qxl3",
-        "qxl4",
-        "none",
-        "serial0",
-        "serial1",
-        "serial2",
-        "serial3",
-    ];
-
-    pub(super) fn parse(key: &str, text: &str) -> Result<Self, KeyError> {
-        let props: PropertyString = text.parse().or_else(|e| KeyError::value(key, e))?;
-        let kind = props.get_default("type").unwrap_or("std");
-        choice(key, kind, &Self::KINDS)?;
-        let memory = match props.get("memory") {
-            Some(text) => Some(Mebibytes(named(key, "memory", |key| integer(key, text, 4, 512))?)),
-            None => None,
-        };
-        Ok(Self { kind: kind.to_owned(), memory })
-    }
-}
-
-/// The random number generator.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rng {
-    /// `/dev/urandom`, `/dev/random` or `/dev/hwrng` of the host.
-    pub source: String,
-    /// Bytes a period; 0: no limit. Default 1024.
-    pub max_bytes: u64,
-    /// Milliseconds. Default 1000.
-    pub period_ms: u64,
-}
-
-impl Rng {
-    pub(super) fn parse(key: &str, text: &str) -> Result<Self, KeyError> {
-        let props: PropertyString = text.parse().or_else(|e| KeyError::value(key, e))?;
-        let source = props.get_default("source").unwrap_or_default();
-        named(key, "source", |key| choice(key, source, &["/dev/urandom", "/dev/random", "/dev/hwrng"]))?;
-        let number = |name: &str, min: u64, default: u64| match props.get(name) {
-            Some(text) => named(key, name, |key| integer(key, text, min, u64::from(u32::MAX))),
-            None => Ok(default),
-        };
-        Ok(Self {
-            source: source.to_owned(),
-            max_bytes: number("max_bytes", 0, 1024)?,
-            period_ms: number("period", 1, 1000)?,
-        })
-    }
-}
-
-/// A serial port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Serial {
-    /// A terminal, reached through a socket.
-    Socket,
-    /// A device of the host below `/dev/`.
-    Device(String),
-}
-
-impl Serial {
-    pub(super) fn parse(key: &str, text: &str) -> Result<Self, KeyError> {
-        if text == "socket" {
-            return Ok(Self::Socket);
-        }
-        let climbs = text.split('/').any(|part| part == "..");
-        match text.strip_prefix("/dev/") {
-            Some(name) if !name.is_empty() && !name.contains(',') && !climbs => {
-                Ok(Self::Device(text.to_owned()))
-            }
-            _ => KeyError::value(key, "value must be 'socket' or a device below /dev/"),
-        }
-    }
-}
-
-/// Order and delays of automatic starts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Startup {
-    /// Lower ones start first and stop last; `None`: after all others.
-    pub order: Option<u64>,
-    /// Seconds to wait after its start.
-    pub up: Option<u64>,
-    /// Seconds that its shutdown may take.
-    pub down: Option<u64>,
-}
-
-impl Startup {
-    pub(super) fn parse(key: &str, text: &str) -> Result<Self, KeyError> {
-        let props: PropertyString = text.parse().or_else(|e| KeyError::value(key, e))?;
-        let number = |name: &str, text: Option<&str>| match text {
-            Some(text) => named(key, name, |key| integer(key, text, 0, u64::from(u32::MAX))).map(Some),
-            None => Ok(None),
-        };
-        Ok(Self {
-            order: number("order", props.get_default("order"))?,
-            up: number("up", props.get("up"))?,
-            down: number("down", props.get("down"))?,
-        })
-    }
-}
-
-/// What the firmware tries to start from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Boot {
-    /// These devices (`scsi0`, `net0`), in this order; with none, from nothing.
-    Order(Vec<String>),
-    /// Letters of kinds: `c` the first disk, `d` the first CD drive, `n` the first network device; `a` (floppy)
-    /// names nothing.
-    Legacy(String),
-}
-
-impl Boot {
-    pub(super) fn parse(key: &str, text: &str) -> Result<Self, KeyError> {
-        // `order=` alone is a list of none, which is no property string.
-        if text == "order=" {
-            return Ok(Self::Order(Vec::new()));
-        }
-        let props: PropertyString = text.parse().or_else(|e| KeyError::value(key, e))?;
-        if let Some(order) = props.get("order") {
-            let devices: Vec<String> =
-                order.split(';').filter(|d| !d.is_empty()).map(str::to_owned).collect();
-            for (i, device) in devices.iter().enumerate() {
-                let bootable = as_disk(device).is_some_and(|(bus, _)| bus != Bus::Unused)
-                    || matches!(split_index(device), Some(("net", 0..=31) | ("usb" | "hostpci", 0..=15)));
-                if !bootable {
-                    return KeyError::value(key, format_args!("'{device}' is not a device to boot from"));
-                }
-                if devices[..i].contains(device) {
-                    return KeyError::value(key, format_args!("'{device}' is given twice"));
-                }
-            }
-            return Ok(Self::Order(devices));
-        }
-        let letters = props.get_default("legacy").unwrap_or_default();
-        if letters.is_empty() || letters.len() > 4 || !letters.chars().all(|c| "acdn".contains(c)) {
-            return KeyError::value(key, "value must be order=device;device;... or letters of 'acdn'");
-        }
-        Ok(Self::Legacy(letters.to_owned()))
-    }
-}
-
-/// The tags in a value, each once, in order.
-pub(super) fn tags(text: &str) -> Vec<&str> {
-    let mut all = Vec::new();
-    for tag in split_list(text) {
-        if !all.contains(&tag) {
-            all.push(tag);
-        }
-    }
-    all
-}
-
-/// Splits a line into words as a shell does: blanks separate, `'...'` and `"..."` and `\` quote.
-pub fn split_words(line: &str) -> Result<Vec<String>, String> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut chars = line.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            ' ' | '\t' | '\n' => words.extend(word.take()),
-            '\\' => match chars.next() {
-                Some(c) => word.get_or_insert_default().push(c),
-                None => return Err("it ends with a single '\\'".to_owned()),
-            },
-            '\'' | '"' => {
-                let word = word.get_or_insert_default();
-                loop {
-                    match chars.next() {
-                        Some(end) if end == c => break,
-                        Some('\\') if c == '"' => match chars.next() {
-                            Some(x @ ('"' | '\\' | '$' | '`')) => word.push(x),
-                            Some(x) => word.extend(['\\', x]),
-                            None => return Err(format!("the quote {c} is not closed")),
-                        },
-                        Some(x) => word.push(x),
-                        None => return Err(format!("the quote {c} is not closed")),
-                    }
-                }
-            }
-            c => word.get_or_insert_default().push(c),
-        }
-    }
-    words.extend(word);
-    Ok(words)
-}
+use std::collections::BTreeSet;
 
 impl Settings {
     fn boolean(&self, key: &str, default: bool) -> bool {
@@ -351,6 +21,11 @@ impl Settings {
 
     fn integer(&self, key: &str, min: u64, max: u64) -> Result<Option<u64>, KeyError> {
         self.get(key).map(|text| integer(key, text, min, max)).transpose()
+    }
+
+    /// A stored value that is used as it is written, if it could be set today.
+    fn checked(&self, key: &str) -> Result<Option<&str>, KeyError> {
+        self.get(key).map(|value| accept(key, value).map(|_| value)).transpose()
     }
 
     fn count(&self, key: &str) -> Result<u32, KeyError> {
@@ -392,7 +67,7 @@ impl Settings {
 
     /// Its tags, each once.
     pub fn tags(&self) -> Vec<&str> {
-        tags(self.get("tags").unwrap_or_default())
+        values::tags(self.get("tags").unwrap_or_default())
     }
 
     /// Whether it is a template, which cannot be started.
@@ -415,6 +90,74 @@ impl Settings {
         self.boolean("kvm", true)
     }
 
+    /// The CPUs of the host that it may run on; `None`: any.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn affinity(&self) -> Result<Option<BTreeSet<u32>>, KeyError> {
+        self.get("affinity").map(|text| values::cpu_list("affinity", text)).transpose()
+    }
+
+    /// Whether the firmware describes the machine by ACPI. Default: yes.
+    pub fn acpi(&self) -> bool {
+        self.boolean("acpi", true)
+    }
+
+    /// Whether the host may share equal pages of its memory with others. Default: yes.
+    pub fn allow_ksm(&self) -> bool {
+        self.boolean("allow-ksm", true)
+    }
+
+    /// Whether its clock is set by local time; `None`: as its system expects it.
+    pub fn localtime(&self) -> Option<bool> {
+        self.get("localtime").and_then(parse_bool)
+    }
+
+    /// What its clock shows at the start; `None`: the time.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn startdate(&self) -> Result<Option<&str>, KeyError> {
+        Ok(self.checked("startdate")?.filter(|date| *date != "now"))
+    }
+
+    /// Whether lost ticks of its clock are made up for.
+    pub fn time_drift_fix(&self) -> bool {
+        self.boolean("tdf", false)
+    }
+
+    /// The layout of the keyboard that a screen's viewer has; `None`: the viewer's own.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn keyboard(&self) -> Result<Option<&str>, KeyError> {
+        self.checked("keyboard")
+    }
+
+    /// Its sound card.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn audio0(&self) -> Result<Option<Audio>, KeyError> {
+        self.get("audio0").map(|text| values::audio("audio0", text)).transpose()
+    }
+
+    /// Its watchdog.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn watchdog(&self) -> Result<Option<Watchdog>, KeyError> {
+        self.get("watchdog").map(|text| Watchdog::parse("watchdog", text)).transpose()
+    }
+
+    /// The host's ports that are its parallel ports, by number, each with its key.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn parallels(&self) -> Result<Vec<(&str, &str)>, KeyError> {
+        self.family("parallel").map(|(key, value)| accept(key, value).map(|_| (key, value))).collect()
+    }
+
     /// Whether its pointer is where the screen's viewer has it. Default: yes.
     pub fn tablet(&self) -> bool {
         self.boolean("tablet", true)
@@ -431,10 +174,7 @@ impl Settings {
     /// # Errors
     /// If it cannot be read.
     pub fn smbios1(&self) -> Result<Vec<(String, String)>, KeyError> {
-        let Some(text) = self.get("smbios1") else { return Ok(Vec::new()) };
-        let props: PropertyString = text.parse().or_else(|e| KeyError::value("smbios1", e))?;
-        let known = props.iter().filter_map(|(k, v)| Some((k?.to_owned(), v.to_owned())));
-        Ok(known.filter(|(k, _)| k != "base64").collect())
+        self.get("smbios1").map_or(Ok(Vec::new()), |text| values::smbios("smbios1", text))
     }
 
     /// The task kind that holds the guest, e.g. `migrate`.
@@ -478,7 +218,7 @@ impl Settings {
     pub fn cpu(&self) -> Result<Cpu, KeyError> {
         match self.get("cpu") {
             Some(text) => Cpu::parse("cpu", text),
-            None => Ok(Cpu { model: None, flags: Vec::new(), props: PropertyString::new() }),
+            None => Cpu::parse("cpu", ""),
         }
     }
 
@@ -502,6 +242,20 @@ impl Settings {
         let Some(text) = self.get("machine") else { return Ok(None) };
         let props: PropertyString = text.parse().or_else(|e| KeyError::value("machine", e))?;
         Ok(props.get_default("type").map(str::to_owned))
+    }
+
+    /// What the firmware tells of sleep: whether the guest can sleep in RAM, and on disk; `None`: as the machine type has it.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn sleep_states(&self) -> Result<[Option<bool>; 2], KeyError> {
+        let Some(text) = self.get("machine") else { return Ok([None, None]) };
+        let props: PropertyString = text.parse().or_else(|e| KeyError::value("machine", e))?;
+        let state = |name: &str| match props.get(name) {
+            Some(_) => flag("machine", &props, name, true).map(Some),
+            None => Ok(None),
+        };
+        Ok([state("enable-s3")?, state("enable-s4")?])
     }
 
     /// The firmware.
@@ -550,7 +304,8 @@ impl Settings {
 
     /// The guest agent.
     pub fn agent(&self) -> Result<Agent, KeyError> {
-        self.get("agent").map_or(Ok(Agent { enabled: false, isa: false }), |text| agent("agent", text))
+        self.get("agent")
+            .map_or(Ok(Agent { enabled: false, isa: false }), |text| values::agent("agent", text))
     }
 
     /// The random number generator.
@@ -630,16 +385,19 @@ impl Settings {
         first.or_else(|| disks.iter().find(|d| !d.cdrom))?.size
     }
 
-    /// Options that are set and kept but have no effect yet.
-    pub fn without_effect(&self) -> Vec<&str> {
-        let idle = |(key, value): (&'_ str, &'_ str)| match lookup(key) {
-            None => true,
-            Some((KeySpec { support: Support::NotYet(except), .. }, _)) => {
-                !except.contains(&value) && !matches!(key, "vcpus" | "bootdisk")
-            }
-            Some(_) => false,
-        };
-        self.iter().filter(|entry| idle(*entry)).map(|(key, _)| key).collect()
+    /// Options that are set and kept but have no effect, or a part of whose value has none, each with why.
+    pub fn without_effect(&self) -> Vec<KeyError> {
+        let refused = self.iter().filter_map(|(key, value)| accept(key, value).err());
+        let mut idle: Vec<KeyError> =
+            refused.filter(|e| matches!(e.refusal, Refusal::Unknown | Refusal::Unsupported)).collect();
+        // A controller that several disks share has queues for all of them.
+        if self.scsihw().is_ok_and(|hw| hw != ScsiHw::VirtioScsiSingle) {
+            let why = "queues: only with scsihw=virtio-scsi-single does a disk have queues of its own";
+            let with_queues =
+                self.disks().unwrap_or_default().into_iter().filter(|d| d.props.get("queues").is_some());
+            idle.extend(with_queues.filter_map(|d| KeyError::unsupported::<()>(&d.key, why).err()));
+        }
+        idle
     }
 
     /// Checks what no option can tell alone.
@@ -668,15 +426,5 @@ impl Settings {
         self.nets()?;
         self.serials()?;
         Ok(())
-    }
-}
-
-/// As it is written in a configuration.
-impl fmt::Display for Boot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Order(devices) => write!(f, "order={}", devices.join(";")),
-            Self::Legacy(letters) => f.write_str(letters),
-        }
     }
 }

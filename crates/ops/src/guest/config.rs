@@ -10,7 +10,9 @@ use stead_driver::storage::Content;
 use stead_model::size::Size;
 use stead_model::vmconfig::devices::as_disk;
 use stead_model::vmconfig::keys::{canonical_key, live, split_index};
-use stead_model::vmconfig::{Change, Changed, Disk, DiskSource, KeyError, Live, Net, VmConfig};
+use stead_model::vmconfig::{
+    Bus, Change, Changed, Disk, DiskDetails, DiskSource, KeyError, Live, Net, VmConfig,
+};
 use stead_model::{Upid, Vmid, VolumeId};
 use tokio::sync::OwnedMutexGuard;
 
@@ -94,9 +96,9 @@ fn privilege_of(key: &str, value: Option<&str>) -> &'static str {
             "VM.Config.CPU"
         }
         "memory" | "balloon" | "shares" => "VM.Config.Memory",
-        "bios" | "machine" | "scsihw" | "vga" | "serial" | "rng" | "kvm" | "watchdog" | "tablet" => {
-            "VM.Config.HWType"
-        }
+        "acpi" | "audio" | "bios" | "kvm" | "machine" | "parallel" | "rng" | "scsihw" | "serial"
+        | "tablet" | "vga" | "watchdog" => "VM.Config.HWType",
+        "bootdisk" => "VM.Config.Disk",
         _ => "VM.Config.Options",
     }
 }
@@ -112,7 +114,8 @@ impl Ops {
         for (key, value) in keys {
             // `cdrom` needs what `ide2` needs. What is unknown is refused later, by name.
             let stored = canonical_key(key).unwrap_or(key);
-            if matches!(stored, "args" | "hookscript" | "lock") && !actor.root {
+            // What is pinned to CPUs takes them from the host and from other guests.
+            if matches!(stored, "affinity" | "args" | "hookscript" | "lock") && !actor.root {
                 return Err(forbidden(format!("only root can set '{key}' config")));
             }
             let change = value.and_then(|v| Change::set(key, v).ok());
@@ -162,6 +165,13 @@ impl Ops {
         Self::may_use_storages(actor, &changes)?;
         if let Some(cpu) = change.set.get("cpu") {
             self.check_options(&BTreeMap::from([("cpu".to_owned(), cpu.clone())])).await?;
+        }
+        let gone = |c: &&Change| matches!(c, Change::Delete { key, .. } if as_disk(key).is_some());
+        if let Some(change) = changes.iter().find(gone).filter(|_| config.current.protection()) {
+            return Err(OpsError::failed(format!(
+                "can't remove disk '{}' of VM {vmid}: the VM is protected; take 'protection' out first",
+                change.key()
+            )));
         }
         let running = self.guests.state(vmid).await.is_some();
         let mut new = config.clone();
@@ -222,9 +232,9 @@ impl Ops {
         }
         let result = self.apply_changes(actor, &guest, &mut config, changes, &mut made).await;
         match result {
-            Ok((changed, loads)) => {
+            Ok((changed, live)) => {
                 self.free_volumes(&changed.freed).await;
-                self.load_media(vmid, loads).await
+                self.change_process(vmid, live, &config).await
             }
             Err(e) => {
                 self.undo_made(&e, &made).await;
@@ -240,14 +250,17 @@ impl Ops {
         config: &mut VmConfig,
         changes: Vec<Change>,
         made: &mut Made,
-    ) -> Result<(Changed, Vec<(String, Option<ResolvedVolume>)>), OpsError> {
+    ) -> Result<(Changed, LiveChanges), OpsError> {
         let vmid = guest.vmid;
         let changes = self.fulfil(actor, vmid, config, changes, made).await?;
         let running = self.guests.state(vmid).await.is_some();
-        let media: Vec<String> =
-            changes.iter().filter(|c| running && is_medium(config, c)).map(|c| c.key().to_owned()).collect();
-        let at_once =
-            |c: &Change| !running || live(c.key()) == Live::Now || media.contains(&c.key().to_owned());
+        let those = |is: fn(&VmConfig, &Change) -> bool| -> Vec<String> {
+            let found = changes.iter().filter(|c| running && is(config, c));
+            found.map(|c| c.key().to_owned()).collect()
+        };
+        let (media, tuned) = (those(is_medium), those(is_tuning));
+        let by_process = |key: &str| media.iter().chain(&tuned).any(|k| k == key);
+        let at_once = |c: &Change| !running || live(c.key()) == Live::Now || by_process(c.key());
         let changed = config.change(vmid, &changes, at_once)?;
         config.current.check()?;
         let mut loads = vec![];
@@ -259,18 +272,25 @@ impl Ops {
             loads.push((key, medium));
         }
         self.commit_config(actor, guest, config).await?;
-        Ok((changed, loads))
+        Ok((changed, LiveChanges { loads, tuned }))
     }
 
-    /// Changes the media of a running VM, once its configuration says so: what is refused must not have happened.
-    async fn load_media(
+    /// Changes a running VM, once its configuration says so: what is refused must not have happened.
+    async fn change_process(
         &self,
         vmid: Vmid,
-        loads: Vec<(String, Option<ResolvedVolume>)>,
+        changes: LiveChanges,
+        config: &VmConfig,
     ) -> Result<(), OpsError> {
         let mut failed = vec![];
-        for (key, medium) in loads {
+        for (key, medium) in changes.loads {
             if let Err(e) = self.guests.change_medium(vmid, &key, medium).await {
+                failed.push(format!("{key}: {e}"));
+            }
+        }
+        let text = config.to_string();
+        for key in changes.tuned {
+            if let Err(e) = self.guests.tune(vmid, &key, &text).await {
                 failed.push(format!("{key}: {e}"));
             }
         }
@@ -278,8 +298,8 @@ impl Ops {
             return Ok(());
         }
         Err(OpsError::failed(format!(
-            "VM {vmid} is configured as asked, but as it runs it did not take its medium ({}): set it again, or it has it \
-             from its next start on",
+            "VM {vmid} is configured as asked, but as it runs it did not take that ({}): set it again, or it has it from its \
+             next start on",
             failed.join("; ")
         )))
     }
@@ -421,11 +441,46 @@ pub fn check_digest(seen: Option<&str>, config: &VmConfig) -> Result<(), OpsErro
     }
 }
 
+/// What a running process is told of a change.
+#[derive(Debug, Default)]
+struct LiveChanges {
+    /// Media of its CD drives.
+    loads: Vec<(String, Option<ResolvedVolume>)>,
+    /// Options of whose new values it is told.
+    tuned: Vec<String>,
+}
+
 /// Whether a change puts a medium into, or takes one out of, a CD drive that is there.
 fn is_medium(config: &VmConfig, change: &Change) -> bool {
     let Change::Set { key, value } = change else { return false };
     let cd = |v: &str| Disk::parse(key, v).is_ok_and(|d| d.cdrom);
     as_disk(key).is_some() && cd(value) && config.current.get(key).is_some_and(cd)
+}
+
+/// Whether a change is one that a running process can be told, without a device that comes or goes: the limits of a disk, and
+/// what is said of a disk that no process has a part in; whether a network device's link is up; the balloon's target.
+fn is_tuning(config: &VmConfig, change: &Change) -> bool {
+    let (key, new) = match change {
+        Change::Set { key, value } => (key, Some(value.as_str())),
+        Change::Delete { key, .. } => (key, None),
+    };
+    let old = config.current.get(key);
+    if key == "balloon" {
+        // 0 is none at all.
+        return old != Some("0") && new != Some("0");
+    }
+    let (Some(old), Some(new)) = (old, new) else { return false };
+    if as_disk(key).is_some_and(|(bus, _)| bus != Bus::Unused) {
+        let (Ok(old), Ok(new)) = (Disk::parse(key, old), Disk::parse(key, new)) else { return false };
+        let (Ok(before), Ok(after)) = (old.details(), new.details()) else { return false };
+        let told = DiskDetails { limits: after.limits, ..before } == after;
+        // What is written of its size follows its storage.
+        let (backup, size, props) = (new.backup, new.size, new.props.clone());
+        return told && !old.cdrom && Disk { backup, size, props, ..old } == new;
+    }
+    let (Ok(old), Ok(new)) = (Net::parse(key, old), Net::parse(key, new)) else { return false };
+    let (link_down, props) = (new.link_down, new.props.clone());
+    Net { link_down, props, ..old } == new
 }
 
 /// Keeps a device's address where the user gives none, and makes one for a new device.

@@ -122,10 +122,12 @@ impl Ops {
         let config = super::config::parse(&guest.config.value)?;
         let local = self.local_volumes(&config)?;
         let of_host = |(key, port)| matches!(port, Serial::Device(_)).then_some(key);
+        let serials = config.current.serials()?.into_iter().filter_map(of_host);
+        let parallels = config.current.parallels()?.into_iter().map(|(key, _)| key.to_owned());
         let mut found = Preconditions {
             running: self.guests.state(vmid).await.is_some(),
             local_volumes: self.describe_local(&config, &local).await?,
-            local_resources: config.current.serials()?.into_iter().filter_map(of_host).collect(),
+            local_resources: serials.chain(parallels).collect(),
             ..Preconditions::default()
         };
         for node in self.guest_nodes().into_iter().filter(|n| n.name != self.me.name) {

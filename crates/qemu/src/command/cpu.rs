@@ -8,7 +8,7 @@ use super::refuse;
 use crate::accel::Accel;
 use std::collections::BTreeSet;
 use stead_driver::guest::GuestError;
-use stead_model::vmconfig::{Cpu, OsType};
+use stead_model::vmconfig::{Cpu, OsType, PhysBits};
 
 /// The model of guests that name none.
 const DEFAULT: &str = "x86-64-v2-AES";
@@ -63,6 +63,15 @@ pub fn model(cpu: &Cpu, accel: Accel, ostype: OsType) -> Result<String, GuestErr
         words.extend(["hv_relaxed", "hv_vapic", "hv_time", "hv_spinlocks=0x1fff"].map(str::to_owned));
     }
     words.extend(cpu.flags.iter().map(|(on, flag)| format!("{flag}={}", if *on { "on" } else { "off" })));
+    if cpu.hidden {
+        words.push("kvm=off".to_owned());
+    }
+    match cpu.phys_bits {
+        Some(PhysBits::Host) => words.push("host-phys-bits=on".to_owned()),
+        Some(PhysBits::Bits(bits)) => words.push(format!("phys-bits={bits}")),
+        None => {}
+    }
+    words.extend(cpu.guest_phys_bits.map(|bits| format!("guest-phys-bits={bits}")));
     // `max` and `host` are whatever there is.
     if !matches!(name, "max" | "host") {
         words.push("enforce".to_owned());

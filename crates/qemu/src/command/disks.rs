@@ -27,7 +27,7 @@ pub(super) fn add(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<()
             argv.option("-object", format!("iothread,id=iothread-{}", disk.key));
         }
         let place = match disk.bus {
-            Bus::Scsi => scsi(argv, pci, disk, scsihw, &mut controllers),
+            Bus::Scsi => scsi(argv, pci, disk, scsihw, &mut controllers)?,
             Bus::Virtio => pci.virtio(disk.index),
             Bus::Sata => {
                 if controllers.insert("ahci0".to_owned()) {
@@ -56,7 +56,13 @@ fn ide(chipset: Chipset, index: u32) -> String {
 }
 
 /// The controller of a SCSI disk, made with its first disk, and the disk's place on it.
-fn scsi(argv: &mut Argv, pci: &mut Pci, disk: &Disk, scsihw: ScsiHw, made: &mut BTreeSet<String>) -> String {
+fn scsi(
+    argv: &mut Argv,
+    pci: &mut Pci,
+    disk: &Disk,
+    scsihw: ScsiHw,
+    made: &mut BTreeSet<String>,
+) -> Result<String, GuestError> {
     let (driver, per_controller) = match scsihw {
         ScsiHw::Lsi => ("lsi53c895a", 7),
         ScsiHw::Lsi53c810 => ("lsi53c810", 7),
@@ -74,9 +80,16 @@ fn scsi(argv: &mut Argv, pci: &mut Pci, disk: &Disk, scsihw: ScsiHw, made: &mut 
         } else {
             String::new()
         };
-        argv.device(format!("{driver},id={id}{thread},{}", pci.scsi(number)));
+        let own = scsihw == ScsiHw::VirtioScsiSingle;
+        let queues = disk
+            .details()
+            .map_err(unusable)?
+            .queues
+            .filter(|_| own)
+            .map_or_else(String::new, |n| format!(",num_queues={n}"));
+        argv.device(format!("{driver},id={id}{thread}{queues},{}", pci.scsi(number)));
     }
-    format!("bus={id}.0,scsi-id={}", disk.index % per_controller)
+    Ok(format!("bus={id}.0,scsi-id={}", disk.index % per_controller))
 }
 
 fn device(cx: &Context<'_>, disk: &Disk, place: &str) -> Result<String, GuestError> {
@@ -91,6 +104,7 @@ fn device(cx: &Context<'_>, disk: &Disk, place: &str) -> Result<String, GuestErr
         (_, false) => "ide-hd",
         (_, true) => "ide-cd",
     };
+    let details = disk.details().map_err(unusable)?;
     let mut text = format!("{driver},id={key},{place}");
     if disk.source != DiskSource::Empty {
         text.push_str(&format!(",drive={}", node_name(key)));
@@ -101,8 +115,21 @@ fn device(cx: &Context<'_>, disk: &Disk, place: &str) -> Result<String, GuestErr
     if disk.ssd && !disk.cdrom && disk.bus != Bus::Virtio {
         text.push_str(",rotation_rate=1");
     }
-    if let Some(serial) = &disk.serial {
-        text.push_str(&format!(",serial={}", super::quoted(serial)));
+    for (name, value) in [
+        ("serial", &disk.serial),
+        ("wwn", &details.wwn),
+        ("vendor", &details.vendor),
+        ("product", &details.product),
+        ("model", &details.model),
+    ] {
+        if let Some(value) = value {
+            text.push_str(&format!(",{name}={}", super::quoted(value)));
+        }
+    }
+    for (name, what) in [("rerror", details.read_error), ("werror", details.write_error)] {
+        if let Some(what) = what {
+            text.push_str(&format!(",{name}={what}"));
+        }
     }
     // These flush with every write; the guest need not.
     if !disk.cdrom && matches!(disk.cache, Some(Cache::Writethrough | Cache::Directsync)) {
@@ -141,7 +168,12 @@ fn block_node(cx: &Context<'_>, disk: &Disk) -> Result<Option<Value>, GuestError
         None => Aio::Threads,
     };
     let flags = json!({ "direct": direct, "no-flush": cache == Cache::Unsafe });
-    let (discard, zeroes) = if disk.discard { ("unmap", "unmap") } else { ("ignore", "on") };
+    let discard = if disk.discard { "unmap" } else { "ignore" };
+    let zeroes = match (disk.details().map_err(unusable)?.detect_zeroes, disk.discard) {
+        (false, _) => "off",
+        (true, true) => "unmap",
+        (true, false) => "on",
+    };
     Ok(Some(json!({
         "driver": format,
         "node-name": node_name(&disk.key),

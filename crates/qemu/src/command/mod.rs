@@ -20,7 +20,7 @@ use pci::{Chipset, Pci};
 use std::path::{Path, PathBuf};
 use stead_driver::guest::{GuestError, Incoming, ResolvedVolume};
 use stead_model::Vmid;
-use stead_model::vmconfig::{Bios, KeyError, Net, NetModel, Serial, Settings};
+use stead_model::vmconfig::{Audio, Bios, KeyError, Net, NetModel, Serial, Settings, WatchdogModel};
 
 /// How a network device reaches the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +95,7 @@ pub struct CommandLine {
     pub machine: String,
     /// The accelerator.
     pub accel: Accel,
-    /// The number of CPUs.
+    /// The number of CPUs that are present.
     pub cpus: u32,
 }
 
@@ -150,7 +150,8 @@ pub fn build(cx: &Context<'_>) -> Result<CommandLine, GuestError> {
     basics(&mut argv, cx)?;
     machine_options(&mut argv, cx, &machine, accel)?;
     let (sockets, cores) = (s.sockets().map_err(unusable)?, s.cores().map_err(unusable)?);
-    argv.option("-smp", format!("{cpus},sockets={sockets},cores={cores},maxcpus={cpus}"));
+    let present = s.vcpus().map_err(unusable)?.unwrap_or(cpus).min(cpus);
+    argv.option("-smp", format!("{present},sockets={sockets},cores={cores},maxcpus={cpus}"));
     argv.option("-cpu", cpu::model(&s.cpu().map_err(unusable)?, accel, s.ostype().map_err(unusable)?)?);
     argv.option("-m", format!("size={}M", s.memory().map_err(unusable)?.0));
     let mut pci = Pci::new(Chipset::of(&machine));
@@ -158,6 +159,7 @@ pub fn build(cx: &Context<'_>) -> Result<CommandLine, GuestError> {
     graphics(&mut devices, cx, &mut pci)?;
     small_devices(&mut devices, cx, &mut pci)?;
     serials(&mut devices, cx)?;
+    parallels(&mut devices, cx)?;
     disks::add(&mut devices, cx, &mut pci)?;
     networks(&mut devices, cx, &mut pci)?;
     for bridge in pci.bridges() {
@@ -168,7 +170,7 @@ pub fn build(cx: &Context<'_>) -> Result<CommandLine, GuestError> {
         argv.option("-incoming", "defer");
     }
     argv.0.extend(s.args().map_err(unusable)?);
-    Ok(CommandLine { argv: argv.0, machine, accel, cpus })
+    Ok(CommandLine { argv: argv.0, machine, accel, cpus: present })
 }
 
 /// A guest never moves between accelerators: what the source runs under is what counts.
@@ -238,6 +240,12 @@ fn machine_options(argv: &mut Argv, cx: &Context<'_>, machine: &str, accel: Acce
     if windows {
         text.push_str(",hpet=off");
     }
+    if !cx.settings.acpi() {
+        text.push_str(",acpi=off");
+    }
+    if !cx.settings.allow_ksm() {
+        text.push_str(",mem-merge=off");
+    }
     if cx.settings.bios().map_err(unusable)? == Bios::Ovmf {
         let Some(firmware) = cx.firmware else {
             return refuse("bios", "the UEFI firmware is not installed on this node (package ovmf)");
@@ -260,17 +268,33 @@ fn machine_options(argv: &mut Argv, cx: &Context<'_>, machine: &str, accel: Acce
             Accel::Tcg => "tcg,tb-size=256",
         },
     );
-    argv.option("-rtc", if windows { "base=localtime,driftfix=slew" } else { "base=utc" });
+    argv.option("-rtc", clock(cx.settings, windows)?);
+    let device = if Chipset::of(machine) == Chipset::Q35 { "ICH9-LPC" } else { "PIIX4_PM" };
+    for (state, can) in ["s3", "s4"].into_iter().zip(cx.settings.sleep_states().map_err(unusable)?) {
+        if let Some(can) = can {
+            argv.option("-global", format!("{device}.disable_{state}={}", u8::from(!can)));
+        }
+    }
     if accel == Accel::Kvm {
         argv.option("-global", "kvm-pit.lost_tick_policy=discard");
     }
     Ok(())
 }
 
+/// Where the guest's clock begins. Windows keeps local time, and loses ticks.
+fn clock(s: &Settings, windows: bool) -> Result<String, GuestError> {
+    let zone = if s.localtime().unwrap_or(windows) { "localtime" } else { "utc" };
+    let slew = if windows || s.time_drift_fix() { ",driftfix=slew" } else { "" };
+    Ok(format!("base={}{slew}", s.startdate().map_err(unusable)?.unwrap_or(zone)))
+}
+
 fn graphics(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(), GuestError> {
     let vga = cx.settings.vga().map_err(unusable)?;
     argv.option("-display", "none");
     argv.option("-vnc", format!("unix:{},password=on", path(&cx.dir.vnc())?));
+    if let Some(layout) = cx.settings.keyboard().map_err(unusable)? {
+        argv.option("-k", layout);
+    }
     let memory = |option: &str| vga.memory.map_or_else(String::new, |m| format!(",{option}={}", m.0));
     let card = match vga.kind.as_str() {
         "std" => format!("VGA{}", memory("vgamem_mb")),
@@ -324,7 +348,32 @@ fn small_devices(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(),
         };
         argv.device(format!("virtio-rng-pci,id=rng-dev0,rng=rng0{limit},{}", pci.main(pci::RNG)));
     }
+    if let Some(watchdog) = s.watchdog().map_err(unusable)? {
+        argv.device(match watchdog.model {
+            WatchdogModel::I6300esb => format!("i6300esb,id=watchdog0,{}", pci.main(pci::WATCHDOG)),
+            WatchdogModel::Ib700 => "ib700,id=watchdog0".to_owned(),
+        });
+        argv.option("-action", format!("watchdog={}", watchdog.action));
+    }
+    if let Some(card) = s.audio0().map_err(unusable)? {
+        sound(argv, card, pci);
+    }
     Ok(())
+}
+
+/// A sound card that nobody hears: the viewer's protocol carries no sound.
+fn sound(argv: &mut Argv, card: Audio, pci: &Pci) {
+    argv.option("-audiodev", "none,id=audio0");
+    let place = pci.main(pci::AUDIO);
+    if card == Audio::Ac97 {
+        return argv.device(format!("AC97,id=audiodev0,audiodev=audio0,{place}"));
+    }
+    argv.device(format!("{card},id=audiodev0,{place}"));
+    for (number, codec) in ["hda-micro", "hda-duplex"].iter().enumerate() {
+        argv.device(format!(
+            "{codec},id=audiodev0-codec{number},bus=audiodev0.0,cad={number},audiodev=audio0"
+        ));
+    }
 }
 
 fn serials(argv: &mut Argv, cx: &Context<'_>) -> Result<(), GuestError> {
@@ -342,6 +391,17 @@ fn serials(argv: &mut Argv, cx: &Context<'_>) -> Result<(), GuestError> {
         };
         argv.option("-chardev", backend);
         argv.device(format!("isa-serial,id={key}-dev,chardev={key},index={index}"));
+    }
+    Ok(())
+}
+
+fn parallels(argv: &mut Argv, cx: &Context<'_>) -> Result<(), GuestError> {
+    for (key, device) in cx.settings.parallels().map_err(unusable)? {
+        let index = key.trim_start_matches("parallel");
+        // A printer on USB is no parallel port to the host's kernel.
+        let kind = if device.starts_with("/dev/usb/") { "serial" } else { "parallel" };
+        argv.option("-chardev", format!("{kind},id={key},path={}", quoted(device)));
+        argv.device(format!("isa-parallel,id={key}-dev,chardev={key},index={index}"));
     }
     Ok(())
 }

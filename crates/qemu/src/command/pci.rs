@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  main bus:  01 chipset (i440fx)  02 screen  03 balloon  04 USB (q35)  05 06 SCSI  07 SATA  08 agent  09 random
-//!             0a-0f virtio0-5   12-17 net0-5   1b-1d bridges to pci.3, pci.2, pci.1
+//!             0a-0f virtio0-5   10 watchdog  11 sound  12-17 net0-5   1b-1d bridges to pci.3, pci.2, pci.1
 //!  pci.1:     01-1a net6-31        pci.2: 01-0a virtio6-15        pci.3: 01-1f further SCSI controllers
 //! ```
 
@@ -41,6 +41,10 @@ pub const SATA: u32 = 0x7;
 pub const AGENT: u32 = 0x8;
 /// The random number generator's.
 pub const RNG: u32 = 0x9;
+/// The watchdog's.
+pub const WATCHDOG: u32 = 0x10;
+/// The sound card's.
+pub const AUDIO: u32 = 0x11;
 const USB: u32 = 0x4;
 const SCSI: u32 = 0x5;
 const VIRTIO: u32 = 0xa;

@@ -153,6 +153,34 @@ fn what_tells_a_guest_who_it_is_and_where_the_pointer_is() {
 }
 
 #[test]
+fn small_options_of_the_machine() {
+    let c = case(
+        "acpi: 0\nallow-ksm: 0\naudio0: device=ich9-intel-hda\ncores: 4\nkeyboard: de\nkvm: 0\nlocaltime: 1\nmemory: 64\n\
+         parallel1: /dev/parport0\ntdf: 1\nvcpus: 2\nvga: none\nwatchdog: model=i6300esb,action=poweroff\n",
+    );
+    insta::assert_snapshot!(shown(&c));
+    let words = |text| line(&case(text)).unwrap().argv.join(" ");
+    let slept = words("machine: q35,enable-s3=0,enable-s4=1\nmemory: 64\n");
+    assert!(slept.contains("-global ICH9-LPC.disable_s3=1 -global ICH9-LPC.disable_s4=0"), "{slept}");
+    let hidden = words("cpu: max,hidden=1,phys-bits=host,guest-phys-bits=40\nmemory: 64\n");
+    assert!(hidden.contains("-cpu max,kvm=off,host-phys-bits=on,guest-phys-bits=40"), "{hidden}");
+    assert!(words("memory: 64\nstartdate: 2006-06-17T16:01:21\n").contains("base=2006-06-17T16:01:21"));
+    assert!(words("memory: 64\nostype: win11\nlocaltime: 0\n").contains("base=utc,driftfix=slew"));
+    assert!(words("audio0: device=AC97\nmemory: 64\n").contains("AC97,id=audiodev0,audiodev=audio0"));
+    assert!(words("memory: 64\nwatchdog: ib700\n").contains("ib700,id=watchdog0 -action watchdog=reset"));
+}
+
+#[test]
+fn small_options_of_disks() {
+    let c = case(
+        "ide0: local:100/a.raw,model=Old%20Disk,detect_zeroes=0\nkvm: 0\nmemory: 64\n\
+         scsi0: local:100/b.raw,wwn=0x500000123456789a,vendor=ACME,product=Fast 1,queues=4,rerror=stop,werror=enospc\n\
+         scsihw: virtio-scsi-single\nvga: none\n",
+    );
+    insta::assert_snapshot!(shown(&c));
+}
+
+#[test]
 fn what_cannot_be_done_is_refused_by_name() {
     for (text, incoming, key, word) in [
         ("vga: qxl\n", None, "vga", "SPICE"),

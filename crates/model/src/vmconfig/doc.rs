@@ -1,0 +1,145 @@
+//! The table of options for users, made from the rules that check them.
+
+use super::check::{DISK_LATER, DISK_OF_BUS, DISK_WORKS};
+use super::keys::{KEYS, KeySpec, Kind, Live, Support};
+use std::fmt::Write as _;
+
+/// What of each option that works a test sees.
+const TESTED: [(&str, &str); 49] = [
+    ("acpi", TAKEN),
+    ("affinity", SEEN),
+    ("agent", TAKEN),
+    ("allow-ksm", TAKEN),
+    ("args", LINE),
+    ("audio0", TAKEN),
+    ("balloon", TAKEN),
+    ("bios", LINE),
+    ("boot", SEEN),
+    ("bootdisk", LINE),
+    ("cores", TAKEN),
+    ("cpu", TAKEN),
+    ("description", KEPT),
+    ("hotplug", KEPT),
+    ("ide", TAKEN),
+    ("keyboard", TAKEN),
+    ("kvm", LINE),
+    ("localtime", TAKEN),
+    ("machine", SEEN),
+    ("memory", SEEN),
+    ("name", SEEN),
+    ("net", SEEN),
+    ("onboot", SEEN),
+    ("ostype", TAKEN),
+    ("parallel", LINE),
+    ("protection", API),
+    ("rng0", TAKEN),
+    ("sata", TAKEN),
+    ("scsi", SEEN),
+    ("scsihw", TAKEN),
+    ("serial", SEEN),
+    ("smbios1", TAKEN),
+    ("sockets", TAKEN),
+    ("startdate", TAKEN),
+    ("startup", SEEN),
+    ("tablet", LINE),
+    ("tags", KEPT),
+    ("tdf", TAKEN),
+    ("template", API),
+    ("unused", API),
+    ("vcpus", TAKEN),
+    ("vga", TAKEN),
+    ("virtio", SEEN),
+    ("vmgenid", TAKEN),
+    ("watchdog", TAKEN),
+    ("cdrom", SEEN),
+    ("lock", API),
+    ("meta", KEPT),
+    ("parent", KEPT),
+];
+const SEEN: &str = "effect";
+const TAKEN: &str = "QEMU";
+const LINE: &str = "command line";
+const API: &str = "API";
+const KEPT: &str = "kept";
+
+fn name(spec: &KeySpec) -> String {
+    match spec.count {
+        0 => spec.name.to_owned(),
+        count => format!("{0}0 to {0}{1}", spec.name, count - 1),
+    }
+}
+
+fn values(kind: Kind) -> String {
+    match kind {
+        Kind::Bool => "0, 1".to_owned(),
+        Kind::Int { min, max } if max == u64::MAX => format!("at least {min}"),
+        Kind::Int { min, max } => format!("{min} to {max}"),
+        Kind::Number { min, max } => format!("{min} to {max}, fractions too"),
+        Kind::Choice(all) => all.join(", "),
+        Kind::Text { .. } => "text".to_owned(),
+        Kind::Checked(_) => "its own format".to_owned(),
+    }
+}
+
+fn row(spec: &KeySpec) -> String {
+    let state = match spec.support {
+        Support::Works => "works".to_owned(),
+        Support::NotYet([]) => "not yet".to_owned(),
+        Support::NotYet(values) => format!("not yet, but for {}", values.join(", ")),
+        Support::Internal => "the system's own".to_owned(),
+        Support::AliasOf(of) => format!("another name of {of}"),
+    };
+    let works = spec.support == Support::Works;
+    let live = match spec.live {
+        _ if !works => "",
+        Live::Now => "at once",
+        Live::Device => "in parts at once",
+        Live::Restart => "with its next start",
+    };
+    let since = if works { "0.1" } else { "" };
+    let tested = TESTED.iter().find(|(name, _)| *name == spec.name && (works || spec.count == 0));
+    let tested = tested.map_or("", |(_, how)| how);
+    format!("| `{}` | {state} | {} | {live} | {since} | {tested} |\n", name(spec), values(spec.kind))
+}
+
+/// The table as a page of the documentation.
+pub fn options_page() -> String {
+    let mut specs: Vec<&KeySpec> = KEYS.iter().collect();
+    specs.sort_by_key(|spec| (spec.name, spec.count));
+    let mut text = "# Options of a VM\n\n\
+        Made from the rules that check them. An option that does not work yet is refused when somebody sets it; one that a\n\
+        configuration made elsewhere brings is kept, and named in the log of each start. So is a part of an option's value.\n\n\
+        *A running VM takes a change* at once, in parts at once (media of CD drives, limits of disks, links of network devices, the\n\
+        balloon's target), or with its next start: until then the change is pending, and shown as such.\n\n\
+        *Tested by*: **effect**: a test sees what the option does, to a real guest or in a real cluster. **QEMU**: a real QEMU takes it.\n\
+        **API**: a test of the API sees it, with QEMU modelled. **command line**: the text that QEMU would be given. **kept**: it is\n\
+        read, kept and shown.\n\n\
+        | option | state | values | a running VM takes a change | since | tested by |\n|---|---|---|---|---|---|\n"
+        .to_owned();
+    text.extend(specs.into_iter().map(row));
+    text += "\n## Properties of disks\n\n| property | state | buses |\n|---|---|---|\n";
+    let mut properties: Vec<(&str, String)> = DISK_WORKS.iter().map(|p| (*p, "works".to_owned())).collect();
+    properties.extend(DISK_LATER.iter().map(|(p, except)| match except {
+        [] => (*p, "not yet".to_owned()),
+        values => (*p, format!("not yet, but for {}", values.join(", "))),
+    }));
+    properties.sort_unstable();
+    for (property, state) in properties {
+        let buses = DISK_OF_BUS.iter().find(|(name, _)| *name == property);
+        let buses = buses.map_or_else(|| "all".to_owned(), |(_, buses)| buses.join(", "));
+        let _ = writeln!(text, "| `{property}` | {state} | {buses} |");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_said_of_every_option_how_it_is_tested() {
+        for spec in KEYS.iter().filter(|s| s.support == Support::Works) {
+            assert!(TESTED.iter().any(|(name, _)| *name == spec.name), "how is '{}' tested?", spec.name);
+        }
+    }
+}
