@@ -50,6 +50,8 @@ nextest() { # profile
 
 deny() {
     if cargo deny --version >/dev/null 2>&1; then
+        # It looks at the crates of all platforms; a build has fetched those of this one alone.
+        cargo fetch --locked --quiet
         cargo deny --offline check --hide-inclusion-graph licenses bans sources
     else
         skip "cargo-deny" "not installed (cargo install --locked cargo-deny)"
