@@ -30,10 +30,12 @@ impl Bed {
             match fs::DirBuilder::new().mode(0o700).create(&dir) {
                 Ok(()) => {
                     let lock = File::create(dir.join("lock"))?;
-                    flock(&lock, FlockOperation::NonBlockingLockExclusive)
-                        .context("locking the testbed's folder")?;
-                    let keep = std::env::var_os("STEAD_KEEP").is_some_and(|v| v == "1");
-                    return Ok(Self { dir, keep, _lock: lock });
+                    // Whoever sweeps just now may have taken it for a leftover: then another one is made.
+                    let locked = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+                    if locked && is_there(&dir, &lock) {
+                        let keep = std::env::var_os("STEAD_KEEP").is_some_and(|v| v == "1");
+                        return Ok(Self { dir, keep, _lock: lock });
+                    }
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(e).with_context(|| format!("making {}", dir.display())),
@@ -64,6 +66,12 @@ impl Drop for Bed {
             eprintln!("testbed {}: not removed: {e}", self.dir.display());
         }
     }
+}
+
+/// Whether a folder's lock is the one that is held.
+fn is_there(dir: &Path, lock: &File) -> bool {
+    let of = |m: &fs::Metadata| (m.dev(), m.ino());
+    matches!((fs::metadata(dir.join("lock")), lock.metadata()), (Ok(a), Ok(b)) if of(&a) == of(&b))
 }
 
 /// Ends and removes what killed testbeds of this user have left.
@@ -101,6 +109,21 @@ mod tests {
         std::mem::forget(killed);
         let next = Bed::make().unwrap();
         assert!(!child.wait().unwrap().success());
+        // Another program's sweep may have been quicker, and be at it still.
+        let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while dir.exists() && std::time::Instant::now() < limit {
+            std::thread::yield_now();
+        }
         assert!(!dir.exists() && living.dir().exists() && next.dir().exists());
+    }
+
+    /// Several programs begin at once, each of which sweeps.
+    #[test]
+    fn a_folder_that_is_being_made_is_no_leftover() {
+        let make = || (0..200).map(|_| Bed::make().unwrap()).all(|bed| bed.dir().join("lock").exists());
+        std::thread::scope(|all| {
+            let made: Vec<_> = (0..4).map(|_| all.spawn(make)).collect();
+            assert!(made.into_iter().all(|made| made.join().unwrap()));
+        });
     }
 }

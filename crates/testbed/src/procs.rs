@@ -18,6 +18,8 @@ pub const BED_DIR: &str = "STEAD_TESTBED_DIR";
 
 /// How long killed processes may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
+/// How long a process may have a program and no arguments; one that was started without any has none for ever.
+const ARGUMENTS_WITHIN: Duration = Duration::from_millis(500);
 
 /// Runs a command to its end; an error, with its words, where it fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
@@ -77,10 +79,22 @@ fn pids() -> impl Iterator<Item = i32> {
 }
 
 /// Its arguments; none of a kernel thread or a zombie.
+///
+/// A process that is just becoming another program has none for a moment either, though whoever started it may know it by
+/// then (exec(2) lets the parent go on before it has laid out the arguments). It has a program, which the others have not.
 fn command_of(pid: i32) -> Option<String> {
-    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let command = String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ");
-    (!command.is_empty()).then_some(command)
+    let begin = Instant::now();
+    loop {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let command = String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ");
+        if !command.is_empty() {
+            return Some(command);
+        }
+        if fs::read_link(format!("/proc/{pid}/exe")).is_err() || begin.elapsed() > ARGUMENTS_WITHIN {
+            return None;
+        }
+        std::thread::yield_now();
+    }
 }
 
 fn look(pid: i32, mark: &[u8], below: &str) -> Option<Process> {
@@ -147,6 +161,19 @@ fn thaw_cgroup(pid: i32) {
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
+
+    /// A process may be seen while it becomes another program, and then has no arguments for a moment.
+    #[test]
+    fn a_process_is_found_from_its_first_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..500 {
+            let mut child = Command::new("sleep").arg("600").env(NODE_DIR, dir.path()).spawn().unwrap();
+            let found = find(NODE_DIR, dir.path());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_eq!(found.len(), 1, "the {n}th was not found");
+        }
+    }
 
     #[test]
     fn a_node_is_killed_with_all_that_it_started() {
