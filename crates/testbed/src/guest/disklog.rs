@@ -4,7 +4,7 @@
 pub mod record;
 
 use anyhow::{Context, Result, ensure};
-use record::{CONFLICTS, DISK, KIND_CONFLICT, KIND_LANE, KIND_RECORD, LANE, Record, SECTOR};
+use record::{CELL, CONFLICTS, DISK, KIND_CONFLICT, KIND_LANE, KIND_RECORD, LANE, Record, SECTOR};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -30,6 +30,9 @@ pub struct Boot {
 pub struct DiskLog {
     /// Each boot that wrote.
     pub boots: Vec<Boot>,
+    /// The number in the cell, which the next boot finds. One more than the last boot's last where it was cut off between a
+    /// tick's two writes.
+    pub cell: u64,
 }
 
 impl DiskLog {
@@ -75,7 +78,8 @@ impl DiskLog {
             boots.push(boot);
         }
         boots.sort_by_key(|b| (b.found, b.last));
-        Ok(Self { boots })
+        let cell = get(CELL)?.map_or(0, |c| c.seq);
+        Ok(Self { boots, cell })
     }
 
     /// The highest number written.
@@ -122,7 +126,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use record::{CELL, KIND_CELL, RING, checksum};
+    use record::{KIND_CELL, RING, checksum};
     use std::collections::BTreeMap;
 
     /// A disk in memory with writers that follow the guest's own steps.
@@ -214,7 +218,9 @@ mod tests {
             disk.tick(&mut w);
             disk.tick_until(&mut w, true);
         }
-        assert_eq!(disk.log().two_writers(), None);
+        let log = disk.log();
+        assert_eq!(log.two_writers(), None);
+        assert_eq!((log.cell, log.last()), (6, 5));
     }
 
     #[test]

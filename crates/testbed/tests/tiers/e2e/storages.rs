@@ -158,7 +158,7 @@ fn a_node_whose_storage_is_cut_off_along_with_the_network_is_reset() {
         })
         .await
         .and_then(|found| {
-            ensure!(found == last.last, "{found} was found where {} was written last", last.last);
+            ensure!(found == written.cell, "{found} was found where {} was written last", written.cell);
             Ok(())
         })?;
         node.power_on()?;
