@@ -19,7 +19,7 @@
 //!
 //! A field's type says what is required: `T` is, unless it has a `default`; `Option<T>` and `Vec<T>` are
 //! not. The doc comment becomes the description. Attributes: `name`, `default`, `min`, `max`, `max_length`, `format`,
-//! `requires`, `required` (a list), `flatten` (a struct of parameters, which stand here as if they were the outer one's), and
+//! `requires`, `required` (a list), `whole` (a list whose values are not split), `flatten` (a struct of parameters, which stand here as if they were the outer one's), and
 //! `rest = function`, which gives the schemas of further parameters that end in a map, in the outermost struct alone.
 
 use proc_macro::TokenStream;
@@ -75,6 +75,10 @@ fn options(attrs: &[Attribute]) -> syn::Result<Options> {
             let key = meta.path.get_ident().map(ToString::to_string).unwrap_or_default();
             if key == "required" {
                 o.required = true;
+                return Ok(());
+            }
+            if key == "whole" {
+                o.calls.push(quote!(.whole()));
                 return Ok(());
             }
             if key == "flatten" {

@@ -5,7 +5,7 @@ use crate::framework::{Access, Index, Of, Registry};
 use crate::{access, cluster, nodes, pools, storage, version};
 
 /// Where indexes are: path, the key that names a child, who may.
-const INDEXES: [(&str, &str, Access); 12] = [
+const INDEXES: [(&str, &str, Access); 13] = [
     ("/access", "subdir", Access::Authenticated),
     ("/cluster", "name", Access::Authenticated),
     ("/cluster/bulk-action/guest", "name", Access::Authenticated),
@@ -15,6 +15,7 @@ const INDEXES: [(&str, &str, Access); 12] = [
     ("/cluster/ha/status", "name", Access::Authenticated),
     ("/nodes/{node}", "name", Access::Authenticated),
     ("/nodes/{node}/qemu/{vmid}", "subdir", Access::Authenticated),
+    ("/nodes/{node}/qemu/{vmid}/agent", "name", Access::Authenticated),
     ("/nodes/{node}/qemu/{vmid}/status", "subdir", Access::Authenticated),
     ("/nodes/{node}/storage/{storage}", "subdir", nodes::storage::LOOK),
     ("/nodes/{node}/tasks/{upid}", "name", Access::Authenticated),
@@ -148,6 +149,33 @@ fn at_nodes(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<nodes::qemu::console::TermProxy>::new())
         .with(Of::<nodes::qemu::console::VncWebsocket>::new())
         .with(Of::<nodes::qemu::console::PostMonitor>::new())
+        .with(Of::<nodes::qemu::console::SendKey>::new())
+        .with(Of::<nodes::qemu::agent::Post>::new())
+        .with(Of::<nodes::qemu::agent::Exec>::new())
+        .with(Of::<nodes::qemu::agent::ExecStatus>::new())
+        .with(Of::<nodes::qemu::agent::FileRead>::new())
+        .with(Of::<nodes::qemu::agent::FileWrite>::new())
+        .with(Of::<nodes::qemu::agent::Freeze>::new())
+        .with(Of::<nodes::qemu::agent::Frozen>::new())
+        .with(Of::<nodes::qemu::agent::Thaw>::new())
+        .with(Of::<nodes::qemu::agent::Trim>::new())
+        .with(Of::<nodes::qemu::agent::FileSystems>::new())
+        .with(Of::<nodes::qemu::agent::HostName>::new())
+        .with(Of::<nodes::qemu::agent::MemoryBlockInfo>::new())
+        .with(Of::<nodes::qemu::agent::MemoryBlocks>::new())
+        .with(Of::<nodes::qemu::agent::OsInfo>::new())
+        .with(Of::<nodes::qemu::agent::Time>::new())
+        .with(Of::<nodes::qemu::agent::TimeZone>::new())
+        .with(Of::<nodes::qemu::agent::Users>::new())
+        .with(Of::<nodes::qemu::agent::Cpus>::new())
+        .with(Of::<nodes::qemu::agent::Info>::new())
+        .with(Of::<nodes::qemu::agent::Interfaces>::new())
+        .with(Of::<nodes::qemu::agent::Ping>::new())
+        .with(Of::<nodes::qemu::agent::Password>::new())
+        .with(Of::<nodes::qemu::agent::Shutdown>::new())
+        .with(Of::<nodes::qemu::agent::SuspendDisk>::new())
+        .with(Of::<nodes::qemu::agent::SuspendHybrid>::new())
+        .with(Of::<nodes::qemu::agent::SuspendRam>::new())
         .with(Of::<nodes::qemu::status::Current>::new())
         .with(Of::<nodes::qemu::status::PostStart>::new())
         .with(Of::<nodes::qemu::status::PostStop>::new())

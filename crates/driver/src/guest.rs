@@ -215,6 +215,9 @@ pub enum GuestError {
         /// Why it failed.
         why: String,
     },
+    /// The agent in the guest did not do it.
+    #[error("{0}")]
+    Agent(String),
     /// It took longer than allowed.
     #[error("{what} of guest {vmid} did not end within {seconds} s")]
     TimedOut {
@@ -301,6 +304,15 @@ pub trait GuestDriver: Send + Sync {
     /// Tells a running guest what an option says in this configuration, where no device comes or goes by it: limits of a disk,
     /// a network device's link, the balloon's target.
     async fn tune(&self, vmid: Vmid, key: &str, config: &str) -> Result<(), GuestError>;
+    /// Asks the agent in the guest; null where it answers only when it fails. One conversation at a time: others wait, which
+    /// counts.
+    async fn agent(
+        &self,
+        vmid: Vmid,
+        command: &str,
+        arguments: &serde_json::Value,
+        patience: Duration,
+    ) -> Result<serde_json::Value, GuestError>;
     /// A line for the program's human monitor.
     async fn monitor(&self, vmid: Vmid, line: &str) -> Result<String, GuestError>;
     /// Sets the VNC password (8 characters) and connects to the screen.

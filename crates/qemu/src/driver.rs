@@ -1,5 +1,6 @@
 //! The VM driver: every guest of this node, by number.
 
+use crate::agent::AgentError;
 use crate::guest::Guest;
 use crate::launch::{self, Job};
 use crate::probe::{self, Machines};
@@ -7,7 +8,7 @@ use crate::process::{self, Process};
 use crate::rundir::{self, RunDir};
 use crate::{Accel, QemuOptions, agent, migration};
 use async_trait::async_trait;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -262,6 +263,11 @@ async fn ask_agent(guest: &Guest, mode: &str) -> bool {
     if !guest.meta().agent {
         return false;
     }
+    // Who is at it for long, as a trim of its disks is, is not waited for: there is the button.
+    let Ok(_turn) = tokio::time::timeout(AGENT, guest.agent.lock()).await else {
+        tracing::warn!(vmid = %guest.vmid, "the guest agent is busy; pressing the power button instead");
+        return false;
+    };
     match agent::shutdown(&guest.dir.agent(), mode, AGENT).await {
         Ok(()) => true,
         Err(e) => {
@@ -525,6 +531,25 @@ impl GuestDriver for QemuDriver {
         let config = VmConfig::parse(config).or_else(|e| crate::command::refuse("config", e.to_string()))?;
         let (command, arguments) = crate::tune::command(&config.current, key)?;
         self.guest(vmid).await?.ask("tune", command, arguments).await.map(drop)
+    }
+
+    async fn agent(&self, vmid: Vmid, command: &str, arguments: &Value, patience: Duration) -> Answer<Value> {
+        let guest = self.guest(vmid).await?;
+        if !guest.meta().agent {
+            return Err(GuestError::Agent("No QEMU guest agent configured".to_owned()));
+        }
+        // Of one that is frozen nothing may be asked: it would be done at an unforeseen time after a thaw.
+        guest.monitor("ask the agent of").await?;
+        let failed = |why: String| GuestError::Agent(format!("guest agent: {command}: {why}"));
+        let Ok(_turn) = tokio::time::timeout(patience, guest.agent.lock()).await else {
+            return Err(failed("it is busy with another command".to_owned()));
+        };
+        agent::call(&guest.dir.agent(), command, arguments, patience).await.map_err(|e| match e {
+            // By these words clients know that nothing was asked, and that they are to ask again later.
+            AgentError::Silent => GuestError::Agent("QEMU guest agent is not running".to_owned()),
+            AgentError::Refused(why) => failed(why),
+            other => failed(other.to_string()),
+        })
     }
 
     async fn monitor(&self, vmid: Vmid, line: &str) -> Answer<String> {

@@ -36,6 +36,8 @@ pub struct Guest {
     gone: watch::Sender<bool>,
     ran: AtomicBool,
     meter: Mutex<CpuMeter>,
+    /// Held by whoever speaks with its agent.
+    pub agent: tokio::sync::Mutex<()>,
 }
 
 impl Guest {
@@ -50,6 +52,7 @@ impl Guest {
             gone: watch::channel(false).0,
             ran: AtomicBool::new(dir.ran().exists()),
             meter: Mutex::default(),
+            agent: tokio::sync::Mutex::default(),
             dir,
         }
     }

@@ -69,6 +69,9 @@ async fn screen_terminal_and_monitor() {
 
     let text = driver.monitor(id, "info status").await.unwrap();
     assert!(text.contains("running"), "{text}");
+    // What presses keys by it takes silence for success.
+    assert_eq!(driver.monitor(id, "sendkey ctrl-alt-f1").await.unwrap(), "");
+    assert!(!driver.monitor(id, "sendkey nosuchkey").await.unwrap().is_empty());
     let process = driver.state(id).await.unwrap();
     assert!(process.mem > 1 << 20 && process.disk_write > 0 && process.disk_read > 0, "{process:?}");
     driver.kill(id).await.unwrap();

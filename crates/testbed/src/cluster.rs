@@ -17,6 +17,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -411,7 +412,34 @@ impl Cluster {
     /// Creates a VM of the HTTP guest on a node: its system disk a copy of the image, its data disk new.
     pub async fn create_http_guest(&self, n: usize, vmid: u32, name: &str) -> Result<()> {
         let image = tokio::task::spawn_blocking(|| guest::image::http_guest(&|_| {})).await??;
-        guest::image::copy_disk(&image, &self.disk_path(vmid, 0))?;
+        self.create_linux_guest(n, vmid, name, &image, &[]).await
+    }
+
+    /// The same with QEMU's agent in it, and a third disk with a file system.
+    pub async fn create_agent_guest(&self, n: usize, vmid: u32, name: &str) -> Result<()> {
+        let image = tokio::task::spawn_blocking(|| guest::image::agent_guest(&|_| {})).await??;
+        let disk = self.disk_path(vmid, 2);
+        if let Some(dir) = disk.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&disk).arg("16M").status();
+        ensure!(made.context("running mkfs.ext4")?.success(), "mkfs.ext4 failed");
+        let more = [
+            ("agent", "1".to_owned()),
+            ("virtio2", format!("shared:{vmid}/vm-{vmid}-disk-2.raw,cache=none")),
+        ];
+        self.create_linux_guest(n, vmid, name, &image, &more).await
+    }
+
+    async fn create_linux_guest(
+        &self,
+        n: usize,
+        vmid: u32,
+        name: &str,
+        image: &Path,
+        more: &[(&str, String)],
+    ) -> Result<()> {
+        guest::image::copy_disk(image, &self.disk_path(vmid, 0))?;
         let memory = guest::image::MEMORY_MIB.to_string();
         let system = format!("shared:{vmid}/vm-{vmid}-disk-0.raw,cache=none");
         let net = match &self.network {
@@ -429,7 +457,7 @@ impl Cluster {
             ("net0", net),
             ("serial0", "socket".to_owned()),
         ];
-        self.create_vm(n, &form).await
+        self.create_vm(n, &[&form, more].concat()).await
     }
 
     /// Creates a VM of the boot-sector guest on a node.

@@ -73,6 +73,8 @@ pub struct ParamSchema {
     pub optional: bool,
     /// Several values: repeated, or split at commas, semicolons and blanks.
     pub list: bool,
+    /// Of a list: each value is taken as it is, and none is split.
+    pub whole: bool,
     /// What holds when it is left out, for people.
     pub default: Option<String>,
     /// Limit of a number.
@@ -111,6 +113,13 @@ impl ParamSchema {
     #[must_use]
     pub fn list(mut self) -> Self {
         self.list = true;
+        self
+    }
+
+    /// Several values, none of which is split.
+    #[must_use]
+    pub fn whole(mut self) -> Self {
+        self.whole = true;
         self
     }
 
@@ -215,7 +224,9 @@ impl ParamSchema {
         put("maxLength", self.max_length.map(|n| json!(n)));
         put("enum", (!self.choices.is_empty()).then(|| json!(self.choices)));
         let mut value = Value::Object(m);
-        if self.list {
+        if self.whole {
+            value = json!({"type": "array", "items": value});
+        } else if self.list {
             value = json!({"type": "string", "description": "a list, split at commas, semicolons and blanks",
                 "x-items": value});
         }
@@ -355,7 +366,7 @@ impl Raw {
         }
     }
 
-    /// Takes a list: repeated, or split at commas, semicolons, blanks and zero bytes.
+    /// Takes a list: repeated, or split at commas, semicolons, blanks and zero bytes, unless each value is taken whole.
     pub fn take_list<T: Param>(&mut self, s: &ParamSchema, errors: &mut Errors) -> Option<Vec<T>> {
         let Some(values) = self.values.remove(&s.name) else {
             if s.optional {
@@ -365,8 +376,11 @@ impl Raw {
             return None;
         };
         let split = |c: char| matches!(c, ',' | ';' | '\0') || c.is_whitespace();
-        let items = values.iter().flat_map(|v| v.split(split)).filter(|t| !t.is_empty());
-        let read: Vec<Option<T>> = items.map(|t| Self::read(s, t, errors)).collect();
+        let items: Vec<&str> = match s.whole {
+            true => values.iter().map(String::as_str).collect(),
+            false => values.iter().flat_map(|v| v.split(split)).filter(|t| !t.is_empty()).collect(),
+        };
+        let read: Vec<Option<T>> = items.into_iter().map(|t| Self::read(s, t, errors)).collect();
         read.into_iter().collect()
     }
 

@@ -234,3 +234,21 @@ async fn a_protected_vm_keeps_its_disks_and_is_not_removed() {
     let upid = node.ask(&root, "DELETE", "/nodes/n1/qemu/100", "").await.data();
     assert_eq!(node.done(&upid).await, "OK");
 }
+
+#[tokio::test]
+async fn keys_are_pressed_by_name() {
+    let (node, root, keeper) = start().await;
+    let press = async |who: &Who, form: &str| node.ask(who, "PUT", "/nodes/n1/qemu/100/sendkey", form).await;
+    assert!(press(&root, "key=ctrl-alt-delete").await.line.starts_with("500 "), "it does not run");
+    let upid = node.ask(&root, "POST", "/nodes/n1/qemu/100/status/start", "").await.data();
+    assert_eq!(node.done(&upid).await, "OK");
+    assert_eq!(press(&keeper, "key=ctrl-alt-delete").await.data(), Value::Null);
+    assert!(error(&press(&root, "key=X").await, "key").contains("invalid parameter"));
+    for wrong in ["key=a%20b", "key=a--b", "key=a%0Aquit"] {
+        assert!(error(&press(&root, wrong).await, "key").contains("names of keys"), "{wrong}");
+    }
+    assert_eq!(
+        error(&press(&keeper, "key=a&skiplock=1").await, "skiplock"),
+        "Only root may use this option."
+    );
+}

@@ -1,5 +1,6 @@
 //! The verbs of `stead`: each parses, calls the API, shows the answer.
 
+pub mod agent;
 pub mod cluster;
 pub mod events;
 pub mod fence;

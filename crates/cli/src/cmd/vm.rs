@@ -1,6 +1,6 @@
 //! `stead vm`.
 
-use super::Cx;
+use super::{Cx, agent};
 use crate::api::{rows, text};
 use crate::failure::Failure;
 use crate::output::{self, Column, Format, Kind};
@@ -171,6 +171,34 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
         command: Vec<String>,
     },
+    /// Ask the guest agent: ping, get-osinfo, network-get-interfaces, fsfreeze-status, fstrim …
+    #[command(after_help = "Example:\n  stead vm agent 100 network-get-interfaces")]
+    Agent {
+        #[command(flatten)]
+        which: Which,
+        /// The agent's command, without 'guest-'
+        command: String,
+    },
+    /// Run a program in the guest by its agent, and show what it prints
+    #[command(after_help = "Example:\n  stead vm exec 100 -- ls -l /etc")]
+    Exec {
+        #[command(flatten)]
+        which: Which,
+        /// Seconds to wait for its end; 0: as long as it takes
+        #[arg(long, value_name = "S", default_value_t = 30)]
+        timeout: u64,
+        /// The program, and its arguments
+        #[arg(required = true, last = true, value_name = "WORD")]
+        command: Vec<String>,
+    },
+    /// Press keys of a VM's keyboard together
+    #[command(name = "sendkey", after_help = "Example:\n  stead vm sendkey 100 ctrl-alt-delete")]
+    SendKey {
+        #[command(flatten)]
+        which: Which,
+        /// The keys by QEMU's names, joined by '-'
+        keys: String,
+    },
     /// Open a VM's serial console; Ctrl-O ends it
     Terminal {
         #[command(flatten)]
@@ -233,6 +261,9 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             }
             delete(cx, &which.vmid, &p).await
         }
+        Command::Agent { which, command } => agent::command(cx, &which.vmid, &command).await,
+        Command::Exec { which, timeout, command } => agent::exec(cx, &which.vmid, &command, timeout).await,
+        Command::SendKey { which, keys } => send_key(cx, &which.vmid, &keys, Params::new()).await,
         Command::Monitor { which, command } => monitor(cx, &which.vmid, &command.join(" ")).await,
         Command::Terminal { which, serial } => {
             let path = cx.api.vm(&which.vmid).await?;
@@ -355,6 +386,14 @@ pub async fn migrate(cx: &Cx, vmid: &str, p: &Params) -> Result<(), Failure> {
 pub async fn delete(cx: &Cx, vmid: &str, p: &Params) -> Result<(), Failure> {
     let answer = cx.api.delete(&cx.api.vm(vmid).await?, p).await?;
     cx.answer(&answer, &format!("VM {vmid} deleted")).await
+}
+
+/// Presses keys.
+pub async fn send_key(cx: &Cx, vmid: &str, keys: &str, mut more: Params) -> Result<(), Failure> {
+    put(&mut more, "key", Some(keys.to_owned()));
+    let path = format!("{}/sendkey", cx.api.vm(vmid).await?);
+    let answer = cx.api.put(&path, &more).await?;
+    cx.answer(&answer, &format!("{keys} pressed")).await
 }
 
 /// Gives a command to the monitor, or those that are typed until the end.

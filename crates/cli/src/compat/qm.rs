@@ -2,12 +2,13 @@
 
 use super::{Tool, Words, no_more, unknown};
 use crate::api::{text, truth};
-use crate::cmd::{Cx, vm};
+use crate::cmd::{Cx, agent, vm};
+use crate::connect::ask_password;
 use crate::failure::Failure;
 use crate::output::{self, Column, Format, Kind};
 use crate::params::{Params, put, take};
 use crate::terminal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub const HELP: &str = "\
 qm: virtual machines
@@ -26,14 +27,19 @@ qm: virtual machines
   qm disk resize VMID DISK SIZE            as +8G; also qm resize
   qm disk unlink VMID --idlist DISKS [--force]
   qm unlock VMID
+  qm guest cmd VMID COMMAND                as network-get-interfaces; also qm agent
+  qm guest exec VMID [--timeout S] [--synchronous 0] -- PROGRAM …
+  qm guest exec-status VMID PID
+  qm guest passwd VMID USER [--crypted]
   qm monitor VMID
+  qm sendkey VMID KEYS                     as ctrl-alt-delete
   qm terminal VMID [--iface serialN]
 ";
 
 /// Those that concern one VM.
-const VERBS: [&str; 19] = [
+const VERBS: [&str; 20] = [
     "unlock", "status", "config", "pending", "create", "set", "start", "stop", "reset", "shutdown", "reboot",
-    "suspend", "resume", "migrate", "destroy", "resize", "unlink", "monitor", "terminal",
+    "suspend", "resume", "migrate", "destroy", "resize", "unlink", "monitor", "sendkey", "terminal",
 ];
 
 const COLUMNS: [Column; 6] = [
@@ -49,6 +55,12 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
     if verb == "list" {
         words.end()?;
         return list(cx, &words.params).await;
+    }
+    if verb == "agent" {
+        return agent_command(cx, words).await;
+    }
+    if verb == "guest" {
+        return guest(cx, words).await;
     }
     let below;
     let verb = match verb {
@@ -69,6 +81,11 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
         "monitor" => {
             words.nothing()?;
             return vm::monitor(cx, &vmid, "").await;
+        }
+        "sendkey" => {
+            let keys = words.next("the keys")?;
+            words.end()?;
+            return vm::send_key(cx, &vmid, &keys, words.params).await;
         }
         "terminal" => {
             let serial = take(&mut words.params, "iface");
@@ -93,6 +110,61 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
     }
     words.end()?;
     act(cx, verb, &vmid, words.params).await
+}
+
+async fn agent_command(cx: &Cx, mut words: Words) -> Result<(), Failure> {
+    let (vmid, command) = (words.next("the VMID")?, words.next("the agent's command")?);
+    words.nothing()?;
+    agent::command(cx, &vmid, &command).await
+}
+
+async fn guest(cx: &Cx, mut words: Words) -> Result<(), Failure> {
+    match words.next("what to do: cmd, exec, exec-status or passwd")?.as_str() {
+        "cmd" => agent_command(cx, words).await,
+        "exec" => {
+            let vmid = words.next("the VMID")?;
+            let timeout = take(&mut words.params, "timeout").unwrap_or_else(|| "30".to_owned());
+            let Ok(timeout) = timeout.parse() else {
+                return Err(Failure::usage(format!("--timeout: '{timeout}' is no number of seconds")));
+            };
+            let waits = take(&mut words.params, "synchronous").is_none_or(|v| truth(&v.as_str().into()));
+            no_more(&words.params)?;
+            if words.alone.is_empty() {
+                return Err(Failure::usage("the program is missing"));
+            }
+            let path = cx.api.vm(&vmid).await?;
+            let pid = agent::begin(cx, &path, &words.alone, None).await?;
+            let end = match waits {
+                true => agent::ended(cx, &path, &pid, timeout).await?,
+                false => None,
+            };
+            output::json(&end.unwrap_or_else(|| json!({ "pid": pid.parse::<i64>().ok() })))
+        }
+        "exec-status" => {
+            let (vmid, pid) = (words.next("the VMID")?, words.next("the program's PID in the guest")?);
+            words.nothing()?;
+            output::json(&agent::status(cx, &cx.api.vm(&vmid).await?, &pid).await?)
+        }
+        "passwd" => {
+            let (vmid, user) = (words.next("the VMID")?, words.next("the user in the guest")?);
+            let crypted = take(&mut words.params, "crypted");
+            words.nothing()?;
+            let path = cx.api.vm(&vmid).await?;
+            let instead = "use 'pvesh create /nodes/NODE/qemu/VMID/agent/set-user-password'";
+            let password = ask_password("Enter new password: ", instead)?;
+            if ask_password("Retype new password: ", instead)? != password {
+                return Err(Failure::failed("the passwords differ: nothing was changed"));
+            }
+            let mut p = Params::new();
+            put(&mut p, "username", Some(user));
+            put(&mut p, "password", Some(password));
+            put(&mut p, "crypted", crypted);
+            cx.api.post(&format!("{path}/agent/set-user-password"), &p).await.map(drop)
+        }
+        other => {
+            Err(Failure::failed(format!("qm guest {other}: there are cmd, exec, exec-status and passwd")))
+        }
+    }
 }
 
 async fn act(cx: &Cx, verb: &str, vmid: &str, mut p: Params) -> Result<(), Failure> {

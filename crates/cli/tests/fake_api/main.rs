@@ -264,6 +264,7 @@ async fn qm_speaks_as_it_always_did() {
         ("POST /nodes/pve1/qemu/100/monitor", json!("VM status: running\r\n")),
         ("DELETE /nodes/pve2/qemu/101", Value::Null),
         ("PUT /nodes/pve1/qemu/100/resize", Value::Null),
+        ("PUT /nodes/pve1/qemu/100/sendkey", Value::Null),
         ("PUT /nodes/pve1/qemu/100/unlink", Value::Null),
         ("POST /nodes/pve1/qemu", Value::Null),
     ])
@@ -290,6 +291,8 @@ async fn qm_speaks_as_it_always_did() {
         "qm disk unlink 100 --idlist unused0",
         "qm create 200 --memory=512 --scsi0 local:8",
         "stead vm monitor 100 info status",
+        "qm sendkey 100 ctrl-alt-delete --skiplock",
+        "stead vm sendkey 100 ret",
     ] {
         let ended = fake.run(&words.split(' ').collect::<Vec<_>>()).await;
         assert_eq!(ended.code, 0, "{words}: {ended:?}");
@@ -304,6 +307,48 @@ async fn qm_speaks_as_it_always_did() {
             "PUT /nodes/pve1/qemu/100/unlink idlist=unused0",
             "POST /nodes/pve1/qemu memory=512&scsi0=local%3A8&vmid=200",
             "POST /nodes/pve1/qemu/100/monitor command=info%20status",
+            "PUT /nodes/pve1/qemu/100/sendkey skiplock=1&key=ctrl-alt-delete",
+            "PUT /nodes/pve1/qemu/100/sendkey key=ret",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn programs_run_in_a_guest_by_its_agent() {
+    let fake = Fake::new(&[
+        ("GET /nodes/pve1/qemu/100/status/current", json!({"status": "running"})),
+        ("POST /nodes/pve1/qemu/100/agent", json!({"result": {"id": "debian"}})),
+        ("POST /nodes/pve1/qemu/100/agent/exec", json!({"pid": 42})),
+        (
+            "GET /nodes/pve1/qemu/100/agent/exec-status",
+            json!({"exited": 1, "exitcode": 3, "out-data": "a\nb\n", "err-data": "oh\n"}),
+        ),
+    ])
+    .await;
+    for line in ["qm guest cmd 100 get-osinfo", "qm agent 100 get-osinfo", "stead vm agent 100 get-osinfo"] {
+        let ended = fake.run(&line.split(' ').collect::<Vec<_>>()).await;
+        assert_eq!((ended.code, ended.out.contains("\"debian\"")), (0, true), "{line}: {ended:?}");
+    }
+    let ran = fake.run(&["stead", "vm", "exec", "100", "--", "ls", "-l", "a, b"]).await;
+    assert_eq!((ran.code, ran.out.as_str()), (1, "a\nb\n"));
+    assert!(
+        ran.err.starts_with("oh\n") && ran.err.contains("'ls -l a, b' ended with exit code 3"),
+        "{}",
+        ran.err
+    );
+    let ran = fake.run(&["qm", "guest", "exec", "100", "--timeout", "5", "--", "ls", "-l"]).await;
+    assert!(ran.code == 0 && ran.out.contains("\"exitcode\": 3"), "{ran:?}");
+    let ran = fake.run(&["qm", "guest", "exec", "100", "--synchronous", "0", "--", "ls"]).await;
+    assert!(ran.code == 0 && ran.out.contains("\"pid\": 42"), "{ran:?}");
+    assert_eq!(fake.run(&["qm", "guest", "exec-status", "100", "42"]).await.code, 0);
+    assert_eq!(fake.run(&["qm", "guest", "exec", "100"]).await.code, 2);
+    let execs: Vec<String> = fake.changes().into_iter().filter(|c| c.contains("/exec ")).collect();
+    assert_eq!(
+        execs,
+        [
+            "POST /nodes/pve1/qemu/100/agent/exec command=ls&command=-l&command=a%2C%20b",
+            "POST /nodes/pve1/qemu/100/agent/exec command=ls&command=-l",
+            "POST /nodes/pve1/qemu/100/agent/exec command=ls",
         ]
     );
 }

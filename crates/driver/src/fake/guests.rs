@@ -200,6 +200,7 @@ impl GuestDriver for FakeGuests {
                 migration: no_migration(),
                 sending: None,
                 listening: None,
+                asked: vec![],
             };
             node.guests.insert(vmid, process);
         }
@@ -357,8 +358,32 @@ impl GuestDriver for FakeGuests {
         })?
     }
 
+    async fn agent(
+        &self,
+        vmid: Vmid,
+        command: &str,
+        arguments: &serde_json::Value,
+        _: Duration,
+    ) -> Answer<serde_json::Value> {
+        self.with(vmid, |p| {
+            if !p.launch.config.contains("agent:") {
+                return Err(GuestError::Agent("No QEMU guest agent configured".to_owned()));
+            }
+            p.asked.push((command.to_owned(), arguments.clone()));
+            agent_answer(command, arguments)
+        })?
+    }
+
     async fn monitor(&self, vmid: Vmid, line: &str) -> Answer<String> {
-        self.with(vmid, |p| format!("{line}: {:?}\r\n", p.state))
+        self.with(vmid, |p| match line.strip_prefix("sendkey ") {
+            Some(keys)
+                if keys.split('-').all(|k| k.len() > 1 || k.chars().all(|c| c.is_ascii_lowercase())) =>
+            {
+                String::new()
+            }
+            Some(keys) => format!("invalid parameter: {keys}\r\n"),
+            None => format!("{line}: {:?}\r\n", p.state),
+        })
     }
 
     async fn screen(&self, vmid: Vmid, password: &str) -> Answer<UnixStream> {
@@ -370,6 +395,22 @@ impl GuestDriver for FakeGuests {
         self.with(vmid, |_| ())?;
         greeting(vmid, format!("{port}\r\n"))
     }
+}
+
+/// A guest's agent that has one file and one program, which both say "hi", and tells of all else what it was asked.
+fn agent_answer(command: &str, arguments: &serde_json::Value) -> Answer<serde_json::Value> {
+    use serde_json::json;
+    Ok(match command {
+        "guest-get-osinfo" => return Err(GuestError::Agent(format!("guest agent: {command}: no such file"))),
+        "guest-file-open" => json!(7),
+        "guest-file-read" => json!({ "count": 2, "buf-b64": "aGk=", "eof": true }),
+        "guest-file-write" => json!({ "count": 2, "eof": false }),
+        "guest-exec" => json!({ "pid": 42 }),
+        "guest-exec-status" => {
+            json!({ "exited": true, "exitcode": 0, "out-data": "aGk=", "out-truncated": true })
+        }
+        _ => json!({ "command": command, "arguments": arguments }),
+    })
 }
 
 /// A connection whose other side says one thing and then returns what it hears.

@@ -16,6 +16,8 @@ pub(super) struct Process {
     pub migration: watch::Sender<MigrationProgress>,
     pub sending: Option<tokio::task::AbortHandle>,
     pub listening: Option<tokio::task::AbortHandle>,
+    /// What its agent was asked.
+    pub asked: Vec<(String, serde_json::Value)>,
 }
 
 impl Drop for Process {
@@ -102,6 +104,16 @@ impl FakeMachines {
             process.is_some_and(|p| p.state == RunState::Running)
         };
         world.nodes.keys().filter(runs).cloned().collect()
+    }
+
+    /// What the guest's agent was asked since the last time: commands and their arguments.
+    pub fn asked(&self, node: &str, vmid: Vmid) -> Vec<(String, serde_json::Value)> {
+        self.world()
+            .node(node)
+            .guests
+            .get_mut(&vmid)
+            .map(|p| std::mem::take(&mut p.asked))
+            .unwrap_or_default()
     }
 
     /// The state of the guest's process on a node.

@@ -40,6 +40,23 @@ impl Ops {
         check_line(line)?;
         Ok(self.guests.monitor(vmid, line).await?)
     }
+
+    /// Presses keys together and lets them go: names joined by `-`, as `ctrl-alt-delete`.
+    pub async fn send_key(&self, vmid: Vmid, keys: &str) -> Result<(), OpsError> {
+        let plain =
+            |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if keys.len() > 200 || !keys.split('-').all(plain) {
+            return Err(OpsError::invalid(
+                "key",
+                "it must be names of keys joined by '-', as ctrl-alt-delete",
+            ));
+        }
+        // It says something only if it has not done so.
+        match self.guests.monitor(vmid, &format!("sendkey {keys}")).await?.trim() {
+            "" => Ok(()),
+            why => Err(OpsError::invalid("key", why)),
+        }
+    }
 }
 
 /// What may be asked of the monitor. A list of what is harmless, since nobody knows the next version's commands.

@@ -1,5 +1,6 @@
 //! Guests: what is known of one, and what may be done with it now.
 
+pub mod agent;
 pub mod config;
 pub mod console;
 pub mod create;

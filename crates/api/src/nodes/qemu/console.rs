@@ -10,12 +10,13 @@
 //! | 5960 to 5999 | a terminal: ten ports for each of serial0 to serial3 |
 
 use crate::backend::Cx;
-use crate::framework::{Access, Caller, Error, Json, Socket};
+use crate::framework::{Access, Caller, Error, Json, Null, Socket};
 use serde::Serialize;
 use std::ops::Range;
 use stead_access::Keyring;
 use stead_api_derive::{Params, Schema};
 use stead_model::{NodeName, Vmid, paths};
+use stead_ops::Ops;
 
 const CONSOLE: Access = Access::All("/vms/{vmid}", &["VM.Console"]);
 const PLAIN: Range<u16> = 5900..5930;
@@ -76,6 +77,19 @@ pub struct Monitor {
     vmid: Vmid,
     /// A line for the program's monitor.
     command: String,
+}
+
+#[derive(Params)]
+pub struct PressKeys {
+    /// The node.
+    node: NodeName,
+    /// The VM.
+    vmid: Vmid,
+    /// Keys that are pressed together, by QEMU's names: `ctrl-alt-delete`.
+    key: String,
+    /// Over a lock (root@pam alone).
+    #[param(default = "0")]
+    skiplock: bool,
 }
 
 fn keyring(cx: &Cx) -> Result<Keyring, Error> {
@@ -193,6 +207,17 @@ endpoint! {
     fn call(cx, p: Monitor) -> Json<String> {
         cx.ops().member(&p.node)?;
         Ok(Json(cx.ops().monitor(p.vmid, &p.command).await?))
+    }
+}
+
+endpoint! {
+    /// Presses keys of a VM's keyboard, all together, and lets them go.
+    SendKey = put("/nodes/{node}/qemu/{vmid}/sendkey"), AtGuest, CONSOLE;
+    fn call(cx, p: PressKeys) -> Null {
+        cx.ops().member(&p.node)?;
+        Ops::check_skiplock(&cx.actor(), p.skiplock)?;
+        cx.ops().send_key(p.vmid, &p.key).await?;
+        Ok(Null)
     }
 }
 

@@ -1,5 +1,6 @@
 //! `/nodes/{node}/qemu` and below: VMs.
 
+pub mod agent;
 pub mod config;
 pub mod console;
 pub mod disks;

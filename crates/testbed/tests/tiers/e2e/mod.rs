@@ -1,6 +1,7 @@
 //! Real clusters, real guests, real faults.
 
 mod admit;
+mod agent;
 mod boot;
 mod clocks;
 mod demo;
