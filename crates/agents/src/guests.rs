@@ -52,6 +52,8 @@ pub async fn run(ops: Arc<Ops>) {
                 // Beside the loop: recording waits for a majority.
                 tokio::spawn(record_exit(ops.clone(), vmid));
             }
+            // Its configuration still has the device.
+            Ok(GuestEvent::Unplugged { .. }) => reconciled |= reconcile(&ops).await,
             Ok(GuestEvent::State { .. }) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return,
         }

@@ -131,6 +131,11 @@ pub enum GuestEvent {
         /// The new one.
         state: RunState,
     },
+    /// It has let go of a device, by request or by itself.
+    Unplugged {
+        /// The guest.
+        vmid: Vmid,
+    },
 }
 
 /// A migration's progress. Bytes; milliseconds.
@@ -304,6 +309,25 @@ pub trait GuestDriver: Send + Sync {
     /// Tells a running guest what an option says in this configuration, where no device comes or goes by it: limits of a disk,
     /// a network device's link, the balloon's target.
     async fn tune(&self, vmid: Vmid, key: &str, config: &str) -> Result<(), GuestError>;
+    /// Whether the device that an option names (`net0`, `scsi1`) is in the running machine.
+    async fn is_plugged(&self, vmid: Vmid, key: &str) -> Result<bool, GuestError>;
+    /// Plugs in the device that an option of this configuration names. One that is there already is left as it is. After an error
+    /// nothing of it is left.
+    async fn plug(
+        &self,
+        vmid: Vmid,
+        key: &str,
+        config: &str,
+        volume: Option<ResolvedVolume>,
+    ) -> Result<(), GuestError>;
+    /// Asks the guest to let go of the device that an option of this configuration, under which it was plugged in, names, and
+    /// waits for so long. What stands behind a device that is gone goes too. After [`GuestError::TimedOut`] the guest may still let go
+    /// of it, which [`GuestEvent::Unplugged`] tells; this is then called again.
+    async fn unplug(&self, vmid: Vmid, key: &str, config: &str, patience: Duration)
+    -> Result<(), GuestError>;
+    /// Gives a running guest as many CPUs as `vcpus` of this configuration says, or asks it to let go of some and waits for so long.
+    /// How many are there then.
+    async fn set_cpus(&self, vmid: Vmid, config: &str, patience: Duration) -> Result<u32, GuestError>;
     /// Asks the agent in the guest; null where it answers only when it fails. One conversation at a time: others wait, which
     /// counts.
     async fn agent(

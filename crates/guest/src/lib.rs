@@ -1,7 +1,8 @@
 //! What virtual machines and containers share, as pure decisions: which request a guest accepts now
-//! ([`request`]), what the record says of a copy ([`copy`]), and how a live migration proceeds through every failure
-//! ([`migration`]).
+//! ([`request`]), what the record says of a copy ([`copy`]), what comes and goes while one runs ([`hotplug`]), and how a live migration proceeds
+//! through every failure ([`migration`]).
 
 pub mod copy;
+pub mod hotplug;
 pub mod migration;
 pub mod request;

@@ -3,10 +3,11 @@
 use crate::agent::AgentError;
 use crate::guest::Guest;
 use crate::launch::{self, Job};
+use crate::plug::{self, Plug};
 use crate::probe::{self, Machines};
 use crate::process::{self, Process};
 use crate::rundir::{self, RunDir};
-use crate::{Accel, QemuOptions, agent, migration};
+use crate::{Accel, QemuOptions, agent, migration, net};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -529,8 +530,39 @@ impl GuestDriver for QemuDriver {
 
     async fn tune(&self, vmid: Vmid, key: &str, config: &str) -> Answer<()> {
         let config = VmConfig::parse(config).or_else(|e| crate::command::refuse("config", e.to_string()))?;
+        let guest = self.guest(vmid).await?;
+        crate::tune::bridge(&guest, &config.current, key).await?;
         let (command, arguments) = crate::tune::command(&config.current, key)?;
-        self.guest(vmid).await?.ask("tune", command, arguments).await.map(drop)
+        guest.ask("tune", command, arguments).await.map(drop)
+    }
+
+    async fn is_plugged(&self, vmid: Vmid, key: &str) -> Answer<bool> {
+        plug::is_plugged(&*self.guest(vmid).await?, key).await
+    }
+
+    async fn plug(&self, vmid: Vmid, key: &str, config: &str, volume: Option<ResolvedVolume>) -> Answer<()> {
+        let guest = self.guest(vmid).await?;
+        let plug = Plug::new(key, config)?;
+        let plan = match plug.net() {
+            Some(net) => {
+                let QemuOptions { bridges, forward, .. } = &self.0.options;
+                // The first device of all has the forwarded port.
+                let forward = if plug.is_only_net()? { forward.as_ref() } else { None };
+                let plans = net::plan(vmid, std::slice::from_ref(net), *bridges, forward).await;
+                plans.or_else(|(key, why)| crate::command::refuse(&key, why))?.pop()
+            }
+            None => None,
+        };
+        let volumes: Vec<ResolvedVolume> = volume.into_iter().collect();
+        plug.plug(&guest, &volumes, plan.as_ref()).await
+    }
+
+    async fn unplug(&self, vmid: Vmid, key: &str, config: &str, patience: Duration) -> Answer<()> {
+        Plug::new(key, config)?.unplug(&*self.guest(vmid).await?, patience).await
+    }
+
+    async fn set_cpus(&self, vmid: Vmid, config: &str, patience: Duration) -> Answer<u32> {
+        plug::set_cpus(&*self.guest(vmid).await?, config, patience).await
     }
 
     async fn agent(&self, vmid: Vmid, command: &str, arguments: &Value, patience: Duration) -> Answer<Value> {

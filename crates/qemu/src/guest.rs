@@ -62,6 +62,15 @@ impl Guest {
         self.meta.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Changes its record.
+    pub fn note(&self, change: impl FnOnce(&mut Meta)) {
+        let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut meta);
+        if let Err(e) = self.dir.store(&meta) {
+            tracing::warn!(vmid = %self.vmid, error = %e, "could not record what the guest has become");
+        }
+    }
+
     /// What the fence process is told of it.
     pub fn registration(&self) -> Registration {
         Registration {
@@ -275,6 +284,9 @@ impl Guest {
                 };
                 match event {
                     Ok(event) if changes_state(&event) => break,
+                    Ok(event) if event.name == "DEVICE_DELETED" && event.data["device"].is_string() => {
+                        let _ = announce.send(GuestEvent::Unplugged { vmid: self.vmid });
+                    }
                     Ok(_) => {}
                     Err(broadcast::error::RecvError::Lagged(_)) => break,
                     Err(broadcast::error::RecvError::Closed) => return,

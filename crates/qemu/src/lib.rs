@@ -20,6 +20,7 @@ mod guest;
 mod launch;
 mod migration;
 mod net;
+mod plug;
 mod probe;
 mod process;
 pub mod qmp;

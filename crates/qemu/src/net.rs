@@ -156,8 +156,13 @@ fn tap(vmid: Vmid, net: &Net, bridge: &str) -> Result<NetPlan, (String, String)>
     }
     let vhost = net.model == stead_model::vmconfig::NetModel::Virtio
         && std::fs::File::options().read(true).write(true).open("/dev/vhost-net").is_ok();
-    let ifname = format!("tap{vmid}i{}", net.index);
+    let ifname = tap_name(vmid, net);
     Ok(NetPlan::Tap { ifname, bridge: bridge.to_owned(), vhost })
+}
+
+/// What a device's tap is called.
+pub fn tap_name(vmid: Vmid, net: &Net) -> String {
+    format!("tap{vmid}i{}", net.index)
 }
 
 /// Puts a tap that QEMU has made on its bridge. It goes with QEMU.

@@ -599,6 +599,15 @@ async fn a_tap_joins_its_bridge_and_goes_with_its_guest() {
     assert!(members.contains("tap100i0:") && members.contains("tap100i2:"), "{members}");
     driver.resume(id).await.unwrap();
     ticking(&h, id).await;
+    // One that comes later, and goes over to another bridge.
+    let config = format!("net5: virtio=BC:24:11:00:00:05,bridge=vmbr7\n{}", h.launch(id, Epoch(1)).config);
+    driver.plug(id, "net5", &config, None).await.unwrap();
+    assert!(ip("-o link show master vmbr7 up").contains("tap100i5:"));
+    ip("link add vmbr8 type bridge");
+    driver.tune(id, "net5", &config.replace("vmbr7", "vmbr8")).await.unwrap();
+    assert!(ip("-o link show master vmbr8 up").contains("tap100i5:"));
+    let nowhere = config.replace("net5", "net6").replace("vmbr7", "vmbr9");
+    assert!(driver.plug(id, "net6", &nowhere, None).await.unwrap_err().to_string().contains("vmbr9"));
     driver.stop(id).await.unwrap();
-    assert_eq!(ip("-o link show master vmbr7"), "");
+    assert_eq!(ip("-o link show master vmbr7") + &ip("-o link show master vmbr8"), "");
 }

@@ -7,6 +7,7 @@ use crate::guest::{
     ResolvedVolume, RunState,
 };
 use async_trait::async_trait;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::MutexGuard;
 use std::time::Duration;
@@ -201,6 +202,9 @@ impl GuestDriver for FakeGuests {
                 sending: None,
                 listening: None,
                 asked: vec![],
+                asked_back: BTreeSet::new(),
+                holds_devices: false,
+                cpus: None,
             };
             node.guests.insert(vmid, process);
         }
@@ -356,6 +360,53 @@ impl GuestDriver for FakeGuests {
             config.clone_into(&mut p.launch.config);
             Ok(())
         })?
+    }
+
+    async fn is_plugged(&self, vmid: Vmid, key: &str) -> Answer<bool> {
+        self.with(vmid, |p| match p.state {
+            RunState::Unresponsive => Self::refused(vmid, "look into", "it does not answer"),
+            _ => Ok(p.has(key)),
+        })?
+    }
+
+    async fn plug(&self, vmid: Vmid, key: &str, config: &str, volume: Option<ResolvedVolume>) -> Answer<()> {
+        let device = format!("{key}:");
+        let line = config.lines().find(|line| line.starts_with(&device)).unwrap_or_default();
+        self.with(vmid, |p| {
+            if p.state == RunState::Unresponsive || line.contains("bridge=nowhere") {
+                return Self::refused(vmid, "plug a device into", "it does not take it");
+            }
+            if !p.has(key) {
+                // What a configuration says stands before its sections.
+                p.launch.config.insert_str(0, &format!("{line}\n"));
+                p.launch.volumes.extend(volume);
+            }
+            Ok(())
+        })?
+    }
+
+    async fn unplug(&self, vmid: Vmid, key: &str, _config: &str, patience: Duration) -> Answer<()> {
+        self.with(vmid, |p| {
+            if p.has(key) && p.holds_devices {
+                p.asked_back.insert(key.to_owned());
+                return Err(GuestError::TimedOut {
+                    what: "the unplugging",
+                    vmid,
+                    seconds: patience.as_secs(),
+                });
+            }
+            p.take_out(key);
+            Ok(())
+        })?
+    }
+
+    async fn set_cpus(&self, vmid: Vmid, config: &str, _: Duration) -> Answer<u32> {
+        let wanted = config.lines().find_map(|line| line.strip_prefix("vcpus: ")?.parse().ok()).unwrap_or(1);
+        self.with(vmid, |p| {
+            let there = p.cpus.unwrap_or(1);
+            p.cpus = Some(if p.holds_devices { there.max(wanted) } else { wanted });
+            p.cpus.unwrap_or(wanted)
+        })
     }
 
     async fn agent(

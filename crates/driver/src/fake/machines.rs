@@ -1,7 +1,7 @@
 //! The machines below [`super::FakeGuests`]: what stays when a daemon ends.
 
 use crate::guest::{GuestEvent, Launch, MigrationPhase, MigrationProgress, RunState};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_model::Vmid;
 use tokio::sync::{broadcast, watch};
@@ -18,6 +18,34 @@ pub(super) struct Process {
     pub listening: Option<tokio::task::AbortHandle>,
     /// What its agent was asked.
     pub asked: Vec<(String, serde_json::Value)>,
+    /// Devices that were asked for and that it has not let go of.
+    pub asked_back: BTreeSet<String>,
+    /// Whether it lets go of devices that it is asked for.
+    pub holds_devices: bool,
+    /// How many CPUs it was given, if somebody has.
+    pub cpus: Option<u32>,
+}
+
+impl Process {
+    /// Whether its machine has the device of an option.
+    pub fn has(&self, key: &str) -> bool {
+        self.machine().0.lines().any(|line| line.starts_with(&format!("{key}:")))
+    }
+
+    /// The device of an option leaves its machine.
+    pub fn take_out(&mut self, key: &str) {
+        let device = format!("{key}:");
+        let (machine, rest) = self.machine();
+        let kept = machine.lines().filter(|line| !line.starts_with(&device));
+        let text: String = kept.map(|line| format!("{line}\n")).chain([rest.to_owned()]).collect();
+        self.launch.config = text;
+    }
+
+    /// What the configuration says of the machine, and its sections.
+    fn machine(&self) -> (&str, &str) {
+        let text = &self.launch.config;
+        text.split_at(text.find("\n[").map_or(text.len(), |at| at + 1))
+    }
 }
 
 impl Drop for Process {
@@ -114,6 +142,20 @@ impl FakeMachines {
             .get_mut(&vmid)
             .map(|p| std::mem::take(&mut p.asked))
             .unwrap_or_default()
+    }
+
+    /// Makes the guest keep the devices that it is asked for, or let go of all that it was asked for.
+    pub fn hold_devices(&self, node: &str, vmid: Vmid, hold: bool) {
+        let mut world = self.world();
+        let node = world.node(node);
+        let Some(process) = node.guests.get_mut(&vmid) else { return };
+        process.holds_devices = hold;
+        if !hold {
+            for key in std::mem::take(&mut process.asked_back) {
+                process.take_out(&key);
+                let _ = node.events.send(GuestEvent::Unplugged { vmid });
+            }
+        }
     }
 
     /// The state of the guest's process on a node.

@@ -295,7 +295,7 @@ pub(super) fn hotplug(key: &str, value: &str) -> Result<(), KeyError> {
     }
     for feature in split_list(value) {
         choice(key, feature, &["network", "disk", "cpu", "memory", "usb", "cloudinit"])?;
-        if !matches!(feature, "network" | "disk" | "usb") {
+        if !matches!(feature, "network" | "disk" | "usb" | "cpu") {
             return KeyError::unsupported(key, format_args!("hotplug of '{feature}' is not supported yet"));
         }
     }

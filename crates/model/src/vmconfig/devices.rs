@@ -360,6 +360,11 @@ pub fn as_disk(key: &str) -> Option<(Bus, u32)> {
     (index < count).then_some((bus, index))
 }
 
+/// Which network device an option is, if it is one.
+pub fn as_net(key: &str) -> Option<u32> {
+    split_index(key).filter(|(name, index)| *name == "net" && *index < 32).map(|(_, index)| index)
+}
+
 fn format_of(key: &str, text: &str) -> Result<String, KeyError> {
     choice(key, text, &["raw", "qcow", "qed", "qcow2", "vmdk", "cloop"])?;
     Ok(text.to_owned())

@@ -19,7 +19,7 @@ const TESTED: [(&str, &str); 49] = [
     ("cores", TAKEN),
     ("cpu", TAKEN),
     ("description", KEPT),
-    ("hotplug", KEPT),
+    ("hotplug", SEEN),
     ("ide", TAKEN),
     ("keyboard", TAKEN),
     ("kvm", LINE),
@@ -46,7 +46,7 @@ const TESTED: [(&str, &str); 49] = [
     ("tdf", TAKEN),
     ("template", API),
     ("unused", API),
-    ("vcpus", TAKEN),
+    ("vcpus", SEEN),
     ("vga", TAKEN),
     ("virtio", SEEN),
     ("vmgenid", TAKEN),
@@ -109,8 +109,9 @@ pub fn options_page() -> String {
     let mut text = "# Options of a VM\n\n\
         Made from the rules that check them. An option that does not work yet is refused when somebody sets it; one that a\n\
         configuration made elsewhere brings is kept, and named in the log of each start. So is a part of an option's value.\n\n\
-        *A running VM takes a change* at once, in parts at once (media of CD drives, limits of disks, links of network devices, the\n\
-        balloon's target), or with its next start: until then the change is pending, and shown as such.\n\n\
+        *A running VM takes a change* at once, in parts at once (network devices, and disks of the buses `virtio` and `scsi`, the latter with\n\
+        a `virtio-scsi` controller, come and go as `hotplug` lets them; media of CD drives, limits of disks, links and bridges of network\n\
+        devices, the balloon's target; `vcpus` where it was set at the start and `hotplug` names `cpu`), or with its next start: until then the change is pending, and shown as such.\n\n\
         *Tested by*: **effect**: a test sees what the option does, to a real guest or in a real cluster. **QEMU**: a real QEMU takes it.\n\
         **API**: a test of the API sees it, with QEMU modelled. **command line**: the text that QEMU would be given. **kept**: it is\n\
         read, kept and shown.\n\n\

@@ -218,7 +218,7 @@ pub static KEYS: &[KeySpec] = &[
     works("tdf", Kind::Bool),
     works("template", Kind::Bool).now(),
     works("unused", Kind::Checked(check::unused)).of(256).now(),
-    works("vcpus", int(1, MAX_CPUS)),
+    works("vcpus", int(1, MAX_CPUS)).device(),
     works("vga", Kind::Checked(check::vga)),
     works("virtio", Kind::Checked(check::disk)).of(16).device(),
     works("vmgenid", Kind::Checked(check::vmgenid)),

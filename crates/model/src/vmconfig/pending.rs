@@ -156,6 +156,46 @@ impl VmConfig {
         Ok(changed)
     }
 
+    /// Makes what is pending of one option current: its device was plugged in.
+    ///
+    /// # Errors
+    /// See [`Self::change`].
+    pub fn plugged(&mut self, vmid: Vmid, key: &str) -> Result<Changed, KeyError> {
+        let mut changed = Changed::default();
+        if let Some(value) = self.pending.set.get(key).map(str::to_owned) {
+            self.apply(vmid, &Change::Set { key: key.to_owned(), value }, &mut changed)?;
+        }
+        Ok(changed)
+    }
+
+    /// Takes an option out, whose device was unplugged. What is to come in its place stays pending.
+    ///
+    /// # Errors
+    /// See [`Self::change`].
+    pub fn unplugged(&mut self, vmid: Vmid, key: &str) -> Result<Changed, KeyError> {
+        let next = self.pending.set.get(key).map(str::to_owned);
+        let force = self.pending.delete.get(key).copied().unwrap_or(false);
+        let mut changed = Changed::default();
+        self.apply(vmid, &Change::Delete { key: key.to_owned(), force }, &mut changed)?;
+        if let Some(value) = next {
+            self.pending.set.set(key, &value)?;
+        }
+        Ok(changed)
+    }
+
+    /// Writes down how many CPUs a running VM has. Another number that is wanted stays pending.
+    ///
+    /// # Errors
+    /// See [`Self::change`].
+    pub fn has_cpus(&mut self, number: u32) -> Result<(), KeyError> {
+        let number = number.to_string();
+        self.current.set("vcpus", &number)?;
+        if self.pending.set.get("vcpus") == Some(&number) {
+            self.pending.set.remove("vcpus");
+        }
+        Ok(())
+    }
+
     /// Every option, current or pending, by name.
     pub fn pending_items(&self) -> Vec<PendingItem> {
         let mut keys: Vec<&str> =

@@ -354,9 +354,12 @@ impl Settings {
         Ok(order)
     }
 
-    /// Hardware that can be changed while the guest runs, as written; none is none.
+    /// The kinds of hardware that may come and go while the guest runs: `network`, `disk`, `usb` where nothing is said.
     pub fn hotplug(&self) -> Vec<&str> {
-        split_list(self.get("hotplug").unwrap_or_default()).filter(|f| *f != "0").collect()
+        match self.get("hotplug") {
+            None | Some("1") => vec!["network", "disk", "usb"],
+            Some(list) => split_list(list).filter(|f| *f != "0").collect(),
+        }
     }
 
     /// Every volume named, with the option that names it; CD images and unused volumes too.

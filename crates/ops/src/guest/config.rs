@@ -1,6 +1,6 @@
 //! Reading and changing a VM's configuration.
 
-use super::Asked;
+use super::{Asked, hotplug};
 use crate::store::{self, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use std::collections::BTreeMap;
@@ -197,13 +197,13 @@ impl Ops {
         let (ops, by) = (self.clone(), actor.clone());
         self.task("qmconfig", &vmid.to_string(), &actor.who, move |_| async move {
             let lock = ops.guest_locks.lock(vmid).await?;
-            ops.configure_under(&lock, &by, vmid, change, asked, Made::default()).await
+            ops.configure_under(lock, &by, vmid, change, asked, Made::default()).await
         })
     }
 
     /// Changes a VM's configuration within a request: at once where it can be, else with the next start.
     pub async fn configure(
-        &self,
+        self: &Arc<Self>,
         actor: &Actor,
         vmid: Vmid,
         change: ConfigChange,
@@ -212,12 +212,12 @@ impl Ops {
         change.admit(actor, vmid, asked)?;
         let lock = self.guest_locks.lock_for_request(vmid).await?;
         let made = Made { in_request: true, ..Made::default() };
-        self.configure_under(&lock, actor, vmid, change, asked, made).await
+        self.configure_under(lock, actor, vmid, change, asked, made).await
     }
 
     async fn configure_under(
-        &self,
-        _lock: &OwnedMutexGuard<()>,
+        self: &Arc<Self>,
+        lock: OwnedMutexGuard<()>,
         actor: &Actor,
         vmid: Vmid,
         change: ConfigChange,
@@ -234,7 +234,12 @@ impl Ops {
         match result {
             Ok((changed, live)) => {
                 self.free_volumes(&changed.freed).await;
-                self.change_process(vmid, live, &config).await
+                self.change_process(vmid, live, &config).await?;
+                if self.guests.state(vmid).await.is_none() {
+                    return Ok(());
+                }
+                let patience = if made.in_request { hotplug::IN_REQUEST } else { hotplug::IN_TASK };
+                self.hotplug(lock, actor, vmid, changed.pending, patience).await
             }
             Err(e) => {
                 self.undo_made(&e, &made).await;
@@ -458,7 +463,8 @@ fn is_medium(config: &VmConfig, change: &Change) -> bool {
 }
 
 /// Whether a change is one that a running process can be told, without a device that comes or goes: the limits of a disk, and
-/// what is said of a disk that no process has a part in; whether a network device's link is up; the balloon's target.
+/// what is said of a disk that no process has a part in; whether a network device's link is up, and its bridge; the balloon's
+/// target.
 fn is_tuning(config: &VmConfig, change: &Change) -> bool {
     let (key, new) = match change {
         Change::Set { key, value } => (key, Some(value.as_str())),
@@ -479,8 +485,11 @@ fn is_tuning(config: &VmConfig, change: &Change) -> bool {
         return told && !old.cdrom && Disk { backup, size, props, ..old } == new;
     }
     let (Ok(old), Ok(new)) = (Net::parse(key, old), Net::parse(key, new)) else { return false };
-    let (link_down, props) = (new.link_down, new.props.clone());
-    Net { link_down, props, ..old } == new
+    if old.bridge.is_some() != new.bridge.is_some() {
+        return false;
+    }
+    let (link_down, bridge, props) = (new.link_down, new.bridge.clone(), new.props.clone());
+    Net { link_down, bridge, props, ..old } == new
 }
 
 /// Keeps a device's address where the user gives none, and makes one for a new device.

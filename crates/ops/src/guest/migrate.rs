@@ -226,6 +226,11 @@ impl Ops {
         if let Verdict::Refuse(why) = self.admit(&guest, request, by_ha).await? {
             return Err(OpsError::Failed(why));
         }
+        if live {
+            // The target is made by the configuration, which must say what the machine is.
+            self.true_up(vmid).await?;
+        }
+        let guest = self.own_guest(vmid).await?;
         let config = super::config::parse(&guest.config.value)?;
         if let Some(storage) = self.silent_disk(&config).filter(|_| !live) {
             return Err(OpsError::failed(format!(

@@ -6,6 +6,7 @@ pub mod console;
 pub mod create;
 pub mod destroy;
 mod held;
+mod hotplug;
 pub mod incoming;
 pub(crate) mod lock;
 pub mod migrate;

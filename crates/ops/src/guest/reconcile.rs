@@ -117,7 +117,13 @@ impl Ops {
                 self.fence.forget(vmid).await?;
                 self.mark(&g, false, false).await
             }
-            (Step::Nothing, _, Some(g)) if owns => self.free_void_lock(&g).await,
+            (Step::Nothing, process, Some(g)) if owns => {
+                self.free_void_lock(&g).await?;
+                match process {
+                    Some(_) => self.true_up(vmid).await,
+                    None => Ok(()),
+                }
+            }
             _ => Ok(()),
         }
     }

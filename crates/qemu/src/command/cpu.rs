@@ -4,14 +4,18 @@
 //! `x86-64-v2` and so on are spelled out, and `enforce` makes a node without a feature refuse the guest rather than hide
 //! the feature from it.
 
-use super::refuse;
+use super::part::Part;
+use super::{refuse, unusable};
 use crate::accel::Accel;
 use std::collections::BTreeSet;
 use stead_driver::guest::GuestError;
-use stead_model::vmconfig::{Cpu, OsType, PhysBits};
+use stead_model::vmconfig::{Cpu, OsType, PhysBits, Settings};
 
 /// The model of guests that name none.
 const DEFAULT: &str = "x86-64-v2-AES";
+
+/// The model that the levels add their features to.
+const LEVELS_ON: &str = "qemu64";
 
 const V2: [&str; 7] = ["cx16", "lahf-lm", "popcnt", "pni", "sse4.1", "sse4.2", "ssse3"];
 const V3: [&str; 9] = ["abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"];
@@ -35,6 +39,20 @@ pub fn check(name: &str, known: &BTreeSet<String>) -> Result<(), GuestError> {
     refuse("cpu", format!("QEMU of this node has no CPU model '{name}'; {hint}"))
 }
 
+/// The CPUs up to a number as devices, but for the first, which the machine has by itself.
+pub fn parts(settings: &Settings, number: u32) -> Result<Vec<Part>, GuestError> {
+    let cpu = settings.cpu().map_err(unusable)?;
+    let name = cpu.model.as_deref().unwrap_or(DEFAULT);
+    let driver = format!("{}-x86_64-cpu", if name.starts_with("x86-64-v") { LEVELS_ON } else { name });
+    let cores = settings.cores().map_err(unusable)?;
+    Ok((1..number)
+        .map(|n| {
+            let device = Part::device(&driver, format!("cpu{n}"));
+            device.with("socket-id", n / cores).with("core-id", n % cores).with("thread-id", 0)
+        })
+        .collect())
+}
+
 /// QEMU's `-cpu`.
 pub fn model(cpu: &Cpu, accel: Accel, ostype: OsType) -> Result<String, GuestError> {
     let name = cpu.model.as_deref().unwrap_or(DEFAULT);
@@ -47,7 +65,7 @@ pub fn model(cpu: &Cpu, accel: Accel, ostype: OsType) -> Result<String, GuestErr
     };
     let mut words = match (level, name) {
         (Some(features), _) => {
-            let mut words = vec!["qemu64".to_owned(), "svm=off".to_owned()];
+            let mut words = vec![LEVELS_ON.to_owned(), "svm=off".to_owned()];
             words.extend(features.iter().map(|f| format!("{f}=on")));
             words
         }

@@ -1,9 +1,9 @@
 //! Disks and CD drives.
 
-use super::pci::{Chipset, Pci, SATA};
-use super::{Argv, Context, boot_index, refuse, unusable};
+use super::part::{Part, Place};
+use super::pci::{Chipset, SATA};
+use super::{Hardware, refuse, unusable};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 use std::path::Path;
 use stead_driver::guest::GuestError;
 use stead_model::vmconfig::devices::{Aio, Bus, Cache};
@@ -14,33 +14,34 @@ pub fn node_name(key: &str) -> String {
     format!("drive-{key}")
 }
 
-/// Adds all of them, with their controllers.
-pub(super) fn add(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(), GuestError> {
-    let disks = cx.settings.disks().map_err(unusable)?;
-    let scsihw = cx.settings.scsihw().map_err(unusable)?;
-    let mut controllers = BTreeSet::new();
+/// All of them, with their controllers; whatever stands on another comes after it.
+pub(super) fn parts(hw: &Hardware<'_>) -> Result<Vec<Part>, GuestError> {
+    let disks = hw.settings.disks().map_err(unusable)?;
+    let scsihw = hw.settings.scsihw().map_err(unusable)?;
+    let mut parts: Vec<Part> = vec![];
     for disk in &disks {
-        if let Some(node) = block_node(cx, disk)? {
-            argv.option("-blockdev", node.to_string());
-        }
         if disk.iothread && has_iothread(disk, scsihw) {
-            argv.option("-object", format!("iothread,id=iothread-{}", disk.key));
+            parts.push(Part::object("iothread", format!("iothread-{}", disk.key)));
         }
-        let place = match disk.bus {
-            Bus::Scsi => scsi(argv, pci, disk, scsihw, &mut controllers)?,
-            Bus::Virtio => pci.virtio(disk.index),
-            Bus::Sata => {
-                if controllers.insert("ahci0".to_owned()) {
-                    argv.device(format!("ahci,id=ahci0,{}", pci.main(SATA)));
-                }
-                format!("bus=ahci0.{}", disk.index)
+        let (controller, place) = match disk.bus {
+            Bus::Scsi => {
+                let (controller, place) = scsi(hw.chipset, disk, scsihw)?;
+                (Some(controller), place)
             }
-            Bus::Ide => ide(pci.chipset(), disk.index),
+            Bus::Virtio => (None, hw.chipset.virtio(disk.index)),
+            Bus::Sata => {
+                let controller = Part::device("ahci", "ahci0").at(hw.chipset.main(SATA));
+                (Some(controller), vec![("bus", json!(format!("ahci0.{}", disk.index)))])
+            }
+            Bus::Ide => (None, ide(hw.chipset, disk.index)),
             Bus::Unused => continue,
         };
-        argv.device(device(cx, disk, &place)?);
+        parts.extend(controller.filter(|c| !parts.iter().any(|p| p.is(c))));
+        // Next to the disk, so that it is closed as soon as the disk has gone.
+        parts.extend(block_node(hw, disk)?.map(Part::Blockdev));
+        parts.push(device(hw, disk, place)?);
     }
-    Ok(())
+    Ok(parts)
 }
 
 fn has_iothread(disk: &Disk, scsihw: ScsiHw) -> bool {
@@ -48,21 +49,16 @@ fn has_iothread(disk: &Disk, scsihw: ScsiHw) -> bool {
 }
 
 /// The old machine has two channels of two drives; the newer one has six channels.
-fn ide(chipset: Chipset, index: u32) -> String {
-    match chipset {
-        Chipset::I440fx => format!("bus=ide.{},unit={}", index / 2, index % 2),
-        Chipset::Q35 => format!("bus=ide.{index},unit=0"),
-    }
+fn ide(chipset: Chipset, index: u32) -> Place {
+    let (channel, unit) = match chipset {
+        Chipset::I440fx => (index / 2, index % 2),
+        Chipset::Q35 => (index, 0),
+    };
+    vec![("bus", json!(format!("ide.{channel}"))), ("unit", json!(unit))]
 }
 
-/// The controller of a SCSI disk, made with its first disk, and the disk's place on it.
-fn scsi(
-    argv: &mut Argv,
-    pci: &mut Pci,
-    disk: &Disk,
-    scsihw: ScsiHw,
-    made: &mut BTreeSet<String>,
-) -> Result<String, GuestError> {
+/// The controller of a SCSI disk, and the disk's place on it.
+fn scsi(chipset: Chipset, disk: &Disk, scsihw: ScsiHw) -> Result<(Part, Place), GuestError> {
     let (driver, per_controller) = match scsihw {
         ScsiHw::Lsi => ("lsi53c895a", 7),
         ScsiHw::Lsi53c810 => ("lsi53c810", 7),
@@ -72,27 +68,19 @@ fn scsi(
         ScsiHw::Pvscsi => ("pvscsi", 31),
     };
     let number = disk.index / per_controller;
-    let name = if scsihw == ScsiHw::VirtioScsiSingle { "virtioscsi" } else { "scsihw" };
-    let id = format!("{name}{number}");
-    if made.insert(id.clone()) {
-        let thread = if disk.iothread && scsihw == ScsiHw::VirtioScsiSingle {
-            format!(",iothread=iothread-{}", disk.key)
-        } else {
-            String::new()
-        };
-        let own = scsihw == ScsiHw::VirtioScsiSingle;
-        let queues = disk
-            .details()
-            .map_err(unusable)?
-            .queues
-            .filter(|_| own)
-            .map_or_else(String::new, |n| format!(",num_queues={n}"));
-        argv.device(format!("{driver},id={id}{thread}{queues},{}", pci.scsi(number)));
+    let own = scsihw == ScsiHw::VirtioScsiSingle;
+    let id = format!("{}{number}", if own { "virtioscsi" } else { "scsihw" });
+    let mut controller = Part::device(driver, id.as_str());
+    if own {
+        let thread = disk.iothread.then(|| format!("iothread-{}", disk.key));
+        let queues = disk.details().map_err(unusable)?.queues;
+        controller = controller.maybe("iothread", thread).maybe("num_queues", queues);
     }
-    Ok(format!("bus={id}.0,scsi-id={}", disk.index % per_controller))
+    let place = vec![("bus", json!(format!("{id}.0"))), ("scsi-id", json!(disk.index % per_controller))];
+    Ok((controller.at(chipset.scsi(number)), place))
 }
 
-fn device(cx: &Context<'_>, disk: &Disk, place: &str) -> Result<String, GuestError> {
+fn device(hw: &Hardware<'_>, disk: &Disk, place: Place) -> Result<Part, GuestError> {
     let key = &disk.key;
     let driver = match (disk.bus, disk.cdrom) {
         (Bus::Scsi, false) => "scsi-hd",
@@ -105,49 +93,37 @@ fn device(cx: &Context<'_>, disk: &Disk, place: &str) -> Result<String, GuestErr
         (_, true) => "ide-cd",
     };
     let details = disk.details().map_err(unusable)?;
-    let mut text = format!("{driver},id={key},{place}");
-    if disk.source != DiskSource::Empty {
-        text.push_str(&format!(",drive={}", node_name(key)));
-    }
-    if disk.iothread && disk.bus == Bus::Virtio {
-        text.push_str(&format!(",iothread=iothread-{key}"));
-    }
-    if disk.ssd && !disk.cdrom && disk.bus != Bus::Virtio {
-        text.push_str(",rotation_rate=1");
-    }
-    for (name, value) in [
-        ("serial", &disk.serial),
-        ("wwn", &details.wwn),
-        ("vendor", &details.vendor),
-        ("product", &details.product),
-        ("model", &details.model),
-    ] {
-        if let Some(value) = value {
-            text.push_str(&format!(",{name}={}", super::quoted(value)));
-        }
-    }
-    for (name, what) in [("rerror", details.read_error), ("werror", details.write_error)] {
-        if let Some(what) = what {
-            text.push_str(&format!(",{name}={what}"));
-        }
-    }
+    let wwn = details.wwn.as_deref().map(|text| u64::from_str_radix(text.trim_start_matches("0x"), 16));
+    let Ok(wwn) = wwn.transpose() else { return refuse(key, "its wwn is no hexadecimal number") };
+    let thread = (disk.iothread && disk.bus == Bus::Virtio).then(|| format!("iothread-{key}"));
     // These flush with every write; the guest need not.
-    if !disk.cdrom && matches!(disk.cache, Some(Cache::Writethrough | Cache::Directsync)) {
-        text.push_str(",write-cache=off");
-    }
-    text.push_str(&boot_index(cx, key)?);
-    Ok(text)
+    let through = !disk.cdrom && matches!(disk.cache, Some(Cache::Writethrough | Cache::Directsync));
+    let ssd = disk.ssd && !disk.cdrom && disk.bus != Bus::Virtio;
+    Ok(Part::device(driver, key.as_str())
+        .at(place)
+        .maybe("drive", (disk.source != DiskSource::Empty).then(|| node_name(key)))
+        .maybe("iothread", thread)
+        .maybe("rotation_rate", ssd.then_some(1))
+        .maybe("serial", disk.serial.clone())
+        .maybe("wwn", wwn)
+        .maybe("vendor", details.vendor)
+        .maybe("product", details.product)
+        .maybe("model", details.model)
+        .maybe("rerror", details.read_error.map(|what| what.to_string()))
+        .maybe("werror", details.write_error.map(|what| what.to_string()))
+        .maybe("write-cache", through.then_some("off"))
+        .maybe("bootindex", super::boot_index(hw.settings, key)?))
 }
 
 /// What is in a drive, as QEMU's block layer opens it; none for an empty drive.
-fn block_node(cx: &Context<'_>, disk: &Disk) -> Result<Option<Value>, GuestError> {
+fn block_node(hw: &Hardware<'_>, disk: &Disk) -> Result<Option<Value>, GuestError> {
     let (path, format) = match &disk.source {
         DiskSource::Empty => return Ok(None),
         DiskSource::HostDrive => (Path::new("/dev/cdrom"), "raw"),
         DiskSource::Path(path) => (Path::new(path.as_str()), disk.format.as_deref().unwrap_or("raw")),
         DiskSource::Volume(volume) => {
             let name = volume.to_string();
-            match cx.volumes.iter().find(|v| v.volume == name) {
+            match hw.volumes.iter().find(|v| v.volume == name) {
                 Some(v) => (v.path.as_path(), v.format.as_str()),
                 None => return refuse(&disk.key, format!("volume '{name}' was not found on its storage")),
             }
@@ -189,7 +165,7 @@ fn block_node(cx: &Context<'_>, disk: &Disk) -> Result<Option<Value>, GuestError
             "cache": flags,
             "discard": discard,
             "aio": aio.as_str(),
-            "locking": if cx.locks { "auto" } else { "off" },
+            "locking": if hw.locks { "auto" } else { "off" },
         },
     })))
 }

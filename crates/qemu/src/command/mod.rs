@@ -5,6 +5,8 @@
 
 mod cpu;
 mod disks;
+mod nets;
+mod part;
 mod pci;
 
 use crate::accel::Accel;
@@ -15,12 +17,19 @@ pub(crate) fn check_cpu(model: &str, machines: &Machines) -> Result<(), GuestErr
     cpu::check(model, &machines.cpus)
 }
 
+/// The CPUs that a guest may have, as devices, but for the first.
+pub(crate) fn cpus(settings: &Settings) -> Result<Vec<Part>, GuestError> {
+    cpu::parts(settings, settings.cpus().map_err(unusable)?)
+}
+
 pub(crate) use disks::{medium, node_name};
-use pci::{Chipset, Pci};
+pub(crate) use nets::card;
+pub(crate) use part::Part;
+pub(crate) use pci::Chipset;
 use std::path::{Path, PathBuf};
 use stead_driver::guest::{GuestError, Incoming, ResolvedVolume};
 use stead_model::Vmid;
-use stead_model::vmconfig::{Audio, Bios, KeyError, Net, NetModel, Serial, Settings, WatchdogModel};
+use stead_model::vmconfig::{Audio, Bios, KeyError, Serial, Settings, WatchdogModel};
 
 /// How a network device reaches the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +95,33 @@ pub struct Context<'a> {
     pub locks: bool,
 }
 
+/// What disks and network devices depend on: all that may come and go while a guest runs.
+#[derive(Debug)]
+pub struct Hardware<'a> {
+    /// Its options.
+    pub settings: &'a Settings,
+    /// Its volumes.
+    pub volumes: &'a [ResolvedVolume],
+    /// One for each network device.
+    pub nets: &'a [NetPlan],
+    /// What it is plugged into.
+    pub chipset: Chipset,
+    /// Whether QEMU locks its images.
+    pub locks: bool,
+}
+
+impl Hardware<'_> {
+    /// All of it, in an order in which it can be made.
+    ///
+    /// # Errors
+    /// If an option cannot be carried out.
+    pub fn parts(&self) -> Result<Vec<Part>, GuestError> {
+        let mut parts = disks::parts(self)?;
+        parts.extend(nets::parts(self)?);
+        Ok(parts)
+    }
+}
+
 /// A command line and what it settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandLine {
@@ -124,6 +160,10 @@ impl Argv {
     fn device(&mut self, value: impl Into<String>) {
         self.option("-device", value);
     }
+
+    fn part(&mut self, part: &Part) {
+        self.0.extend(part.words());
+    }
 }
 
 /// A text within QEMU's own comma-separated lists.
@@ -150,22 +190,24 @@ pub fn build(cx: &Context<'_>) -> Result<CommandLine, GuestError> {
     basics(&mut argv, cx)?;
     machine_options(&mut argv, cx, &machine, accel)?;
     let (sockets, cores) = (s.sockets().map_err(unusable)?, s.cores().map_err(unusable)?);
-    let present = s.vcpus().map_err(unusable)?.unwrap_or(cpus).min(cpus);
-    argv.option("-smp", format!("{present},sockets={sockets},cores={cores},maxcpus={cpus}"));
+    let vcpus = s.vcpus().map_err(unusable)?;
+    let present = vcpus.unwrap_or(cpus).min(cpus);
+    // Of those that may go again each is a device.
+    let fixed = if vcpus.is_some() { 1 } else { cpus };
+    argv.option("-smp", format!("{fixed},sockets={sockets},cores={cores},maxcpus={cpus}"));
     argv.option("-cpu", cpu::model(&s.cpu().map_err(unusable)?, accel, s.ostype().map_err(unusable)?)?);
     argv.option("-m", format!("size={}M", s.memory().map_err(unusable)?.0));
-    let mut pci = Pci::new(Chipset::of(&machine));
-    let mut devices = Argv::default();
-    graphics(&mut devices, cx, &mut pci)?;
-    small_devices(&mut devices, cx, &mut pci)?;
-    serials(&mut devices, cx)?;
-    parallels(&mut devices, cx)?;
-    disks::add(&mut devices, cx, &mut pci)?;
-    networks(&mut devices, cx, &mut pci)?;
-    for bridge in pci.bridges() {
-        argv.device(bridge);
+    if vcpus.is_some() {
+        cpu::parts(s, present)?.iter().for_each(|cpu| argv.part(cpu));
     }
-    argv.0.append(&mut devices.0);
+    let chipset = Chipset::of(&machine);
+    chipset.bridges().iter().for_each(|bridge| argv.part(bridge));
+    graphics(&mut argv, cx, chipset)?;
+    small_devices(&mut argv, cx, chipset)?;
+    serials(&mut argv, cx)?;
+    parallels(&mut argv, cx)?;
+    let (settings, volumes, nets, locks) = (cx.settings, cx.volumes, cx.nets, cx.locks);
+    Hardware { settings, volumes, nets, chipset, locks }.parts()?.iter().for_each(|part| argv.part(part));
     if cx.incoming.is_some() {
         argv.option("-incoming", "defer");
     }
@@ -288,7 +330,7 @@ fn clock(s: &Settings, windows: bool) -> Result<String, GuestError> {
     Ok(format!("base={}{slew}", s.startdate().map_err(unusable)?.unwrap_or(zone)))
 }
 
-fn graphics(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(), GuestError> {
+fn graphics(argv: &mut Argv, cx: &Context<'_>, chipset: Chipset) -> Result<(), GuestError> {
     let vga = cx.settings.vga().map_err(unusable)?;
     argv.option("-display", "none");
     argv.option("-vnc", format!("unix:{},password=on", path(&cx.dir.vnc())?));
@@ -310,21 +352,21 @@ fn graphics(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(), Gues
         }
         kind => return refuse("vga", format!("'{kind}' is not supported: use std or virtio")),
     };
-    argv.device(format!("{card},id=vga,{}", pci.main(pci::VGA)));
+    argv.device(format!("{card},id=vga,{}", text(&chipset.main(pci::VGA))));
     // A pointer that is where the screen's viewer has it.
-    argv.device(format!("piix3-usb-uhci,id=uhci,{}", pci.usb()));
+    argv.device(format!("piix3-usb-uhci,id=uhci,{}", text(&chipset.usb())));
     if cx.settings.tablet() {
         argv.device("usb-tablet,id=tablet,bus=uhci.0,port=1");
     }
     Ok(())
 }
 
-fn small_devices(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(), GuestError> {
+fn small_devices(argv: &mut Argv, cx: &Context<'_>, chipset: Chipset) -> Result<(), GuestError> {
     let s = cx.settings;
     if s.balloon().map_err(unusable)?.is_none_or(|b| b.0 > 0) {
         argv.device(format!(
             "virtio-balloon-pci,id=balloon0,free-page-reporting=on,{}",
-            pci.main(pci::BALLOON)
+            text(&chipset.main(pci::BALLOON))
         ));
     }
     if let Some(id) = s.vmgenid() {
@@ -336,7 +378,7 @@ fn small_devices(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(),
         if agent.isa {
             argv.device("isa-serial,id=qga,chardev=qga0,index=3");
         } else {
-            argv.device(format!("virtio-serial-pci,id=qga,{}", pci.main(pci::AGENT)));
+            argv.device(format!("virtio-serial-pci,id=qga,{}", text(&chipset.main(pci::AGENT))));
             argv.device("virtserialport,chardev=qga0,name=org.qemu.guest_agent.0,bus=qga.0");
         }
     }
@@ -346,25 +388,27 @@ fn small_devices(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(),
             0 => String::new(),
             bytes => format!(",max-bytes={bytes},period={}", rng.period_ms),
         };
-        argv.device(format!("virtio-rng-pci,id=rng-dev0,rng=rng0{limit},{}", pci.main(pci::RNG)));
+        argv.device(format!("virtio-rng-pci,id=rng-dev0,rng=rng0{limit},{}", text(&chipset.main(pci::RNG))));
     }
     if let Some(watchdog) = s.watchdog().map_err(unusable)? {
         argv.device(match watchdog.model {
-            WatchdogModel::I6300esb => format!("i6300esb,id=watchdog0,{}", pci.main(pci::WATCHDOG)),
+            WatchdogModel::I6300esb => {
+                format!("i6300esb,id=watchdog0,{}", text(&chipset.main(pci::WATCHDOG)))
+            }
             WatchdogModel::Ib700 => "ib700,id=watchdog0".to_owned(),
         });
         argv.option("-action", format!("watchdog={}", watchdog.action));
     }
     if let Some(card) = s.audio0().map_err(unusable)? {
-        sound(argv, card, pci);
+        sound(argv, card, chipset);
     }
     Ok(())
 }
 
 /// A sound card that nobody hears: the viewer's protocol carries no sound.
-fn sound(argv: &mut Argv, card: Audio, pci: &Pci) {
+fn sound(argv: &mut Argv, card: Audio, chipset: Chipset) {
     argv.option("-audiodev", "none,id=audio0");
-    let place = pci.main(pci::AUDIO);
+    let place = text(&chipset.main(pci::AUDIO));
     if card == Audio::Ac97 {
         return argv.device(format!("AC97,id=audiodev0,audiodev=audio0,{place}"));
     }
@@ -406,54 +450,17 @@ fn parallels(argv: &mut Argv, cx: &Context<'_>) -> Result<(), GuestError> {
     Ok(())
 }
 
+/// A place on the command line.
+fn text(place: &part::Place) -> String {
+    let words: Vec<String> =
+        place.iter().map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect();
+    words.join(",")
+}
+
 /// The place of a device in the boot order, if it has one.
-fn boot_index(cx: &Context<'_>, key: &str) -> Result<String, GuestError> {
-    let order = cx.settings.boot_order().map_err(unusable)?;
-    Ok(order.iter().position(|d| d == key).map_or_else(String::new, |at| format!(",bootindex={}", at + 100)))
-}
-
-fn networks(argv: &mut Argv, cx: &Context<'_>, pci: &mut Pci) -> Result<(), GuestError> {
-    let nets = cx.settings.nets().map_err(unusable)?;
-    for (net, plan) in nets.iter().zip(cx.nets) {
-        network(argv, cx, pci, net, plan)?;
-    }
-    Ok(())
-}
-
-fn network(
-    argv: &mut Argv,
-    cx: &Context<'_>,
-    pci: &mut Pci,
-    net: &Net,
-    plan: &NetPlan,
-) -> Result<(), GuestError> {
-    let key = &net.key;
-    argv.option(
-        "-netdev",
-        match plan {
-            NetPlan::Tap { ifname, vhost, .. } => {
-                let vhost = if *vhost { ",vhost=on" } else { "" };
-                format!("tap,id={key},ifname={ifname},script=no,downscript=no{vhost}")
-            }
-            NetPlan::User { forward } => {
-                let forward = forward.as_ref().map_or_else(String::new, |rule| format!(",hostfwd={rule}"));
-                format!("user,id={key}{forward}")
-            }
-        },
-    );
-    let driver = match net.model {
-        NetModel::Virtio => "virtio-net-pci",
-        NetModel::Ne2kIsa => "ne2k_isa",
-        other => other.as_str(),
-    };
-    let mac = net.mac.as_ref().map_or_else(String::new, |m| format!(",mac={m}"));
-    let place = match net.model {
-        NetModel::Ne2kIsa => String::new(),
-        _ => format!(",{}", pci.net(net.index)),
-    };
-    let boot = if net.model == NetModel::Ne2kIsa { String::new() } else { boot_index(cx, key)? };
-    argv.device(format!("{driver},id={key}-dev,netdev={key}{mac}{place}{boot}"));
-    Ok(())
+fn boot_index(settings: &Settings, key: &str) -> Result<Option<usize>, GuestError> {
+    let order = settings.boot_order().map_err(unusable)?;
+    Ok(order.iter().position(|d| d == key).map(|at| at + 100))
 }
 
 #[cfg(test)]

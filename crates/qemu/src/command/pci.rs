@@ -1,12 +1,20 @@
 //! Where each device sits on the PCI bus. Addresses are for ever: a change here breaks migrations.
 //!
 //! ```text
-//!  main bus:  01 chipset (i440fx)  02 screen  03 balloon  04 USB (q35)  05 06 SCSI  07 SATA  08 agent  09 random
-//!             0a-0f virtio0-5   10 watchdog  11 sound  12-17 net0-5   1b-1d bridges to pci.3, pci.2, pci.1
-//!  pci.1:     01-1a net6-31        pci.2: 01-0a virtio6-15        pci.3: 01-1f further SCSI controllers
+//!  i440fx     main bus pci.0, where devices come and go while the guest runs:
+//!             01 chipset  02 screen  03 balloon  05 06 SCSI  07 SATA  08 agent  09 random  0a-0f virtio0-5
+//!             10 watchdog  11 sound  12-17 net0-5  1b-1d bridges to pci.3, pci.2, pci.1
+//!  q35        main bus pcie.0, where none comes or goes: as above, but for
+//!             04 USB   18 19 a root port for each of virtio0-5, net0-5 and the first two SCSI controllers
+//!             1a root ports to the bridges pci.1, pci.2, pci.3
+//!  both       pci.1: 01-1a net6-31        pci.2: 01-0a virtio6-15        pci.3: 01-1d further SCSI controllers
 //! ```
+//!
+//! Ports and bridges are there whether anything is behind them or not: a guest to which a device was plugged in, and from which it
+//! was unplugged again, is the same machine as one that never had it.
 
-use std::collections::BTreeMap;
+use super::part::{Part, Place};
+use serde_json::json;
 
 /// The machine's family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,20 +23,6 @@ pub enum Chipset {
     I440fx,
     /// `pc-q35-*`.
     Q35,
-}
-
-impl Chipset {
-    /// By a machine type's name.
-    pub fn of(machine: &str) -> Self {
-        if machine.starts_with("pc-q35") { Self::Q35 } else { Self::I440fx }
-    }
-
-    fn bus(self) -> &'static str {
-        match self {
-            Self::I440fx => "pci.0",
-            Self::Q35 => "pcie.0",
-        }
-    }
 }
 
 /// The graphics card's slot.
@@ -49,62 +43,128 @@ const USB: u32 = 0x4;
 const SCSI: u32 = 0x5;
 const VIRTIO: u32 = 0xa;
 const NET: u32 = 0x12;
+/// The first bridge's; the others' are below it.
+const BRIDGE: u32 = 0x1d;
+/// So many devices of each kind are not behind a bridge.
+const FIRST: u32 = 6;
+const FIRST_SCSI: u32 = 2;
+/// Slots of eight root ports each.
+const PORTS: u32 = 0x18;
+const BRIDGE_PORTS: u32 = 0x1a;
+const BRIDGES: u32 = 3;
 
-/// Gives out addresses and remembers which bridges they need.
-#[derive(Debug)]
-pub struct Pci {
-    chipset: Chipset,
-    bridges: BTreeMap<u32, u32>,
-}
-
-impl Pci {
-    /// Of one machine.
-    pub fn new(chipset: Chipset) -> Self {
-        Self { chipset, bridges: BTreeMap::new() }
-    }
-
-    /// The machine's family.
-    pub fn chipset(&self) -> Chipset {
-        self.chipset
+impl Chipset {
+    /// By a machine type's name.
+    pub fn of(machine: &str) -> Self {
+        if machine.starts_with("pc-q35") { Self::Q35 } else { Self::I440fx }
     }
 
     /// A slot of the main bus.
-    pub fn main(&self, slot: u32) -> String {
-        format!("bus={},addr={slot:#x}", self.chipset.bus())
+    pub fn main(self, slot: u32) -> Place {
+        let bus = match self {
+            Self::I440fx => "pci.0",
+            Self::Q35 => "pcie.0",
+        };
+        slot_of(bus, slot)
     }
 
     /// The USB controller: a function of the chipset where that has a place for it.
-    pub fn usb(&self) -> String {
-        match self.chipset {
-            Chipset::I440fx => "bus=pci.0,addr=0x1.0x2".to_owned(),
-            Chipset::Q35 => self.main(USB),
+    pub fn usb(self) -> Place {
+        match self {
+            Self::I440fx => vec![("bus", json!("pci.0")), ("addr", json!("0x1.0x2"))],
+            Self::Q35 => self.main(USB),
         }
     }
 
-    fn behind(&mut self, bridge: u32, slot: u32) -> String {
-        self.bridges.insert(bridge, 0x1e - bridge);
-        format!("bus=pci.{bridge},addr={slot:#x}")
-    }
-
     /// `netN`.
-    pub fn net(&mut self, index: u32) -> String {
-        if index < 6 { self.main(NET + index) } else { self.behind(1, index - 5) }
+    pub fn net(self, index: u32) -> Place {
+        if index < FIRST { self.plug(NET, FIRST, index) } else { behind(1, index - FIRST) }
     }
 
     /// `virtioN`.
-    pub fn virtio(&mut self, index: u32) -> String {
-        if index < 6 { self.main(VIRTIO + index) } else { self.behind(2, index - 5) }
+    pub fn virtio(self, index: u32) -> Place {
+        if index < FIRST { self.plug(VIRTIO, 0, index) } else { behind(2, index - FIRST) }
     }
 
     /// The SCSI controller of that number.
-    pub fn scsi(&mut self, controller: u32) -> String {
-        if controller < 2 { self.main(SCSI + controller) } else { self.behind(3, controller - 1) }
+    pub fn scsi(self, controller: u32) -> Place {
+        if controller < FIRST_SCSI {
+            self.plug(SCSI, 2 * FIRST, controller)
+        } else {
+            behind(3, controller - FIRST_SCSI)
+        }
     }
 
-    /// The bridges that the addresses given out need, as devices.
-    pub fn bridges(&self) -> impl Iterator<Item = String> + '_ {
-        self.bridges
-            .iter()
-            .map(|(n, slot)| format!("pci-bridge,id=pci.{n},chassis_nr={n},{}", self.main(*slot)))
+    /// A place that a device can be plugged into, by its family's first slot and first root port.
+    fn plug(self, slot: u32, port: u32, index: u32) -> Place {
+        match self {
+            Self::I440fx => self.main(slot + index),
+            Self::Q35 => slot_of(&format!("port.{}", port + index), 0),
+        }
+    }
+
+    /// The ports and bridges.
+    pub fn bridges(self) -> Vec<Part> {
+        let numbers = 1..=BRIDGES;
+        match self {
+            Self::I440fx => numbers
+                .map(|n| {
+                    let bridge = Part::device("pci-bridge", format!("pci.{n}"));
+                    bridge.with("chassis_nr", n).at(self.main(BRIDGE + 1 - n))
+                })
+                .collect(),
+            Self::Q35 => {
+                let ports = (0..2 * FIRST + FIRST_SCSI).map(|n| self.port(format!("port.{n}"), PORTS, n));
+                let behind = numbers.flat_map(|n| {
+                    let port = format!("bridge.{n}");
+                    let bridge = Part::device("pcie-pci-bridge", format!("pci.{n}")).at(slot_of(&port, 0));
+                    [self.port(port, BRIDGE_PORTS, n - 1), bridge]
+                });
+                ports.chain(behind).collect()
+            }
+        }
+    }
+
+    /// A root port. Its chassis is its place, so that no two are alike.
+    fn port(self, id: String, first: u32, number: u32) -> Part {
+        let (slot, function) = (first + number / 8, number % 8);
+        let port = Part::device("pcie-root-port", id).with("chassis", slot * 8 + function);
+        let port = if function == 0 { port.with("multifunction", true) } else { port };
+        port.with("bus", "pcie.0").with("addr", format!("{slot:#x}.{function:#x}"))
+    }
+}
+
+fn slot_of(bus: &str, slot: u32) -> Place {
+    vec![("bus", json!(bus)), ("addr", json!(format!("{slot:#x}")))]
+}
+
+/// Behind a bridge, whose slot 0 takes none.
+fn behind(bridge: u32, index: u32) -> Place {
+    slot_of(&format!("pci.{bridge}"), index + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_two_devices_have_one_place_and_every_bus_is_there() {
+        for chipset in [Chipset::I440fx, Chipset::Q35] {
+            let fixed = [VGA, BALLOON, SATA, AGENT, RNG, WATCHDOG, AUDIO].map(|slot| chipset.main(slot));
+            let places: Vec<Place> = fixed
+                .into_iter()
+                .chain([chipset.usb()])
+                .chain((0..32).map(|n| chipset.net(n)))
+                .chain((0..16).map(|n| chipset.virtio(n)))
+                .chain((0..31).map(|n| chipset.scsi(n)))
+                .collect();
+            let bridges = chipset.bridges();
+            let buses: BTreeSet<&str> = bridges.iter().map(Part::id).chain(["pci.0", "pcie.0"]).collect();
+            for place in &places {
+                assert!(buses.contains(place[0].1.as_str().unwrap()), "{place:?}");
+                assert_eq!(places.iter().filter(|p| *p == place).count(), 1, "{place:?}");
+            }
+        }
     }
 }

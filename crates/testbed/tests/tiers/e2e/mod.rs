@@ -12,6 +12,7 @@ mod epochs;
 mod events;
 mod faults;
 mod guests;
+mod hotplug;
 mod join;
 mod links;
 mod machine;

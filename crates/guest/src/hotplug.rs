@@ -1,0 +1,147 @@
+//! Which pending changes of a running VM can be carried out while it runs, and what is to be done for one.
+//!
+//! ```text
+//!   current   pending     device in the machine
+//!   -         new         to be plugged in, or it is there and that is yet to be written
+//!   old       deletion    to be unplugged, or it is gone and that is yet to be written
+//!   old       new         of a network device: unplugged, then as in the first row; of a disk: waits for the next start
+//!   vcpus     vcpus       CPUs come, or go as far as the guest lets them
+//! ```
+//!
+//! A disk that its guest uses is never exchanged by itself: what a guest has not written yet would be lost.
+
+use stead_model::vmconfig::devices::{as_disk, as_net};
+use stead_model::vmconfig::{Bus, Disk, Net, NetModel, ScsiHw, Settings, VmConfig};
+
+/// What is to be done for a pending change. Each may be done again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// The device is plugged in, then the change is no longer pending.
+    Plug {
+        /// The configuration that the machine will have: all that is current, and the device.
+        with: Settings,
+        /// What the device is, as the option says.
+        value: String,
+    },
+    /// The device is unplugged, then the configuration is without it.
+    Unplug,
+    /// CPUs come or go one by one, as far as the guest goes along; the configuration says how many are there.
+    Cpus {
+        /// The configuration that the machine will have.
+        with: Settings,
+    },
+}
+
+/// What can be done for one option now. None where nothing is pending, or where it waits for the next start.
+pub fn next(config: &VmConfig, key: &str) -> Option<Step> {
+    let current = &config.current;
+    let waits = |value: &str| !can_come_and_go(current, key, value);
+    let going = config.pending.delete.contains_key(key);
+    let with = |new: &str| {
+        let mut with = current.clone();
+        with.set(key, new).ok().map(|()| with)
+    };
+    if key == "vcpus" {
+        // Where the VM was started with all its CPUs, each is part of the machine.
+        let new = config.pending.set.get(key).filter(|_| current.get(key).is_some())?;
+        return with(new).filter(|_| current.hotplug().contains(&"cpu")).map(|with| Step::Cpus { with });
+    }
+    match (current.get(key), config.pending.set.get(key)) {
+        (None, Some(new)) if !waits(new) => with(new).map(|with| Step::Plug { with, value: new.to_owned() }),
+        (Some(old), None) if going && !waits(old) => Some(Step::Unplug),
+        (Some(old), Some(new)) if as_net(key).is_some() && !waits(old) && !waits(new) => Some(Step::Unplug),
+        _ => None,
+    }
+}
+
+/// The options for which there is a next step.
+pub fn due(config: &VmConfig) -> Vec<String> {
+    let pending = config.pending.set.iter().map(|(key, _)| key);
+    let mut keys: Vec<&str> = pending.chain(config.pending.delete.keys().map(String::as_str)).collect();
+    keys.retain(|key| next(config, key).is_some());
+    keys.into_iter().map(str::to_owned).collect()
+}
+
+/// Whether a device of this kind can come and go while the VM runs, and its administrator lets it.
+fn can_come_and_go(current: &Settings, key: &str, value: &str) -> bool {
+    let lets = |feature: &str| current.hotplug().contains(&feature);
+    if as_net(key).is_some() {
+        return lets("network") && Net::parse(key, value).is_ok_and(|net| net.model != NetModel::Ne2kIsa);
+    }
+    let Some((bus, _)) = as_disk(key) else { return false };
+    let controller = match bus {
+        Bus::Virtio => true,
+        Bus::Scsi => {
+            let hardware = current.scsihw();
+            hardware.is_ok_and(|hw| matches!(hw, ScsiHw::VirtioScsiPci | ScsiHw::VirtioScsiSingle))
+        }
+        Bus::Ide | Bus::Sata | Bus::Unused => false,
+    };
+    controller && lets("disk") && Disk::parse(key, value).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stead_model::Vmid;
+
+    fn config(text: &str) -> VmConfig {
+        VmConfig::parse(text).unwrap()
+    }
+
+    #[test]
+    fn what_comes_what_goes_and_what_waits() {
+        let base = "net0: virtio=BC:24:11:00:00:01\nscsi0: local:100/a.raw\nscsihw: virtio-scsi-pci\nvirtio1: local:100/b.raw\n";
+        let of = |pending: &str| due(&config(&format!("{base}\n[PENDING]\n{pending}\n")));
+        assert_eq!(of("net1: e1000"), ["net1"]);
+        assert_eq!(of("net0: e1000"), ["net0"], "another card");
+        assert_eq!(of("net1: ne2k_isa"), [""; 0], "the ISA bus takes none");
+        assert_eq!(of("scsi1: local:100/c.raw"), ["scsi1"]);
+        assert_eq!(of("scsi0: local:100/c.raw"), [""; 0], "a disk is not exchanged");
+        assert_eq!(of("delete: scsi0,virtio1,net0"), ["net0", "scsi0", "virtio1"]);
+        assert_eq!(of("sata0: local:100/c.raw\nide0: local:100/d.raw"), [""; 0]);
+        assert_eq!(of("memory: 512\ndelete: cores"), [""; 0]);
+        let other = |first: &str, pending: &str| due(&config(&format!("{first}\n\n[PENDING]\n{pending}\n")));
+        assert_eq!(other("hotplug: disk", "net1: virtio\nvirtio1: local:100/b.raw"), ["virtio1"]);
+        assert_eq!(other("hotplug: 0", "net1: virtio\nvirtio1: local:100/b.raw"), [""; 0]);
+        assert_eq!(other("hotplug: 1", "net1: virtio"), ["net1"]);
+        assert_eq!(other("name: a", "scsi0: local:100/b.raw"), [""; 0], "the default controller takes none");
+        let cpus = "cores: 4\nhotplug: cpu\nvcpus: 1";
+        assert_eq!(other(cpus, "vcpus: 3"), ["vcpus"]);
+        assert_eq!(other(cpus, "delete: vcpus"), [""; 0], "all of them are another machine");
+        assert_eq!(other("cores: 4\nhotplug: cpu", "vcpus: 3"), [""; 0], "none of them was plugged in");
+        assert_eq!(other("cores: 4\nvcpus: 1", "vcpus: 3"), [""; 0], "not by default");
+        let changing = "scsihw: virtio-scsi-single\nscsi1: local:100/c.raw";
+        let Some(Step::Plug { with, .. }) =
+            next(&config(&format!("{base}\n[PENDING]\n{changing}\n")), "scsi1")
+        else {
+            panic!("it is not plugged in");
+        };
+        assert_eq!(with.get("scsihw"), Some("virtio-scsi-pci"), "into the machine that there is");
+    }
+
+    /// A card is exchanged in two steps, each of which is written.
+    #[test]
+    fn an_exchange_comes_to_an_end() {
+        let vmid = Vmid::new(100).unwrap();
+        let mut config =
+            config("net0: virtio=BC:24:11:00:00:01\n\n[PENDING]\nnet0: e1000=BC:24:11:00:00:01\n");
+        assert_eq!(next(&config, "net0"), Some(Step::Unplug));
+        config.unplugged(vmid, "net0").unwrap();
+        assert!(matches!(next(&config, "net0"), Some(Step::Plug { .. })));
+        config.plugged(vmid, "net0").unwrap();
+        assert_eq!(next(&config, "net0"), None);
+        assert_eq!(config.current.get("net0"), Some("e1000=BC:24:11:00:00:01"));
+        assert!(config.pending.is_empty());
+    }
+
+    #[test]
+    fn cpus_are_counted_as_they_are_there() {
+        let mut config = config("cores: 4\nhotplug: cpu\nvcpus: 4\n\n[PENDING]\nvcpus: 2\n");
+        config.has_cpus(3).unwrap();
+        assert_eq!((config.current.get("vcpus"), config.pending.set.get("vcpus")), (Some("3"), Some("2")));
+        assert_eq!(due(&config), ["vcpus"]);
+        config.has_cpus(2).unwrap();
+        assert!(config.pending.is_empty() && config.current.get("vcpus") == Some("2"));
+    }
+}

@@ -1,0 +1,269 @@
+//! Devices that come and go while a guest runs.
+//!
+//! What is plugged in are the parts that a configuration has with an option and has not without it; what is unplugged, the same,
+//! backwards. A guest may take its time to let go of a device, or never do so: the device then stays whole.
+//!
+//! ```text
+//!  plug:    [leftovers of a broken try go]  controller, backend, device      an error takes all of it out again
+//!  unplug:  device asked for ─▶ the guest lets go ─▶ backend ─▶ controller  done again where it was cut short
+//! ```
+
+use crate::command::{self, Chipset, Hardware, NetPlan, Part, card, refuse, unusable};
+use crate::guest::Guest;
+use crate::{net, tune};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+use stead_driver::guest::{GuestError, ResolvedVolume};
+use stead_model::vmconfig::{Net, Settings, VmConfig};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
+
+type Answer<T> = Result<T, GuestError>;
+
+const PLUG: &str = "plug a device into";
+const UNPLUG: &str = "unplug a device from";
+
+/// A configuration with an option that names a device.
+#[derive(Debug)]
+pub struct Plug {
+    key: String,
+    settings: Settings,
+    net: Option<Net>,
+}
+
+impl Plug {
+    /// Reads the configuration, which must have the option.
+    pub fn new(key: &str, config: &str) -> Answer<Self> {
+        let config = VmConfig::parse(config).or_else(|e| refuse("config", e.to_string()))?;
+        let settings = config.current;
+        if settings.get(key).is_none() {
+            return refuse(key, "the configuration has no such device");
+        }
+        let net = settings.nets().map_err(unusable)?.into_iter().find(|n| n.key == key);
+        Ok(Self { key: key.to_owned(), settings, net })
+    }
+
+    /// Its network device, if it is one.
+    pub fn net(&self) -> Option<&Net> {
+        self.net.as_ref()
+    }
+
+    /// Whether the guest has no other network device.
+    pub fn is_only_net(&self) -> Answer<bool> {
+        Ok(self.settings.nets().map_err(unusable)?.len() == 1)
+    }
+
+    /// What comes, or goes, with the option.
+    fn parts(&self, guest: &Guest, volumes: &[ResolvedVolume], plan: Option<&NetPlan>) -> Answer<Vec<Part>> {
+        let chipset = Chipset::of(&guest.meta().machine);
+        let mut without = self.settings.clone();
+        without.remove(&self.key);
+        let others = parts(&without, chipset, volumes, |_| None)?;
+        let all = parts(&self.settings, chipset, volumes, |net| plan.filter(|_| net.key == self.key))?;
+        Ok(all.into_iter().filter(|part| !others.iter().any(|other| other.is(part))).collect())
+    }
+
+    /// Plugs it in. After an error nothing of it is left, but for what the guest has to let go of.
+    pub async fn plug(
+        &self,
+        guest: &Guest,
+        volumes: &[ResolvedVolume],
+        plan: Option<&NetPlan>,
+    ) -> Answer<()> {
+        let parts = self.parts(guest, volumes, plan)?;
+        let there = devices(guest, PLUG).await?;
+        if there.contains(&device_of(&self.key)) {
+            return Ok(());
+        }
+        let mut made: Vec<&Part> = vec![];
+        let result = async {
+            for part in &parts {
+                if part.is_device() && there.contains(part.id()) {
+                    continue;
+                }
+                if !part.is_device() {
+                    // Of a try that was cut short. Nothing else has its name.
+                    let _ = remove(guest, part).await;
+                }
+                let (command, arguments) = part.add();
+                guest.ask(PLUG, command, arguments).await?;
+                made.push(part);
+                if let Some(NetPlan::Tap { ifname, bridge, .. }) = plan.filter(|_| !part.is_device()) {
+                    let failed = |why| GuestError::Refused { what: PLUG, vmid: guest.vmid, why };
+                    net::attach(ifname, bridge).await.map_err(failed)?;
+                }
+            }
+            for key in tune::after_start(&self.settings)?.iter().filter(|key| **key == self.key) {
+                let (command, arguments) = tune::command(&self.settings, key)?;
+                guest.ask(PLUG, command, arguments).await?;
+            }
+            Ok(())
+        };
+        let result = result.await;
+        if result.is_err() {
+            for part in made.iter().rev() {
+                if let Err(e) = remove(guest, part).await {
+                    tracing::warn!(vmid = %guest.vmid, part = part.id(), "not taken out again: {e}");
+                }
+            }
+        } else if let Some(NetPlan::Tap { ifname, .. }) = plan {
+            guest.note(|meta| meta.taps.push(ifname.clone()));
+        }
+        result
+    }
+
+    /// Asks the guest to let go of it, and takes out what stood behind it.
+    pub async fn unplug(&self, guest: &Guest, patience: Duration) -> Answer<()> {
+        let parts = self.parts(guest, &[], None)?;
+        let until = Instant::now() + patience;
+        for part in parts.iter().rev() {
+            if part.is_device() {
+                let_go(guest, part, until, patience).await?;
+            } else {
+                remove(guest, part).await?;
+            }
+        }
+        if let Some(net) = &self.net {
+            let tap = net::tap_name(guest.vmid, net);
+            guest.note(|meta| meta.taps.retain(|name| *name != tap));
+        }
+        Ok(())
+    }
+}
+
+/// Whether the device that an option names is in the machine.
+pub async fn is_plugged(guest: &Guest, key: &str) -> Answer<bool> {
+    Ok(devices(guest, "look into").await?.contains(&device_of(key)))
+}
+
+/// Gives the guest as many CPUs as its configuration says, or asks for the last of them back. How many are there then.
+pub async fn set_cpus(guest: &Guest, config: &str, patience: Duration) -> Answer<u32> {
+    let settings = VmConfig::parse(config).or_else(|e| refuse("config", e.to_string()))?.current;
+    let Some(wanted) = settings.vcpus().map_err(unusable)? else {
+        return refuse("vcpus", "it does not say how many CPUs there are to be");
+    };
+    let all = command::cpus(&settings)?;
+    let (mine, others) = all.split_at(all.len().min(wanted.saturating_sub(1) as usize));
+    let until = Instant::now() + patience;
+    let there = devices(guest, PLUG).await?;
+    let changed = async {
+        for cpu in mine.iter().filter(|cpu| !there.contains(cpu.id())) {
+            let (command, arguments) = cpu.add();
+            guest.ask(PLUG, command, arguments).await?;
+        }
+        // One after the other: they come back in the order of their numbers.
+        for cpu in others.iter().rev().filter(|cpu| there.contains(cpu.id())) {
+            let_go(guest, cpu, until, patience).await?;
+        }
+        Ok(())
+    };
+    let changed = changed.await;
+    let count = |there: &BTreeSet<String>| 1 + all.iter().filter(|cpu| there.contains(cpu.id())).count();
+    let (before, after) = (count(&there), count(&devices(guest, PLUG).await?));
+    let number = u32::try_from(after).unwrap_or(u32::MAX);
+    guest.note(|meta| meta.cpus = number);
+    match changed {
+        // What has come of it tells the number.
+        Err(e) if before != after => {
+            tracing::warn!(vmid = %guest.vmid, "not all CPUs have come or gone: {e}")
+        }
+        Err(e @ GuestError::TimedOut { .. }) => tracing::debug!(vmid = %guest.vmid, "{e}"),
+        done => done?,
+    }
+    Ok(number)
+}
+
+/// The id of the device that an option names.
+fn device_of(key: &str) -> String {
+    if key.starts_with("net") { card(key) } else { key.to_owned() }
+}
+
+/// The parts of a configuration. What a volume or a network reaches on the host counts for `plan`'s device and for given volumes
+/// alone: the others only have names here.
+fn parts<'a>(
+    settings: &Settings,
+    chipset: Chipset,
+    volumes: &[ResolvedVolume],
+    plan: impl Fn(&Net) -> Option<&'a NetPlan>,
+) -> Answer<Vec<Part>> {
+    let mut all = volumes.to_vec();
+    all.extend(settings.volumes().into_iter().map(|(_, volume)| ResolvedVolume {
+        volume: volume.to_string(),
+        path: PathBuf::new(),
+        format: "raw".to_owned(),
+    }));
+    let nets = settings.nets().map_err(unusable)?;
+    let plans: Vec<NetPlan> =
+        nets.iter().map(|net| plan(net).cloned().unwrap_or(NetPlan::User { forward: None })).collect();
+    Hardware { settings, volumes: &all, nets: &plans, chipset, locks: true }.parts()
+}
+
+/// The ids of all devices that have one.
+async fn devices(guest: &Guest, what: &'static str) -> Answer<BTreeSet<String>> {
+    let all = guest.ask(what, "qom-list", json!({ "path": "/machine/peripheral" })).await?;
+    let named = all.as_array().map(Vec::as_slice).unwrap_or_default();
+    // Beside the devices there is the property `type`, of the folder itself.
+    let is_device = |type_: &str| type_.starts_with("child<");
+    Ok(named
+        .iter()
+        .filter(|p| p["type"].as_str().is_some_and(is_device))
+        .filter_map(|p| p["name"].as_str().map(str::to_owned))
+        .collect())
+}
+
+/// Takes a part out, or asks for it; one that is not there is out.
+async fn remove(guest: &Guest, part: &Part) -> Answer<()> {
+    let (command, arguments) = part.remove();
+    match guest.ask(UNPLUG, command, arguments).await {
+        Err(GuestError::Refused { why, .. }) if is_missing(&why) => Ok(()),
+        done => done.map(drop),
+    }
+}
+
+/// By QEMU's words of devices, nodes, and the rest.
+fn is_missing(why: &str) -> bool {
+    why.contains("not found") || why.contains("Failed to find node")
+}
+
+/// Waits until the guest has let go of a device.
+async fn let_go(guest: &Guest, part: &Part, until: Instant, patience: Duration) -> Answer<()> {
+    let mut events = guest.monitor(UNPLUG).await?.events();
+    if !devices(guest, UNPLUG).await?.contains(part.id()) {
+        return Ok(());
+    }
+    match remove(guest, part).await {
+        // Asked already, and still to be answered.
+        Err(GuestError::Refused { why, .. }) if why.contains("already in the process of unplug") => {}
+        asked => asked?,
+    }
+    let answered = async {
+        loop {
+            let event = match events.recv().await {
+                Ok(event) => event,
+                Err(RecvError::Lagged(_)) => return Ok(()),
+                Err(RecvError::Closed) => return Err(GuestError::NotRunning(guest.vmid)),
+            };
+            if event.data["device"] != part.id() {
+                continue;
+            }
+            match event.name.as_str() {
+                "DEVICE_DELETED" => return Ok(()),
+                "DEVICE_UNPLUG_GUEST_ERROR" => {
+                    let why = format!("its system refuses to let go of '{}'", part.id());
+                    return Err(GuestError::Refused { what: UNPLUG, vmid: guest.vmid, why });
+                }
+                _ => {}
+            }
+        }
+    };
+    let late =
+        || GuestError::TimedOut { what: "the unplugging", vmid: guest.vmid, seconds: patience.as_secs() };
+    match tokio::time::timeout_at(until, answered).await {
+        Ok(answer) => answer?,
+        Err(_) => return Err(late()),
+    }
+    // An event may have been missed.
+    if devices(guest, UNPLUG).await?.contains(part.id()) { Err(late()) } else { Ok(()) }
+}
