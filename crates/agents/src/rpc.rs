@@ -13,6 +13,7 @@ use stead_ops::bulk::{ACT_CALL, STOP_CALL, WAIT_CALL};
 use stead_ops::epochs::{EPOCH_CALL, REJOIN_CALL};
 use stead_ops::events::Lines;
 use stead_ops::guest::incoming::{ContinueRequest, IncomingRequest};
+use stead_ops::guest::preconditions::FITS_CALL;
 use stead_ops::leave::{LEAVE_CALL, LEFT_CALL};
 use stead_ops::status::NodeReport;
 use stead_ops::{Ops, OpsError};
@@ -74,6 +75,7 @@ impl Rpc {
             "status/all" => give(call, &ops.status.all()),
             LEAVE_CALL => give(call, &ops.let_go(from, &take(call, body)?).await?),
             LEFT_CALL => give(call, &ops.forget_left(from, &take(call, body)?).await?),
+            FITS_CALL => give(call, &ops.fits(take(call, body)?).await?),
             "guest/incoming" => {
                 let request: IncomingRequest = take(call, body)?;
                 same(from, &request.source)?;

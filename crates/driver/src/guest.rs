@@ -252,6 +252,10 @@ pub trait GuestDriver: Send + Sync {
     async fn check(&self, _config: &str) -> Result<(), GuestError> {
         Ok(())
     }
+    /// All that speaks against a launch on this node, for people: nothing is made. An answer of nothing is no promise.
+    async fn obstacles(&self, _launch: &Launch) -> Vec<String> {
+        vec![]
+    }
     /// What a launch would do otherwise than its configuration says, for people.
     async fn warnings(&self, _launch: &Launch) -> Vec<String> {
         vec![]

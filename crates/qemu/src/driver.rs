@@ -353,6 +353,17 @@ impl GuestDriver for QemuDriver {
         }
     }
 
+    async fn obstacles(&self, launch: &Launch) -> Vec<String> {
+        let machines = match self.0.machines().await {
+            Ok(machines) => machines,
+            Err(e) => return vec![e.to_string()],
+        };
+        match Job::new(&self.0.options, &machines, self.0.accel, launch) {
+            Ok(job) => job.obstacles().await,
+            Err(e) => vec![e.to_string()],
+        }
+    }
+
     async fn warnings(&self, launch: &Launch) -> Vec<String> {
         let Ok(machines) = self.0.machines().await else { return vec![] };
         match Job::new(&self.0.options, &machines, self.0.accel, launch) {

@@ -67,6 +67,37 @@ impl<'a> Job<'a> {
         all
     }
 
+    /// All that would make a launch fail, as far as that shows without one.
+    pub async fn obstacles(&self) -> Vec<String> {
+        let settings = &self.config.current;
+        let mut found: Vec<String> = vec![];
+        match settings.nets() {
+            Ok(nets) => {
+                // Each by itself: a plan ends with the first device that has none.
+                for net in nets {
+                    let plan =
+                        net::plan(self.launch.vmid, std::slice::from_ref(&net), self.options.bridges, None);
+                    found.extend(plan.await.err().map(|(key, why)| format!("{key}: {why}")));
+                }
+            }
+            Err(e) => found.push(e.to_string()),
+        }
+        match settings.cpu() {
+            Ok(cpu) => {
+                let model = cpu.model.as_deref();
+                let checked = model.map(|model| command::check_cpu(model, self.machines));
+                found.extend(checked.and_then(Result::err).map(|e| e.to_string()));
+            }
+            Err(e) => found.push(e.to_string()),
+        }
+        let nets: Vec<NetPlan> =
+            settings.nets().unwrap_or_default().iter().map(|_| NetPlan::User { forward: None }).collect();
+        // Machine type, accelerator, firmware, disks: the first of them.
+        let line = self.line([Endpoint::Path; 2], &nets, true).err().map(|e| e.to_string());
+        found.extend(line.filter(|e| !found.contains(e)));
+        found
+    }
+
     async fn nets(&self) -> Result<Vec<NetPlan>, GuestError> {
         let nets = self.config.current.nets().map_err(unusable)?;
         let plan = net::plan(self.launch.vmid, &nets, self.options.bridges, self.options.forward.as_ref());

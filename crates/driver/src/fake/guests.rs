@@ -220,6 +220,10 @@ impl GuestDriver for FakeGuests {
         self.with(vmid, |p| self.report(p))
     }
 
+    async fn obstacles(&self, _launch: &Launch) -> Vec<String> {
+        self.world().node(&self.node).refuse.iter().cloned().collect()
+    }
+
     async fn describe(&self, launch: &Launch) -> Answer<Vec<String>> {
         Ok(vec!["fake".to_owned(), launch.vmid.to_string()])
     }

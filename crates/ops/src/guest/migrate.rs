@@ -15,7 +15,7 @@ use stead_driver::guest::{GuestError, Incoming, MigrationPhase, MigrationProgres
 use stead_guest::migration::{Command, Event, Migration};
 use stead_guest::request::{Process, Request, Verdict};
 use stead_ha::{StorageFault, Use};
-use stead_model::vmconfig::{Bus, Disk, DiskSource, Serial, VmConfig};
+use stead_model::vmconfig::VmConfig;
 use stead_model::{Epoch, NodeName, NodeRecord, Ownership, StorageId, Upid, Vmid, paths};
 use stead_tasks::TaskContext;
 use tokio::net::UnixListener;
@@ -36,34 +36,6 @@ pub struct MigrateOptions {
     pub online: bool,
     /// KiB/s; none or 0: no limit.
     pub bwlimit: Option<u64>,
-}
-
-/// What may speak against a migration, all named at once.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Preconditions {
-    /// It runs.
-    pub running: bool,
-    /// Nodes that could take it.
-    pub allowed_nodes: Vec<NodeName>,
-    /// Nodes that could not, and why.
-    pub not_allowed: Vec<(NodeName, Vec<String>)>,
-    /// Volumes on storages that the target does not share.
-    pub local_volumes: Vec<LocalVolume>,
-    /// Options that give it devices of this host.
-    pub local_resources: Vec<String>,
-}
-
-/// A volume, path or drive that other nodes do not have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LocalVolume {
-    /// The volume or path.
-    pub volid: String,
-    /// It is in a CD drive.
-    pub cdrom: bool,
-    /// The VM owns it and does not use it.
-    pub is_unused: bool,
-    /// Bytes, if it is known.
-    pub size: Option<u64>,
 }
 
 /// A hand-over that was not seen to commit.
@@ -114,67 +86,6 @@ impl Ops {
         self.task("qmigrate", &vmid.to_string(), &actor.who, move |cx| async move {
             ops.migrate_now(&cx, vmid, &options).await
         })
-    }
-
-    /// What speaks for and against migrating a VM of this node.
-    pub async fn migrate_preconditions(&self, vmid: Vmid) -> Result<Preconditions, OpsError> {
-        let guest = self.vm_at(vmid)?;
-        let config = super::config::parse(&guest.config.value)?;
-        let local = self.local_volumes(&config)?;
-        let of_host = |(key, port)| matches!(port, Serial::Device(_)).then_some(key);
-        let serials = config.current.serials()?.into_iter().filter_map(of_host);
-        let parallels = config.current.parallels()?.into_iter().map(|(key, _)| key.to_owned());
-        let mut found = Preconditions {
-            running: self.guests.state(vmid).await.is_some(),
-            local_volumes: self.describe_local(&config, &local).await?,
-            local_resources: serials.chain(parallels).collect(),
-            ..Preconditions::default()
-        };
-        for node in self.guest_nodes().into_iter().filter(|n| n.name != self.me.name) {
-            let mut why = vec![];
-            if !self.online(&node) {
-                why.push(format!("node '{}' is not online", node.name));
-            }
-            why.extend(local.iter().map(|v| format!("volume '{v}' is on a storage that is not shared")));
-            if why.is_empty() {
-                found.allowed_nodes.push(node.name);
-            } else {
-                found.not_allowed.push((node.name, why));
-            }
-        }
-        Ok(found)
-    }
-
-    /// What is known of volumes that other nodes do not have.
-    async fn describe_local(
-        &self,
-        config: &VmConfig,
-        local: &[String],
-    ) -> Result<Vec<LocalVolume>, OpsError> {
-        let mut disks = config.current.disks()?;
-        disks.extend(config.current.unused()?);
-        let mut out = vec![];
-        for volid in local {
-            let of = |d: &&Disk| match &d.source {
-                DiskSource::Volume(v) => v.to_string() == *volid,
-                DiskSource::Path(path) => path == volid,
-                DiskSource::HostDrive => volid == "cdrom",
-                DiskSource::Empty | DiskSource::New { .. } => false,
-            };
-            let disk = disks.iter().find(of);
-            let volume = disk.and_then(Disk::volume);
-            let measured = match volume {
-                Some(volume) => self.volume_info(volume).await.ok().map(|info| info.size),
-                None => None,
-            };
-            out.push(LocalVolume {
-                volid: volid.clone(),
-                cdrom: disk.is_some_and(|d| d.cdrom),
-                is_unused: disk.is_some_and(|d| d.bus == Bus::Unused),
-                size: measured.or_else(|| Some(disk?.size?.get())),
-            });
-        }
-        Ok(out)
     }
 
     /// The target's record, if it is a member that reports.
@@ -238,14 +149,15 @@ impl Ops {
                  still arrive. Try again when it answers"
             )));
         }
-        let local = self.local_volumes(&config)?;
-        if !local.is_empty() {
+        let target = self.migration_target(&options.target)?;
+        let why = self.obstacles(&guest, &target.value).await?;
+        if !why.is_empty() {
             return Err(OpsError::failed(format!(
-                "can't migrate VM {vmid}: these volumes are not on a shared storage: {}",
-                local.join(", ")
+                "can't migrate VM {vmid} to node '{}': {}",
+                options.target,
+                why.join("; ")
             )));
         }
-        let target = self.migration_target(&options.target)?;
         let limit = options.bwlimit.filter(|k| *k > 0).map(|k| k * 1024);
         let ha = self.ha_maintains(vmid)?;
         let source = Source {

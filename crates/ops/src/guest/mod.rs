@@ -12,6 +12,7 @@ pub(crate) mod lock;
 pub mod migrate;
 mod note;
 pub mod power;
+pub mod preconditions;
 pub mod reconcile;
 pub mod view;
 

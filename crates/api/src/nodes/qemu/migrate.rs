@@ -6,7 +6,8 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use stead_api_derive::{Params, Schema};
 use stead_model::{NodeName, Upid, Vmid};
-use stead_ops::guest::migrate::{LocalVolume, MigrateOptions, Preconditions};
+use stead_ops::guest::migrate::MigrateOptions;
+use stead_ops::guest::preconditions::{LocalVolume, Preconditions};
 
 const MIGRATE: Access = Access::All("/vms/{vmid}", &["VM.Migrate"]);
 

@@ -44,3 +44,43 @@ fn a_source_whose_daemon_dies_while_it_sends_keeps_the_vm_and_no_lock() {
         Ok(())
     });
 }
+
+#[test]
+fn all_that_speaks_against_a_move_is_named_before_it_begins() {
+    loopback(async |builder| {
+        let cluster = cluster(builder).await?;
+        let api = cluster.api(0).await?;
+        cluster.create_tick_guest(0, VM).await?;
+        let folder = cluster.disk_path(VM, 0).with_file_name("cds");
+        std::fs::create_dir_all(folder.join("template/iso"))?;
+        std::fs::write(folder.join("template/iso/a.iso"), vec![0; 4096])?;
+        let path = folder.display().to_string();
+        let cds = [("storage", "cds"), ("type", "dir"), ("path", &path), ("shared", "1"), ("content", "iso")];
+        api.post("/storage", &[&cds[..], &[("nodes", "n1,n3")]].concat()).await?;
+        let form = [("ide2", "cds:iso/a.iso,media=cdrom"), ("serial2", "/dev/null")];
+        api.put(&format!("/nodes/n1/qemu/{VM}/config"), &form).await?;
+        let migrate = format!("/nodes/n1/qemu/{VM}/migrate");
+        let told = async |node: &str| {
+            let all = api.get(&migrate).await?;
+            Ok::<_, anyhow::Error>(all["not_allowed_nodes"][node]["reasons"].to_string())
+        };
+        let stopped = told("n2").await?;
+        ensure!(stopped.contains("storage 'cds'") && !stopped.contains("serial2"), "{stopped}");
+        ensure!(told("n3").await? == "null", "a stopped VM can wait there");
+
+        start(&cluster, &api, 0, VM).await?;
+        let running = told("n2").await?;
+        ensure!(
+            running.contains("storage 'cds'") && running.contains("serial2 is a device of node 'n1'"),
+            "{running}"
+        );
+        let ended = api.post_and_wait(&migrate, &[("target", "n2"), ("online", "1")], BOOT).await;
+        let ended = ended.err().context("it has moved")?.to_string();
+        ensure!(ended.contains("storage 'cds'") && ended.contains("serial2"), "{ended}");
+        ensure!(api.get(&format!("/nodes/n1/qemu/{VM}/config")).await?["lock"].is_null(), "it is locked");
+        cluster.node(2).power_off()?;
+        let dead = told("n3").await?;
+        ensure!(dead.contains("node 'n3' does not answer"), "{dead}");
+        runs_on(&cluster, &api, VM, BOOT, |n| n == 0).await.map(drop)
+    });
+}

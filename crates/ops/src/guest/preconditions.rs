@@ -1,0 +1,193 @@
+//! What speaks against a move, all of it named before anything is begun.
+//!
+//! Its source knows what the VM has of its host alone. All else is asked of the target itself: whether it has the storages, the
+//! bridges, the machine type, the CPU. What it finds is no promise; it makes its copy before the source does anything.
+
+use crate::peers::{PeerError, call};
+use crate::store::GuestAt;
+use crate::{Ops, OpsError};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use stead_driver::guest::{Incoming, Launch, ResolvedVolume};
+use stead_model::vmconfig::{Bus, Disk, DiskSource, Serial, VmConfig};
+use stead_model::{Epoch, NodeName, NodeRecord, Vmid};
+
+/// The call by which a node is asked.
+pub const FITS_CALL: &str = "guest/fits";
+/// How long a node may take to answer: whoever asks gives up after five seconds.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What may speak against a migration, all named at once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Preconditions {
+    /// It runs.
+    pub running: bool,
+    /// Nodes that could take it.
+    pub allowed_nodes: Vec<NodeName>,
+    /// Nodes that could not, and why.
+    pub not_allowed: Vec<(NodeName, Vec<String>)>,
+    /// Volumes on storages that the target does not share.
+    pub local_volumes: Vec<LocalVolume>,
+    /// Options that give it devices of this host.
+    pub local_resources: Vec<String>,
+}
+
+/// A volume, path or drive that other nodes do not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalVolume {
+    /// The volume or path.
+    pub volid: String,
+    /// It is in a CD drive.
+    pub cdrom: bool,
+    /// The VM owns it and does not use it.
+    pub is_unused: bool,
+    /// Bytes, if it is known.
+    pub size: Option<u64>,
+}
+
+/// The question whether a node could take a guest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FitsRequest {
+    /// The guest.
+    pub vmid: Vmid,
+    /// Its configuration.
+    pub config: String,
+    /// Of a running guest: what the processes must have in common.
+    pub incoming: Option<Incoming>,
+}
+
+/// Options that give a VM devices of its host.
+fn local_resources(config: &VmConfig) -> Result<Vec<String>, OpsError> {
+    let of_host = |(key, port)| matches!(port, Serial::Device(_)).then_some(key);
+    let serials = config.current.serials()?.into_iter().filter_map(of_host);
+    let parallels = config.current.parallels()?.into_iter().map(|(key, _)| key.to_owned());
+    Ok(serials.chain(parallels).collect())
+}
+
+impl Ops {
+    /// What speaks for and against migrating a VM of this node.
+    pub async fn migrate_preconditions(&self, vmid: Vmid) -> Result<Preconditions, OpsError> {
+        let guest = self.vm_at(vmid)?;
+        let config = super::config::parse(&guest.config.value)?;
+        let local = self.local_volumes(&config)?;
+        let mut found = Preconditions {
+            running: self.guests.state(vmid).await.is_some(),
+            local_volumes: self.describe_local(&config, &local).await?,
+            local_resources: local_resources(&config)?,
+            ..Preconditions::default()
+        };
+        let others = self.guest_nodes().into_iter().filter(|n| n.name != self.me.name);
+        let asked = others.map(|node| {
+            let guest = &guest;
+            async move { (self.obstacles(guest, &node).await, node.name) }
+        });
+        for (why, name) in futures_util::future::join_all(asked).await {
+            match why? {
+                why if why.is_empty() => found.allowed_nodes.push(name),
+                why => found.not_allowed.push((name, why)),
+            }
+        }
+        Ok(found)
+    }
+
+    /// All that speaks against moving a VM of this node to another.
+    pub(super) async fn obstacles(
+        &self,
+        guest: &GuestAt,
+        target: &NodeRecord,
+    ) -> Result<Vec<String>, OpsError> {
+        let config = super::config::parse(&guest.config.value)?;
+        let process = self.guests.state(guest.vmid).await;
+        let local = self.local_volumes(&config)?;
+        let mut why: Vec<String> =
+            local.iter().map(|v| format!("volume '{v}' is on a storage that is not shared")).collect();
+        if process.is_some() {
+            let devices = local_resources(&config)?.into_iter();
+            why.extend(devices.map(|key| format!("{key} is a device of node '{}'", self.me.name)));
+        }
+        let request = FitsRequest {
+            vmid: guest.vmid,
+            config: VmConfig { current: config.current, ..VmConfig::default() }.to_string(),
+            incoming: process.map(|p| Incoming { machine: p.machine, accel: p.accel }),
+        };
+        match call::<_, Vec<String>>(&*self.peers, target, FITS_CALL, &request, PATIENCE).await {
+            Ok(theirs) => why.extend(theirs),
+            Err(PeerError::Unreachable { node, why: how }) => {
+                why.push(format!("node '{node}' does not answer ({how})"));
+            }
+            Err(e) => why.push(e.to_string()),
+        }
+        Ok(why)
+    }
+
+    /// What on this node speaks against taking another node's guest.
+    pub async fn fits(&self, rq: FitsRequest) -> Result<Vec<String>, OpsError> {
+        let config = super::config::parse(&rq.config)?;
+        let me = self.node_record(&self.me.name)?.value;
+        let mut why = vec![];
+        if me.state.is_lost() || *me.state.boot() != self.me.boot {
+            why.push(format!("node '{}' has not re-entered the cluster yet", self.me.name));
+        }
+        if self.guests.state(rq.vmid).await.is_some() {
+            why.push(format!("an old copy of it is still on node '{}'", self.me.name));
+        }
+        let mut volumes = vec![];
+        for disk in config.current.disks()? {
+            let DiskSource::Volume(volume) = &disk.source else { continue };
+            match self.resolve_volume(volume).await {
+                Ok(found) => volumes.push(found),
+                Err(e) => {
+                    why.push(format!("{} on node '{}': {e}", disk.key, self.me.name));
+                    let (volume, format) = (volume.to_string(), "raw".to_owned());
+                    volumes.push(ResolvedVolume { volume, path: "/".into(), format });
+                }
+            }
+        }
+        // A stopped VM can wait on a node where it can't be started.
+        if let Some(incoming) = rq.incoming {
+            let launch = Launch {
+                vmid: rq.vmid,
+                epoch: Epoch(0),
+                config: rq.config,
+                volumes,
+                recovered: false,
+                incoming: Some(incoming),
+            };
+            let theirs = self.guests.obstacles(&launch).await.into_iter();
+            why.extend(theirs.map(|e| format!("on node '{}': {e}", self.me.name)));
+        }
+        Ok(why)
+    }
+
+    /// What is known of volumes that other nodes do not have.
+    async fn describe_local(
+        &self,
+        config: &VmConfig,
+        local: &[String],
+    ) -> Result<Vec<LocalVolume>, OpsError> {
+        let mut disks = config.current.disks()?;
+        disks.extend(config.current.unused()?);
+        let mut out = vec![];
+        for volid in local {
+            let of = |d: &&Disk| match &d.source {
+                DiskSource::Volume(v) => v.to_string() == *volid,
+                DiskSource::Path(path) => path == volid,
+                DiskSource::HostDrive => volid == "cdrom",
+                DiskSource::Empty | DiskSource::New { .. } => false,
+            };
+            let disk = disks.iter().find(of);
+            let volume = disk.and_then(Disk::volume);
+            let measured = match volume {
+                Some(volume) => self.volume_info(volume).await.ok().map(|info| info.size),
+                None => None,
+            };
+            out.push(LocalVolume {
+                volid: volid.clone(),
+                cdrom: disk.is_some_and(|d| d.cdrom),
+                is_unused: disk.is_some_and(|d| d.bus == Bus::Unused),
+                size: measured.or_else(|| Some(disk?.size?.get())),
+            });
+        }
+        Ok(out)
+    }
+}
