@@ -18,6 +18,7 @@ as|binutils|assembling the test guests'"'"' boot code
 objcopy|binutils|assembling the test guests'"'"' boot code
 qemu-system-x86_64|qemu-system-x86|virtual machines
 qemu-img|qemu-utils|disk images
+xorrisofs|xorriso|cloud-init drives
 dpkg-deb|dpkg|unpacking the guest'"'"'s kernel
 '
 test_programs='
@@ -54,6 +55,9 @@ while IFS='|' read -r program package purpose; do
 done <<<"$programs"
 if [ "$wanted" = all ] && ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
     add_missing "python3's venv" python3-venv "Proxmox clients"
+fi
+if [ "$wanted" = all ] && ! python3 -c 'import yaml' 2>/dev/null; then
+    add_missing "python3's yaml" python3-yaml "reading what cloud-init is told"
 fi
 
 # The guest's kernel and busybox are downloaded as packages without being installed; that needs apt's lists.

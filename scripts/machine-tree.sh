@@ -5,10 +5,10 @@
 . "$(dirname "$0")/lib.sh"
 
 # Another content is another tree.
-name=bookworm-1
+name=bookworm-2
 suite=${name%-*}
 base=systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,ca-certificates
-depends=(qemu-system-x86 qemu-utils)
+depends=(qemu-system-x86 qemu-utils xorriso)
 
 cache=${STEAD_MACHINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/stead/machine}
 if [ -d "$cache/$name" ]; then

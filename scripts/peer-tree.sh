@@ -5,7 +5,7 @@
 . "$(dirname "$0")/lib.sh"
 
 # Another content is another layer. The tree below is machine-tree.sh's.
-base=bookworm-1
+base=bookworm-2
 name=$base-peer-1
 # fence-agents only recommends what fence_ipmilan runs.
 packages=(corosync pacemaker pacemaker-cli-utils fence-agents ipmitool)

@@ -195,6 +195,9 @@ pub trait StorageDriver: Send + Sync {
     async fn free(&self, name: &str) -> Result<(), StorageError>;
     /// Grows a disk that no guest has open, to `size` bytes.
     async fn resize(&self, name: &str, size: u64) -> Result<(), StorageError>;
+    /// Gives a disk another content in one step: that of a spooled file, raw, which is gone then. Who has the disk open
+    /// goes on reading what it had. After an error, or a crash in the middle, the disk holds one of the two.
+    async fn replace(&self, name: &str, spooled: PathBuf) -> Result<VolumeInfo, StorageError>;
     /// What a guest's process opens.
     async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError>;
     /// A file on the storage's own file system to spool an upload into; removed at the next start if left over.

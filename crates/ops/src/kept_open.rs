@@ -194,6 +194,10 @@ impl StorageDriver for Watched {
         self.inner.resize(name, size).await
     }
 
+    async fn replace(&self, name: &str, spooled: PathBuf) -> Result<VolumeInfo, StorageError> {
+        self.inner.replace(name, spooled).await
+    }
+
     async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError> {
         self.inner.resolve(name).await
     }
@@ -280,6 +284,9 @@ mod tests {
         }
         async fn resize(&self, name: &str, size: u64) -> Result<(), StorageError> {
             self.inner.resize(name, size).await
+        }
+        async fn replace(&self, name: &str, p: PathBuf) -> Result<VolumeInfo, StorageError> {
+            self.inner.replace(name, p).await
         }
         async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError> {
             self.inner.resolve(name).await

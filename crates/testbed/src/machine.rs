@@ -23,9 +23,9 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// The tree that `scripts/machine-tree.sh` makes.
-const TREE: &str = "bookworm-1";
+const TREE: &str = "bookworm-2";
 /// What `scripts/peer-tree.sh` lays over it.
-const PEER: &str = "bookworm-1-peer-1";
+const PEER: &str = "bookworm-2-peer-1";
 /// What nspawn ends with when the machine has asked for a reboot.
 pub(crate) const REBOOT: i32 = 133;
 /// How long a boot may take on a busy machine.

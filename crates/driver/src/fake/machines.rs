@@ -158,6 +158,11 @@ impl FakeMachines {
         }
     }
 
+    /// What the guest's process on a node has opened, what was put into its CD drives last.
+    pub fn volumes(&self, node: &str, vmid: Vmid) -> Vec<crate::guest::ResolvedVolume> {
+        self.world().node(node).guests.get(&vmid).map(|p| p.launch.volumes.clone()).unwrap_or_default()
+    }
+
     /// The state of the guest's process on a node.
     pub fn state(&self, node: &str, vmid: Vmid) -> Option<RunState> {
         self.world().node(node).guests.get(&vmid).map(|p| p.state)

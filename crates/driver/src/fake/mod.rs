@@ -2,10 +2,12 @@
 //!
 //! They pass the same conformance suites as the real ones and can be told to fail.
 
+mod cd;
 mod guests;
 mod machines;
 mod storage;
 
+pub use cd::FakeCds;
 pub use guests::FakeGuests;
 pub use machines::FakeMachines;
 pub use storage::FakeStorage;

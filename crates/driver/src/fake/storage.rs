@@ -24,6 +24,7 @@ struct State {
     volumes: BTreeMap<String, VolumeInfo>,
     spooled: u64,
     away: Option<String>,
+    read_only: Option<String>,
 }
 
 impl FakeStorage {
@@ -35,6 +36,11 @@ impl FakeStorage {
     /// Makes every call fail as if the server were away, or (with none) work again.
     pub fn set_away(&self, why: Option<&str>) {
         self.lock().away = why.map(str::to_owned);
+    }
+
+    /// Makes every replacement of a disk's content fail, or (with none) work again.
+    pub fn set_read_only(&self, why: Option<&str>) {
+        self.lock().read_only = why.map(str::to_owned);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -147,7 +153,8 @@ impl StorageDriver for FakeStorage {
                 if !is_plain_name(file) || !fits {
                     return invalid("filename", format!("illegal name - should be 'vm-{id}-*'"));
                 }
-                format!("{id}/{file}")
+                let suffixed = file.ends_with(&format!(".{format}"));
+                format!("{id}/{file}{}", if suffixed { String::new() } else { format!(".{format}") })
             }
             None => {
                 let taken = |n: &u32| {
@@ -184,6 +191,18 @@ impl StorageDriver for FakeStorage {
         Ok(())
     }
 
+    async fn replace(&self, name: &str, spooled: PathBuf) -> Result<VolumeInfo, StorageError> {
+        let mut state = self.there()?;
+        if let Some(why) = &state.read_only {
+            return Err(self.failed("replace a disk's content", &std::io::Error::other(why.clone())));
+        }
+        let volume = state.volumes.get_mut(name).ok_or_else(|| self.missing(name))?;
+        let size =
+            std::fs::metadata(&spooled).and_then(|meta| self.keep(&spooled, name).map(|()| meta.len()));
+        volume.size = size.map_err(|e| self.failed("replace a disk's content", &e))?;
+        Ok(volume.clone())
+    }
+
     async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError> {
         let info = self.info(name).await?;
         let format = if info.format == "qcow2" { "qcow2" } else { "raw" };
@@ -208,11 +227,7 @@ impl StorageDriver for FakeStorage {
         name: &str,
     ) -> Result<VolumeInfo, StorageError> {
         let mut state = self.there()?;
-        let own = |p: &Path| {
-            p.parent() == Some(&self.folder)
-                && p.file_name().is_some_and(|n| n.to_str().is_some_and(|n| n.starts_with("spool-")))
-        };
-        if !own(&spooled) {
+        if !self.own(&spooled) {
             return invalid("filename", "not spooled on this storage");
         }
         let (folder, suffixes) = upload(content);
@@ -225,9 +240,12 @@ impl StorageDriver for FakeStorage {
         if state.volumes.contains_key(&full) {
             return Err(StorageError::Exists(format!("{}:{full}", self.id)));
         }
+        if !self.own(&spooled) {
+            return invalid("filename", "not spooled on this storage");
+        }
         let size = std::fs::metadata(&spooled).map_err(|e| self.failed("take in a file", &e))?.len();
         self.room(&state, size, "take in a file")?;
-        std::fs::remove_file(&spooled).map_err(|e| self.failed("take in a file", &e))?;
+        self.keep(&spooled, &full).map_err(|e| self.failed("take in a file", &e))?;
         let format = match content {
             Content::Snippets => "snippet",
             Content::Iso => "iso",
@@ -240,6 +258,19 @@ impl StorageDriver for FakeStorage {
 }
 
 impl FakeStorage {
+    /// Whether a file is one that was spooled here.
+    fn own(&self, file: &Path) -> bool {
+        file.parent() == Some(&self.folder)
+            && file.file_name().is_some_and(|n| n.to_str().is_some_and(|n| n.starts_with("spool-")))
+    }
+
+    /// Puts a spooled file where a volume's name resolves to.
+    fn keep(&self, spooled: &Path, name: &str) -> std::io::Result<()> {
+        let path = self.folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap_or(&self.folder))?;
+        std::fs::rename(spooled, path)
+    }
+
     fn failed(&self, what: &str, e: &std::io::Error) -> StorageError {
         StorageError::Failed { what: what.to_owned(), storage: self.id.clone(), why: e.to_string() }
     }

@@ -22,7 +22,7 @@ macro_rules! storage_conformance {
     ($harness:ty) => {
         $crate::storage_conformance!(@ $harness:
             disks_get_names, names_are_never_given_twice, a_name_belongs_to_its_guest, what_is_gone_is_gone,
-            names_cannot_leave_the_storage, disks_only_grow, uploads_appear_whole, foreign_files_are_not_taken,
+            names_cannot_leave_the_storage, disks_only_grow, a_disk_gets_another_content_in_one_step, uploads_appear_whole, foreign_files_are_not_taken,
             a_full_storage_keeps_nothing_half_made, space_adds_up);
     };
     (@ $harness:ty: $($name:ident),*) => {
@@ -95,6 +95,34 @@ pub async fn names_are_never_given_twice(h: &dyn StorageHarness) {
     let (won, lost) = if a.is_ok() { (a, b) } else { (b, a) };
     assert!(won.unwrap().volid.name.contains("vm-102-cloudinit"));
     assert!(matches!(lost, Err(StorageError::Exists(_))), "{lost:?}");
+}
+
+/// What a guest would read of a disk is what the spooled file held; the file is gone, and a disk of another content or none
+/// is not written.
+pub async fn a_disk_gets_another_content_in_one_step(h: &dyn StorageHarness) {
+    let s = opened(h).await;
+    for format in ["raw", "qcow2"] {
+        let name = format!("vm-100-cloudinit.{format}");
+        let v = s.alloc(&NewVolume { name: Some(name), ..disk(100, MIB) }).await.unwrap();
+        for content in [b'a', b'b'] {
+            let spooled = s.spool().await.unwrap();
+            std::fs::write(&spooled, vec![content; 2 << 20]).unwrap();
+            let open = std::fs::File::open(s.resolve(&v.volid.name).await.unwrap().path);
+            let replaced = s.replace(&v.volid.name, spooled.clone()).await.unwrap();
+            assert_eq!((replaced.size, &replaced.format), (2 * MIB, &v.format));
+            assert_eq!(replaced, s.info(&v.volid.name).await.unwrap());
+            assert!(!spooled.exists());
+            drop(open);
+            let path = s.resolve(&v.volid.name).await.unwrap().path;
+            let bytes = std::fs::read(path).unwrap();
+            assert!(bytes.windows(4096).any(|w| w.iter().all(|b| *b == content)), "{format}");
+        }
+    }
+    let spooled = s.spool().await.unwrap();
+    let missing = s.replace("100/vm-100-disk-9.raw", spooled).await;
+    assert!(matches!(missing, Err(StorageError::NoVolume(_))), "{missing:?}");
+    let elsewhere = s.replace("100/vm-100-cloudinit.raw", PathBuf::from("/etc/hostname")).await;
+    assert!(elsewhere.is_err(), "a file that was not spooled here");
 }
 
 /// A disk's name carries its guest's number.

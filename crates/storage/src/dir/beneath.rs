@@ -123,6 +123,14 @@ impl Beneath {
         rustix::fs::fsync(&to_dir)
     }
 
+    /// Gives the file `from` the name `to` in one step that survives a crash, in the place of what has it.
+    pub fn replace(&self, from: &str, to: &str) -> rustix::io::Result<()> {
+        let (from_dir, from_name) = self.parent(from)?;
+        let (to_dir, to_name) = self.parent(to)?;
+        rustix::fs::renameat(&from_dir, from_name, &to_dir, to_name)?;
+        rustix::fs::fsync(&to_dir)
+    }
+
     /// The names in a directory below, without `.` and `..`; none when it is missing.
     pub fn names(&self, below: &str) -> rustix::io::Result<Vec<OsString>> {
         let dir = match self.at(below, OFlags::DIRECTORY, 0) {

@@ -366,6 +366,25 @@ impl Inner {
         Ok(())
     }
 
+    /// The relative name of a file that this instance has spooled.
+    fn own(&self, root: &Beneath, spooled: &Path) -> Answer<String> {
+        self.spool(root)?.own(spooled).ok_or_else(|| {
+            let why = format!("'{}' was not spooled on this storage", spooled.display());
+            StorageError::Invalid { parameter: "filename", why }
+        })
+    }
+
+    /// Gives a complete file the name of a disk, durably, in the place of what has it.
+    fn replace(&self, root: &Beneath, spooled: &str, name: &str) -> Answer<VolumeInfo> {
+        let what = format!("write volume '{name}'");
+        let volume = self.volume(name)?;
+        let file = root.file(spooled, OFlags::RDWR, 0).map_err(|e| self.errno(&what, e))?;
+        file.set_permissions(std::fs::Permissions::from_mode(0o640)).map_err(|e| self.io(&what, &e))?;
+        file.sync_all().map_err(|e| self.io(&what, &e))?;
+        root.replace(spooled, &volume.path).map_err(|e| self.errno(&what, e))?;
+        self.info(root, name)
+    }
+
     fn adopt(&self, spooled: &Path, content: Content, name: &str) -> Answer<VolumeInfo> {
         self.holds(content)?;
         let root = self.root()?;
@@ -378,10 +397,7 @@ impl Inner {
             let why = format!("'{name}' is no name of content '{}'", options::content_word(content));
             return Err(StorageError::Invalid { parameter: "volume", why });
         }
-        let Some(own) = self.spool(&root)?.own(spooled) else {
-            let why = format!("'{}' was not spooled on this storage", spooled.display());
-            return Err(StorageError::Invalid { parameter: "filename", why });
-        };
+        let own = self.own(&root, spooled)?;
         let mode = if content == Content::Images { 0o640 } else { 0o644 };
         self.publish(&root, &own, &full, mode)?;
         self.info(&root, &full)
@@ -564,6 +580,28 @@ impl StorageDriver for DirStorage {
             file.set_len(size).and_then(|()| file.sync_all()).map_err(|e| inner.io(&what, &e))
         })
         .await
+    }
+
+    async fn replace(&self, name: &str, spooled: PathBuf) -> Answer<VolumeInfo> {
+        let (what, name) = (format!("write volume '{name}'"), name.to_owned());
+        let own = self.blocking(&what, move |inner| inner.own(&inner.root()?, &spooled)).await?;
+        let mut new = Discard { inner: self.0.clone(), spooled: own, kept: false };
+        let info = self.info(&name).await?;
+        let format = Format::parse(&info.format).filter(|_| info.content == Content::Images);
+        match format {
+            None => return Err(StorageError::Unsupported { storage: self.0.id.clone(), what }),
+            Some(Format::Raw) => {}
+            Some(Format::Qcow2) => {
+                let me = self.clone();
+                let made = self.blocking(&what, move |inner| Ok(me.begin(&inner.root()?)?.0)).await?;
+                let [from, to] = [&new, &made].map(|file| self.0.options.path.join(&file.spooled));
+                let args = ["convert", "-q", "-f", "raw", "-O", "qcow2"].map(std::ffi::OsStr::new);
+                let args = args.into_iter().chain([from.as_os_str(), to.as_os_str()]);
+                qemu_img::run(args).await.map_err(|e| self.0.image(&what, e))?;
+                new = made;
+            }
+        }
+        self.blocking(&what, move |inner| inner.replace(&inner.root()?, &new.spooled, &name)).await
     }
 
     async fn resolve(&self, name: &str) -> Answer<ResolvedVolume> {
