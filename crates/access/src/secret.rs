@@ -54,6 +54,20 @@ pub fn hash_password(password: &str, salt: &[u8; 16]) -> Result<String, AuthErro
     }
 }
 
+/// Hashes a password as the C library's `crypt` does (SHA-512, `$6$`), for systems other than this one; `salt` is random.
+/// Takes milliseconds: keep it off the async threads.
+pub fn crypt(password: &str, salt: &[u8; 12]) -> Result<String, AuthError> {
+    match sha_crypt::ShaCrypt::SHA512.hash_password_with_salt(password.as_bytes(), salt) {
+        Ok(hash) => Ok(hash.to_string()),
+        Err(_) => Err(AuthError::Unfit("this password cannot be hashed")),
+    }
+}
+
+/// Whether a hash of [`crypt`]'s kind, `$5$` or `$6$`, is one of this password. Slow as that.
+pub fn is_crypt_of(password: &str, hash: &str) -> bool {
+    sha_crypt::ShaCrypt::SHA512.verify_password(password.as_bytes(), hash).is_ok()
+}
+
 /// Checks a password against its hash. Slow by intention.
 pub fn verify_password(password: &str, hash: &str) -> bool {
     PasswordHash::new(hash).is_ok_and(|h| Argon2::default().verify_password(password.as_bytes(), &h).is_ok())

@@ -3,6 +3,7 @@
 //! Everything here is pure: no clock, no random source, no file, no socket. What can be told apart by its
 //! type is: a [`Vmid`] is not a number of something else and a [`NodeName`] is not any text.
 
+pub mod cloudinit;
 pub mod cluster;
 pub mod datacenter;
 pub mod era;

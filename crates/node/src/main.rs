@@ -104,6 +104,7 @@ async fn run(args: Args) -> Result<bool> {
         guests,
         fence: Arc::new(fence),
         fence_agents: stead_ops::fence_devices::agent::Agents::new(&args.fence_agents),
+        cds: Arc::new(stead_storage::Xorriso::new(&home.at("run/cd"))),
         storage_types: vec![Arc::new(stead_ops::kept_open::KeptOpen::new(stead_storage::DirType))],
         epochs: stead_ops::epochs::Epochs::default(),
         peers: Arc::new(Link::new(peers.clone())),

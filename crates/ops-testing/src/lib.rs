@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use stead_conf::{ClusterKey, Conf, Options, Txn};
-use stead_driver::fake::{FakeGuests, FakeMachines, FakeStorage};
+use stead_driver::fake::{FakeCds, FakeGuests, FakeMachines, FakeStorage};
 use stead_driver::fake_fence::FakeFence;
 use stead_driver::storage::{StorageDriver, StorageError, StorageType};
 use stead_model::{
@@ -148,6 +148,8 @@ pub struct Node {
     pub machines: FakeMachines,
     /// Its fence process.
     pub fence: Arc<FakeFence>,
+    /// What makes its images of CDs.
+    pub cds: Arc<FakeCds>,
     /// The daemon around it.
     pub host: Arc<Kept>,
     /// Its lease: held, until a test says otherwise.
@@ -230,7 +232,7 @@ impl Node {
         let (lease, leased) = watch::channel(Lease { held: true });
         let (flush, flushes) = mpsc::channel(16);
         let (machines, fence) = (FakeMachines::default(), Arc::new(FakeFence::leased()));
-        let host = Arc::new(Kept::default());
+        let (host, cds) = (Arc::new(Kept::default()), Arc::new(FakeCds::default()));
         let storages = Fakes(Arc::default(), dir.path().to_owned());
         let ops = Arc::new(Ops {
             me: Me {
@@ -249,6 +251,7 @@ impl Node {
             guests: Arc::new(FakeGuests::new(&machines, "n1", dir.path())),
             fence: fence.clone(),
             fence_agents: stead_ops::fence_devices::agent::Agents::new(&dir.path().join("agents")),
+            cds: cds.clone(),
             storage_types: vec![Arc::new(storages.clone())],
             epochs: stead_ops::epochs::Epochs::default(),
             peers: Arc::new(Alone),
@@ -261,7 +264,7 @@ impl Node {
             sign_ins: stead_ops::access::SignIns::default(),
             departure: stead_ops::departure::Departure::default(),
         });
-        (Self { ops, machines, fence, host, lease, storages, dir }, flushes)
+        (Self { ops, machines, fence, cds, host, lease, storages, dir }, flushes)
     }
 
     /// A storage, as it stands behind its driver.

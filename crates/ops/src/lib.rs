@@ -120,6 +120,8 @@ pub struct Ops {
     pub fence: Arc<dyn Fence>,
     /// The programs that speak to fence devices.
     pub fence_agents: fence_devices::agent::Agents,
+    /// Makes images of CDs.
+    pub cds: Arc<dyn stead_driver::cd::CdImages>,
     /// The storage types that this node knows.
     pub storage_types: Vec<Arc<dyn StorageType>>,
     /// Members of other cluster epochs.

@@ -277,7 +277,10 @@ impl Ops {
                     path: PathBuf::from(p),
                     format: disk.format.clone().unwrap_or_else(|| "raw".to_owned()),
                 }),
-                DiskSource::Empty | DiskSource::HostDrive | DiskSource::New { .. } => {}
+                DiskSource::Empty
+                | DiskSource::HostDrive
+                | DiskSource::New { .. }
+                | DiskSource::NewCloudInit { .. } => {}
             }
         }
         Ok(out)

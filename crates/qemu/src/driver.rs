@@ -530,7 +530,9 @@ impl GuestDriver for QemuDriver {
         let _ = guest.ask(WHAT, "blockdev-del", json!({ "node-name": node })).await;
         let insert = async {
             let Some(medium) = medium else { return Ok(()) };
-            guest.ask(WHAT, "blockdev-add", crate::command::medium(device, &medium.path)).await?;
+            guest
+                .ask(WHAT, "blockdev-add", crate::command::medium(device, &medium.path, &medium.format))
+                .await?;
             let args = json!({ "id": device, "node-name": node });
             guest.ask(WHAT, "blockdev-insert-medium", args).await.map(drop)
         };

@@ -3,6 +3,7 @@
 
 mod agent;
 mod bed;
+mod cloudinit;
 mod life;
 mod many;
 mod schema;

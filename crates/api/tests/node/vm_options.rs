@@ -81,7 +81,6 @@ async fn errors_name_what_was_sent() {
     let put = async |form: &str| node.ask(&root, "PUT", CONFIG, form).await;
     assert_eq!(error(&put("delete=nope").await, "delete"), "nope: there is no such option of a VM");
     assert_eq!(error(&put("revert=nope").await, "revert"), "nope: there is no such option of a VM");
-    assert!(error(&put("ide2=local:cloudinit").await, "ide2").contains("not supported yet"));
     for form in ["scsi2=local:-1", "scsi2=local:1,format%3Dvmdk", "scsi2=local:99999999"] {
         error(&put(form).await, "scsi2");
     }

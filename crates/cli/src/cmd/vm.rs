@@ -1,6 +1,6 @@
 //! `stead vm`.
 
-use super::{Cx, agent};
+use super::{Cx, agent, cloudinit};
 use crate::api::{rows, text};
 use crate::failure::Failure;
 use crate::output::{self, Column, Format, Kind};
@@ -191,6 +191,15 @@ pub enum Command {
         #[arg(required = true, last = true, value_name = "WORD")]
         command: Vec<String>,
     },
+    /// What a VM tells its guest by cloud-init
+    #[command(
+        name = "cloudinit",
+        after_help = "Examples:\n  stead vm cloudinit dump 100 user\n  stead vm cloudinit update 100"
+    )]
+    CloudInit {
+        #[command(subcommand)]
+        command: cloudinit::Command,
+    },
     /// Press keys of a VM's keyboard together
     #[command(name = "sendkey", after_help = "Example:\n  stead vm sendkey 100 ctrl-alt-delete")]
     SendKey {
@@ -263,6 +272,7 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
         }
         Command::Agent { which, command } => agent::command(cx, &which.vmid, &command).await,
         Command::Exec { which, timeout, command } => agent::exec(cx, &which.vmid, &command, timeout).await,
+        Command::CloudInit { command } => cloudinit::run(cx, command).await,
         Command::SendKey { which, keys } => send_key(cx, &which.vmid, &keys, Params::new()).await,
         Command::Monitor { which, command } => monitor(cx, &which.vmid, &command.join(" ")).await,
         Command::Terminal { which, serial } => {

@@ -2,7 +2,7 @@
 
 use super::{Tool, Words, no_more, unknown};
 use crate::api::{text, truth};
-use crate::cmd::{Cx, agent, vm};
+use crate::cmd::{Cx, agent, cloudinit, vm};
 use crate::connect::ask_password;
 use crate::failure::Failure;
 use crate::output::{self, Column, Format, Kind};
@@ -31,6 +31,8 @@ qm: virtual machines
   qm guest exec VMID [--timeout S] [--synchronous 0] -- PROGRAM …
   qm guest exec-status VMID PID
   qm guest passwd VMID USER [--crypted]
+  qm cloudinit pending|update VMID
+  qm cloudinit dump VMID TYPE              user, network or meta
   qm monitor VMID
   qm sendkey VMID KEYS                     as ctrl-alt-delete
   qm terminal VMID [--iface serialN]
@@ -61,6 +63,9 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
     }
     if verb == "guest" {
         return guest(cx, words).await;
+    }
+    if verb == "cloudinit" {
+        return cloudinit_command(cx, words).await;
     }
     let below;
     let verb = match verb {
@@ -116,6 +121,21 @@ async fn agent_command(cx: &Cx, mut words: Words) -> Result<(), Failure> {
     let (vmid, command) = (words.next("the VMID")?, words.next("the agent's command")?);
     words.nothing()?;
     agent::command(cx, &vmid, &command).await
+}
+
+async fn cloudinit_command(cx: &Cx, mut words: Words) -> Result<(), Failure> {
+    let verb = words.next("what to do: dump, pending or update")?;
+    let vmid = words.next("the VMID")?;
+    let command = match verb.as_str() {
+        "dump" => cloudinit::Command::Dump { vmid, part: words.next("the part: user, network or meta")? },
+        "pending" => cloudinit::Command::Pending { vmid },
+        "update" => cloudinit::Command::Update { vmid },
+        other => {
+            return Err(Failure::failed(format!("qm cloudinit {other}: there are dump, pending and update")));
+        }
+    };
+    words.nothing()?;
+    cloudinit::run(cx, command).await
 }
 
 async fn guest(cx: &Cx, mut words: Words) -> Result<(), Failure> {

@@ -314,6 +314,36 @@ async fn qm_speaks_as_it_always_did() {
 }
 
 #[tokio::test]
+async fn what_a_guest_is_told_is_shown_and_written() {
+    let fake = Fake::new(&[
+        (
+            "GET /nodes/pve1/qemu/100/cloudinit",
+            json!([{"key": "ciuser", "value": "zoe", "pending": "ada"}, {"key": "name", "value": "web", "delete": 1}]),
+        ),
+        ("GET /nodes/pve1/qemu/100/cloudinit/dump", json!("#cloud-config\nuser: \"ada\"\n")),
+        ("PUT /nodes/pve1/qemu/100/cloudinit", Value::Null),
+    ])
+    .await;
+    for tool in ["qm", "stead vm"] {
+        let run = async |words: &str| {
+            fake.run(&format!("{tool} cloudinit {words}").split(' ').collect::<Vec<_>>()).await
+        };
+        let pending = run("pending 100").await;
+        assert!(pending.code == 0 && pending.out.contains("ON THE DRIVE"), "{pending:?}");
+        assert!(
+            pending.out.lines().any(|l| l.split_whitespace().take(3).eq(["ciuser", "zoe", "ada"])),
+            "{pending:?}"
+        );
+        assert_eq!(run("dump 100 user").await.out, "#cloud-config\nuser: \"ada\"\n");
+        assert_eq!(run("update 100").await.out, "VM 100: its cloud-init drive is written\n");
+        assert_eq!(run("dump 100").await.code, 2);
+    }
+    assert!(fake.calls().contains(&"GET /nodes/pve1/qemu/100/cloudinit/dump?type=user".to_owned()));
+    assert_eq!(fake.changes(), ["PUT /nodes/pve1/qemu/100/cloudinit"; 2]);
+    assert_eq!(fake.run(&["qm", "cloudinit", "burn", "100"]).await.code, 1);
+}
+
+#[tokio::test]
 async fn programs_run_in_a_guest_by_its_agent() {
     let fake = Fake::new(&[
         ("GET /nodes/pve1/qemu/100/status/current", json!({"status": "running"})),

@@ -3,6 +3,7 @@
 use super::devices::{Bus, Disk, DiskSource, MAX_DISK, Net, as_disk, flag};
 use super::keys::{KeyError, KeySpec, Kind, MAX_MEMORY, split_index};
 use super::values::{self, split_words};
+use crate::cloudinit::options;
 use crate::property::PropertyString;
 use crate::text::{parse_bool, split_list};
 
@@ -196,8 +197,8 @@ pub(super) fn disk(key: &str, value: &str) -> Result<(), KeyError> {
         DiskSource::Volume(v) if v.name.starts_with('-') => {
             KeyError::value(key, format_args!("'{}' is neither a volume nor a size in GiB", v.name))
         }
-        DiskSource::Volume(v) if v.name == "cloudinit" => {
-            KeyError::unsupported(key, "cloud-init drives are not supported yet")
+        DiskSource::NewCloudInit { .. } if !disk.cdrom => {
+            KeyError::value(key, "media: a cloud-init drive is a CD drive")
         }
         _ => Ok(()),
     }
@@ -295,11 +296,31 @@ pub(super) fn hotplug(key: &str, value: &str) -> Result<(), KeyError> {
     }
     for feature in split_list(value) {
         choice(key, feature, &["network", "disk", "cpu", "memory", "usb", "cloudinit"])?;
-        if !matches!(feature, "network" | "disk" | "usb" | "cpu") {
+        if !matches!(feature, "cloudinit" | "cpu" | "disk" | "network" | "usb") {
             return KeyError::unsupported(key, format_args!("hotplug of '{feature}' is not supported yet"));
         }
     }
     Ok(())
+}
+
+pub(super) fn cicustom(_: &str, value: &str) -> Result<(), KeyError> {
+    options::custom(value).map(drop)
+}
+
+pub(super) fn ipconfig(key: &str, value: &str) -> Result<(), KeyError> {
+    options::Addresses::parse(key, value).map(drop)
+}
+
+pub(super) fn nameserver(_: &str, value: &str) -> Result<(), KeyError> {
+    options::servers(value).map(drop)
+}
+
+pub(super) fn searchdomain(key: &str, value: &str) -> Result<(), KeyError> {
+    split_list(value).try_for_each(|domain| name(key, domain))
+}
+
+pub(super) fn sshkeys(_: &str, value: &str) -> Result<(), KeyError> {
+    options::ssh_keys(value).map(drop)
 }
 
 /// `type=1` of the tables that firmware shows to a guest's system.

@@ -3,6 +3,7 @@
 use super::check::{choice, integer};
 use super::keys::{KeyError, split_index};
 use super::limits::Limits;
+use crate::cloudinit;
 use crate::property::PropertyString;
 use crate::text::{decode, parse_bool};
 use crate::{Size, StorageId, VolumeId};
@@ -147,6 +148,11 @@ pub enum DiskSource {
         /// How large.
         size: Size,
     },
+    /// To be made: `local:cloudinit` asks for a cloud-init drive. Never in a stored configuration.
+    NewCloudInit {
+        /// Where.
+        storage: StorageId,
+    },
 }
 
 impl FromStr for DiskSource {
@@ -169,6 +175,10 @@ impl FromStr for DiskSource {
         {
             let storage = storage.parse().map_err(|e: crate::IdError| e.to_string())?;
             return Ok(Self::New { storage, size });
+        }
+        if let Some((storage, "cloudinit")) = text.split_once(':') {
+            let storage = storage.parse().map_err(|e: crate::IdError| e.to_string())?;
+            return Ok(Self::NewCloudInit { storage });
         }
         text.parse().map(Self::Volume).map_err(|e: crate::IdError| e.to_string())
     }
@@ -250,7 +260,7 @@ impl Disk {
         };
         let source: DiskSource = file.parse().or_else(|e| KeyError::value(key, e))?;
         let cdrom = match props.get("media") {
-            None => source == DiskSource::HostDrive,
+            None => matches!(source, DiskSource::HostDrive | DiskSource::NewCloudInit { .. }),
             Some("cdrom") => true,
             Some("disk") => false,
             Some(other) => {
@@ -328,6 +338,11 @@ impl Disk {
         }
     }
 
+    /// Its volume, if that is one made of the VM's cloud-init options.
+    pub fn cloudinit(&self) -> Option<&VolumeId> {
+        self.volume().filter(|volume| self.cdrom && cloudinit::is_drive(volume))
+    }
+
     /// The option's value with another volume in it, and the size as a guest sees it; all else stays.
     ///
     /// # Errors
@@ -337,7 +352,11 @@ impl Disk {
         for key in ["file", "volume"] {
             props.remove(key);
         }
-        let set = props.set_bare(&volume.to_string()).and_then(|()| match size {
+        let set = props.set_bare(&volume.to_string()).and_then(|()| match self.cdrom {
+            true => props.set("media", "cdrom"),
+            false => Ok(()),
+        });
+        let set = set.and_then(|()| match size {
             Some(size) => props.set("size", &size.to_string()),
             None => Ok(()),
         });

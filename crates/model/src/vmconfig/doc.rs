@@ -5,7 +5,7 @@ use super::keys::{KEYS, KeySpec, Kind, Live, Support};
 use std::fmt::Write as _;
 
 /// What of each option that works a test sees.
-const TESTED: [(&str, &str); 49] = [
+const TESTED: [(&str, &str); 58] = [
     ("acpi", TAKEN),
     ("affinity", SEEN),
     ("agent", TAKEN),
@@ -16,17 +16,24 @@ const TESTED: [(&str, &str); 49] = [
     ("bios", LINE),
     ("boot", SEEN),
     ("bootdisk", LINE),
+    ("cicustom", API),
+    ("cipassword", SEEN),
+    ("citype", API),
+    ("ciupgrade", API),
+    ("ciuser", SEEN),
     ("cores", TAKEN),
     ("cpu", TAKEN),
     ("description", KEPT),
     ("hotplug", SEEN),
     ("ide", TAKEN),
+    ("ipconfig", SEEN),
     ("keyboard", TAKEN),
     ("kvm", LINE),
     ("localtime", TAKEN),
     ("machine", SEEN),
     ("memory", SEEN),
     ("name", SEEN),
+    ("nameserver", API),
     ("net", SEEN),
     ("onboot", SEEN),
     ("ostype", TAKEN),
@@ -36,9 +43,11 @@ const TESTED: [(&str, &str); 49] = [
     ("sata", TAKEN),
     ("scsi", SEEN),
     ("scsihw", TAKEN),
+    ("searchdomain", API),
     ("serial", SEEN),
     ("smbios1", TAKEN),
     ("sockets", TAKEN),
+    ("sshkeys", API),
     ("startdate", TAKEN),
     ("startup", SEEN),
     ("tablet", LINE),
@@ -56,6 +65,25 @@ const TESTED: [(&str, &str); 49] = [
     ("meta", KEPT),
     ("parent", KEPT),
 ];
+/// How options reach a guest that asks by cloud-init.
+const CLOUDINIT: &str = "
+## Cloud-init
+
+`ide2: STORAGE:cloudinit` (or another place for a CD) makes a drive of 4 MiB, `vm-VMID-cloudinit`, from which cloud-init in the guest reads
+`ciuser`, `cipassword`, `sshkeys`, `ciupgrade`, `ipconfigN`, `nameserver`, `searchdomain` and the VM's name: `citype=nocloud` (label
+`cidata`) or `configdrive2` (`config-2`, the default for Windows). It goes with the VM, and is written by `xorrisofs` before a start that finds it
+differs from the options, and by `stead vm cloudinit update` or `qm cloudinit update`, which a running guest sees as another medium; with
+`hotplug=cloudinit` each change does that. `stead vm cloudinit pending` shows what has changed since, `dump` what it would hold.
+
+- cloud-init does everything once more when its instance id changes, which it does exactly when what it is told does. Nothing is taken from the
+  host, as its resolvers elsewhere are: a guest that is recovered on another node is told the same.
+- A password is kept as its hash (SHA-512), and shown by no answer. A Windows guest could not use that: there it is refused.
+- A network device without `ipconfigN` asks for an address by DHCP.
+- `cicustom=user=STORAGE:snippets/FILE` (also `network`, `meta`, `vendor`) puts a file of the storage, of at most 512 KiB, in the place of what
+  would be made. `network` of a `configdrive2` is in the format of `/etc/network/interfaces`. Where the file is not there, a VM whose options are
+  as they were starts with the drive that it has, and its task says so.
+- A drive on a storage that is not shared keeps its VM on its node, as every local volume does.
+";
 const SEEN: &str = "effect";
 const TAKEN: &str = "QEMU";
 const LINE: &str = "command line";
@@ -118,6 +146,7 @@ pub fn options_page() -> String {
         | option | state | values | a running VM takes a change | since | tested by |\n|---|---|---|---|---|---|\n"
         .to_owned();
     text.extend(specs.into_iter().map(row));
+    text += CLOUDINIT;
     text += "\n## Properties of disks\n\n| property | state | buses |\n|---|---|---|\n";
     let mut properties: Vec<(&str, String)> = DISK_WORKS.iter().map(|p| (*p, "works".to_owned())).collect();
     properties.extend(DISK_LATER.iter().map(|(p, except)| match except {

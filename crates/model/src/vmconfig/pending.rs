@@ -3,6 +3,7 @@
 use super::devices::as_disk;
 use super::keys::{KeyError, accept, removable};
 use super::{Bus, Disk, DiskSource, VmConfig};
+use crate::cloudinit;
 use crate::{Vmid, VolumeId};
 
 /// A change of one option, checked. Made by [`Change::set`] and [`Change::delete`].
@@ -111,7 +112,8 @@ impl VmConfig {
     /// of a running one those with [`Live::Now`](super::Live::Now) and those that its driver has just applied.
     /// The others become pending.
     ///
-    /// A disk that is taken off without force, or replaced, becomes an `unusedN`, if its volume is the guest's.
+    /// A disk that is taken off without force, or replaced, becomes an `unusedN`, if its volume is the guest's. A cloud-init
+    /// drive is removed: it holds nothing that the options do not.
     ///
     /// # Errors
     /// If a value cannot stand in the file, or no `unusedN` is free; the configuration is then partly changed
@@ -260,11 +262,18 @@ impl VmConfig {
         let Some((bus, _)) = as_disk(key) else { return Ok(()) };
         // A value that cannot be read has no volume to keep.
         let Ok(disk) = Disk::parse(key, before) else { return Ok(()) };
-        let Some(volume) = disk.volume().filter(|v| !disk.cdrom && owned(v, vmid)) else { return Ok(()) };
+        let told = disk.cloudinit().is_some();
+        let Some(volume) = disk.volume().filter(|v| (told || !disk.cdrom) && owned(v, vmid)) else {
+            return Ok(());
+        };
+        if told {
+            // Nobody may take a drive that is made later for the one of which this speaks.
+            self.special.remove(cloudinit::SECTION);
+        }
         if self.all_volumes().contains(volume) {
             return Ok(());
         }
-        if bus == Bus::Unused || matches!(change, Change::Delete { force: true, .. }) {
+        if told || bus == Bus::Unused || matches!(change, Change::Delete { force: true, .. }) {
             changed.freed.push(volume.clone());
             return Ok(());
         }

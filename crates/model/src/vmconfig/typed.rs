@@ -8,6 +8,7 @@ use super::devices::{Bus, Disk, DiskSource, Net, as_disk, flag};
 use super::keys::{KeyError, MAX_CPUS, MAX_MEMORY, Refusal, accept, lookup, split_index};
 use super::values::{self, split_words};
 use super::{Agent, Audio, Bios, Boot, Cpu, OsType, Rng, ScsiHw, Serial, Startup, Vga, Watchdog};
+use crate::cloudinit::options::NO_PASSWORD;
 use crate::property::PropertyString;
 use crate::size::Mebibytes;
 use crate::text::{parse_bool, split_list};
@@ -393,6 +394,9 @@ impl Settings {
         let refused = self.iter().filter_map(|(key, value)| accept(key, value).err());
         let mut idle: Vec<KeyError> =
             refused.filter(|e| matches!(e.refusal, Refusal::Unknown | Refusal::Unsupported)).collect();
+        if self.get("cipassword").is_some() && self.ostype().is_ok_and(OsType::is_windows) {
+            idle.extend(KeyError::unsupported::<()>("cipassword", NO_PASSWORD).err());
+        }
         // A controller that several disks share has queues for all of them.
         if self.scsihw().is_ok_and(|hw| hw != ScsiHw::VirtioScsiSingle) {
             let why = "queues: only with scsihw=virtio-scsi-single does a disk have queues of its own";
@@ -425,7 +429,15 @@ impl Settings {
         if vga.kind.starts_with("serial") && self.get(&vga.kind).is_none() {
             return KeyError::value("vga", format_args!("there is no serial port '{}'", vga.kind));
         }
-        self.disks()?;
+        let told = |d: &Disk| d.cloudinit().is_some() || matches!(d.source, DiskSource::NewCloudInit { .. });
+        let mut drives = self.disks()?.into_iter().filter(told);
+        if let (Some(one), Some(two)) = (drives.next(), drives.next()) {
+            let why = format!(
+                "a VM has one cloud-init drive at most, and '{}' is that: take it out first",
+                one.key
+            );
+            return KeyError::value(&two.key, why);
+        }
         self.nets()?;
         self.serials()?;
         Ok(())

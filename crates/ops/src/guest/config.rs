@@ -1,12 +1,13 @@
 //! Reading and changing a VM's configuration.
 
-use super::{Asked, hotplug};
+use super::{Asked, cloudinit, hotplug};
 use crate::store::{self, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use stead_driver::guest::ResolvedVolume;
 use stead_driver::storage::Content;
+use stead_model::cloudinit::{is_told, options};
 use stead_model::size::Size;
 use stead_model::vmconfig::devices::as_disk;
 use stead_model::vmconfig::keys::{canonical_key, live, split_index};
@@ -91,7 +92,9 @@ fn privilege_of(key: &str, value: Option<&str>) -> &'static str {
         None => {}
     }
     match key.trim_end_matches(|c: char| c.is_ascii_digit()) {
-        "net" | "ipconfig" => "VM.Config.Network",
+        "net" => "VM.Config.Network",
+        "ipconfig" | "cicustom" | "cipassword" | "citype" | "ciupgrade" | "ciuser" | "nameserver"
+        | "searchdomain" | "sshkeys" => "VM.Config.Cloudinit",
         "cores" | "sockets" | "cpu" | "vcpus" | "cpulimit" | "cpuunits" | "numa" | "affinity" => {
             "VM.Config.CPU"
         }
@@ -122,7 +125,13 @@ impl Ops {
             if let Some(what) = change.as_ref().and_then(Change::needs_root).filter(|_| !actor.root) {
                 return Err(forbidden(format!("only root can set '{key}' {what}")));
             }
-            actor.require(&format!("/vms/{vmid}"), &[privilege_of(stored, value)])?;
+            let path = format!("/vms/{vmid}");
+            // Who may change a VM's network may also tell its guest of it.
+            let network = matches!(stored, "nameserver" | "searchdomain") || stored.starts_with("ipconfig");
+            if network && actor.may(&path, "VM.Config.Network") {
+                continue;
+            }
+            actor.require(&path, &[privilege_of(stored, value)])?;
         }
         Ok(())
     }
@@ -131,12 +140,19 @@ impl Ops {
     pub(crate) fn may_use_storages(actor: &Actor, changes: &[Change]) -> Result<(), OpsError> {
         for change in changes {
             let Change::Set { key, value } = change else { continue };
+            if key == "cicustom" {
+                for volume in options::custom(value)?.values() {
+                    actor.require(&format!("/storage/{}", volume.storage), &["Datastore.Audit"])?;
+                }
+            }
             if as_disk(key).is_none() {
                 continue;
             }
             let disk = Disk::parse(key, value)?;
             let (storage, what) = match &disk.source {
-                DiskSource::New { storage, .. } => (storage, "Datastore.AllocateSpace"),
+                DiskSource::New { storage, .. } | DiskSource::NewCloudInit { storage } => {
+                    (storage, "Datastore.AllocateSpace")
+                }
                 DiskSource::Volume(v) if disk.cdrom => (&v.storage, "Datastore.Audit"),
                 DiskSource::Volume(v) => (&v.storage, "Datastore.AllocateSpace"),
                 DiskSource::Path(_) | DiskSource::HostDrive | DiskSource::Empty => continue,
@@ -180,6 +196,7 @@ impl Ops {
         }
         new.change(vmid, &changes, |c| !running || live(c.key()) == Live::Now)?;
         new.current.check()?;
+        cloudinit::check_password(&changes, &new.current)?;
         Ok(changes)
     }
 
@@ -233,8 +250,11 @@ impl Ops {
         let result = self.apply_changes(actor, &guest, &mut config, changes, &mut made).await;
         match result {
             Ok((changed, live)) => {
+                let told = self.change_process(vmid, live, &config).await;
+                // Only now has the process let go of a medium that was taken out.
                 self.free_volumes(&changed.freed).await;
-                self.change_process(vmid, live, &config).await?;
+                told?;
+                self.retell(actor, vmid, &config, &changed).await?;
                 if self.guests.state(vmid).await.is_none() {
                     return Ok(());
                 }
@@ -309,6 +329,24 @@ impl Ops {
         )))
     }
 
+    /// Writes the cloud-init drive of a running VM whose option `hotplug` asks for that, if it tells of what has changed.
+    async fn retell(
+        &self,
+        actor: &Actor,
+        vmid: Vmid,
+        config: &VmConfig,
+        changed: &Changed,
+    ) -> Result<(), OpsError> {
+        let told = changed.applied.iter().any(|key| is_told(key));
+        if !told
+            || !config.current.hotplug().contains(&"cloudinit")
+            || self.guests.state(vmid).await.is_none()
+        {
+            return Ok(());
+        }
+        self.renew_drive(actor, self.vm_at(vmid)?).await.map(drop)
+    }
+
     /// Writes a guest's configuration over the one that was read.
     pub(crate) async fn commit_config(
         &self,
@@ -356,12 +394,14 @@ impl Ops {
                 continue;
             };
             let value = if as_disk(key).is_some() {
-                let made = self.fulfil_disk(actor, vmid, key, value, made).await;
+                let made = self.fulfil_disk(actor, vmid, config, key, value, made).await;
                 made.map_err(|e| of_option(key, e))?
             } else if key.starts_with("net") && split_index(key).is_some() {
                 fulfil_net(config, key, value, self.mac_prefix()?)?
             } else if key == "vmgenid" && value == "1" {
                 uuid::Uuid::from_bytes(rand::random()).to_string()
+            } else if key == "cipassword" {
+                cloudinit::hashed(value, config.current.get(key)).await?
             } else {
                 value.clone()
             };
@@ -374,6 +414,7 @@ impl Ops {
         &self,
         actor: &Actor,
         vmid: Vmid,
+        config: &VmConfig,
         key: &str,
         value: &str,
         made: &mut Made,
@@ -388,6 +429,10 @@ impl Ops {
                 let info = self.alloc_disk(storage, vmid, disk.format.as_deref(), size.get()).await?;
                 made.volumes.push(info.volid.clone());
                 Ok(disk.with_volume(&info.volid, Some(Size::bytes(info.size)))?)
+            }
+            DiskSource::NewCloudInit { storage } => {
+                actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
+                self.allot_drive(vmid, config, &disk, storage, made).await
             }
             DiskSource::Volume(volume) => {
                 let what = if disk.cdrom { "Datastore.Audit" } else { "Datastore.AllocateSpace" };
@@ -459,7 +504,9 @@ struct LiveChanges {
 fn is_medium(config: &VmConfig, change: &Change) -> bool {
     let Change::Set { key, value } = change else { return false };
     let cd = |v: &str| Disk::parse(key, v).is_ok_and(|d| d.cdrom);
-    as_disk(key).is_some() && cd(value) && config.current.get(key).is_some_and(cd)
+    // A cloud-init drive is written before a start.
+    let told = Disk::parse(key, value).is_ok_and(|d| d.cloudinit().is_some());
+    as_disk(key).is_some() && !told && cd(value) && config.current.get(key).is_some_and(cd)
 }
 
 /// Whether a change is one that a running process can be told, without a device that comes or goes: the limits of a disk, and

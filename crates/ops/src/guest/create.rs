@@ -26,6 +26,7 @@ impl Ops {
         let mut config = VmConfig::default();
         config.change(vmid, &changes, |_| true)?;
         config.current.check()?;
+        super::cloudinit::check_password(&changes, &config.current)?;
         self.check_free(vmid)?;
         let (ops, by) = (self.clone(), actor.clone());
         self.task("qmcreate", &vmid.to_string(), &actor.who, move |cx| async move {

@@ -1,6 +1,7 @@
 //! Guests: what is known of one, and what may be done with it now.
 
 pub mod agent;
+pub mod cloudinit;
 pub mod config;
 pub mod console;
 pub mod create;

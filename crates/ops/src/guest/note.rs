@@ -17,6 +17,9 @@ pub fn said(vmid: Vmid, before: &VmConfig, after: &VmConfig) -> String {
     what.extend(waits.into_iter().map(|k| format!("{k} (at the next start)")));
     let news = after.pending.delete.keys().filter(|k| !before.pending.delete.contains_key(*k));
     what.extend(news.map(|k| format!("{k} removed (at the next start)")));
+    if before.special != after.special {
+        what.push("what its cloud-init drive holds".to_owned());
+    }
     match what.is_empty() {
         true => format!("VM {vmid}: configuration written anew"),
         false => format!("VM {vmid}: {}", what.join(", ")),
@@ -37,6 +40,8 @@ mod tests {
             said(vmid, &before, &after),
             "VM 201: cores, onboot, ide2 removed, memory (at the next start), name removed (at the next start)"
         );
+        let held = parse(&format!("{after}\n[special:cloudinit]\ncipassword: $6$secret\n"));
+        assert_eq!(said(vmid, &after, &held), "VM 201: what its cloud-init drive holds");
         assert_eq!(said(vmid, &after, &after), "VM 201: configuration written anew");
     }
 }

@@ -190,7 +190,7 @@ impl Ops {
         {
             return Err(OpsError::Failed(why));
         }
-        let guest = self.apply_pending(guest).await?;
+        let guest = self.ready_drive(cx, self.apply_pending(guest).await?).await?;
         let ha = self.ha_maintains(vmid)?;
         let launch = self.launch_spec(&guest, None).await?;
         for warning in self.guests.warnings(&launch).await {

@@ -173,7 +173,7 @@ impl Ops {
                 DiskSource::Volume(v) => v.to_string() == *volid,
                 DiskSource::Path(path) => path == volid,
                 DiskSource::HostDrive => volid == "cdrom",
-                DiskSource::Empty | DiskSource::New { .. } => false,
+                DiskSource::Empty | DiskSource::New { .. } | DiskSource::NewCloudInit { .. } => false,
             };
             let disk = disks.iter().find(of);
             let volume = disk.and_then(Disk::volume);

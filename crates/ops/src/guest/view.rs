@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use stead_api_derive::Schema;
 use stead_driver::guest::RunState;
+use stead_model::cloudinit::MASK;
 use stead_model::vmconfig::VmConfig;
 use stead_model::{GuestKind, NodeName, Vmid};
 
@@ -232,7 +233,7 @@ impl Ops {
         let guest = self.vm_at(vmid)?;
         let config = super::config::parse(&guest.config.value)?;
         let digest = config.digest();
-        let mut shown = match snapshot {
+        let mut settings = match snapshot {
             None => config.current.clone(),
             Some(name) => config
                 .snapshots
@@ -242,13 +243,13 @@ impl Ops {
         };
         if !current && snapshot.is_none() {
             for (key, value) in config.pending.set.iter() {
-                shown.set(key, value)?;
+                settings.set(key, value)?;
             }
             for key in config.pending.delete.keys() {
-                shown.remove(key);
+                settings.remove(key);
             }
         }
-        let mut out: BTreeMap<_, _> = shown.iter().map(|(k, v)| (k.to_owned(), typed(k, v))).collect();
+        let mut out: BTreeMap<_, _> = settings.iter().map(|(k, v)| (k.to_owned(), shown(k, v))).collect();
         out.insert("digest".into(), NumberOrText::Text(digest));
         Ok(out)
     }
@@ -257,13 +258,18 @@ impl Ops {
     pub fn vm_pending(&self, vmid: Vmid) -> Result<Vec<PendingOption>, OpsError> {
         let config = super::config::parse(&self.vm_at(vmid)?.config.value)?;
         let item = |i: stead_model::vmconfig::PendingItem| PendingOption {
-            value: i.value.map(|v| typed(&i.key, &v)),
-            pending: i.pending.map(|v| typed(&i.key, &v)),
+            value: i.value.map(|v| shown(&i.key, &v)),
+            pending: i.pending.map(|v| shown(&i.key, &v)),
             delete: i.delete,
             key: i.key,
         };
         Ok(config.pending_items().into_iter().map(item).collect())
     }
+}
+
+/// As [`typed`], without what nobody is shown.
+fn shown(key: &str, value: &str) -> NumberOrText {
+    typed(key, if key == "cipassword" { MASK } else { value })
 }
 
 /// Numbers and switches go out as numbers where the schema says so, all else as text.

@@ -128,10 +128,12 @@ fn block_node(hw: &Hardware<'_>, disk: &Disk) -> Result<Option<Value>, GuestErro
                 None => return refuse(&disk.key, format!("volume '{name}' was not found on its storage")),
             }
         }
-        DiskSource::New { .. } => return refuse(&disk.key, "its volume was never made"),
+        DiskSource::New { .. } | DiskSource::NewCloudInit { .. } => {
+            return refuse(&disk.key, "its volume was never made");
+        }
     };
     if disk.cdrom {
-        return Ok(Some(medium(&disk.key, path)));
+        return Ok(Some(medium(&disk.key, path, format)));
     }
     let cache = disk.cache.unwrap_or(Cache::None);
     let direct = matches!(cache, Cache::None | Cache::Directsync);
@@ -170,15 +172,15 @@ fn block_node(hw: &Hardware<'_>, disk: &Disk) -> Result<Option<Value>, GuestErro
     })))
 }
 
-/// The node of a CD.
-pub fn medium(key: &str, path: &Path) -> Value {
+/// The node of a CD. What it holds is what a guest reads, but for a volume that its storage has made as qcow2.
+pub fn medium(key: &str, path: &Path, format: &str) -> Value {
     let driver = match path {
         p if p == Path::new("/dev/cdrom") => "host_cdrom",
         p if p.starts_with("/dev") => "host_device",
         _ => "file",
     };
     json!({
-        "driver": "raw",
+        "driver": if format == "qcow2" { format } else { "raw" },
         "node-name": node_name(key),
         "read-only": true,
         "file": { "driver": driver, "node-name": format!("file-{key}"), "filename": path, "read-only": true },

@@ -21,6 +21,54 @@ async fn run(api: &ApiClient, path: &str, line: &str) -> Result<Value> {
     .await
 }
 
+/// The guest reads its cloud-init drive, made by the real program and kept as a storage keeps its disks, and sees another
+/// medium when it is written while it runs.
+#[test]
+fn a_guest_reads_what_its_cloudinit_drive_tells() {
+    loopback(async |builder| {
+        let cluster = cluster(builder).await?;
+        let api = cluster.api(0).await?;
+        cluster.create_agent_guest(0, VM, "told").await?;
+        let vm = format!("/nodes/n1/qemu/{VM}");
+        let options = [
+            ("ide2", "shared:cloudinit,format=qcow2"),
+            ("ciuser", "zoe"),
+            ("cipassword", "open sesame"),
+            ("ipconfig0", "ip=10.0.0.5/24,gw=10.0.0.1"),
+        ];
+        api.put(&format!("{vm}/config"), &options).await?;
+        start(&cluster, &api, 0, VM).await?;
+        let agent = format!("{vm}/agent");
+        until("the agent answers", BOOT, async || Ok(api.post(&format!("{agent}/ping"), &[]).await.ok()))
+            .await?;
+        let read = async || -> Result<String> {
+            // The first that is read of another medium fails by telling so.
+            let line = "mkdir -p /run/cd; m='mount -t iso9660 -o ro /dev/sr0 /run/cd'; $m || $m && cd /run/cd && \
+                        cat user-data network-config meta-data && cd / && umount /run/cd";
+            let ended = run(&api, &agent, line).await?;
+            ensure!(ended["exitcode"] == 0, "{ended}");
+            Ok(ended["out-data"].as_str().context("it printed nothing")?.to_owned())
+        };
+        let told = read().await?;
+        for part in [
+            "#cloud-config\n",
+            "hostname: \"told\"\n",
+            "user: \"zoe\"\n",
+            "password: \"$6$",
+            "\"10.0.0.5\"",
+            "instance-id: \"",
+        ] {
+            ensure!(told.contains(part), "{part} in {told}");
+        }
+        api.put(&format!("{vm}/config"), &[("ciuser", "ada")]).await?;
+        ensure!(read().await? == told, "nobody has asked for another drive yet");
+        api.put(&format!("{vm}/cloudinit"), &[]).await?;
+        let told = read().await?;
+        ensure!(told.contains("user: \"ada\"\n"), "{told}");
+        Ok(())
+    });
+}
+
 /// Whether the guest's log grows on its disk. There is no event for *nothing happens*.
 async fn writes(disk: &Path) -> Result<bool> {
     let before = std::fs::read(disk)?;
