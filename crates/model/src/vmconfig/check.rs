@@ -3,6 +3,7 @@
 use super::devices::{Bus, Disk, DiskSource, MAX_DISK, Net, as_disk, flag};
 use super::keys::{KeyError, KeySpec, Kind, MAX_MEMORY, split_index};
 use super::values::{self, split_words};
+use crate::VolumeId;
 use crate::cloudinit::options;
 use crate::property::PropertyString;
 use crate::text::{parse_bool, split_list};
@@ -286,6 +287,15 @@ pub(super) fn cpu(key: &str, value: &str) -> Result<(), KeyError> {
         return KeyError::unsupported(key, "custom CPU models are not supported yet");
     }
     values::Cpu::parse(key, value).map(drop)
+}
+
+/// A file of a storage, which is run around starts and stops.
+pub(super) fn hookscript(key: &str, value: &str) -> Result<(), KeyError> {
+    let volume = value.parse::<VolumeId>().or_else(|e| KeyError::value(key, e))?;
+    match volume.name.strip_prefix("snippets/") {
+        Some(file) if !file.contains('/') => Ok(()),
+        _ => KeyError::value(key, format_args!("'{value}' is no script: STORAGE:snippets/FILE is expected")),
+    }
 }
 
 /// What may change at once where it can; all else is pending, and shown so. The features of the default, which clients

@@ -5,7 +5,7 @@ use super::keys::{KEYS, KeySpec, Kind, Live, Support};
 use std::fmt::Write as _;
 
 /// What of each option that works a test sees.
-const TESTED: [(&str, &str); 58] = [
+const TESTED: &[(&str, &str)] = &[
     ("acpi", TAKEN),
     ("affinity", SEEN),
     ("agent", TAKEN),
@@ -24,6 +24,7 @@ const TESTED: [(&str, &str); 58] = [
     ("cores", TAKEN),
     ("cpu", TAKEN),
     ("description", KEPT),
+    ("hookscript", SEEN),
     ("hotplug", SEEN),
     ("ide", TAKEN),
     ("ipconfig", SEEN),
@@ -159,8 +160,29 @@ pub fn options_page() -> String {
         let buses = buses.map_or_else(|| "all".to_owned(), |(_, buses)| buses.join(", "));
         let _ = writeln!(text, "| `{property}` | {state} | {buses} |");
     }
+    text += NOTES;
     text
 }
+
+/// What a value does not tell.
+const NOTES: &str = "
+## Hook scripts
+
+`hookscript: STORAGE:snippets/FILE` names an executable file on a storage whose content has `snippets`; root@pam alone may set it. It
+is run by the node's daemon with two arguments, the VM's number and the phase, and its output goes into the task's log.
+
+| phase | when | if it fails | its time |
+|---|---|---|---|
+| `pre-start` | before a start | the VM is not started | 300 s, within the start's own limit |
+| `post-start` | once the VM runs | a warning | the same |
+| `pre-stop` | before a stop or shutdown by request | a warning | half of a shutdown's limit; 6 s before a plain stop |
+| `post-stop` | once its end is recorded, however it came; after a start that failed, too | a warning | what is left of a \
+shutdown's limit; 6 s after any other end |
+
+Starts by HA, recoveries and those with the node have all of it. A VM that moves while it runs is neither started nor stopped: no phase on
+either side. A node that is lost runs none. A restart of its system is no end. A script that takes too long, or whose task is
+stopped, is killed with all that it has started. `post-stop` runs once for each end, or, if the daemon dies in that moment, not at all.
+";
 
 #[cfg(test)]
 mod tests {

@@ -402,6 +402,9 @@ impl Ops {
                 uuid::Uuid::from_bytes(rand::random()).to_string()
             } else if key == "cipassword" {
                 cloudinit::hashed(value, config.current.get(key)).await?
+            } else if key == "hookscript" {
+                self.check_script(value).await?;
+                value.clone()
             } else {
                 value.clone()
             };

@@ -7,6 +7,7 @@ pub mod console;
 pub mod create;
 pub mod destroy;
 mod held;
+mod hook;
 mod hotplug;
 pub mod incoming;
 pub(crate) mod lock;

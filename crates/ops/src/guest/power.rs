@@ -5,6 +5,7 @@
 //! only after the process is gone.
 
 use super::Asked;
+use super::hook::{BRIEF, LIMIT, Phase};
 use crate::store::GuestAt;
 use crate::{Actor, Ops, OpsError};
 use std::sync::Arc;
@@ -190,26 +191,55 @@ impl Ops {
         {
             return Err(OpsError::Failed(why));
         }
+        let guest = self.with_last_end_recorded(cx, guest).await?;
         let guest = self.ready_drive(cx, self.apply_pending(guest).await?).await?;
-        let ha = self.ha_maintains(vmid)?;
         let launch = self.launch_spec(&guest, None).await?;
         for warning in self.guests.warnings(&launch).await {
             cx.warn(warning);
         }
-        let epoch = guest.own.value.epoch;
-        let registration = self.guests.prepare(vmid, epoch).await?;
-        if ha {
-            self.fence.register(registration).await?;
-        }
-        self.mark(&guest, true, ha).await?;
-        cx.log(format!("starting VM {vmid} on node '{}', epoch {epoch}", self.me.name));
-        match self.launch_and_run(launch, ha, limit).await {
-            Ok(()) => Ok(()),
+        self.hook(cx, &guest, Phase::PreStart, limit.left(LIMIT)).await?;
+        let ha = match self.record_start(&guest).await {
+            Ok(ha) => ha,
             Err(e) => {
-                self.undo_start(vmid).await;
+                // Where nobody knows whether it is recorded, reconciliation finds out, and records the end.
+                if !matches!(e, OpsError::Undecided(_)) {
+                    self.hook_or_warn(cx, &guest, Phase::PostStop, BRIEF).await;
+                }
+                return Err(e);
+            }
+        };
+        cx.log(format!("starting VM {vmid} on node '{}', epoch {}", self.me.name, launch.epoch));
+        match self.launch_and_run(launch, ha, limit).await {
+            Ok(()) => {
+                self.hook_or_warn(cx, &guest, Phase::PostStart, limit.left(LIMIT)).await;
+                Ok(())
+            }
+            Err(e) => {
+                self.undo_start(cx, vmid).await;
                 Err(e)
             }
         }
+    }
+
+    /// Whoever starts a guest that has just died may come before its end was recorded. A guest that does not run, under its
+    /// mutex.
+    async fn with_last_end_recorded(&self, cx: &TaskContext, guest: GuestAt) -> Result<GuestAt, OpsError> {
+        if !guest.own.value.running {
+            return Ok(guest);
+        }
+        self.ended(cx, guest.vmid, BRIEF).await;
+        self.own_guest(guest.vmid).await
+    }
+
+    /// The fence process knows a guest of HA's, then its record says that it runs. Whether it is HA's.
+    async fn record_start(&self, guest: &GuestAt) -> Result<bool, OpsError> {
+        let ha = self.ha_maintains(guest.vmid)?;
+        let registration = self.guests.prepare(guest.vmid, guest.own.value.epoch).await?;
+        if ha {
+            self.fence.register(registration).await?;
+        }
+        self.mark(guest, true, ha).await?;
+        Ok(ha)
     }
 
     async fn launch_and_run(&self, launch: Launch, ha: bool, limit: Limit) -> Result<(), OpsError> {
@@ -225,14 +255,14 @@ impl Ops {
     }
 
     /// Ends what a failed start has left, and says so in the record once nothing is left.
-    async fn undo_start(&self, vmid: Vmid) {
+    async fn undo_start(&self, cx: &TaskContext, vmid: Vmid) {
         if let Err(e) = self.guests.kill(vmid).await
             && !matches!(e, GuestError::NotRunning(_))
         {
             tracing::error!("guest {vmid}: could not be ended after a failed start: {e}");
             return;
         }
-        self.after_exit(vmid).await;
+        self.ended(cx, vmid, BRIEF).await;
     }
 
     /// Lets the fence process give the push, waiting a little for a lease that is on its way.
@@ -280,18 +310,32 @@ impl Ops {
         self.guest_nodes().iter().any(|n| n.state.is_lost())
     }
 
-    /// The process is gone: the fence process forgets it, and the record says so. Repeating it is no error; where it cannot be
-    /// committed now, reconciliation does it later.
+    /// The process is gone, and no request is at it. Under the guest's mutex.
     pub async fn after_exit(&self, vmid: Vmid) {
+        if let Some(guest) = self.record_end(vmid).await {
+            self.hook_after_end(&guest).await;
+        }
+    }
+
+    /// The process is gone by what a task does; its hook script has so long.
+    async fn ended(&self, cx: &TaskContext, vmid: Vmid, limit: Duration) {
+        if let Some(guest) = self.record_end(vmid).await {
+            self.hook_or_warn(cx, &guest, Phase::PostStop, limit).await;
+        }
+    }
+
+    /// The process is gone: the fence process forgets it, and the record says so. The guest, if that is news. Repeating it is no
+    /// error; where it cannot be committed now, reconciliation does it later.
+    async fn record_end(&self, vmid: Vmid) -> Option<GuestAt> {
         if let Err(e) = self.fence.forget(vmid).await {
             tracing::warn!("guest {vmid}: {e}");
         }
-        let Ok(guest) = self.guest_at(vmid) else { return };
-        if guest.own.value.owner == self.me.name
-            && let Err(e) = self.mark(&guest, false, false).await
-        {
+        let guest = self.guest_at(vmid).ok().filter(|g| g.own.value.owner == self.me.name)?;
+        if let Err(e) = self.mark(&guest, false, false).await {
             tracing::warn!("guest {vmid} has stopped, which could not be recorded yet: {e}");
+            return None;
         }
+        guest.own.value.running.then_some(guest)
     }
 
     async fn power_now(
@@ -312,8 +356,11 @@ impl Ops {
             Verdict::Accept | Verdict::ByHa => {}
         }
         match action {
-            PowerAction::Stop { timeout } => self.stop_now(vmid, timeout).await,
-            PowerAction::Shutdown { timeout, force } => self.shutdown_now(cx, vmid, timeout, force).await,
+            PowerAction::Stop { timeout } => {
+                self.hook_before_stop(cx, &guest, BRIEF).await?;
+                self.stop_now(cx, vmid, timeout).await
+            }
+            PowerAction::Shutdown { timeout, force } => self.shutdown_now(cx, &guest, timeout, force).await,
             PowerAction::Reboot { timeout } => Ok(self.guests.reboot(vmid, timeout).await?),
             PowerAction::Reset => Ok(self.guests.reset(vmid).await?),
             PowerAction::Suspend => Ok(self.guests.pause(vmid).await?),
@@ -321,32 +368,35 @@ impl Ops {
         }
     }
 
-    async fn stop_now(&self, vmid: Vmid, timeout: Duration) -> Result<(), OpsError> {
+    async fn stop_now(&self, cx: &TaskContext, vmid: Vmid, timeout: Duration) -> Result<(), OpsError> {
         match self.guests.stop_within(vmid, timeout).await {
             Ok(()) | Err(GuestError::NotRunning(_)) => {}
             Err(e) => return Err(e.into()),
         }
-        self.after_exit(vmid).await;
+        self.ended(cx, vmid, BRIEF).await;
         Ok(())
     }
 
     async fn shutdown_now(
         &self,
         cx: &TaskContext,
-        vmid: Vmid,
+        guest: &GuestAt,
         timeout: Duration,
         force: bool,
     ) -> Result<(), OpsError> {
+        let (vmid, limit) = (guest.vmid, Limit::of(Some(timeout)));
         let paused = self.running(vmid).await?.state == RunState::Paused;
         if paused && !force {
             return Err(OpsError::failed(format!(
                 "VM {vmid} is suspended and can't shut down: resume it, or stop it"
             )));
         }
+        // A script that hangs leaves the guest's system its time.
+        self.hook_before_stop(cx, guest, timeout / 2).await?;
         let asked = if paused {
             Ok(())
         } else {
-            let ended = cx.or_cancelled(self.guests.shutdown(vmid, timeout)).await;
+            let ended = cx.or_cancelled(self.guests.shutdown(vmid, limit.left(timeout))).await;
             ended.map_err(|e| OpsError::failed(e.to_string()))?
         };
         match asked {
@@ -354,7 +404,7 @@ impl Ops {
             Err(GuestError::NotRunning(_)) => {}
             Ok(()) | Err(_) if force => {
                 cx.log(format!("VM {vmid} did not shut down - stopping it now"));
-                return self.stop_now(vmid, STOP_TIMEOUT).await;
+                return self.stop_now(cx, vmid, STOP_TIMEOUT).await;
             }
             Err(GuestError::TimedOut { .. }) => {
                 return Err(OpsError::failed("VM quit/powerdown failed - got timeout"));
@@ -362,7 +412,7 @@ impl Ops {
             Ok(()) => {}
             Err(e) => return Err(e.into()),
         }
-        self.after_exit(vmid).await;
+        self.ended(cx, vmid, limit.left(LIMIT).max(BRIEF)).await;
         Ok(())
     }
 

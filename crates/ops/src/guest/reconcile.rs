@@ -79,21 +79,34 @@ impl Ops {
         vmids.sort_unstable();
         vmids.dedup();
         for vmid in vmids {
-            let Some(_lock) = self.guest_locks.try_lock(vmid) else { continue };
+            let Some(lock) = self.guest_locks.try_lock(vmid) else { continue };
             // Asked under the guest's mutex, which whoever registers or forgets it holds.
             let guarded = match self.fence.status().await {
                 Ok(status) => status.guests.iter().find(|g| g.0 == vmid).map(|g| g.1),
                 Err(e) => return Err(e.into()),
             };
-            if let Err(e) = self.reconcile_one(vmid, guarded).await {
-                tracing::warn!("guest {vmid}: could not be reconciled: {e}");
+            match self.reconcile_one(vmid, guarded).await {
+                Ok(None) => {}
+                Ok(Some(ended)) => {
+                    let ops = self.clone();
+                    // Beside the others, which need not wait for its script.
+                    tokio::spawn(async move {
+                        ops.hook_after_end(&ended).await;
+                        drop(lock);
+                    });
+                }
+                Err(e) => tracing::warn!("guest {vmid}: could not be reconciled: {e}"),
             }
         }
         Ok(true)
     }
 
-    /// Under the guest's mutex: everything is read afresh.
-    async fn reconcile_one(self: &Arc<Self>, vmid: Vmid, guarded: Option<Epoch>) -> Result<(), OpsError> {
+    /// Under the guest's mutex: everything is read afresh. The guest, if its end was recorded.
+    async fn reconcile_one(
+        self: &Arc<Self>,
+        vmid: Vmid,
+        guarded: Option<Epoch>,
+    ) -> Result<Option<GuestAt>, OpsError> {
         let process = self.guests.state(vmid).await;
         let own = self.ownership(vmid)?;
         let guest = own.as_ref().map(|_| self.guest_at(vmid)).transpose()?;
@@ -106,26 +119,24 @@ impl Ops {
             tracing::info!("guest {vmid} ({}): {step:?}", service(vmid));
         }
         match (step, process, guest) {
-            (Step::Destroy, Some(_), _) => self.destroy_copy(vmid).await,
-            (Step::Await, Some(p), Some(g)) => {
-                self.await_handover(vmid, p.epoch, g.own.value.owner);
-                Ok(())
-            }
-            (Step::Reclaim, Some(_), Some(g)) => self.reclaim(g).await,
-            (Step::Arm, Some(p), Some(g)) => self.arm(&g, &p).await,
+            (Step::Destroy, Some(_), _) => self.destroy_copy(vmid).await?,
+            (Step::Await, Some(p), Some(g)) => self.await_handover(vmid, p.epoch, g.own.value.owner),
+            (Step::Reclaim, Some(_), Some(g)) => self.reclaim(g).await?,
+            (Step::Arm, Some(p), Some(g)) => self.arm(&g, &p).await?,
             (Step::RecordStopped, None, Some(g)) => {
                 self.fence.forget(vmid).await?;
-                self.mark(&g, false, false).await
+                self.mark(&g, false, false).await?;
+                return Ok(Some(g));
             }
             (Step::Nothing, process, Some(g)) if owns => {
                 self.free_void_lock(&g).await?;
-                match process {
-                    Some(_) => self.true_up(vmid).await,
-                    None => Ok(()),
+                if process.is_some() {
+                    self.true_up(vmid).await?;
                 }
             }
-            _ => Ok(()),
+            _ => {}
         }
+        Ok(None)
     }
 
     /// Ends an old copy.
