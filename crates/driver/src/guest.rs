@@ -311,7 +311,7 @@ pub trait GuestDriver: Send + Sync {
         medium: Option<ResolvedVolume>,
     ) -> Result<(), GuestError>;
     /// Tells a running guest what an option says in this configuration, where no device comes or goes by it: limits of a disk,
-    /// a network device's link, the balloon's target.
+    /// a network device's link, the balloon's target, its share of the CPUs.
     async fn tune(&self, vmid: Vmid, key: &str, config: &str) -> Result<(), GuestError>;
     /// Whether the device that an option names (`net0`, `scsi1`) is in the running machine.
     async fn is_plugged(&self, vmid: Vmid, key: &str) -> Result<bool, GuestError>;

@@ -159,6 +159,7 @@ fn lock(home: &Home) -> Result<std::fs::File> {
 fn guests(home: &Home, args: &Args, tag: &str) -> Arc<dyn stead_driver::guest::GuestDriver> {
     let mut options = stead_qemu::QemuOptions::new(home.at("run"));
     options.cgroup_root = stead_qemu::find_cgroup_root(tag);
+    options.cpu_root = stead_qemu::find_cpu_root(tag);
     options.accel = args.no_kvm.then_some(stead_qemu::Accel::Tcg);
     options.bridges = match args.network {
         args::Network::Bridge => stead_qemu::Bridges::Auto,

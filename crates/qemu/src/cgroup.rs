@@ -50,6 +50,11 @@ impl Cgroup {
         std::fs::File::options().write(true).open(self.0.join("cgroup.procs"))
     }
 
+    /// Makes a process a member, with all its threads.
+    pub fn take_in(&self, pid: u32) -> io::Result<()> {
+        std::fs::write(self.0.join("cgroup.procs"), pid.to_string())
+    }
+
     /// Whether all of it is frozen, by the kernel's word.
     pub fn is_frozen(&self) -> bool {
         let read = |file| std::fs::read_to_string(self.0.join(file)).unwrap_or_default();

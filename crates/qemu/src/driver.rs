@@ -7,7 +7,7 @@ use crate::plug::{self, Plug};
 use crate::probe::{self, Machines};
 use crate::process::{self, Process};
 use crate::rundir::{self, RunDir};
-use crate::{Accel, QemuOptions, agent, migration, net};
+use crate::{Accel, QemuOptions, agent, cpu_group, migration, net};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -156,11 +156,12 @@ impl Inner {
             }
         }
         dir.remove();
-        let cgroup = meta.and_then(|m| m.cgroup).and_then(crate::cgroup::Cgroup::at);
-        if let Some(cgroup) = cgroup {
+        let Some(meta) = meta else { return };
+        if let Some(cgroup) = meta.cgroup.and_then(crate::cgroup::Cgroup::at) {
             let _ = cgroup.kill();
             cgroup.remove();
         }
+        cpu_group::clear(meta.cpu_cgroup);
     }
 
     /// What the program can do, asked again when it was replaced.
@@ -544,6 +545,11 @@ impl GuestDriver for QemuDriver {
     async fn tune(&self, vmid: Vmid, key: &str, config: &str) -> Answer<()> {
         let config = VmConfig::parse(config).or_else(|e| crate::command::refuse("config", e.to_string()))?;
         let guest = self.guest(vmid).await?;
+        if matches!(key, "cpulimit" | "cpuunits") {
+            let share = config.current.cpu_share().map_err(crate::command::unusable)?;
+            return cpu_group::give(&self.0.options, &guest, share)
+                .or_else(|e| crate::command::refuse(key, e.to_string()));
+        }
         crate::tune::bridge(&guest, &config.current, key).await?;
         let (command, arguments) = crate::tune::command(&config.current, key)?;
         guest.ask("tune", command, arguments).await.map(drop)

@@ -5,7 +5,7 @@ use crate::process::{self, Process};
 use crate::qmp::{Event, Qmp, QmpError};
 use crate::rundir::{Meta, RunDir};
 use crate::stats::{self, CpuMeter};
-use crate::{accel::Accel, net};
+use crate::{accel::Accel, cpu_group, net};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -63,12 +63,13 @@ impl Guest {
     }
 
     /// Changes its record.
-    pub fn note(&self, change: impl FnOnce(&mut Meta)) {
+    pub fn note(&self, change: impl FnOnce(&mut Meta)) -> std::io::Result<()> {
         let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut meta);
-        if let Err(e) = self.dir.store(&meta) {
-            tracing::warn!(vmid = %self.vmid, error = %e, "could not record what the guest has become");
-        }
+        let mut new = meta.clone();
+        change(&mut new);
+        self.dir.store(&new)?;
+        *meta = new;
+        Ok(())
     }
 
     /// What the fence process is told of it.
@@ -302,6 +303,7 @@ impl Guest {
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove();
         }
+        cpu_group::clear(self.meta().cpu_cgroup);
     }
 
     /// Tells those who wait that nothing is left.

@@ -6,7 +6,7 @@ use crate::probe::Machines;
 use crate::process::{Process, Program};
 use crate::qmp::{Qmp, QmpError};
 use crate::rundir::{FORMAT, Meta, RunDir};
-use crate::{Accel, QemuOptions, cgroup::Cgroup, migration, net, tune};
+use crate::{Accel, QemuOptions, cgroup::Cgroup, cpu_group, migration, net, tune};
 use rustix::thread::CpuSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -60,6 +60,7 @@ impl<'a> Job<'a> {
         let mut all: Vec<String> = idle.iter().map(|e| format!("without effect: {e}")).collect();
         let missing = self.affinity().ok().and_then(|(_, missing)| missing);
         all.extend(missing.map(|why| format!("affinity: {why}")));
+        all.extend(cpu_group::warning(self.options, &self.config.current));
         // Where they can't be read the launch will say so.
         if let Ok(nets) = self.config.current.nets() {
             all.extend(net::warnings(&nets, self.options.bridges).await);
@@ -177,11 +178,11 @@ impl<'a> Job<'a> {
         let (process, meta) = match started {
             Ok(started) => started,
             Err(e) => {
-                clear(&self.dir, self.cgroup_path());
+                self.clear();
                 return Err(e);
             }
         };
-        let cleaner = Cleaner { dir: &self.dir, cgroup: self.cgroup_path(), process: Some(process) };
+        let cleaner = Cleaner { job: self, process: Some(process) };
         match self.greet(cleaner.process.as_ref(), &meta, nets).await {
             Ok(qmp) => self.finish(cleaner, meta, qmp),
             Err(trouble) => {
@@ -204,8 +205,22 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn cgroup_path(&self) -> Option<PathBuf> {
-        cgroup_path(self.options, self.launch.vmid)
+    /// Removes what a failed launch leaves, once no process is left.
+    fn clear(&self) {
+        self.dir.remove();
+        if let Some(cgroup) = cgroup_path(self.options, self.launch.vmid).and_then(Cgroup::at) {
+            cgroup.remove();
+        }
+        cpu_group::clear(cpu_group::own_group(self.options, self.launch.vmid));
+    }
+
+    /// The group for its share of the CPUs, if it is one of its own. That the guest runs matters more than at what speed.
+    fn cpu_group(&self) -> Result<Option<Cgroup>, Attempt> {
+        let share = self.config.current.cpu_share().map_err(|e| Attempt::Refused(unusable(e)))?;
+        Ok(cpu_group::bound(self.options, self.launch.vmid, share).unwrap_or_else(|e| {
+            tracing::warn!(vmid = %self.launch.vmid, error = %e, "cpulimit, cpuunits: the VM runs without them");
+            None
+        }))
     }
 
     /// Executes the program.
@@ -234,6 +249,7 @@ impl<'a> Job<'a> {
             NetPlan::Tap { ifname, .. } => Some(ifname.clone()),
             NetPlan::User { .. } => None,
         });
+        let cpu_group = self.cpu_group()?;
         let meta = Meta {
             format: FORMAT,
             vmid,
@@ -246,17 +262,19 @@ impl<'a> Job<'a> {
             incoming: self.launch.incoming.is_some(),
             taps: taps.collect(),
             cgroup: cgroup.as_ref().map(|c| c.path().to_owned()),
+            cpu_cgroup: cpu_group.as_ref().map(|c| c.path().to_owned()),
             argv: line.argv,
             process: None,
         };
         // Written before the process exists: what a dying daemon leaves is known to be unfinished.
         self.dir.store(&meta).map_err(io("its record could not be written"))?;
         let stderr = std::fs::File::options().create(true).append(true).open(self.dir.stderr());
+        let entrances = cgroup.iter().chain(&cpu_group).map(Cgroup::entrance).collect::<std::io::Result<_>>();
         let program = Program {
             binary: &self.options.binary,
             argv: &meta.argv,
             inherit: &monitors,
-            cgroup: cgroup.as_ref().map(Cgroup::entrance).transpose().map_err(io("its cgroup"))?,
+            cgroups: entrances.map_err(io("its cgroup"))?,
             affinity: self.affinity().map_err(Attempt::Refused)?.0,
             stderr: stderr.map_err(io("the file for its messages"))?,
         };
@@ -372,8 +390,7 @@ fn failed(why: String) -> Attempt {
 /// Removes what a failed launch leaves.
 #[derive(Debug)]
 struct Cleaner<'a> {
-    dir: &'a RunDir,
-    cgroup: Option<PathBuf>,
+    job: &'a Job<'a>,
     process: Option<Process>,
 }
 
@@ -382,15 +399,8 @@ impl Drop for Cleaner<'_> {
         if let Some(process) = self.process.take() {
             let _ = process.kill();
             process.reap();
-            clear(self.dir, self.cgroup.take());
+            self.job.clear();
         }
-    }
-}
-
-fn clear(dir: &RunDir, cgroup: Option<PathBuf>) {
-    dir.remove();
-    if let Some(cgroup) = cgroup.and_then(Cgroup::at) {
-        cgroup.remove();
     }
 }
 
@@ -410,6 +420,7 @@ fn cgroup_path(options: &QemuOptions, vmid: Vmid) -> Option<PathBuf> {
 /// Makes a guest's run directory and cgroup. Repeating it is no error.
 pub fn make_room(options: &QemuOptions, vmid: Vmid) -> std::io::Result<Option<Cgroup>> {
     RunDir::new(&options.run_dir, vmid).create()?;
+    cpu_group::clear(cpu_group::own_group(options, vmid));
     let Some(path) = cgroup_path(options, vmid) else { return Ok(None) };
     match Cgroup::create(path) {
         Ok(cgroup) => Ok(Some(cgroup)),

@@ -15,6 +15,7 @@ pub mod accel;
 mod agent;
 mod cgroup;
 pub mod command;
+mod cpu_group;
 mod driver;
 mod guest;
 mod launch;
@@ -30,6 +31,7 @@ mod tune;
 
 pub use accel::Accel;
 pub use cgroup::find_cgroup_root;
+pub use cpu_group::{CpuRoot, find_cpu_root};
 pub use driver::QemuDriver;
 pub use net::{Bridges, Forward};
 
@@ -43,6 +45,8 @@ pub struct QemuOptions {
     pub run_dir: PathBuf,
     /// A cgroup (v2, or v1 freezer) below which each guest gets its own; see [`find_cgroup_root`].
     pub cgroup_root: Option<PathBuf>,
+    /// Where guests get their share of the CPUs; see [`find_cpu_root`]. None: `cpulimit` and `cpuunits` are without effect.
+    pub cpu_root: Option<CpuRoot>,
     /// The accelerator; none: KVM where it is usable, else TCG.
     pub accel: Option<Accel>,
     /// The program.
@@ -59,6 +63,7 @@ impl QemuOptions {
         Self {
             run_dir: run_dir.into(),
             cgroup_root: None,
+            cpu_root: None,
             accel: None,
             binary: "qemu-system-x86_64".into(),
             bridges: Bridges::Auto,

@@ -10,6 +10,7 @@
 
 use crate::command::{self, Chipset, Hardware, NetPlan, Part, card, refuse, unusable};
 use crate::guest::Guest;
+use crate::rundir::Meta;
 use crate::{net, tune};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -109,7 +110,7 @@ impl Plug {
                 }
             }
         } else if let Some(NetPlan::Tap { ifname, .. }) = plan {
-            guest.note(|meta| meta.taps.push(ifname.clone()));
+            note(guest, |meta| meta.taps.push(ifname.clone()));
         }
         result
     }
@@ -127,7 +128,7 @@ impl Plug {
         }
         if let Some(net) = &self.net {
             let tap = net::tap_name(guest.vmid, net);
-            guest.note(|meta| meta.taps.retain(|name| *name != tap));
+            note(guest, |meta| meta.taps.retain(|name| *name != tap));
         }
         Ok(())
     }
@@ -163,7 +164,7 @@ pub async fn set_cpus(guest: &Guest, config: &str, patience: Duration) -> Answer
     let count = |there: &BTreeSet<String>| 1 + all.iter().filter(|cpu| there.contains(cpu.id())).count();
     let (before, after) = (count(&there), count(&devices(guest, PLUG).await?));
     let number = u32::try_from(after).unwrap_or(u32::MAX);
-    guest.note(|meta| meta.cpus = number);
+    note(guest, |meta| meta.cpus = number);
     match changed {
         // What has come of it tells the number.
         Err(e) if before != after => {
@@ -173,6 +174,13 @@ pub async fn set_cpus(guest: &Guest, config: &str, patience: Duration) -> Answer
         done => done?,
     }
     Ok(number)
+}
+
+/// What the record says of taps and CPUs is for statistics: a machine has changed all the same.
+fn note(guest: &Guest, change: impl FnOnce(&mut Meta)) {
+    if let Err(e) = guest.note(change) {
+        tracing::warn!(vmid = %guest.vmid, error = %e, "could not record what the guest has become");
+    }
 }
 
 /// The id of the device that an option names.

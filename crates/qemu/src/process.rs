@@ -113,8 +113,8 @@ pub struct Program<'a> {
     pub argv: &'a [String],
     /// Descriptors that it inherits under the same numbers.
     pub inherit: &'a [OwnedFd],
-    /// Its cgroup's entrance.
-    pub cgroup: Option<File>,
+    /// Its cgroups' entrances.
+    pub cgroups: Vec<File>,
     /// The CPUs that it may run on.
     pub affinity: Option<CpuSet>,
     /// Takes what it says.
@@ -122,11 +122,11 @@ pub struct Program<'a> {
 }
 
 impl Program<'_> {
-    /// Starts it in a session of its own, as a member of its cgroup from its first instruction. Must be
+    /// Starts it in a session of its own, as a member of its cgroups from its first instruction. Must be
     /// called within a tokio runtime.
     pub fn spawn(self) -> io::Result<Process> {
         let inherit: Vec<RawFd> = self.inherit.iter().map(AsRawFd::as_raw_fd).collect();
-        let (cgroup, affinity) = (self.cgroup, self.affinity);
+        let (cgroups, affinity) = (self.cgroups, self.affinity);
         let mut command = Command::new(self.binary);
         command
             .args(self.argv)
@@ -141,7 +141,7 @@ impl Program<'_> {
                 let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
                 rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
             }
-            if let Some(entrance) = &cgroup {
+            for entrance in &cgroups {
                 rustix::io::write(entrance, b"0")?;
             }
             if let Some(cpus) = &affinity {
@@ -195,7 +195,7 @@ mod tests {
             binary: Path::new("sleep"),
             argv: &argv,
             inherit: &[],
-            cgroup: None,
+            cgroups: vec![],
             affinity: None,
             stderr,
         };
@@ -228,7 +228,7 @@ mod tests {
             binary: Path::new("sleep"),
             argv: &argv,
             inherit: &[],
-            cgroup: None,
+            cgroups: vec![],
             affinity: None,
             stderr: log,
         };

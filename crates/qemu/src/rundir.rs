@@ -148,6 +148,9 @@ pub struct Meta {
     pub taps: Vec<String>,
     /// Its cgroup.
     pub cgroup: Option<PathBuf>,
+    /// Its group for its share of the CPUs, where that is another one.
+    #[serde(default)]
+    pub cpu_cgroup: Option<PathBuf>,
     /// The command line.
     pub argv: Vec<String>,
     /// Its process: pid and start in clock ticks since boot. None while it is being launched.

@@ -358,7 +358,9 @@ impl GuestDriver for FakeGuests {
             if p.state == RunState::Unresponsive {
                 return Self::refused(vmid, "tune", "it does not answer");
             }
-            if !p.launch.config.contains(&format!("{key}:")) && key != "balloon" {
+            if !p.launch.config.contains(&format!("{key}:"))
+                && !matches!(key, "balloon" | "cpulimit" | "cpuunits")
+            {
                 return Self::refused(vmid, "tune", "there is no such device");
             }
             config.clone_into(&mut p.launch.config);

@@ -23,6 +23,8 @@ const TESTED: &[(&str, &str)] = &[
     ("ciuser", SEEN),
     ("cores", TAKEN),
     ("cpu", TAKEN),
+    ("cpulimit", SEEN),
+    ("cpuunits", SEEN),
     ("description", KEPT),
     ("hookscript", SEEN),
     ("hotplug", SEEN),

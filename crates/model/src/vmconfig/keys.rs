@@ -149,6 +149,8 @@ const fn number(min: f64, max: f64) -> Kind {
 
 /// The most CPUs, the limit of QEMU's machine types.
 pub const MAX_CPUS: u64 = 4096;
+/// The greatest weight, that of the older of the kernel's scales.
+pub const MAX_CPU_UNITS: u64 = 262_144;
 /// The most memory in MiB: 4 TiB.
 pub const MAX_MEMORY: u64 = 4 << 20;
 
@@ -193,6 +195,8 @@ pub static KEYS: &[KeySpec] = &[
     works("ciuser", Kind::Text { max: 256 }).now(),
     works("cores", int(1, MAX_CPUS)),
     works("cpu", Kind::Checked(check::cpu)),
+    works("cpulimit", number(0.0, 128.0)).device(),
+    works("cpuunits", int(1, MAX_CPU_UNITS)).device(),
     works("description", Kind::Text { max: 8192 }).now(),
     works("hookscript", Kind::Checked(check::hookscript)).now(),
     works("hotplug", Kind::Checked(check::hotplug)).now(),
@@ -251,8 +255,6 @@ pub static KEYS: &[KeySpec] = &[
     inert("arch", Kind::Choice(&["x86_64", "aarch64"]), &["x86_64"]),
     // Without effect for long, elsewhere too.
     inert("autostart", Kind::Bool, &["0", "1"]),
-    inert("cpulimit", number(0.0, 128.0), &["0"]),
-    later("cpuunits", int(1, 262_144)),
     later("efidisk0", LINE),
     inert("freeze", Kind::Bool, &["0"]),
     later("hostpci", LINE).of(16),

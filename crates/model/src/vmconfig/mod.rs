@@ -33,7 +33,7 @@ pub use keys::{KeyError, KeySpec, Kind, Live, Refusal, Support};
 pub use limits::{Limits, Rate, Rates};
 pub use pending::{Change, Changed, PendingItem};
 pub use values::{
-    Agent, Audio, Bios, Boot, Cpu, OsType, PhysBits, Rng, ScsiHw, Serial, Startup, Vga, Watchdog,
+    Agent, Audio, Bios, Boot, Cpu, CpuShare, OsType, PhysBits, Rng, ScsiHw, Serial, Startup, Vga, Watchdog,
     WatchdogModel, split_words,
 };
 

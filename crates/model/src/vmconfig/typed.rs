@@ -5,9 +5,9 @@
 use super::Settings;
 use super::check::integer;
 use super::devices::{Bus, Disk, DiskSource, Net, as_disk, flag};
-use super::keys::{KeyError, MAX_CPUS, MAX_MEMORY, Refusal, accept, lookup, split_index};
+use super::keys::{KeyError, MAX_CPU_UNITS, MAX_CPUS, MAX_MEMORY, Refusal, accept, lookup, split_index};
 use super::values::{self, split_words};
-use super::{Agent, Audio, Bios, Boot, Cpu, OsType, Rng, ScsiHw, Serial, Startup, Vga, Watchdog};
+use super::{Agent, Audio, Bios, Boot, Cpu, CpuShare, OsType, Rng, ScsiHw, Serial, Startup, Vga, Watchdog};
 use crate::cloudinit::options::NO_PASSWORD;
 use crate::property::PropertyString;
 use crate::size::Mebibytes;
@@ -213,6 +213,19 @@ impl Settings {
             );
         }
         Ok(all)
+    }
+
+    /// How much of the host's CPUs it gets.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn cpu_share(&self) -> Result<CpuShare, KeyError> {
+        let limit = match self.checked("cpulimit")? {
+            Some(text) => text.parse().or_else(|e| KeyError::value("cpulimit", e))?,
+            None => 0.0,
+        };
+        let units = self.integer("cpuunits", 1, MAX_CPU_UNITS)?.and_then(|n| u32::try_from(n).ok());
+        Ok(CpuShare { limit, units })
     }
 
     /// The CPU model.

@@ -418,6 +418,22 @@ impl Startup {
     }
 }
 
+/// How much of the host's CPUs a guest gets.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CpuShare {
+    /// At most so many CPUs; 0: as many as it can use.
+    pub limit: f64,
+    /// Its weight against other guests; `None`: the kernel's default.
+    pub units: Option<u32>,
+}
+
+impl CpuShare {
+    /// Whether nothing was asked for.
+    pub fn is_default(self) -> bool {
+        self.limit <= 0.0 && self.units.is_none()
+    }
+}
+
 /// What the firmware tries to start from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Boot {

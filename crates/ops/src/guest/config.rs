@@ -514,13 +514,16 @@ fn is_medium(config: &VmConfig, change: &Change) -> bool {
 
 /// Whether a change is one that a running process can be told, without a device that comes or goes: the limits of a disk, and
 /// what is said of a disk that no process has a part in; whether a network device's link is up, and its bridge; the balloon's
-/// target.
+/// target; its share of the CPUs.
 fn is_tuning(config: &VmConfig, change: &Change) -> bool {
     let (key, new) = match change {
         Change::Set { key, value } => (key, Some(value.as_str())),
         Change::Delete { key, .. } => (key, None),
     };
     let old = config.current.get(key);
+    if matches!(key.as_str(), "cpulimit" | "cpuunits") {
+        return true;
+    }
     if key == "balloon" {
         // 0 is none at all.
         return old != Some("0") && new != Some("0");

@@ -8,12 +8,13 @@ use stead_driver::guest::{GuestDriver, GuestProcess, Launch, ResolvedVolume};
 use stead_driver::suite::guest::GuestHarness;
 use stead_driver::suite::sector;
 use stead_model::{Epoch, Vmid};
-use stead_qemu::{QemuDriver, QemuOptions};
+use stead_qemu::{CpuRoot, QemuDriver, QemuOptions};
 
 /// The nodes.
 pub struct Machines {
     pub folder: tempfile::TempDir,
     cgroups: [Option<PathBuf>; 2],
+    cpus: [Option<CpuRoot>; 2],
 }
 
 impl Machines {
@@ -22,12 +23,17 @@ impl Machines {
         let folder = tempfile::Builder::new().prefix("sq").tempdir_in("/tmp").unwrap();
         let tag = folder.path().file_name().unwrap().to_str().unwrap().to_owned();
         let cgroups = [0, 1].map(|node| stead_qemu::find_cgroup_root(&format!("{tag}-{node}")));
-        Self { folder, cgroups }
+        let cpus = [0, 1].map(|node| stead_qemu::find_cpu_root(&format!("{tag}-{node}")));
+        Self { folder, cgroups, cpus }
     }
 
     pub fn options(&self, node: usize) -> QemuOptions {
         let run_dir = self.folder.path().join(node.to_string());
-        QemuOptions { cgroup_root: self.cgroups[node].clone(), ..QemuOptions::new(run_dir) }
+        QemuOptions {
+            cgroup_root: self.cgroups[node].clone(),
+            cpu_root: self.cpus[node].clone(),
+            ..QemuOptions::new(run_dir)
+        }
     }
 
     pub fn disk(&self, vmid: Vmid) -> PathBuf {
@@ -57,7 +63,11 @@ impl Drop for Machines {
         for node in ["0", "1"] {
             processes(&self.folder.path().join(node)).into_iter().for_each(kill);
         }
-        let groups = self.cgroups.iter().flatten().flat_map(std::fs::read_dir).flatten().flatten();
+        let shares = self.cpus.iter().flatten().map(|root| match root {
+            CpuRoot::V1(root) | CpuRoot::V2(root) => root,
+        });
+        let groups =
+            self.cgroups.iter().flatten().chain(shares).flat_map(std::fs::read_dir).flatten().flatten();
         for group in groups.map(|g| g.path()).filter(|g| g.is_dir()) {
             // Its processes were killed; they are gone soon.
             let until = std::time::Instant::now() + Duration::from_secs(5);
@@ -120,7 +130,11 @@ impl GuestHarness for Machines {
         let dir = self.options(node).run_dir;
         let mut all: Vec<String> = processes(&dir).iter().map(|pid| format!("process {pid}")).collect();
         let group = self.cgroups[node].as_ref().map(|root| root.join(vmid.to_string()));
-        for path in [Some(dir.join(vmid.to_string())), group].into_iter().flatten() {
+        let share = match &self.cpus[node] {
+            Some(CpuRoot::V1(root)) => Some(root.join(vmid.to_string())),
+            _ => None,
+        };
+        for path in [Some(dir.join(vmid.to_string())), group, share].into_iter().flatten() {
             if path.exists() {
                 all.push(path.display().to_string());
             }

@@ -1,0 +1,153 @@
+//! What the host does for QEMU guests: their share of its CPUs.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod common;
+
+use common::Machines;
+use std::path::PathBuf;
+use std::time::Duration;
+use stead_driver::guest::{GuestDriver, Incoming, Launch, RunState};
+use stead_driver::suite::guest::GuestHarness;
+use stead_model::{Epoch, Vmid};
+use stead_qemu::{CpuRoot, QemuDriver, QemuOptions};
+
+fn skip(why: &str) {
+    let strict = std::env::var_os("STEAD_STRICT").is_some_and(|v| v == "1");
+    assert!(!strict, "skipped although STEAD_STRICT=1: {why}");
+    eprintln!("SKIP {}: {why}", std::thread::current().name().unwrap_or("test"));
+}
+
+/// A guest that never rests.
+fn spinning(h: &Machines, id: Vmid, more: &str) -> Launch {
+    let mut launch = h.launch(id, Epoch(1));
+    let mut disk = vec![0; 1 << 20];
+    // It jumps to where it is.
+    disk[..2].copy_from_slice(&[0xeb, 0xfe]);
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    std::fs::write(h.disk(id), disk).unwrap();
+    launch.config.push_str(more);
+    launch
+}
+
+/// The seconds of CPU that a process takes in one.
+async fn busy(pid: u32) -> f64 {
+    let used = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
+        // In clock ticks, of which the kernel shows a hundred a second.
+        (fields[12].parse::<f64>().unwrap() + fields[13].parse::<f64>().unwrap()) / 100.0
+    };
+    let (begun, before) = (std::time::Instant::now(), used());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    (used() - before) / begun.elapsed().as_secs_f64()
+}
+
+/// What the kernel was told of a guest: its limit and its weight.
+fn told(root: &CpuRoot, id: Vmid) -> (String, String) {
+    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap().trim().to_owned();
+    match root {
+        CpuRoot::V1(root) => {
+            let group = root.join(id.to_string());
+            (read(group.join("cpu.cfs_quota_us")), read(group.join("cpu.shares")))
+        }
+        CpuRoot::V2(root) => {
+            let group = root.join(id.to_string());
+            let limit = read(group.join("cpu.max"));
+            (limit.split(' ').next().unwrap().replace("max", "-1"), read(group.join("cpu.weight")))
+        }
+    }
+}
+
+/// At its start, while it runs, and where it moves.
+#[tokio::test]
+async fn a_guest_gets_its_share_of_the_cpus() {
+    let h = Machines::new().await;
+    let [here, there] = [0, 1].map(|node| h.options(node));
+    let (Some(root), Some(other)) = (here.cpu_root.clone(), there.cpu_root.clone()) else {
+        return skip("there is no controller of CPUs here");
+    };
+    let (driver, id) = (QemuDriver::new(here), Vmid::new(100).unwrap());
+    let launch = spinning(&h, id, "cpulimit: 0.2\ncpuunits: 300\n");
+    assert_eq!(driver.warnings(&launch).await, Vec::<String>::new());
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    let process = driver.launch(launch.clone()).await.unwrap();
+    assert_eq!(told(&root, id), ("20000".into(), "300".into()));
+    driver.resume(id).await.unwrap();
+    let bounded = busy(process.pid).await;
+    assert!((0.02..0.35).contains(&bounded), "a fifth of a CPU was allowed, {bounded} were taken");
+
+    let without = launch.config.replace("cpulimit: 0.2\n", "");
+    driver.tune(id, "cpulimit", &without).await.unwrap();
+    assert_eq!(told(&root, id), ("-1".into(), "300".into()));
+    let free = busy(process.pid).await;
+    assert!(free > 1.5 * bounded, "without a limit it takes {free}");
+
+    let target = QemuDriver::new(there);
+    let incoming = Some(Incoming { machine: process.machine, accel: process.accel });
+    target.prepare(id, Epoch(2)).await.unwrap();
+    target.launch(Launch { epoch: Epoch(2), incoming, ..launch }).await.unwrap();
+    assert_eq!(told(&other, id), ("20000".into(), "300".into()));
+    target.kill(id).await.unwrap();
+    driver.stop(id).await.unwrap();
+    for node in [0, 1] {
+        assert_eq!(h.traces(node, id), Vec::<String>::new());
+    }
+}
+
+/// One that had asked for nothing is given a limit as it runs, with all its threads; a later daemon takes the group away.
+#[tokio::test]
+async fn a_running_guest_is_bounded() {
+    let h = Machines::new().await;
+    let Some(root) = h.options(0).cpu_root else {
+        return skip("there is no controller of CPUs here");
+    };
+    let (driver, id) = (QemuDriver::new(h.options(0)), Vmid::new(100).unwrap());
+    let launch = spinning(&h, id, "");
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    let process = driver.launch(launch.clone()).await.unwrap();
+    driver.resume(id).await.unwrap();
+    driver.tune(id, "cpulimit", &(launch.config + "cpulimit: 0.2\n")).await.unwrap();
+    let default = if matches!(root, CpuRoot::V1(_)) { "1024" } else { "100" };
+    assert_eq!(told(&root, id), ("20000".into(), default.into()));
+    let bounded = busy(process.pid).await;
+    assert!((0.02..0.35).contains(&bounded), "a fifth of a CPU was allowed, {bounded} were taken");
+    drop(driver);
+    let driver = QemuDriver::new(h.options(0));
+    assert_eq!(driver.adopt().await[0].state, RunState::Running);
+    driver.kill(id).await.unwrap();
+    assert_eq!(h.traces(0, id), Vec::<String>::new());
+}
+
+/// What a daemon has left that died before it had noted anything.
+#[tokio::test]
+async fn a_group_that_was_left_is_taken_away() {
+    let h = Machines::new().await;
+    let Some(CpuRoot::V1(root)) = h.options(0).cpu_root else {
+        return skip("CPUs have no tree of groups of their own here");
+    };
+    let (driver, id) = (QemuDriver::new(h.options(0)), Vmid::new(100).unwrap());
+    std::fs::create_dir_all(root.join("100")).unwrap();
+    std::fs::write(root.join("100/cpu.cfs_quota_us"), "5000").unwrap();
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    assert!(!root.join("100").exists());
+    let mut launch = h.broken(id);
+    launch.config.push_str("cpulimit: 1\n");
+    driver.launch(launch).await.unwrap_err();
+    assert_eq!(h.traces(0, id), Vec::<String>::new(), "nor does a start that fails leave one");
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_bound_guests_says_so_and_runs_them() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(QemuOptions { cpu_root: None, ..h.options(0) });
+    let id = Vmid::new(100).unwrap();
+    let launch = spinning(&h, id, "cpuunits: 300\n");
+    let warned = driver.warnings(&launch).await;
+    assert!(warned.len() == 1 && warned[0].starts_with("cpulimit, cpuunits: this node has no"), "{warned:?}");
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    driver.launch(launch.clone()).await.unwrap();
+    let refused = driver.tune(id, "cpuunits", &launch.config).await.unwrap_err().to_string();
+    assert!(refused.starts_with("cpuunits: this node has no"), "{refused}");
+    driver.kill(id).await.unwrap();
+}
