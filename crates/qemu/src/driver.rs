@@ -550,9 +550,15 @@ impl GuestDriver for QemuDriver {
             return cpu_group::give(&self.0.options, &guest, share)
                 .or_else(|e| crate::command::refuse(key, e.to_string()));
         }
-        crate::tune::bridge(&guest, &config.current, key).await?;
         let (command, arguments) = crate::tune::command(&config.current, key)?;
-        guest.ask("tune", command, arguments).await.map(drop)
+        guest.ask("tune", command, arguments).await?;
+        let nets = config.current.nets().map_err(crate::command::unusable)?;
+        match nets.iter().find(|net| net.key == key) {
+            Some(net) => net::attach_again(vmid, net, &guest.meta().taps)
+                .await
+                .or_else(|why| crate::command::refuse(key, why)),
+            None => Ok(()),
+        }
     }
 
     async fn is_plugged(&self, vmid: Vmid, key: &str) -> Answer<bool> {

@@ -298,9 +298,7 @@ impl<'a> Job<'a> {
             // Answered by the main loop, once the machine is complete.
             qmp.ask("query-status").await.map_err(silent)?;
             for plan in nets {
-                if let NetPlan::Tap { ifname, bridge, .. } = plan {
-                    net::attach(ifname, bridge).await.map_err(Trouble::Refused)?;
-                }
+                net::attach(plan).await.map_err(Trouble::Refused)?;
             }
             self.settle(&qmp, meta).await.map_err(Trouble::Refused)?;
             Ok(qmp)

@@ -65,17 +65,24 @@ fn is_privileged() -> bool {
         && Path::new("/dev/net/tun").exists()
 }
 
-/// Whether there is such a bridge in this process's network. `/sys` may show that of another one.
-async fn is_bridge(name: &str) -> bool {
-    let shown = ip(&["-o", "link", "show", "dev", name, "type", "bridge"]).await;
-    shown.is_ok_and(|text| !text.trim().is_empty())
+/// The largest packet of a bridge, in bytes; none if there is no such bridge in this process's network. `/sys` may show that of
+/// another one.
+async fn bridge_mtu(name: &str) -> Option<u32> {
+    let shown = run("ip", &["-o", "link", "show", "dev", name, "type", "bridge"]).await.ok()?;
+    mtu_of(&shown)
 }
 
-/// Runs `ip`.
-async fn ip(args: &[&str]) -> Result<String, String> {
-    let run = tokio::process::Command::new("ip").args(args).kill_on_drop(true).output().await;
+fn mtu_of(shown: &str) -> Option<u32> {
+    let mut words = shown.split_ascii_whitespace();
+    words.find(|word| *word == "mtu")?;
+    words.next()?.parse().ok()
+}
+
+/// Runs `ip` or `tc`.
+async fn run(program: &str, args: &[&str]) -> Result<String, String> {
+    let run = tokio::process::Command::new(program).args(args).kill_on_drop(true).output().await;
     match run {
-        Err(e) => Err(format!("'ip' could not be started ({e}): is the package iproute2 installed?")),
+        Err(e) => Err(format!("'{program}' could not be started ({e}): is the package iproute2 installed?")),
         Ok(out) if out.status.success() => Ok(String::from_utf8_lossy(&out.stdout).into_owned()),
         Ok(out) => Err(String::from_utf8_lossy(&out.stderr).trim().to_owned()),
     }
@@ -84,7 +91,8 @@ async fn ip(args: &[&str]) -> Result<String, String> {
 /// What becomes of a bridge.
 #[derive(Debug, PartialEq, Eq)]
 enum Way {
-    Tap,
+    /// A tap, for packets of that size.
+    Tap(u32),
     User,
     /// User-mode, though something else was asked for.
     Instead(String),
@@ -92,7 +100,12 @@ enum Way {
 }
 
 /// Decides on a bridge. `there` is asked only where it counts.
-async fn way(bridges: Bridges, privileged: bool, bridge: &str, there: impl Future<Output = bool>) -> Way {
+async fn way(
+    bridges: Bridges,
+    privileged: bool,
+    bridge: &str,
+    there: impl Future<Output = Option<u32>>,
+) -> Way {
     const UNPRIVILEGED: &str = "this daemon may make no taps (CAP_NET_ADMIN and /dev/net/tun)";
     match (bridges, privileged) {
         (Bridges::Never, _) => Way::User,
@@ -101,11 +114,7 @@ async fn way(bridges: Bridges, privileged: bool, bridge: &str, there: impl Futur
         }
         (Bridges::Required, false) => Way::Refused(UNPRIVILEGED.to_owned()),
         (Bridges::Auto | Bridges::Required, true) => {
-            if there.await {
-                Way::Tap
-            } else {
-                Way::Refused(format!("bridge '{bridge}' does not exist"))
-            }
+            there.await.map_or_else(|| Way::Refused(format!("bridge '{bridge}' does not exist")), Way::Tap)
         }
     }
 }
@@ -114,7 +123,7 @@ async fn way(bridges: Bridges, privileged: bool, bridge: &str, there: impl Futur
 pub async fn warnings(nets: &[Net], bridges: Bridges) -> Vec<String> {
     let mut found = vec![];
     for (net, bridge) in nets.iter().filter_map(|n| Some((n, n.bridge.as_deref()?))) {
-        if let Way::Instead(why) = way(bridges, is_privileged(), bridge, is_bridge(bridge)).await {
+        if let Way::Instead(why) = way(bridges, is_privileged(), bridge, bridge_mtu(bridge)).await {
             found.push(format!("{}: {why}", net.key));
         }
     }
@@ -132,9 +141,9 @@ pub async fn plan(
     let mut forward = forward;
     for net in nets {
         if let Some(bridge) = &net.bridge {
-            match way(bridges, is_privileged(), bridge, is_bridge(bridge)).await {
-                Way::Tap => {
-                    plans.push(tap(vmid, net, bridge)?);
+            match way(bridges, is_privileged(), bridge, bridge_mtu(bridge)).await {
+                Way::Tap(mtu) => {
+                    plans.push(tap(vmid, net, bridge, mtu)?);
                     continue;
                 }
                 Way::User => {}
@@ -142,22 +151,22 @@ pub async fn plan(
                 Way::Refused(why) => return Err((net.key.clone(), why)),
             }
         }
+        needs_no_tap(net).map_err(|why| (net.key.clone(), why))?;
         // A port can be forwarded to one device only: the first.
         plans.push(NetPlan::User { forward: forward.take().and_then(|f| f.rule(vmid)) });
     }
     Ok(plans)
 }
 
-fn tap(vmid: Vmid, net: &Net, bridge: &str) -> Result<NetPlan, (String, String)> {
-    if let Some(tag) = net.tag {
-        // Without its VLAN it would reach machines that it must not reach.
-        let why = format!("VLAN tag {tag}: VLANs on bridges are not supported yet");
-        return Err((net.key.clone(), why));
+/// Refuses what only a tap can do.
+fn needs_no_tap(net: &Net) -> Result<(), String> {
+    let asked = [("queues", net.queues.is_some()), ("mtu", net.mtu.is_some()), ("rate", net.rate.is_some())];
+    match asked.into_iter().find(|(_, asked)| *asked) {
+        Some((name, _)) => {
+            Err(format!("{name}: a user-mode network has none: take it out, or name a bridge"))
+        }
+        None => Ok(()),
     }
-    let vhost = net.model == stead_model::vmconfig::NetModel::Virtio
-        && std::fs::File::options().read(true).write(true).open("/dev/vhost-net").is_ok();
-    let ifname = tap_name(vmid, net);
-    Ok(NetPlan::Tap { ifname, bridge: bridge.to_owned(), vhost })
 }
 
 /// What a device's tap is called.
@@ -165,10 +174,89 @@ pub fn tap_name(vmid: Vmid, net: &Net) -> String {
     format!("tap{vmid}i{}", net.index)
 }
 
-/// Puts a tap that QEMU has made on its bridge. It goes with QEMU.
-pub async fn attach(ifname: &str, bridge: &str) -> Result<(), String> {
-    let set = ip(&["link", "set", "dev", ifname, "master", bridge, "up"]).await;
+/// Bytes a second. The number is none that is negative, and what is cut off is less than a byte.
+fn bytes(rate: f64) -> u64 {
+    ((rate * 1_048_576.0) as u64).max(1)
+}
+
+fn tap(vmid: Vmid, net: &Net, bridge: &str, mtu: u32) -> Result<NetPlan, (String, String)> {
+    if let Some(large) = net.mtu.filter(|large| *large > mtu) {
+        let why = format!("mtu={large}: bridge '{bridge}' takes packets of at most {mtu} bytes");
+        return Err((net.key.clone(), why));
+    }
+    if let Some(tag) = net.tag {
+        // Without its VLAN it would reach machines that it must not reach.
+        let why = format!("VLAN tag {tag}: VLANs on bridges are not supported yet");
+        return Err((net.key.clone(), why));
+    }
+    let vhost = net.model == stead_model::vmconfig::NetModel::Virtio
+        && std::fs::File::options().read(true).write(true).open("/dev/vhost-net").is_ok();
+    let rate = net.rate.map(bytes);
+    Ok(NetPlan::Tap { ifname: tap_name(vmid, net), bridge: bridge.to_owned(), vhost, mtu, rate })
+}
+
+/// Puts a tap that QEMU has made on its bridge, with its limit. It goes with QEMU.
+pub async fn attach(plan: &NetPlan) -> Result<(), String> {
+    let NetPlan::Tap { ifname, bridge, mtu, rate, .. } = plan else { return Ok(()) };
+    if rate.is_some() {
+        limit(ifname, *rate).await?;
+    }
+    // A bridge takes over the smallest size among its members.
+    let set =
+        run("ip", &["link", "set", "dev", ifname, "mtu", &mtu.to_string(), "master", bridge, "up"]).await;
     set.map(drop).map_err(|e| format!("{ifname} could not be put on bridge '{bridge}': {e}"))
+}
+
+/// Puts a running guest's tap on the bridge that its device names now, with the limit that it has now. `taps`: those that the guest
+/// has.
+pub async fn attach_again(vmid: Vmid, net: &Net, taps: &[String]) -> Result<(), String> {
+    let ifname = tap_name(vmid, net);
+    if !taps.contains(&ifname) {
+        return needs_no_tap(net);
+    }
+    if let Some(bridge) = &net.bridge {
+        let set = run("ip", &["link", "set", "dev", &ifname, "master", bridge, "up"]).await;
+        set.map_err(|e| format!("{ifname} could not be put on bridge '{bridge}': {e}"))?;
+    }
+    limit(&ifname, net.rate.map(bytes)).await
+}
+
+/// Bounds what passes a tap: what the guest receives waits a little, what it sends too much is dropped, since nothing can make it
+/// wait. All or nothing.
+async fn limit(ifname: &str, rate: Option<u64>) -> Result<(), String> {
+    let clear = async || {
+        // There may be none.
+        for which in ["root", "ingress"] {
+            let _ = run("tc", &["qdisc", "del", "dev", ifname, which]).await;
+        }
+    };
+    let Some(rate) = rate else {
+        clear().await;
+        return Ok(());
+    };
+    // What may pass at once: the largest packet that the kernel puts together, or what passes in a tenth of a second.
+    let burst = (rate / 10).clamp(128 << 10, 1 << 30).to_string();
+    let speed = format!("{}bit", rate.saturating_mul(8));
+    let shape = ["root", "tbf", "rate", &speed, "burst", &burst, "latency", "50ms"];
+    let police =
+        ["action", "police", "rate", &speed, "burst", &burst, "mtu", "131072", "conform-exceed", "drop"];
+    let steps = [
+        [&["qdisc", "replace", "dev", ifname][..], &shape].concat(),
+        ["qdisc", "replace", "dev", ifname, "handle", "ffff:", "ingress"].to_vec(),
+        [
+            &["filter", "replace", "dev", ifname, "parent", "ffff:", "protocol", "all", "prio", "1"][..],
+            &["handle", "1", "matchall"],
+            &police,
+        ]
+        .concat(),
+    ];
+    for step in steps {
+        if let Err(e) = run("tc", &step).await {
+            clear().await;
+            return Err(format!("rate: this node can't limit {ifname}: tc {}: {e}", step[..2].join(" ")));
+        }
+    }
+    Ok(())
 }
 
 /// Bytes that the guest received and sent over its taps, by the kernel's counters.
@@ -200,15 +288,35 @@ mod tests {
     #[tokio::test]
     async fn a_bridge_is_replaced_only_where_no_tap_can_be_made() {
         let ask = async |bridges, privileged, there: bool| {
-            way(bridges, privileged, "vmbr0", std::future::ready(there)).await
+            way(bridges, privileged, "vmbr0", std::future::ready(there.then_some(1500))).await
         };
-        assert_eq!(ask(Bridges::Auto, true, true).await, Way::Tap);
+        assert_eq!(ask(Bridges::Auto, true, true).await, Way::Tap(1500));
         let missing = Way::Refused("bridge 'vmbr0' does not exist".to_owned());
         assert_eq!(ask(Bridges::Auto, true, false).await, missing);
         assert_eq!(ask(Bridges::Required, true, false).await, missing);
         assert!(matches!(ask(Bridges::Auto, false, false).await, Way::Instead(why) if why.contains("vmbr0")));
         assert!(matches!(ask(Bridges::Required, false, true).await, Way::Refused(_)));
         assert_eq!(ask(Bridges::Never, true, true).await, Way::User);
+    }
+
+    #[test]
+    fn the_size_of_a_bridge_s_packets_is_read() {
+        let shown = "3: vmbr0: <BROADCAST,MULTICAST> mtu 9000 qdisc noop state DOWN mode DEFAULT group default\\    link/ether 0a";
+        assert_eq!((mtu_of(shown), mtu_of("")), (Some(9000), None));
+    }
+
+    #[tokio::test]
+    async fn what_only_a_tap_can_do_is_refused_elsewhere() {
+        for (value, word) in [("queues=4", "queues"), ("mtu=1", "mtu"), ("rate=0.5", "rate")] {
+            let net = Net::parse("net1", &format!("virtio=BC:24:11:00:00:01,bridge=vmbr0,{value}")).unwrap();
+            let vmid = Vmid::new(100).unwrap();
+            let (key, why) = plan(vmid, std::slice::from_ref(&net), Bridges::Never, None).await.unwrap_err();
+            assert!(key == "net1" && why.starts_with(word) && why.contains("user-mode"), "{why}");
+            assert!(attach_again(vmid, &net, &[]).await.is_err());
+        }
+        let large = Net::parse("net1", "virtio=BC:24:11:00:00:01,bridge=vmbr0,mtu=9000").unwrap();
+        let (key, why) = tap(Vmid::new(100).unwrap(), &large, "vmbr0", 1500).unwrap_err();
+        assert!(key == "net1" && why.contains("at most 1500 bytes"), "{why}");
     }
 
     #[test]

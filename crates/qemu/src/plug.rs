@@ -91,9 +91,9 @@ impl Plug {
                 let (command, arguments) = part.add();
                 guest.ask(PLUG, command, arguments).await?;
                 made.push(part);
-                if let Some(NetPlan::Tap { ifname, bridge, .. }) = plan.filter(|_| !part.is_device()) {
+                if let Some(plan) = plan.filter(|_| !part.is_device()) {
                     let failed = |why| GuestError::Refused { what: PLUG, vmid: guest.vmid, why };
-                    net::attach(ifname, bridge).await.map_err(failed)?;
+                    net::attach(plan).await.map_err(failed)?;
                 }
             }
             for key in tune::after_start(&self.settings)?.iter().filter(|key| **key == self.key) {

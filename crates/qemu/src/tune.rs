@@ -1,8 +1,8 @@
 //! What a running process can be told of its configuration without a device coming or going: limits of disks, links of network
-//! devices and the bridges behind them, the balloon's target. A start tells it the same.
+//! devices, the balloon's target. A start tells it the same. What the kernel does for it instead (its share of the CPUs, the bridge and
+//! the limit of a network device) is not said here.
 
 use crate::command::{refuse, unusable};
-use crate::{guest::Guest, net};
 use serde_json::{Map, Value, json};
 use stead_driver::guest::GuestError;
 use stead_model::vmconfig::{Bus, Disk, Limits, Settings};
@@ -20,20 +20,6 @@ pub fn command(settings: &Settings, key: &str) -> Result<(&'static str, Value), 
     match settings.disks().map_err(unusable)?.iter().find(|d| d.key == key && !d.cdrom) {
         Some(disk) => Ok(("block_set_io_throttle", limits(disk)?)),
         None => refuse(key, "nothing of it can be changed while the VM runs"),
-    }
-}
-
-/// Puts a network device's tap on the bridge that its option names. A device in a user-mode network has none.
-pub async fn bridge(guest: &Guest, settings: &Settings, key: &str) -> Result<(), GuestError> {
-    let nets = settings.nets().map_err(unusable)?;
-    let Some(net) = nets.iter().find(|n| n.key == key) else { return Ok(()) };
-    let tap = net::tap_name(guest.vmid, net);
-    match &net.bridge {
-        Some(bridge) if guest.meta().taps.contains(&tap) => {
-            let refused = |why| GuestError::Refused { what: "tune", vmid: guest.vmid, why };
-            net::attach(&tap, bridge).await.map_err(refused)
-        }
-        _ => Ok(()),
     }
 }
 

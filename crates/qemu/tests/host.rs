@@ -1,4 +1,4 @@
-//! What the host does for QEMU guests: their share of its CPUs.
+//! What the host does for QEMU guests: their share of its CPUs, their taps.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 use stead_driver::guest::{GuestDriver, Incoming, Launch, RunState};
 use stead_driver::suite::guest::GuestHarness;
 use stead_model::{Epoch, Vmid};
-use stead_qemu::{CpuRoot, QemuDriver, QemuOptions};
+use stead_qemu::{Bridges, CpuRoot, QemuDriver, QemuOptions};
 
 fn skip(why: &str) {
     let strict = std::env::var_os("STEAD_STRICT").is_some_and(|v| v == "1");
@@ -149,5 +149,110 @@ async fn a_node_that_cannot_bound_guests_says_so_and_runs_them() {
     driver.launch(launch.clone()).await.unwrap();
     let refused = driver.tune(id, "cpuunits", &launch.config).await.unwrap_err().to_string();
     assert!(refused.starts_with("cpuunits: this node has no"), "{refused}");
+    driver.kill(id).await.unwrap();
+}
+
+/// Runs this test again in a network of its own.
+fn in_own_network(name: &str) -> bool {
+    if std::env::var_os("STEAD_OWN_NETWORK").is_some() {
+        return true;
+    }
+    let run = std::process::Command::new("unshare")
+        .args(["--net", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env("STEAD_OWN_NETWORK", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
+    if said.contains("Operation not permitted") {
+        skip("a network of its own needs privileges");
+    } else {
+        assert!(run.status.success(), "{said}");
+        eprint!("{said}");
+    }
+    false
+}
+
+fn told_by(program: &str, args: &str) -> Result<String, String> {
+    let out = std::process::Command::new(program).args(args.split(' ')).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    if out.status.success() { Ok(text(out.stdout)) } else { Err(text(out.stderr)) }
+}
+
+fn ip(args: &str) -> String {
+    told_by("ip", args).unwrap_or_else(|e| panic!("ip {args}: {e}"))
+}
+
+fn on_bridge(h: &Machines, id: Vmid, net: &str) -> Launch {
+    spinning(h, id, &format!("net0: virtio=BC:24:11:00:00:01,bridge=vmbr7{net}\n"))
+}
+
+/// QEMU opens each queue of the tap, and takes the interrupts and the size that the guest is told.
+#[tokio::test]
+async fn a_tap_has_its_queues_and_the_size_of_its_bridge() {
+    if !in_own_network("a_tap_has_its_queues_and_the_size_of_its_bridge") {
+        return;
+    }
+    ip("link add vmbr7 mtu 4000 type bridge");
+    ip("link set vmbr7 up");
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(QemuOptions { bridges: Bridges::Required, ..h.options(0) });
+    let id = Vmid::new(100).unwrap();
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    let refused = driver.launch(on_bridge(&h, id, ",mtu=4001")).await.unwrap_err().to_string();
+    assert!(refused.contains("net0: mtu=4001: bridge 'vmbr7' takes packets of at most 4000"), "{refused}");
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    driver.launch(on_bridge(&h, id, ",queues=3,mtu=1")).await.unwrap();
+    let shown = ip("-d link show dev tap100i0");
+    assert!(shown.contains("mtu 4000") && shown.contains("multi_queue"), "{shown}");
+    assert!(shown.contains("numqueues 3") || shown.contains("numtxqueues"), "{shown}");
+    let tree = driver.monitor(id, "info qtree").await.unwrap();
+    for word in ["vectors = 8", "mq = true", "host_mtu = 4000"] {
+        assert!(tree.contains(word), "{word}: {tree}");
+    }
+    driver.kill(id).await.unwrap();
+}
+
+/// Where the kernel can, what passes a tap is bounded; where it can't, nothing is half bounded, and the option is named.
+#[tokio::test]
+async fn what_passes_a_tap_is_bounded() {
+    if !in_own_network("what_passes_a_tap_is_bounded") {
+        return;
+    }
+    ip("link add vmbr7 type bridge");
+    ip("link set vmbr7 up");
+    ip("link add probe0 type dummy");
+    told_by("tc", "qdisc add dev probe0 handle ffff: ingress").unwrap();
+    let can = told_by(
+        "tc",
+        "filter add dev probe0 parent ffff: protocol all prio 1 matchall action police rate 8mbit burst 131072 drop",
+    );
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(QemuOptions { bridges: Bridges::Required, ..h.options(0) });
+    let id = Vmid::new(100).unwrap();
+    let limits = || told_by("tc", "qdisc show dev tap100i0").unwrap();
+    let limited = on_bridge(&h, id, ",rate=0.5");
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    if can.is_err() {
+        eprintln!("SKIP what the guest sends: this kernel can't bound it");
+        let refused = driver.launch(limited.clone()).await.unwrap_err().to_string();
+        assert!(refused.contains("rate: this node can't limit tap100i0: tc filter replace"), "{refused}");
+        assert_eq!(h.traces(0, id), Vec::<String>::new());
+        driver.prepare(id, Epoch(1)).await.unwrap();
+        driver.launch(on_bridge(&h, id, "")).await.unwrap();
+        let refused = driver.tune(id, "net0", &limited.config).await.unwrap_err().to_string();
+        assert!(refused.starts_with("net0: rate: this node can't limit"), "{refused}");
+        assert!(!limits().contains("tbf") && !limits().contains("ingress"), "{}", limits());
+    } else {
+        driver.launch(limited.clone()).await.unwrap();
+        assert!(limits().contains("tbf") && limits().contains("rate 4194"), "{}", limits());
+        let filter = || told_by("tc", "filter show dev tap100i0 parent ffff:").unwrap();
+        assert!(filter().contains("police") && filter().contains("rate 4194"), "{}", filter());
+        driver.tune(id, "net0", &limited.config.replace("rate=0.5", "rate=1")).await.unwrap();
+        assert!(limits().contains("rate 8388") && filter().contains("rate 8388"), "{}", limits());
+        driver.tune(id, "net0", &limited.config.replace(",rate=0.5", "")).await.unwrap();
+        assert!(!limits().contains("tbf") && !limits().contains("ingress"), "{}", limits());
+    }
     driver.kill(id).await.unwrap();
 }

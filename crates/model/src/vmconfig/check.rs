@@ -1,6 +1,6 @@
 //! Rules for values that somebody sets. Stricter than reading: a file may hold what does not work yet.
 
-use super::devices::{Bus, Disk, DiskSource, MAX_DISK, Net, as_disk, flag};
+use super::devices::{Bus, Disk, DiskSource, MAX_DISK, Net, NetModel, as_disk, flag};
 use super::keys::{KeyError, KeySpec, Kind, MAX_MEMORY, split_index};
 use super::values::{self, split_words};
 use crate::VolumeId;
@@ -214,29 +214,35 @@ pub(super) fn unused(key: &str, value: &str) -> Result<(), KeyError> {
     }
 }
 
+/// Properties of network devices that work, or have a reason of their own.
+const NET_WORKS: &[&str] =
+    &["bridge", "firewall", "link_down", "macaddr", "model", "mtu", "queues", "rate", "tag"];
+
 pub(super) fn net(key: &str, value: &str) -> Result<(), KeyError> {
     let net = Net::parse(key, value)?;
     for (name, value) in net.props.iter() {
         let Some(name) = name else { continue };
-        if matches!(name, "model" | "macaddr" | "bridge" | "tag" | "rate" | "firewall" | "link_down")
-            || name == net.model.as_str()
-        {
+        if NET_WORKS.contains(&name) || name == net.model.as_str() {
             continue;
         }
-        if matches!(name, "host-tunnel" | "mtu" | "queues" | "trunks") {
+        if matches!(name, "host-tunnel" | "trunks") {
             return KeyError::unsupported(key, format_args!("'{name}={value}' is not supported yet"));
         }
         return KeyError::value(key, format_args!("there is no property '{name}'"));
     }
     let later = [
         ("firewall=1", net.firewall, "there is no firewall yet: nothing would be filtered"),
-        ("rate", net.rate.is_some(), "not supported yet: nothing would be limited"),
         ("tag", net.tag.is_some(), "VLANs are not supported yet"),
     ];
-    match later.into_iter().find(|(_, asked, _)| *asked) {
-        Some((name, _, why)) => KeyError::unsupported(key, format_args!("{name}: {why}")),
-        None => Ok(()),
+    if let Some((name, _, why)) = later.into_iter().find(|(_, asked, _)| *asked) {
+        return KeyError::unsupported(key, format_args!("{name}: {why}"));
     }
+    for (name, asked) in [("queues", net.queues.is_some()), ("mtu", net.mtu.is_some())] {
+        if asked && net.model != NetModel::Virtio {
+            return KeyError::value(key, format_args!("{name}: a card of model '{}' has none", net.model));
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn affinity(key: &str, value: &str) -> Result<(), KeyError> {

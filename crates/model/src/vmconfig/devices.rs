@@ -468,8 +468,12 @@ pub struct Net {
     pub bridge: Option<String>,
     /// VLAN, 1 to 4094.
     pub tag: Option<u16>,
-    /// Limit in MB/s (10^6 bytes); `None`: no limit.
+    /// Limit of each direction in MB/s (of 2^20 bytes); `None`: no limit.
     pub rate: Option<f64>,
+    /// Queues of its packets, at least 2; `None`: one.
+    pub queues: Option<u32>,
+    /// The largest packet that the guest is told to send, in bytes; 1: as large as the bridge takes. `None`: it is told nothing.
+    pub mtu: Option<u32>,
     /// Whether the firewall filters it.
     pub firewall: bool,
     /// Whether its cable is unplugged.
@@ -512,6 +516,8 @@ impl Net {
                     );
                 }
             },
+            queues: number_of(key, &props, "queues", 0, 64)?.filter(|queues| *queues > 1),
+            mtu: number_of(key, &props, "mtu", 1, 65_520)?,
             firewall: flag(key, &props, "firewall", false)?,
             link_down: flag(key, &props, "link_down", false)?,
             key: key.to_owned(),
@@ -537,6 +543,18 @@ impl Net {
         }
         Ok(text)
     }
+}
+
+fn number_of(
+    key: &str,
+    props: &PropertyString,
+    name: &str,
+    min: u64,
+    max: u64,
+) -> Result<Option<u32>, KeyError> {
+    let Some(text) = props.get(name) else { return Ok(None) };
+    let number = named(key, name, |key| integer(key, text, min, max))?;
+    Ok(u32::try_from(number).ok())
 }
 
 /// The error of a property under the name of its option.
@@ -680,6 +698,9 @@ mod tests {
         let net = Net::parse("net0", "e1000,tag=7,rate=1.5,link_down=1,firewall=0,queues=4").unwrap();
         assert_eq!((net.mac, net.tag, net.rate), (None, Some(7), Some(1.5)));
         assert!(net.link_down && !net.firewall);
+        let net = Net::parse("net0", "virtio,queues=4,mtu=1").unwrap();
+        assert_eq!((net.queues, net.mtu), (Some(4), Some(1)));
+        assert_eq!(Net::parse("net0", "virtio,queues=1").unwrap().queues, None);
         for wrong in [
             "bridge=vmbr0",
             "virtio,e1000=BC:24:11:00:00:01",
@@ -688,6 +709,8 @@ mod tests {
             "virtio,bridge=-x",
             "virtio,tag=0",
             "virtio,rate=NaN",
+            "virtio,queues=65",
+            "virtio,mtu=0",
             "virtio=BC:24:11:00:00:01,macaddr=BC:24:11:00:00:01",
         ] {
             assert!(Net::parse("net0", wrong).is_err(), "{wrong}");

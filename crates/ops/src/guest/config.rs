@@ -513,8 +513,8 @@ fn is_medium(config: &VmConfig, change: &Change) -> bool {
 }
 
 /// Whether a change is one that a running process can be told, without a device that comes or goes: the limits of a disk, and
-/// what is said of a disk that no process has a part in; whether a network device's link is up, and its bridge; the balloon's
-/// target; its share of the CPUs.
+/// what is said of a disk that no process has a part in; whether a network device's link is up, what may pass it, and its bridge;
+/// the balloon's target; its share of the CPUs.
 fn is_tuning(config: &VmConfig, change: &Change) -> bool {
     let (key, new) = match change {
         Change::Set { key, value } => (key, Some(value.as_str())),
@@ -541,8 +541,8 @@ fn is_tuning(config: &VmConfig, change: &Change) -> bool {
     if old.bridge.is_some() != new.bridge.is_some() {
         return false;
     }
-    let (link_down, bridge, props) = (new.link_down, new.bridge.clone(), new.props.clone());
-    Net { link_down, bridge, props, ..old } == new
+    let (link_down, rate, bridge, props) = (new.link_down, new.rate, new.bridge.clone(), new.props.clone());
+    Net { link_down, rate, bridge, props, ..old } == new
 }
 
 /// Keeps a device's address where the user gives none, and makes one for a new device.

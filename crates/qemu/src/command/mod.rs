@@ -42,6 +42,10 @@ pub enum NetPlan {
         bridge: String,
         /// Whether the kernel moves its packets.
         vhost: bool,
+        /// The largest packet of the bridge, in bytes.
+        mtu: u32,
+        /// How many bytes a second may pass in each direction.
+        rate: Option<u64>,
     },
     /// A user-mode network.
     User {

@@ -80,7 +80,13 @@ fn a_usual_linux_guest() {
          scsi0: shared:100/vm-100-disk-0.qcow2,discard=on,iothread=1,size=32G,ssd=1\nscsihw: virtio-scsi-single\n\
          serial0: socket\nsmbios1: uuid=1d0f2f9e-31c6-4f5a-9a77-0e5b9a5f7a10\nsockets: 2\n",
     );
-    c.nets = vec![NetPlan::Tap { ifname: "tap100i0".into(), bridge: "vmbr0".into(), vhost: true }];
+    c.nets = vec![NetPlan::Tap {
+        ifname: "tap100i0".into(),
+        bridge: "vmbr0".into(),
+        vhost: true,
+        mtu: 1500,
+        rate: None,
+    }];
     insta::assert_snapshot!(shown(&c));
 }
 
@@ -168,6 +174,25 @@ fn small_options_of_the_machine() {
     assert!(words("memory: 64\nostype: win11\nlocaltime: 0\n").contains("base=utc,driftfix=slew"));
     assert!(words("audio0: device=AC97\nmemory: 64\n").contains("AC97,id=audiodev0,audiodev=audio0"));
     assert!(words("memory: 64\nwatchdog: ib700\n").contains("ib700,id=watchdog0 -action watchdog=reset"));
+}
+
+#[test]
+fn queues_and_the_size_of_packets() {
+    let words = |net: &str| {
+        let mut c = case(format!("memory: 64\nnet0: {net}\n").leak());
+        let (ifname, bridge) = ("tap100i0".to_owned(), "vmbr0".to_owned());
+        c.nets = vec![NetPlan::Tap { ifname, bridge, vhost: true, mtu: 9000, rate: Some(1) }];
+        line(&c).unwrap().argv.join(" ")
+    };
+    let said = words("virtio=BC:24:11:00:00:01,bridge=vmbr0,queues=4,mtu=1400,rate=1");
+    assert!(
+        said.contains("tap,id=net0,ifname=tap100i0,script=no,downscript=no,queues=4,vhost=on "),
+        "{said}"
+    );
+    assert!(said.contains(",mac=BC:24:11:00:00:01,mq=on,vectors=10,host_mtu=1400,"), "{said}");
+    assert!(words("virtio=BC:24:11:00:00:01,bridge=vmbr0,mtu=1").contains(",host_mtu=9000,"), "the bridge's");
+    let plain = words("virtio=BC:24:11:00:00:01,bridge=vmbr0,queues=1");
+    assert!(!plain.contains("queues") && !plain.contains("mq=") && !plain.contains("host_mtu"), "{plain}");
 }
 
 #[test]
