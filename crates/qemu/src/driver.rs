@@ -292,7 +292,7 @@ async fn restart_by_button(guest: &Guest) -> Answer<()> {
     wait_for(guest, &mut events, "SHUTDOWN").await?;
     guest.ask(WHAT, "system_reset", json!({})).await?;
     wait_for(guest, &mut events, "RESET").await?;
-    guest.ask(WHAT, "set-action", json!({ "shutdown": "poweroff" })).await?;
+    guest.ask(WHAT, "set-action", guest.usual_actions()).await?;
     guest.ask(WHAT, "cont", json!({})).await?;
     Ok(())
 }
@@ -417,7 +417,12 @@ impl GuestDriver for QemuDriver {
         if guest.is_frozen() {
             return Ok(());
         }
-        guest.ask("pause", "stop", json!({})).await.map(drop)
+        guest.ask("pause", "stop", json!({})).await?;
+        if guest.run_state().await == RunState::Prelaunch {
+            // It is not one whose start was cut short.
+            guest.note_ran();
+        }
+        Ok(())
     }
 
     async fn reset(&self, vmid: Vmid) -> Answer<()> {
@@ -452,19 +457,18 @@ impl GuestDriver for QemuDriver {
         let guest = self.guest(vmid).await?;
         let again = async {
             let mut events = guest.monitor(WHAT).await?.events();
+            // Its restart shall not end it, whatever one from inside does.
+            guest.ask(WHAT, "set-action", json!({ "reboot": "reset" })).await?;
             if ask_agent(&guest, "reboot").await {
                 return wait_for(&guest, &mut events, "RESET").await;
             }
             restart_by_button(&guest).await
         };
-        match tokio::time::timeout(timeout, again).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                // It may still switch itself off, which must then end it as usual.
-                let _ = guest.ask(WHAT, "set-action", json!({ "shutdown": "poweroff" })).await;
-                Err(GuestError::TimedOut { what: "the restart", vmid, seconds: seconds(timeout) })
-            }
-        }
+        let answer = tokio::time::timeout(timeout, again).await;
+        // Also where it has not come to that: it may still switch itself off, which must then end it as usual.
+        let _ = guest.ask(WHAT, "set-action", guest.usual_actions()).await;
+        let late = |_| GuestError::TimedOut { what: "the restart", vmid, seconds: seconds(timeout) };
+        answer.map_err(late)?
     }
 
     async fn stop(&self, vmid: Vmid) -> Answer<()> {

@@ -1,6 +1,7 @@
 //! One running guest: its process, its monitor, and the task that watches both.
 
 use crate::cgroup::Cgroup;
+use crate::command::REBOOT_ENDS;
 use crate::process::{self, Process};
 use crate::qmp::{Event, Qmp, QmpError};
 use crate::rundir::{Meta, RunDir};
@@ -72,6 +73,12 @@ impl Guest {
         Ok(())
     }
 
+    /// What its shutdown and its restart do to its process, while no request is in the middle of one.
+    pub fn usual_actions(&self) -> Value {
+        let ends = self.meta().argv.iter().any(|word| word == REBOOT_ENDS);
+        json!({ "shutdown": "poweroff", "reboot": if ends { "shutdown" } else { "reset" } })
+    }
+
     /// What the fence process is told of it.
     pub fn registration(&self) -> Registration {
         Registration {
@@ -138,8 +145,8 @@ impl Guest {
         state
     }
 
-    /// Notes on disk that its CPUs have run here, since a later daemon could not tell.
-    fn note_ran(&self) {
+    /// Notes on disk that its CPUs have run here, or stand since they were told to: a later daemon could not tell.
+    pub fn note_ran(&self) {
         if !self.ran.swap(true, Ordering::Relaxed)
             && let Err(e) = std::fs::write(self.dir.ran(), b"")
         {
@@ -255,7 +262,7 @@ impl Guest {
                     let qmp = Arc::new(qmp);
                     self.link.send_replace(Some(qmp.clone()));
                     // An earlier daemon may have died in the middle of a restart of the guest.
-                    let _ = qmp.execute("set-action", json!({ "shutdown": "poweroff" })).await;
+                    let _ = qmp.execute("set-action", self.usual_actions()).await;
                     return qmp;
                 }
                 Err(e) => {
@@ -317,7 +324,9 @@ async fn is_clean(qmp: Option<&Qmp>) -> bool {
     let Some(qmp) = qmp else { return false };
     // The last words are still in the socket when the process has ended.
     let _ = tokio::time::timeout(Duration::from_secs(1), qmp.closed()).await;
-    matches!(qmp.shutdown_reason().as_deref(), Some("guest-shutdown" | "host-qmp-quit" | "host-ui"))
+    // A reset is the end of a guest alone whose configuration says so.
+    let meant = ["guest-shutdown", "host-qmp-quit", "host-ui", "guest-reset", "host-qmp-system-reset"];
+    qmp.shutdown_reason().is_some_and(|reason| meant.contains(&reason.as_str()))
 }
 
 fn changes_state(event: &Event) -> bool {

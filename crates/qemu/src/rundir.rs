@@ -65,7 +65,7 @@ impl RunDir {
         self.0.join("vars.fd")
     }
 
-    /// Exists once the CPUs have run here.
+    /// Exists once the CPUs have run here, or were left standing on purpose.
     pub fn ran(&self) -> PathBuf {
         self.0.join("ran")
     }

@@ -222,7 +222,7 @@ async fn what_passes_a_tap_is_bounded() {
     }
     ip("link add vmbr7 type bridge");
     ip("link set vmbr7 up");
-    ip("link add probe0 type dummy");
+    ip("tuntap add dev probe0 mode tap");
     told_by("tc", "qdisc add dev probe0 handle ffff: ingress").unwrap();
     let can = told_by(
         "tc",

@@ -281,14 +281,14 @@ async fn all_devices_are_accepted() {
         (
             "pc",
             "virtio-scsi-single",
-            "std",
-            "x86-64-v3",
+            "std,clipboard=vnc",
+            "x86-64-v3,hv-vendor-id=abc",
             "watchdog: i6300esb,action=pause\naudio0: device=ich9-intel-hda\n",
         ),
         (
             "q35",
             "virtio-scsi-pci",
-            "virtio",
+            "virtio,clipboard=vnc",
             "max,phys-bits=40,guest-phys-bits=39",
             "watchdog: ib700\naudio0: device=intel-hda\nacpi: 0\n",
         ),
@@ -328,6 +328,76 @@ async fn all_devices_are_accepted() {
         driver.resume(id).await.unwrap();
         driver.stop(id).await.unwrap();
     }
+}
+
+/// A guest that restarts itself ends where its configuration says so, also after a restart by request that it did not obey.
+#[tokio::test]
+async fn a_restart_is_an_end_where_it_shall_be_one() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let of = |id: Vmid, code: &[u8], more: &str| {
+        let mut launch = h.launch(id, Epoch(1));
+        let mut disk = vec![0; 1 << 20];
+        disk[..code.len()].copy_from_slice(code);
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        std::fs::write(h.disk(id), disk).unwrap();
+        launch.config.push_str(more);
+        launch
+    };
+    // The keyboard's controller resets the machine; or nothing happens.
+    let (resets, waits) = ([0xb0, 0xfe, 0xe6, 0x64, 0xf4], [0xeb, 0xfe]);
+    let mut events = driver.events();
+    let mut gone = async |id: Vmid| {
+        let gone = async {
+            loop {
+                if let GuestEvent::Gone { vmid, clean, .. } = events.recv().await.unwrap() {
+                    assert_eq!(vmid, id, "another one has ended");
+                    return clean;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), gone).await.unwrap()
+    };
+    for launch in [of(vmid(100), &resets, ""), of(vmid(101), &resets, "reboot: 0\n")] {
+        let id = launch.vmid;
+        driver.prepare(id, Epoch(1)).await.unwrap();
+        driver.launch(launch).await.unwrap();
+        driver.resume(id).await.unwrap();
+    }
+    assert!(gone(vmid(101)).await, "it was meant to end");
+    assert_eq!(driver.state(vmid(100)).await.unwrap().state, RunState::Running);
+
+    let id = vmid(102);
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    driver.launch(of(id, &waits, "reboot: 0\n")).await.unwrap();
+    driver.resume(id).await.unwrap();
+    let late = driver.reboot(id, Duration::from_millis(300)).await.unwrap_err();
+    assert!(matches!(late, GuestError::TimedOut { .. }), "{late}");
+    driver.reset(id).await.unwrap();
+    assert!(gone(id).await);
+    driver.kill(vmid(100)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_end_of_a_migration_may_take_so_long() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let id = vmid(100);
+    let mut launch = h.launch(id, Epoch(1));
+    let config = launch.config.clone();
+    launch.config.push_str("migrate_downtime: 0.05\n");
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    driver.launch(launch).await.unwrap();
+    let limit = async || {
+        let shown = driver.monitor(id, "info migrate_parameters").await.unwrap();
+        shown.lines().find(|l| l.starts_with("downtime-limit")).unwrap().trim().to_owned()
+    };
+    assert_eq!(limit().await, "downtime-limit: 50 ms");
+    driver.tune(id, "migrate_downtime", &(config.clone() + "migrate_downtime: 2\n")).await.unwrap();
+    assert_eq!(limit().await, "downtime-limit: 2000 ms");
+    driver.tune(id, "migrate_downtime", &config).await.unwrap();
+    assert_eq!(limit().await, "downtime-limit: 300 ms");
+    driver.kill(id).await.unwrap();
 }
 
 /// The kernel keeps each of its threads on the CPUs that were named; those that the host has not are told.

@@ -359,7 +359,7 @@ impl GuestDriver for FakeGuests {
                 return Self::refused(vmid, "tune", "it does not answer");
             }
             if !p.launch.config.contains(&format!("{key}:"))
-                && !matches!(key, "balloon" | "cpulimit" | "cpuunits")
+                && !matches!(key, "balloon" | "cpulimit" | "cpuunits" | "migrate_downtime")
             {
                 return Self::refused(vmid, "tune", "there is no such device");
             }

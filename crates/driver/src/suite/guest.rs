@@ -41,7 +41,8 @@ pub trait GuestHarness: Send + Sync {
 macro_rules! guest_conformance {
     ($harness:ty) => {
         $crate::guest_conformance!(@ $harness:
-            a_launched_guest_waits_for_its_push, a_paused_guest_stands_still, a_stop_is_clean_and_leaves_nothing,
+            a_launched_guest_waits_for_its_push, a_guest_is_left_standing_at_its_start, a_paused_guest_stands_still,
+            a_stop_is_clean_and_leaves_nothing,
             a_kill_is_not_clean_and_leaves_nothing, a_crash_is_noticed, a_new_daemon_finds_its_guests,
             what_ended_while_nobody_watched_is_cleared, a_guest_shuts_itself_down, a_deaf_guest_is_waited_for_in_vain,
             a_restart_keeps_the_process, a_guest_moves_there_and_back, a_migration_can_be_cancelled,
@@ -134,6 +135,22 @@ pub async fn a_launched_guest_waits_for_its_push(h: &dyn GuestHarness) {
     driver.resume(vmid()).await.expect("continuing what runs is no error");
     let listed: Vec<_> = driver.list().await.into_iter().map(|p| (p.vmid, p.pid)).collect();
     assert_eq!(listed, [(vmid(), process.pid)]);
+}
+
+/// Whose CPUs shall stand from the start on is paused, for later daemons too: it is no start that was cut short.
+pub async fn a_guest_is_left_standing_at_its_start(h: &dyn GuestHarness) {
+    let driver = h.driver(0);
+    driver.prepare(vmid(), ONE).await.unwrap();
+    driver.launch(h.launch(vmid(), ONE)).await.unwrap();
+    driver.pause(vmid()).await.unwrap();
+    in_state(&*driver, RunState::Paused).await;
+    silent(h).await;
+    drop(driver);
+    let driver = h.driver(0);
+    driver.adopt().await;
+    in_state(&*driver, RunState::Paused).await;
+    driver.resume(vmid()).await.unwrap();
+    ticking(h).await;
 }
 
 /// Pausing stops the CPUs before it returns.

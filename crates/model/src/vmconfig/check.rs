@@ -286,8 +286,8 @@ pub(super) fn boot(key: &str, value: &str) -> Result<(), KeyError> {
 }
 
 pub(super) fn cpu(key: &str, value: &str) -> Result<(), KeyError> {
-    let later: &[(&str, &[&str])] = &[("hv-vendor-id", &[]), ("reported-model", &[])];
-    let works = &["flags", "guest-phys-bits", "hidden", "phys-bits"];
+    let later: &[(&str, &[&str])] = &[("reported-model", &[])];
+    let works = &["flags", "guest-phys-bits", "hidden", "hv-vendor-id", "phys-bits"];
     let props = Rules { default: "cputype", works, later }.check(key, value)?;
     if props.get_default("cputype").is_some_and(|t| t.starts_with("custom-")) {
         return KeyError::unsupported(key, "custom CPU models are not supported yet");
@@ -460,8 +460,11 @@ pub(super) fn watchdog(key: &str, value: &str) -> Result<(), KeyError> {
 }
 
 pub(super) fn vga(key: &str, value: &str) -> Result<(), KeyError> {
-    Rules { default: "type", works: &["memory"], later: &[("clipboard", &[])] }.check(key, value)?;
+    Rules { default: "type", works: &["clipboard", "memory"], later: &[] }.check(key, value)?;
     let vga = values::Vga::parse(key, value)?;
+    if vga.clipboard && (vga.kind == "none" || vga.kind.starts_with("serial")) {
+        return KeyError::value(key, format_args!("clipboard: '{}' has no viewer that keeps one", vga.kind));
+    }
     if vga.kind.starts_with("qxl") || vga.kind == "virtio-gl" {
         return KeyError::unsupported(key, format_args!("'{}' is not supported yet", vga.kind));
     }

@@ -109,6 +109,25 @@ impl Settings {
         self.boolean("allow-ksm", true)
     }
 
+    /// Whether a restart from inside restarts it; else it ends it. Default: yes.
+    pub fn reboot(&self) -> bool {
+        self.boolean("reboot", true)
+    }
+
+    /// Whether its CPUs wait after a start for somebody to continue them.
+    pub fn freeze(&self) -> bool {
+        self.boolean("freeze", false)
+    }
+
+    /// How long it may stand still at the end of a live migration, in seconds; `None`: as long as the driver thinks fit.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn migrate_downtime(&self) -> Result<Option<f64>, KeyError> {
+        let text = self.checked("migrate_downtime")?;
+        text.map(|text| text.parse().or_else(|e| KeyError::value("migrate_downtime", e))).transpose()
+    }
+
     /// Whether its clock is set by local time; `None`: as its system expects it.
     pub fn localtime(&self) -> Option<bool> {
         self.get("localtime").and_then(parse_bool)

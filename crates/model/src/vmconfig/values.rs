@@ -91,6 +91,8 @@ pub struct Cpu {
     pub phys_bits: Option<PhysBits>,
     /// Of these, the bits that the guest can use: 32 to 52; `None`: all.
     pub guest_phys_bits: Option<u64>,
+    /// What a Windows is told that its hypervisor is called: 1 to 12 letters and digits.
+    pub hv_vendor_id: Option<String>,
     /// All properties as they are written.
     pub props: PropertyString,
 }
@@ -141,8 +143,18 @@ impl Cpu {
         if matches!((phys_bits, guest_phys_bits), (Some(PhysBits::Bits(all)), Some(some)) if some > all) {
             return KeyError::value(key, "guest-phys-bits: value must not be larger than phys-bits");
         }
+        let hv_vendor_id = props.get("hv-vendor-id").map(str::to_owned);
+        if let Some(id) = hv_vendor_id.as_deref()
+            && !((1..=12).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric()))
+        {
+            return KeyError::value(
+                key,
+                format_args!("hv-vendor-id: '{id}' must have 1 to 12 letters and digits"),
+            );
+        }
         Ok(Self {
             hidden: flag(key, &props, "hidden", false)?,
+            hv_vendor_id,
             phys_bits,
             guest_phys_bits,
             model,
@@ -200,6 +212,8 @@ pub struct Vga {
     pub kind: String,
     /// Its memory, 4 to 512 MiB.
     pub memory: Option<Mebibytes>,
+    /// Whether its screen's viewer and its system have one clipboard.
+    pub clipboard: bool,
 }
 
 impl Vga {
@@ -228,7 +242,11 @@ impl Vga {
             Some(text) => Some(Mebibytes(named(key, "memory", |key| integer(key, text, 4, 512))?)),
             None => None,
         };
-        Ok(Self { kind: kind.to_owned(), memory })
+        let clipboard = props.get("clipboard");
+        if let Some(text) = clipboard {
+            named(key, "clipboard", |key| choice(key, text, &["vnc"]))?;
+        }
+        Ok(Self { kind: kind.to_owned(), memory, clipboard: clipboard.is_some() })
     }
 }
 

@@ -514,14 +514,14 @@ fn is_medium(config: &VmConfig, change: &Change) -> bool {
 
 /// Whether a change is one that a running process can be told, without a device that comes or goes: the limits of a disk, and
 /// what is said of a disk that no process has a part in; whether a network device's link is up, what may pass it, and its bridge;
-/// the balloon's target; its share of the CPUs.
+/// the balloon's target; its share of the CPUs; how long it may stand still when it moves.
 fn is_tuning(config: &VmConfig, change: &Change) -> bool {
     let (key, new) = match change {
         Change::Set { key, value } => (key, Some(value.as_str())),
         Change::Delete { key, .. } => (key, None),
     };
     let old = config.current.get(key);
-    if matches!(key.as_str(), "cpulimit" | "cpuunits") {
+    if matches!(key.as_str(), "cpulimit" | "cpuunits" | "migrate_downtime") {
         return true;
     }
     if key == "balloon" {

@@ -78,6 +78,17 @@ impl Limit {
     }
 }
 
+/// Who lets a guest's CPUs run that was launched.
+#[derive(Debug, Clone, Copy)]
+enum Run {
+    /// The fence process, under a lease.
+    UnderLease,
+    /// Nobody has to be asked.
+    Go,
+    /// Its user, later.
+    Stand,
+}
+
 impl PowerAction {
     fn request(self) -> Request {
         match self {
@@ -194,6 +205,13 @@ impl Ops {
         let guest = self.with_last_end_recorded(cx, guest).await?;
         let guest = self.ready_drive(cx, self.apply_pending(guest).await?).await?;
         let launch = self.launch_spec(&guest, None).await?;
+        let frozen = super::config::parse(&launch.config)?.current.freeze();
+        if frozen && self.ha_maintains(vmid)? {
+            return Err(OpsError::failed(format!(
+                "VM {vmid} can't be left standing at its start (freeze), since it is under HA, which lets run what it guards: take \
+                 'freeze' out, or the VM from under HA"
+            )));
+        }
         for warning in self.guests.warnings(&launch).await {
             cx.warn(warning);
         }
@@ -209,7 +227,12 @@ impl Ops {
             }
         };
         cx.log(format!("starting VM {vmid} on node '{}', epoch {}", self.me.name, launch.epoch));
-        match self.launch_and_run(launch, ha, limit).await {
+        let run = match (ha, frozen) {
+            (true, _) => Run::UnderLease,
+            (false, true) => Run::Stand,
+            (false, false) => Run::Go,
+        };
+        match self.launch_and_run(launch, run, limit).await {
             Ok(()) => {
                 self.hook_or_warn(cx, &guest, Phase::PostStart, limit.left(LIMIT)).await;
                 Ok(())
@@ -242,15 +265,15 @@ impl Ops {
         Ok(ha)
     }
 
-    async fn launch_and_run(&self, launch: Launch, ha: bool, limit: Limit) -> Result<(), OpsError> {
+    async fn launch_and_run(&self, launch: Launch, run: Run, limit: Limit) -> Result<(), OpsError> {
         let (vmid, epoch) = (launch.vmid, launch.epoch);
         // Has limits of its own. It is not cut short: what it leaves could not be ended.
         self.guests.launch(launch).await?;
         limit.check()?;
-        if ha {
-            self.run_within(vmid, epoch, limit.left(LEASE_WAIT)).await
-        } else {
-            Ok(self.guests.resume(vmid).await?)
+        match run {
+            Run::UnderLease => self.run_within(vmid, epoch, limit.left(LEASE_WAIT)).await,
+            Run::Go => Ok(self.guests.resume(vmid).await?),
+            Run::Stand => Ok(self.guests.pause(vmid).await?),
         }
     }
 

@@ -84,6 +84,7 @@ pub fn model(cpu: &Cpu, accel: Accel, ostype: OsType) -> Result<String, GuestErr
     if cpu.hidden {
         words.push("kvm=off".to_owned());
     }
+    words.extend(cpu.hv_vendor_id.as_ref().map(|id| format!("hv-vendor-id={id}")));
     match cpu.phys_bits {
         Some(PhysBits::Host) => words.push("host-phys-bits=on".to_owned()),
         Some(PhysBits::Bits(bits)) => words.push(format!("phys-bits={bits}")),

@@ -148,6 +148,9 @@ pub(crate) fn unusable(e: KeyError) -> GuestError {
     GuestError::Config { key: e.key, why: e.why }
 }
 
+/// What makes a restart from inside end the process.
+pub(crate) const REBOOT_ENDS: &str = "reboot=shutdown";
+
 /// The words of a command line.
 #[derive(Debug, Default)]
 struct Argv(Vec<String>);
@@ -362,6 +365,11 @@ fn graphics(argv: &mut Argv, cx: &Context<'_>, chipset: Chipset) -> Result<(), G
     if cx.settings.tablet() {
         argv.device("usb-tablet,id=tablet,bus=uhci.0,port=1");
     }
+    if vga.clipboard {
+        argv.option("-chardev", "qemu-vdagent,id=vdagent,name=vdagent,clipboard=on");
+        argv.device(format!("virtio-serial-pci,id=clipboard,{}", text(&chipset.main(pci::CLIPBOARD))));
+        argv.device("virtserialport,chardev=vdagent,name=com.redhat.spice.0,bus=clipboard.0");
+    }
     Ok(())
 }
 
@@ -402,6 +410,9 @@ fn small_devices(argv: &mut Argv, cx: &Context<'_>, chipset: Chipset) -> Result<
             WatchdogModel::Ib700 => "ib700,id=watchdog0".to_owned(),
         });
         argv.option("-action", format!("watchdog={}", watchdog.action));
+    }
+    if !s.reboot() {
+        argv.option("-action", REBOOT_ENDS);
     }
     if let Some(card) = s.audio0().map_err(unusable)? {
         sound(argv, card, chipset);

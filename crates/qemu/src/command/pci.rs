@@ -3,10 +3,10 @@
 //! ```text
 //!  i440fx     main bus pci.0, where devices come and go while the guest runs:
 //!             01 chipset  02 screen  03 balloon  05 06 SCSI  07 SATA  08 agent  09 random  0a-0f virtio0-5
-//!             10 watchdog  11 sound  12-17 net0-5  1b-1d bridges to pci.3, pci.2, pci.1
+//!             10 watchdog  11 sound  12-17 net0-5  18 clipboard  1b-1d bridges to pci.3, pci.2, pci.1
 //!  q35        main bus pcie.0, where none comes or goes: as above, but for
-//!             04 USB   18 19 a root port for each of virtio0-5, net0-5 and the first two SCSI controllers
-//!             1a root ports to the bridges pci.1, pci.2, pci.3
+//!             04 USB   19 1a a root port for each of virtio0-5, net0-5 and the first two SCSI controllers
+//!             1b root ports to the bridges pci.1, pci.2, pci.3
 //!  both       pci.1: 01-1a net6-31        pci.2: 01-0a virtio6-15        pci.3: 01-1d further SCSI controllers
 //! ```
 //!
@@ -39,6 +39,8 @@ pub const RNG: u32 = 0x9;
 pub const WATCHDOG: u32 = 0x10;
 /// The sound card's.
 pub const AUDIO: u32 = 0x11;
+/// The clipboard's serial card's.
+pub const CLIPBOARD: u32 = 0x18;
 const USB: u32 = 0x4;
 const SCSI: u32 = 0x5;
 const VIRTIO: u32 = 0xa;
@@ -49,8 +51,8 @@ const BRIDGE: u32 = 0x1d;
 const FIRST: u32 = 6;
 const FIRST_SCSI: u32 = 2;
 /// Slots of eight root ports each.
-const PORTS: u32 = 0x18;
-const BRIDGE_PORTS: u32 = 0x1a;
+const PORTS: u32 = 0x19;
+const BRIDGE_PORTS: u32 = 0x1b;
 const BRIDGES: u32 = 3;
 
 impl Chipset {
@@ -151,7 +153,7 @@ mod tests {
     #[test]
     fn no_two_devices_have_one_place_and_every_bus_is_there() {
         for chipset in [Chipset::I440fx, Chipset::Q35] {
-            let fixed = [VGA, BALLOON, SATA, AGENT, RNG, WATCHDOG, AUDIO].map(|slot| chipset.main(slot));
+            let fixed = [VGA, BALLOON, SATA, AGENT, RNG, WATCHDOG, AUDIO, CLIPBOARD].map(|slot| chipset.main(slot));
             let places: Vec<Place> = fixed
                 .into_iter()
                 .chain([chipset.usb()])

@@ -170,6 +170,9 @@ fn small_options_of_the_machine() {
     assert!(slept.contains("-global ICH9-LPC.disable_s3=1 -global ICH9-LPC.disable_s4=0"), "{slept}");
     let hidden = words("cpu: max,hidden=1,phys-bits=host,guest-phys-bits=40\nmemory: 64\n");
     assert!(hidden.contains("-cpu max,kvm=off,host-phys-bits=on,guest-phys-bits=40"), "{hidden}");
+    let vendor = words("cpu: max,hv-vendor-id=abc\nmemory: 64\n");
+    assert!(vendor.contains("-cpu max,hv-vendor-id=abc "), "{vendor}");
+    assert!(words("memory: 64\nreboot: 0\n").contains("-action reboot=shutdown"));
     assert!(words("memory: 64\nstartdate: 2006-06-17T16:01:21\n").contains("base=2006-06-17T16:01:21"));
     assert!(words("memory: 64\nostype: win11\nlocaltime: 0\n").contains("base=utc,driftfix=slew"));
     assert!(words("audio0: device=AC97\nmemory: 64\n").contains("AC97,id=audiodev0,audiodev=audio0"));
