@@ -7,7 +7,7 @@ use crate::plug::{self, Plug};
 use crate::probe::{self, Machines};
 use crate::process::{self, Process};
 use crate::rundir::{self, RunDir};
-use crate::{Accel, QemuOptions, agent, cpu_group, migration, net};
+use crate::{Accel, QemuOptions, agent, cpu_group, huge, migration, net};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -162,6 +162,7 @@ impl Inner {
             cgroup.remove();
         }
         cpu_group::clear(meta.cpu_cgroup);
+        huge::give_back(&meta.huge);
     }
 
     /// What the program can do, asked again when it was replaced.
@@ -457,8 +458,10 @@ impl GuestDriver for QemuDriver {
         let guest = self.guest(vmid).await?;
         let again = async {
             let mut events = guest.monitor(WHAT).await?.events();
-            // Its restart shall not end it, whatever one from inside does.
-            guest.ask(WHAT, "set-action", json!({ "reboot": "reset" })).await?;
+            if guest.ends_by_restart() {
+                // This one shall not end it.
+                guest.ask(WHAT, "set-action", json!({ "reboot": "reset" })).await?;
+            }
             if ask_agent(&guest, "reboot").await {
                 return wait_for(&guest, &mut events, "RESET").await;
             }

@@ -6,7 +6,7 @@ use crate::process::{self, Process};
 use crate::qmp::{Event, Qmp, QmpError};
 use crate::rundir::{Meta, RunDir};
 use crate::stats::{self, CpuMeter};
-use crate::{accel::Accel, cpu_group, net};
+use crate::{accel::Accel, cpu_group, huge, net};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -73,10 +73,19 @@ impl Guest {
         Ok(())
     }
 
+    /// Whether its configuration says that a restart from inside ends it.
+    pub fn ends_by_restart(&self) -> bool {
+        self.meta().argv.iter().any(|word| word == REBOOT_ENDS)
+    }
+
     /// What its shutdown and its restart do to its process, while no request is in the middle of one.
     pub fn usual_actions(&self) -> Value {
-        let ends = self.meta().argv.iter().any(|word| word == REBOOT_ENDS);
-        json!({ "shutdown": "poweroff", "reboot": if ends { "shutdown" } else { "reset" } })
+        // What else says so, as `args` may, is not touched.
+        if self.ends_by_restart() {
+            json!({ "shutdown": "poweroff", "reboot": "shutdown" })
+        } else {
+            json!({ "shutdown": "poweroff" })
+        }
     }
 
     /// What the fence process is told of it.
@@ -310,7 +319,9 @@ impl Guest {
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove();
         }
-        cpu_group::clear(self.meta().cpu_cgroup);
+        let meta = self.meta();
+        cpu_group::clear(meta.cpu_cgroup);
+        huge::give_back(&meta.huge);
     }
 
     /// Tells those who wait that nothing is left.

@@ -4,12 +4,13 @@ use crate::command::{self, CommandLine, Context, Endpoint, Firmware, NetPlan, re
 use crate::guest::Guest;
 use crate::probe::Machines;
 use crate::process::{Process, Program};
-use crate::qmp::{Qmp, QmpError};
+use crate::qmp::{PATIENCE, Qmp, QmpError};
 use crate::rundir::{FORMAT, Meta, RunDir};
-use crate::{Accel, QemuOptions, cgroup::Cgroup, cpu_group, migration, net, tune};
+use crate::{Accel, QemuOptions, cgroup::Cgroup, cpu_group, huge, migration, net, tune};
 use rustix::thread::CpuSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use stead_driver::guest::{GuestError, Launch};
 use stead_model::Vmid;
 use stead_model::vmconfig::{Bios, VmConfig};
@@ -145,6 +146,7 @@ impl<'a> Job<'a> {
             firmware: firmware.as_ref(),
             monitors,
             locks,
+            page_mib: huge::Host::default().page(&self.config.current)?.map(|size| size.0),
         })
     }
 
@@ -207,11 +209,19 @@ impl<'a> Job<'a> {
 
     /// Removes what a failed launch leaves, once no process is left.
     fn clear(&self) {
+        let meta = self.dir.load();
         self.dir.remove();
         if let Some(cgroup) = cgroup_path(self.options, self.launch.vmid).and_then(Cgroup::at) {
             cgroup.remove();
         }
         cpu_group::clear(cpu_group::own_group(self.options, self.launch.vmid));
+        huge::give_back(&meta.map(|meta| meta.huge).unwrap_or_default());
+    }
+
+    /// Makes the huge pages that its memory needs. Those that were added and go back at its end.
+    fn huge(&self) -> Result<Vec<huge::Added>, Attempt> {
+        let added = huge::Host::default().take(&self.config.current).map_err(Attempt::Refused)?;
+        Ok(if self.config.current.keeps_huge_pages() { vec![] } else { added })
     }
 
     /// The group for its share of the CPUs, if it is one of its own. That the guest runs matters more than at what speed.
@@ -262,6 +272,7 @@ impl<'a> Job<'a> {
             incoming: self.launch.incoming.is_some(),
             taps: taps.collect(),
             cgroup: cgroup.as_ref().map(|c| c.path().to_owned()),
+            huge: self.huge()?,
             cpu_cgroup: cpu_group.as_ref().map(|c| c.path().to_owned()),
             argv: line.argv,
             process: None,
@@ -296,7 +307,9 @@ impl<'a> Job<'a> {
             let silent = |e: QmpError| Trouble::Silent(e.to_string());
             let qmp = Qmp::connect(&self.dir.qmp()).await.map_err(silent)?;
             // Answered by the main loop, once the machine is complete.
-            qmp.ask("query-status").await.map_err(silent)?;
+            qmp.execute_within("query-status", serde_json::json!({}), self.patience())
+                .await
+                .map_err(silent)?;
             for plan in nets {
                 net::attach(plan).await.map_err(Trouble::Refused)?;
             }
@@ -307,6 +320,13 @@ impl<'a> Job<'a> {
             ready = ready => ready,
             () = exited => Err(Trouble::Silent("it ended at once".to_owned())),
         }
+    }
+
+    /// How long it may take to answer for the first time: huge pages are cleared before, at the least a GiB a second.
+    fn patience(&self) -> Duration {
+        let huge = self.config.current.huge_pages().is_ok_and(|sizes| !sizes.is_empty());
+        let memory = self.config.current.memory().map_or(0, |memory| memory.0);
+        PATIENCE + Duration::from_secs(if huge { memory / 1024 } else { 0 })
     }
 
     async fn settle(&self, qmp: &Qmp, meta: &Meta) -> Result<(), String> {

@@ -18,6 +18,7 @@ pub mod command;
 mod cpu_group;
 mod driver;
 mod guest;
+mod huge;
 mod launch;
 mod migration;
 mod net;

@@ -1,6 +1,7 @@
 //! What a running guest has on disk: its directory, and in it the record by which a later daemon finds it.
 
 use crate::accel::Accel;
+use crate::huge::Added;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -151,6 +152,9 @@ pub struct Meta {
     /// Its group for its share of the CPUs, where that is another one.
     #[serde(default)]
     pub cpu_cgroup: Option<PathBuf>,
+    /// The huge pages that were added for it, and go back with its end.
+    #[serde(default)]
+    pub huge: Vec<Added>,
     /// The command line.
     pub argv: Vec<String>,
     /// Its process: pid and start in clock ticks since boot. None while it is being launched.

@@ -1,4 +1,4 @@
-//! What the host does for QEMU guests: their share of its CPUs, their taps.
+//! What the host does for QEMU guests: their share of its CPUs, their taps, the pages of their memory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
@@ -255,4 +255,56 @@ async fn what_passes_a_tap_is_bounded() {
         assert!(!limits().contains("tbf") && !limits().contains("ingress"), "{}", limits());
     }
     driver.kill(id).await.unwrap();
+}
+
+/// A guest sees its nodes, on pages of the host that are made for it and go back.
+#[tokio::test]
+async fn memory_is_cut_into_nodes_and_made_of_huge_pages() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let id = Vmid::new(100).unwrap();
+    let of = |more: &str| {
+        let mut launch = spinning(&h, id, "sockets: 2\nnuma: 1\n");
+        launch.config.push_str(more);
+        launch
+    };
+    let start = async |launch: Launch| {
+        driver.prepare(id, Epoch(1)).await.unwrap();
+        driver.launch(launch).await
+    };
+    start(of("")).await.unwrap();
+    let seen = driver.monitor(id, "info numa").await.unwrap();
+    assert!(seen.contains("2 nodes") && seen.contains("node 1 size: 8 MB"), "{seen}");
+    driver.kill(id).await.unwrap();
+    let refused = start(of("numa0: cpus=0-1,memory=16,hostnodes=77,policy=bind\n")).await.unwrap_err();
+    assert_eq!(refused.to_string(), "numa0: hostnodes: this host has no NUMA node 77");
+
+    let pool = std::path::Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB");
+    let read =
+        |file: &str| -> u64 { std::fs::read_to_string(pool.join(file)).unwrap().trim().parse().unwrap() };
+    let nr = pool.join("nr_hugepages");
+    if !nr.exists() || std::fs::write(&nr, read("nr_hugepages").to_string()).is_err() {
+        let refused = start(of("hugepages: 2\n")).await.unwrap_err().to_string();
+        assert!(refused.starts_with("hugepages: "), "{refused}");
+        return skip("no huge pages can be made here");
+    }
+    let (before, spare) = (read("nr_hugepages"), read("free_hugepages"));
+    let made = 8_u64.saturating_sub(spare);
+    let process = start(of("hugepages: 2\n")).await.unwrap();
+    assert_eq!(read("nr_hugepages"), before + made);
+    let maps = std::fs::read_to_string(format!("/proc/{}/smaps", process.pid)).unwrap();
+    let huge = maps.lines().filter(|l| l.starts_with("KernelPageSize:") && l.ends_with(" 2048 kB"));
+    assert_eq!(huge.count(), 2, "each node has a piece of its own");
+    driver.kill(id).await.unwrap();
+    assert_eq!(read("nr_hugepages"), before, "what was made goes back");
+    // A start that fails leaves none, and what is kept is found by the next one.
+    let mut broken = of("hugepages: 2\n");
+    broken.volumes[0].path = "/nowhere/disk.raw".into();
+    start(broken).await.unwrap_err();
+    assert_eq!(read("nr_hugepages"), before);
+    start(of("hugepages: 2\nkeephugepages: 1\n")).await.unwrap();
+    driver.kill(id).await.unwrap();
+    let kept = read("nr_hugepages");
+    std::fs::write(&nr, before.to_string()).unwrap();
+    assert_eq!(kept, before + made);
 }

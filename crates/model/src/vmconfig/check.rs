@@ -2,6 +2,7 @@
 
 use super::devices::{Bus, Disk, DiskSource, MAX_DISK, Net, NetModel, as_disk, flag};
 use super::keys::{KeyError, KeySpec, Kind, MAX_MEMORY, split_index};
+use super::memory::NumaNode;
 use super::values::{self, split_words};
 use crate::VolumeId;
 use crate::cloudinit::options;
@@ -405,6 +406,11 @@ pub(super) fn name(key: &str, value: &str) -> Result<(), KeyError> {
         return Ok(());
     }
     KeyError::value(key, format_args!("'{value}' is not a valid DNS name"))
+}
+
+pub(super) fn numa_node(key: &str, value: &str) -> Result<(), KeyError> {
+    Rules { default: "", works: &["cpus", "hostnodes", "memory", "policy"], later: &[] }.check(key, value)?;
+    NumaNode::parse(key, value).map(drop)
 }
 
 /// A port of the host, for which the host's kernel has a driver.

@@ -29,8 +29,10 @@ const TESTED: &[(&str, &str)] = &[
     ("freeze", SEEN),
     ("hookscript", SEEN),
     ("hotplug", SEEN),
+    ("hugepages", SEEN),
     ("ide", TAKEN),
     ("ipconfig", SEEN),
+    ("keephugepages", SEEN),
     ("keyboard", TAKEN),
     ("kvm", LINE),
     ("localtime", TAKEN),
@@ -40,6 +42,7 @@ const TESTED: &[(&str, &str)] = &[
     ("name", SEEN),
     ("nameserver", API),
     ("net", SEEN),
+    ("numa", SEEN),
     ("onboot", SEEN),
     ("ostype", TAKEN),
     ("parallel", LINE),
@@ -144,8 +147,9 @@ pub fn options_page() -> String {
         Made from the rules that check them. An option that does not work yet is refused when somebody sets it; one that a\n\
         configuration made elsewhere brings is kept, and named in the log of each start. So is a part of an option's value.\n\n\
         *A running VM takes a change* at once, in parts at once (network devices, and disks of the buses `virtio` and `scsi`, the latter with\n\
-        a `virtio-scsi` controller, come and go as `hotplug` lets them; media of CD drives, limits of disks, links and bridges of network\n\
-        devices, the balloon's target; `vcpus` where it was set at the start and `hotplug` names `cpu`), or with its next start: until then the change is pending, and shown as such.\n\n\
+        a `virtio-scsi` controller, come and go as `hotplug` lets them, CPUs where `vcpus` was set at the start and `hotplug` names `cpu`; media\n\
+        of CD drives; limits of disks; links, bridges and limits of network devices; the balloon's target; limit and weight of its CPUs), or\n\
+        with its next start: until then the change is pending, and shown as such.\n\n\
         *Tested by*: **effect**: a test sees what the option does, to a real guest or in a real cluster. **QEMU**: a real QEMU takes it.\n\
         **API**: a test of the API sees it, with QEMU modelled. **command line**: the text that QEMU would be given. **kept**: it is\n\
         read, kept and shown.\n\n\
@@ -187,6 +191,20 @@ shutdown's limit; 6 s after any other end |
 Starts by HA, recoveries and those with the node have all of it. A VM that moves while it runs is neither started nor stopped: no phase on
 either side. A node that is lost runs none. A restart of its system is no end. A script that takes too long, or whose task is
 stopped, is killed with all that it has started. `post-stop` runs once for each end, or, if the daemon dies in that moment, not at all.
+
+## What the host does
+
+`cpulimit` and `cpuunits` need the `cpu` controller of cgroups (version 2, or 1); a node without it says so at each start, and runs the VM
+without. `cpuunits` is 1 to 10,000 in version 2 (100 unless set; more counts as 10,000), 2 to 262,144 in version 1 (1,024).
+
+`queues`, `mtu` and `rate` of a network device need a bridge: with a user-mode network the VM is not started. `mtu=1` is the bridge's.
+`rate` is in MiB a second for each direction; it needs the kernel's `tbf`, `ingress`, `matchall` and `police` of traffic control, without
+which the VM is not started.
+
+`freeze=1` leaves the VM paused at its start. Under HA it is refused: what HA guards is continued whenever a lease comes back.
+
+`hugepages` needs `numa=1`. Pages that are not there are made at the start and given back at the end, but for `keephugepages=1`. Where the
+kernel finds no memory in one piece the VM is not started.
 ";
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ pub mod devices;
 mod doc;
 pub mod keys;
 mod limits;
+mod memory;
 mod pending;
 mod typed;
 mod values;
@@ -31,6 +32,7 @@ pub use devices::{Aio, Bus, Cache, Disk, DiskDetails, DiskSource, Net, NetModel,
 pub use doc::options_page;
 pub use keys::{KeyError, KeySpec, Kind, Live, Refusal, Support};
 pub use limits::{Limits, Rate, Rates};
+pub use memory::{NumaNode, NumaPolicy};
 pub use pending::{Change, Changed, PendingItem};
 pub use values::{
     Agent, Audio, Bios, Boot, Cpu, CpuShare, OsType, PhysBits, Rng, ScsiHw, Serial, Startup, Vga, Watchdog,

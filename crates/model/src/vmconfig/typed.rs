@@ -16,7 +16,7 @@ use crate::{Size, VolumeId};
 use std::collections::BTreeSet;
 
 impl Settings {
-    fn boolean(&self, key: &str, default: bool) -> bool {
+    pub(super) fn boolean(&self, key: &str, default: bool) -> bool {
         self.get(key).and_then(parse_bool).unwrap_or(default)
     }
 
@@ -49,7 +49,7 @@ impl Settings {
     }
 
     /// The keys of a numbered family that are set, by number.
-    fn family<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
+    pub(super) fn family<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
         let mut found: Vec<(u32, &str, &str)> = self
             .iter()
             .filter_map(|(key, value)| match split_index(key) {
@@ -429,6 +429,10 @@ impl Settings {
         if self.get("cipassword").is_some() && self.ostype().is_ok_and(OsType::is_windows) {
             idle.extend(KeyError::unsupported::<()>("cipassword", NO_PASSWORD).err());
         }
+        if !self.boolean("numa", false) {
+            let nodes = self.family("numa").map(|(key, _)| key);
+            idle.extend(nodes.filter_map(|key| KeyError::unsupported::<()>(key, "only with numa=1").err()));
+        }
         // A controller that several disks share has queues for all of them.
         if self.scsihw().is_ok_and(|hw| hw != ScsiHw::VirtioScsiSingle) {
             let why = "queues: only with scsihw=virtio-scsi-single does a disk have queues of its own";
@@ -452,6 +456,8 @@ impl Settings {
         if self.vcpus()?.is_some_and(|n| n > cpus) {
             return KeyError::value("vcpus", "value must not be larger than sockets times cores");
         }
+        self.huge_pages()?;
+        self.numa_nodes()?;
         if let Boot::Order(devices) = self.boot()?
             && let Some(missing) = devices.iter().find(|d| self.get(d).is_none())
         {

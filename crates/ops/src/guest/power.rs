@@ -336,6 +336,8 @@ impl Ops {
     /// The process is gone, and no request is at it. Under the guest's mutex.
     pub async fn after_exit(&self, vmid: Vmid) {
         if let Some(guest) = self.record_end(vmid).await {
+            // Whoever waits for the end does not wait for the script.
+            self.flush.now().await;
             self.hook_after_end(&guest).await;
         }
     }

@@ -5,6 +5,7 @@
 
 mod cpu;
 mod disks;
+mod memory;
 mod nets;
 mod part;
 mod pci;
@@ -97,6 +98,8 @@ pub struct Context<'a> {
     pub monitors: [Endpoint; 2],
     /// Whether QEMU locks its images.
     pub locks: bool,
+    /// The size in MiB of the huge pages that its memory is made of; none: it is made of others.
+    pub page_mib: Option<u64>,
 }
 
 /// What disks and network devices depend on: all that may come and go while a guest runs.
@@ -204,6 +207,7 @@ pub fn build(cx: &Context<'_>) -> Result<CommandLine, GuestError> {
     argv.option("-smp", format!("{fixed},sockets={sockets},cores={cores},maxcpus={cpus}"));
     argv.option("-cpu", cpu::model(&s.cpu().map_err(unusable)?, accel, s.ostype().map_err(unusable)?)?);
     argv.option("-m", format!("size={}M", s.memory().map_err(unusable)?.0));
+    memory::add(&mut argv, cx)?;
     if vcpus.is_some() {
         cpu::parts(s, present)?.iter().for_each(|cpu| argv.part(cpu));
     }

@@ -18,10 +18,11 @@ struct Case {
     incoming: Option<Incoming>,
     nets: Vec<NetPlan>,
     firmware: Option<Firmware>,
+    page_mib: Option<u64>,
 }
 
 fn case(text: &'static str) -> Case {
-    Case { text, accel: Accel::Kvm, incoming: None, nets: vec![], firmware: None }
+    Case { text, accel: Accel::Kvm, incoming: None, nets: vec![], firmware: None, page_mib: None }
 }
 
 fn line(case: &Case) -> Result<CommandLine, GuestError> {
@@ -50,6 +51,7 @@ fn line(case: &Case) -> Result<CommandLine, GuestError> {
         firmware: case.firmware.as_ref(),
         monitors: [Endpoint::Path; 2],
         locks: true,
+        page_mib: case.page_mib,
     })
 }
 
@@ -196,6 +198,27 @@ fn queues_and_the_size_of_packets() {
     assert!(words("virtio=BC:24:11:00:00:01,bridge=vmbr0,mtu=1").contains(",host_mtu=9000,"), "the bridge's");
     let plain = words("virtio=BC:24:11:00:00:01,bridge=vmbr0,queues=1");
     assert!(!plain.contains("queues") && !plain.contains("mq=") && !plain.contains("host_mtu"), "{plain}");
+}
+
+#[test]
+fn memory_in_nodes_and_pages() {
+    let mut c = case(
+        "cores: 4\nmemory: 64\nnuma: 1\nnuma0: cpus=0;2-3,memory=48,hostnodes=0-1;3,policy=bind\nnuma1: cpus=1,memory=16\n",
+    );
+    let words = |c: &Case| line(c).unwrap().argv.join(" ");
+    let said = words(&c);
+    assert!(
+        said.contains(
+            "-m size=64M -object memory-backend-ram,id=ram-node0,size=48M,host-nodes=0-1,host-nodes=3,policy=bind \
+             -numa node,nodeid=0,cpus=0,cpus=2-3,memdev=ram-node0 -object memory-backend-ram,id=ram-node1,size=16M \
+             -numa node,nodeid=1,cpus=1,memdev=ram-node1 "
+        ),
+        "{said}"
+    );
+    c.page_mib = Some(2);
+    let said = words(&c);
+    let page = "memory-backend-memfd,id=ram-node1,size=16M,hugetlb=on,hugetlbsize=2M,share=on,prealloc=on";
+    assert!(said.contains(page), "{said}");
 }
 
 #[test]
