@@ -52,8 +52,10 @@ pub async fn run(ops: Arc<Ops>) {
                 // Beside the loop: recording waits for a majority.
                 tokio::spawn(record_exit(ops.clone(), vmid));
             }
-            // Its configuration still has the device.
-            Ok(GuestEvent::Unplugged { .. }) => reconciled |= reconcile(&ops).await,
+            Ok(GuestEvent::Unplugged { vmid }) => {
+                // Its configuration may still have the device.
+                tokio::spawn(device_gone(ops.clone(), vmid));
+            }
             Ok(GuestEvent::State { .. }) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return,
         }
@@ -78,6 +80,12 @@ async fn record_exit(ops: Arc<Ops>, vmid: Vmid) {
         ops.after_exit(vmid).await;
     }
     ops.flush.now().await;
+}
+
+async fn device_gone(ops: Arc<Ops>, vmid: Vmid) {
+    if let Err(e) = ops.device_gone(vmid).await {
+        tracing::debug!("guest {vmid} has let go of a device, which is not recorded yet: {e}");
+    }
 }
 
 /// Which guests the node has tried to start in this boot, and whether it has come to the end: a daemon that is only

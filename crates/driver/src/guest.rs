@@ -13,6 +13,7 @@
 use crate::fence::Registration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 use stead_model::{Epoch, Vmid};
@@ -110,6 +111,17 @@ pub struct GuestProcess {
     pub accel: String,
     /// The program's version, e.g. `10.0.2`.
     pub version: String,
+}
+
+/// What a running machine has of all that can come and go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// The options (`net0`, `scsi1`) whose devices are there.
+    pub devices: BTreeSet<String>,
+    /// Those of them that its guest was asked for and may let go of at any time; `vcpus` for CPUs. Nobody can take that back.
+    pub asked: BTreeSet<String>,
+    /// The first CPU and those that were plugged in.
+    pub cpus: u32,
 }
 
 /// What a driver noticed by itself.
@@ -313,10 +325,10 @@ pub trait GuestDriver: Send + Sync {
     /// Tells a running guest what an option says in this configuration, where no device comes or goes by it: limits of a disk,
     /// a network device's link, the balloon's target, its share of the CPUs.
     async fn tune(&self, vmid: Vmid, key: &str, config: &str) -> Result<(), GuestError>;
-    /// Whether the device that an option names (`net0`, `scsi1`) is in the running machine.
-    async fn is_plugged(&self, vmid: Vmid, key: &str) -> Result<bool, GuestError>;
-    /// Plugs in the device that an option of this configuration names. One that is there already is left as it is. After an error
-    /// nothing of it is left.
+    /// What is in the running machine of all that can come and go.
+    async fn inventory(&self, vmid: Vmid) -> Result<Inventory, GuestError>;
+    /// Plugs in the device that an option of this configuration names, and which is not there. After an error nothing of it is left,
+    /// but for a device that its guest has to let go of: the inventory says so.
     async fn plug(
         &self,
         vmid: Vmid,

@@ -10,6 +10,7 @@
 //!
 //! A disk that its guest uses is never exchanged by itself: what a guest has not written yet would be lost.
 
+use std::collections::BTreeSet;
 use stead_model::vmconfig::devices::{as_disk, as_net};
 use stead_model::vmconfig::{Bus, Disk, Net, NetModel, ScsiHw, Settings, VmConfig};
 
@@ -62,11 +63,62 @@ pub fn due(config: &VmConfig) -> Vec<String> {
     keys.into_iter().map(str::to_owned).collect()
 }
 
+/// What has come true of a running VM's devices while nobody was there to write it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Truth {
+    /// What was to come is there.
+    Came,
+    /// What was to go is gone.
+    Went,
+    /// What was to stay is gone.
+    Lost,
+    /// It has another number of CPUs.
+    Cpus(u32),
+}
+
+/// What is yet to be written of a VM whose machine has these devices and so many CPUs. A device that its guest was asked for, and
+/// still has, has neither come nor gone.
+pub fn truths(
+    config: &VmConfig,
+    there: &BTreeSet<String>,
+    asked: &BTreeSet<String>,
+    cpus: u32,
+) -> Vec<(String, Truth)> {
+    let (current, pending) = (&config.current, &config.pending);
+    let all = current.iter().chain(pending.set.iter()).map(|(key, _)| key);
+    let mut keys: Vec<&str> = all.collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let mut found = vec![];
+    for key in keys {
+        let truth = match (current.get(key), pending.set.get(key)) {
+            (Some(_), _) if key == "vcpus" => {
+                current.vcpus().is_ok_and(|n| n != Some(cpus)).then_some(Truth::Cpus(cpus))
+            }
+            (Some(old), new) if is_pluggable(current, key, old) && !there.contains(key) => {
+                let wanted = pending.delete.contains_key(key) || new.is_some_and(|_| as_net(key).is_some());
+                Some(if wanted { Truth::Went } else { Truth::Lost })
+            }
+            (None, Some(new)) if is_pluggable(current, key, new) => {
+                (there.contains(key) && !asked.contains(key)).then_some(Truth::Came)
+            }
+            _ => None,
+        };
+        found.extend(truth.map(|truth| (key.to_owned(), truth)));
+    }
+    found
+}
+
 /// Whether a device of this kind can come and go while the VM runs, and its administrator lets it.
 fn can_come_and_go(current: &Settings, key: &str, value: &str) -> bool {
-    let lets = |feature: &str| current.hotplug().contains(&feature);
+    let feature = if as_net(key).is_some() { "network" } else { "disk" };
+    current.hotplug().contains(&feature) && is_pluggable(current, key, value)
+}
+
+/// Whether the machine can take, and give back, a device of this kind while it runs.
+fn is_pluggable(current: &Settings, key: &str, value: &str) -> bool {
     if as_net(key).is_some() {
-        return lets("network") && Net::parse(key, value).is_ok_and(|net| net.model != NetModel::Ne2kIsa);
+        return Net::parse(key, value).is_ok_and(|net| net.model != NetModel::Ne2kIsa);
     }
     let Some((bus, _)) = as_disk(key) else { return false };
     let controller = match bus {
@@ -77,7 +129,7 @@ fn can_come_and_go(current: &Settings, key: &str, value: &str) -> bool {
         }
         Bus::Ide | Bus::Sata | Bus::Unused => false,
     };
-    controller && lets("disk") && Disk::parse(key, value).is_ok()
+    controller && Disk::parse(key, value).is_ok()
 }
 
 #[cfg(test)]
@@ -127,12 +179,30 @@ mod tests {
         let mut config =
             config("net0: virtio=BC:24:11:00:00:01\n\n[PENDING]\nnet0: e1000=BC:24:11:00:00:01\n");
         assert_eq!(next(&config, "net0"), Some(Step::Unplug));
-        config.unplugged(vmid, "net0").unwrap();
+        config.unplugged(vmid, "net0", false).unwrap();
         assert!(matches!(next(&config, "net0"), Some(Step::Plug { .. })));
         config.plugged(vmid, "net0").unwrap();
         assert_eq!(next(&config, "net0"), None);
         assert_eq!(config.current.get("net0"), Some("e1000=BC:24:11:00:00:01"));
         assert!(config.pending.is_empty());
+    }
+
+    #[test]
+    fn what_has_come_true_is_found() {
+        let set = |keys: &[&str]| keys.iter().map(|k| (*k).to_owned()).collect::<BTreeSet<String>>();
+        let text = "cores: 4\nide2: none,media=cdrom\nnet0: virtio\nnet1: virtio\nnet2: virtio\nvcpus: 4\nvirtio0: local:100/a.raw\n\n\
+                    [PENDING]\nnet1: e1000\nnet3: virtio\nnet4: virtio\nvirtio0: local:100/b.raw\nvirtio1: local:100/c.raw\ndelete: net0\n";
+        let found = truths(&config(text), &set(&["net3", "net4", "virtio0"]), &set(&["net4"]), 3);
+        let expected = [
+            ("net0", Truth::Went),
+            ("net1", Truth::Went),
+            ("net2", Truth::Lost),
+            ("net3", Truth::Came),
+            ("vcpus", Truth::Cpus(3)),
+        ];
+        assert_eq!(found, expected.map(|(key, truth)| (key.to_owned(), truth)));
+        let there = set(&["net0", "net1", "net2", "virtio0"]);
+        assert_eq!(truths(&config(text), &there, &set(&["net0"]), 4), [], "all of it is still to be done");
     }
 
     #[test]

@@ -33,12 +33,19 @@ async fn change(node: &Node, set: &[(&str, &str)], delete: &[&str], force: bool)
     node.ended(&upid).await.0
 }
 
+/// Why a change is refused before it begins.
+async fn change_error(node: &Node, set: &[(&str, &str)]) -> String {
+    let change = ConfigChange { set: map(set), ..ConfigChange::default() };
+    let refused = node.ops.configure_task(&root(), vmid(100), change, Asked::default()).await;
+    refused.err().map_or_else(String::new, |e| e.to_string())
+}
+
 fn config(node: &Node) -> VmConfig {
     VmConfig::parse(&node.ops.guest_at(vmid(100)).unwrap().config.value).unwrap()
 }
 
 async fn has(node: &Node, key: &str) -> bool {
-    node.ops.guests.is_plugged(vmid(100), key).await.unwrap()
+    node.ops.guests.inventory(vmid(100)).await.unwrap().devices.contains(key)
 }
 
 async fn volumes(node: &Node) -> usize {
@@ -49,17 +56,17 @@ async fn volumes(node: &Node) -> usize {
 async fn devices_come_and_go_and_a_card_is_exchanged() {
     let node = running().await;
     assert_eq!(
-        change(&node, &[("net1", "virtio=02:00:00:00:00:02"), ("scsi1", "local:1")], &[], false).await,
+        change(&node, &[("net1", "virtio=02:00:00:00:00:02"), ("virtio1", "local:1")], &[], false).await,
         "OK"
     );
-    assert!(has(&node, "net1").await && has(&node, "scsi1").await);
+    assert!(has(&node, "net1").await && has(&node, "virtio1").await);
     assert_eq!(change(&node, &[("net0", "e1000=02:00:00:00:00:01")], &[], false).await, "OK");
     let now = config(&node);
     assert!(now.pending.is_empty(), "{now}");
     assert_eq!(now.current.get("net0"), Some("e1000=02:00:00:00:00:01"));
 
-    assert_eq!(change(&node, &[], &["net1", "scsi1"], false).await, "OK");
-    assert!(!has(&node, "net1").await && !has(&node, "scsi1").await);
+    assert_eq!(change(&node, &[], &["net1", "virtio1"], false).await, "OK");
+    assert!(!has(&node, "net1").await && !has(&node, "virtio1").await);
     let now = config(&node);
     assert!(now.pending.is_empty() && now.current.get("unused0").is_some(), "{now}");
     assert_eq!(volumes(&node).await, 1);
@@ -76,12 +83,12 @@ async fn devices_come_and_go_and_a_card_is_exchanged() {
 #[tokio::test]
 async fn a_guest_that_does_not_let_go_keeps_its_disk_and_the_volume() {
     let node = running().await;
-    assert_eq!(change(&node, &[("scsi1", "local:1")], &[], false).await, "OK");
+    assert_eq!(change(&node, &[("virtio1", "local:1")], &[], false).await, "OK");
     node.machines.hold_devices("n1", vmid(100), true);
-    assert_eq!(change(&node, &[], &["scsi1"], true).await, "OK", "it is pending, which is no failure");
+    assert_eq!(change(&node, &[], &["virtio1"], true).await, "OK", "it is pending, which is no failure");
     let waits = config(&node);
-    assert_eq!(waits.pending.delete.get("scsi1"), Some(&true), "{waits}");
-    assert!(waits.current.get("scsi1").is_some() && has(&node, "scsi1").await);
+    assert_eq!(waits.pending.delete.get("virtio1"), Some(&true), "{waits}");
+    assert!(waits.current.get("virtio1").is_some() && has(&node, "virtio1").await);
     node.ops.reconcile().await.unwrap();
     assert_eq!(volumes(&node).await, 1, "the guest still writes to it");
     assert_eq!(config(&node), waits);
@@ -89,7 +96,7 @@ async fn a_guest_that_does_not_let_go_keeps_its_disk_and_the_volume() {
     node.machines.hold_devices("n1", vmid(100), false);
     node.ops.reconcile().await.unwrap();
     let now = config(&node);
-    assert!(now.pending.is_empty() && now.current.get("scsi1").is_none(), "{now}");
+    assert!(now.pending.is_empty() && now.current.get("virtio1").is_none(), "{now}");
     assert_eq!((volumes(&node).await, now.current.get("unused0")), (0, None), "by force: with its volume");
 }
 
@@ -100,10 +107,76 @@ async fn what_the_machine_refuses_stays_pending_and_is_told() {
     assert!(ended.contains("net1: could not plug a device into") && ended.contains("pending"), "{ended}");
     let now = config(&node);
     assert!(now.pending.set.get("net1").is_some() && now.current.get("net1").is_none(), "{now}");
+    // One that can't be looked into is not changed where its machine may be another than is written.
     node.machines.set_state("n1", vmid(100), RunState::Unresponsive);
-    let ended = change(&node, &[("scsi1", "local:1")], &["net0"], false).await;
-    assert!(ended.contains("scsi1") && config(&node).pending.set.get("scsi1").is_some(), "{ended}");
-    assert_eq!(volumes(&node).await, 1, "kept for the next start");
+    let ended = change(&node, &[("virtio1", "local:1")], &["net0"], false).await;
+    assert!(ended.contains("could not look into") && volumes(&node).await == 0, "{ended}");
+    assert_eq!(config(&node), now);
+}
+
+/// Nobody can take back what a guest was asked for.
+#[tokio::test]
+async fn what_a_guest_was_asked_for_is_nobody_s_to_change() {
+    let node = running().await;
+    node.machines.hold_devices("n1", vmid(100), true);
+    assert_eq!(change(&node, &[], &["net0"], false).await, "OK");
+    let taken_back = ConfigChange { revert: vec!["net0".into()], ..ConfigChange::default() };
+    let refused = node.ops.configure(&root(), vmid(100), taken_back.clone(), Asked::default()).await;
+    assert!(refused.unwrap_err().to_string().starts_with("net0: the guest has been asked"), "revert");
+    let set = change(&node, &[("net0", "virtio=02:00:00:00:00:01,link_down=1")], &[], false).await;
+    assert!(set.contains("asked to let go"), "{set}");
+    assert_eq!(change(&node, &[], &["net0"], false).await, "OK", "asked once more");
+    assert_eq!(change(&node, &[("name", "other")], &[], false).await, "OK", "all else is free");
+    node.machines.hold_devices("n1", vmid(100), false);
+    node.ops.device_gone(vmid(100)).await.unwrap();
+    assert_eq!(config(&node).current.get("net0"), None);
+    // What goes without having been asked for is there again from the next start on.
+    assert_eq!(change(&node, &[("net0", "virtio=02:00:00:00:00:01")], &[], false).await, "OK");
+    node.ops.guests.unplug(vmid(100), "net0", "", std::time::Duration::ZERO).await.unwrap();
+    node.ops.device_gone(vmid(100)).await.unwrap();
+    let now = config(&node);
+    assert!(now.current.get("net0").is_none() && now.pending.set.get("net0").is_some(), "{now}");
+}
+
+/// A change whose device is there, and which could not be written, is written before another one takes its place.
+#[tokio::test]
+async fn a_disk_that_is_there_is_not_taken_for_another() {
+    let node = running().await;
+    let path = paths::guest(&name("n1"), GuestKind::Qemu, vmid(100));
+    let text = "boot: order=virtio1;net0\nnet0: virtio=02:00:00:00:00:01\n\n[PENDING]\nvirtio1: local:100/vm-100-disk-7.raw\n";
+    node.commit(Txn::new("test").put(path, text)).await;
+    node.ops.guests.plug(vmid(100), "virtio1", "virtio1: local:100/vm-100-disk-7.raw\n", None).await.unwrap();
+    assert_eq!(change(&node, &[("virtio1", "local:1")], &[], false).await, "OK");
+    let now = config(&node);
+    assert_eq!(now.current.get("virtio1"), Some("local:100/vm-100-disk-7.raw"), "{now}");
+    assert!(now.pending.set.get("virtio1").is_some(), "the other waits for the next start: {now}");
+    // A device that the order of boot names can go, and everything can be changed all the same.
+    assert_eq!(change(&node, &[], &["net0"], false).await, "OK");
+    assert_eq!(change(&node, &[("description", "without it")], &[], false).await, "OK");
+    let missing = change_error(&node, &[("boot", "order=net7")]).await;
+    assert!(missing.contains("device 'net7' does not exist"), "{missing}");
+}
+
+#[tokio::test]
+async fn a_card_is_not_given_up_for_one_that_cannot_come() {
+    let node = running().await;
+    node.machines.refuse_launches("n1", Some("net0: bridge 'vmbr9' does not exist"));
+    let ended = change(&node, &[("net0", "e1000=02:00:00:00:00:01,bridge=vmbr9")], &[], false).await;
+    assert!(ended.contains("bridge 'vmbr9' does not exist"), "{ended}");
+    assert!(has(&node, "net0").await && config(&node).current.get("net0").is_some());
+}
+
+#[tokio::test]
+async fn a_protected_vm_keeps_a_volume_that_was_to_be_removed_before() {
+    let node = running().await;
+    assert_eq!(change(&node, &[("virtio1", "local:1")], &[], false).await, "OK");
+    node.machines.hold_devices("n1", vmid(100), true);
+    assert_eq!(change(&node, &[], &["virtio1"], true).await, "OK");
+    assert_eq!(change(&node, &[("protection", "1")], &[], false).await, "OK");
+    node.machines.hold_devices("n1", vmid(100), false);
+    node.ops.device_gone(vmid(100)).await.unwrap();
+    assert!(config(&node).current.get("unused0").is_some());
+    assert_eq!(volumes(&node).await, 1);
 }
 
 /// A daemon that ends between the device and the record.
@@ -133,6 +206,6 @@ async fn as_many_cpus_are_written_as_are_there() {
     assert_eq!(change(&node, &[("vcpus", "2")], &[], false).await, "OK");
     assert_eq!(config(&node).to_string(), "cores: 4\nhotplug: cpu\nvcpus: 4\n\n[PENDING]\nvcpus: 2\n");
     node.machines.hold_devices("n1", vmid(100), false);
-    node.ops.reconcile().await.unwrap();
+    node.ops.device_gone(vmid(100)).await.unwrap();
     assert_eq!(config(&node).to_string(), "cores: 4\nhotplug: cpu\nvcpus: 2\n");
 }

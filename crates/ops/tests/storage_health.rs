@@ -75,5 +75,5 @@ async fn a_stopped_vm_is_not_handed_over_while_its_storage_does_not_answer() {
     );
     // What stands in its way then is another thing.
     let status = moved(3, Found::Inactive("gone".into())).await;
-    assert!(status.contains("not on a shared storage"), "{status}");
+    assert!(status.contains("is on a storage that is not shared"), "{status}");
 }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use stead_driver::fence::Registration;
 use stead_driver::guest::{
-    GuestDriver, GuestError, GuestEvent, GuestProcess, Launch, MigrationPhase, MigrationProgress,
+    GuestDriver, GuestError, GuestEvent, GuestProcess, Inventory, Launch, MigrationPhase, MigrationProgress,
     ResolvedVolume, RunState,
 };
 use stead_model::vmconfig::VmConfig;
@@ -568,8 +568,8 @@ impl GuestDriver for QemuDriver {
         }
     }
 
-    async fn is_plugged(&self, vmid: Vmid, key: &str) -> Answer<bool> {
-        plug::is_plugged(&*self.guest(vmid).await?, key).await
+    async fn inventory(&self, vmid: Vmid) -> Answer<Inventory> {
+        plug::inventory(&*self.guest(vmid).await?).await
     }
 
     async fn plug(&self, vmid: Vmid, key: &str, config: &str, volume: Option<ResolvedVolume>) -> Answer<()> {

@@ -8,6 +8,7 @@ use crate::qmp::{PATIENCE, Qmp, QmpError};
 use crate::rundir::{FORMAT, Meta, RunDir};
 use crate::{Accel, QemuOptions, cgroup::Cgroup, cpu_group, huge, migration, net, tune};
 use rustix::thread::CpuSet;
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -275,6 +276,7 @@ impl<'a> Job<'a> {
             huge: self.huge()?,
             cpu_cgroup: cpu_group.as_ref().map(|c| c.path().to_owned()),
             argv: line.argv,
+            asked: BTreeSet::new(),
             process: None,
         };
         // Written before the process exists: what a dying daemon leaves is known to be unfinished.

@@ -1,14 +1,15 @@
 //! Devices that come and go while a guest runs.
 //!
-//! What is plugged in are the parts that a configuration has with an option and has not without it; what is unplugged, the same,
-//! backwards. A guest may take its time to let go of a device, or never do so: the device then stays whole.
+//! What is plugged in are the parts that a configuration has with an option and has not without it; what is unplugged, the same. Of
+//! these the guest is asked for one alone, behind which all the others are: a card, or a disk's own controller, with which the disk
+//! goes. It may take its time, or never let go: then all of it stays. Only a SCSI disk on a controller that others share has no say in it.
 //!
 //! ```text
-//!  plug:    [leftovers of a broken try go]  controller, backend, device      an error takes all of it out again
-//!  unplug:  device asked for ─▶ the guest lets go ─▶ backend ─▶ controller  done again where it was cut short
+//!  plug:    [leftovers of a broken try go]  controller, backend, device   an error takes all of it out again, or asks for it
+//!  unplug:  asked for, and noted so ─▶ the guest lets go ─▶ backends      done again where it was cut short
 //! ```
 
-use crate::command::{self, Chipset, Hardware, NetPlan, Part, card, refuse, unusable};
+use crate::command::{self, Chipset, Hardware, NetPlan, Part, refuse, unusable};
 use crate::guest::Guest;
 use crate::rundir::Meta;
 use crate::{net, tune};
@@ -16,13 +17,18 @@ use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
-use stead_driver::guest::{GuestError, ResolvedVolume};
-use stead_model::vmconfig::{Net, Settings, VmConfig};
+use stead_driver::guest::{GuestError, Inventory, ResolvedVolume};
+use stead_model::vmconfig::devices::{as_disk, as_net};
+use stead_model::vmconfig::{Boot, Net, Settings, VmConfig};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
 type Answer<T> = Result<T, GuestError>;
 
+/// How long a guest may take to let go of what could not be plugged in.
+const TAKE_BACK: Duration = Duration::from_secs(2);
+/// The option for all CPUs.
+const CPUS: &str = "vcpus";
 const PLUG: &str = "plug a device into";
 const UNPLUG: &str = "unplug a device from";
 
@@ -38,7 +44,12 @@ impl Plug {
     /// Reads the configuration, which must have the option.
     pub fn new(key: &str, config: &str) -> Answer<Self> {
         let config = VmConfig::parse(config).or_else(|e| refuse("config", e.to_string()))?;
-        let settings = config.current;
+        let mut settings = config.current;
+        if matches!(settings.boot().map_err(unusable)?, Boot::Legacy(_)) {
+            // Which is the first disk changes with what there is; it counts from the next start on.
+            settings.remove("boot");
+            settings.set("boot", "order=").map_err(unusable)?;
+        }
         if settings.get(key).is_none() {
             return refuse(key, "the configuration has no such device");
         }
@@ -75,56 +86,73 @@ impl Plug {
     ) -> Answer<()> {
         let parts = self.parts(guest, volumes, plan)?;
         let there = devices(guest, PLUG).await?;
-        if there.contains(&device_of(&self.key)) {
-            return Ok(());
+        if parts.iter().any(|part| part.is_device() && there.contains(part.id())) {
+            let why = format!("its system has not let go yet of what '{}' was before", self.key);
+            return Err(GuestError::Refused { what: PLUG, vmid: guest.vmid, why });
         }
         let mut made: Vec<&Part> = vec![];
-        let result = async {
-            for part in &parts {
-                if part.is_device() && there.contains(part.id()) {
-                    continue;
-                }
-                if !part.is_device() {
-                    // Of a try that was cut short. Nothing else has its name.
-                    let _ = remove(guest, part).await;
-                }
-                let (command, arguments) = part.add();
-                guest.ask(PLUG, command, arguments).await?;
-                made.push(part);
-                if let Some(plan) = plan.filter(|_| !part.is_device()) {
-                    let failed = |why| GuestError::Refused { what: PLUG, vmid: guest.vmid, why };
-                    net::attach(plan).await.map_err(failed)?;
-                }
-            }
-            for key in tune::after_start(&self.settings)?.iter().filter(|key| **key == self.key) {
-                let (command, arguments) = tune::command(&self.settings, key)?;
-                guest.ask(PLUG, command, arguments).await?;
-            }
-            Ok(())
-        };
-        let result = result.await;
+        let result = self.make(guest, &parts, plan, &mut made).await;
         if result.is_err() {
-            for part in made.iter().rev() {
-                if let Err(e) = remove(guest, part).await {
-                    tracing::warn!(vmid = %guest.vmid, part = part.id(), "not taken out again: {e}");
-                }
-            }
+            Self::take_out(guest, &made).await;
         } else if let Some(NetPlan::Tap { ifname, .. }) = plan {
             note(guest, |meta| meta.taps.push(ifname.clone()));
         }
         result
     }
 
+    async fn make<'a>(
+        &self,
+        guest: &Guest,
+        parts: &'a [Part],
+        plan: Option<&NetPlan>,
+        made: &mut Vec<&'a Part>,
+    ) -> Answer<()> {
+        for part in parts {
+            if !part.is_device() {
+                // Of a try that was cut short. Nothing else has its name.
+                let _ = remove(guest, part).await;
+            }
+            // Where no answer comes it may be there all the same.
+            made.push(part);
+            let (command, arguments) = part.add();
+            guest.ask(PLUG, command, arguments).await?;
+            if let Some(plan) = plan.filter(|_| !part.is_device()) {
+                let failed = |why| GuestError::Refused { what: PLUG, vmid: guest.vmid, why };
+                net::attach(plan).await.map_err(failed)?;
+            }
+        }
+        for key in tune::after_start(&self.settings)?.iter().filter(|key| **key == self.key) {
+            let (command, arguments) = tune::command(&self.settings, key)?;
+            guest.ask(PLUG, command, arguments).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes out what a broken try has made, or asks the guest for it.
+    async fn take_out(guest: &Guest, made: &[&Part]) {
+        let until = Instant::now() + TAKE_BACK;
+        if let Some(first) = asked_for(made.iter().copied())
+            && let Err(e) = let_go(guest, first, until, TAKE_BACK).await
+        {
+            tracing::warn!(vmid = %guest.vmid, part = first.id(), "not taken out again yet: {e}");
+            return;
+        }
+        for part in made.iter().rev().filter(|part| !part.is_device()) {
+            if let Err(e) = remove(guest, part).await {
+                tracing::warn!(vmid = %guest.vmid, part = part.id(), "not taken out again: {e}");
+            }
+        }
+    }
+
     /// Asks the guest to let go of it, and takes out what stood behind it.
     pub async fn unplug(&self, guest: &Guest, patience: Duration) -> Answer<()> {
         let parts = self.parts(guest, &[], None)?;
         let until = Instant::now() + patience;
-        for part in parts.iter().rev() {
-            if part.is_device() {
-                let_go(guest, part, until, patience).await?;
-            } else {
-                remove(guest, part).await?;
-            }
+        if let Some(device) = asked_for(parts.iter()) {
+            let_go(guest, device, until, patience).await?;
+        }
+        for part in parts.iter().rev().filter(|part| !part.is_device()) {
+            remove(guest, part).await?;
         }
         if let Some(net) = &self.net {
             let tap = net::tap_name(guest.vmid, net);
@@ -134,9 +162,37 @@ impl Plug {
     }
 }
 
-/// Whether the device that an option names is in the machine.
-pub async fn is_plugged(guest: &Guest, key: &str) -> Answer<bool> {
-    Ok(devices(guest, "look into").await?.contains(&device_of(key)))
+/// The device that a guest is asked for, with which the others go: the first, since whatever stands on another comes after it.
+fn asked_for<'a>(mut parts: impl Iterator<Item = &'a Part>) -> Option<&'a Part> {
+    parts.find(|part| part.is_device())
+}
+
+/// What the machine has.
+pub async fn inventory(guest: &Guest) -> Answer<Inventory> {
+    let there = devices(guest, "look into").await?;
+    let asked = guest.meta().asked;
+    let asked = asked.iter().filter(|id| there.contains(*id)).map(|id| option_of(id)).collect();
+    let cpus = there.iter().filter(|id| option_of(id) == CPUS).count() + 1;
+    Ok(Inventory {
+        devices: there.iter().map(|id| option_of(id)).filter(|key| is_option(key)).collect(),
+        asked,
+        cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+    })
+}
+
+fn is_option(key: &str) -> bool {
+    as_disk(key).is_some() || as_net(key).is_some()
+}
+
+/// The option by which a device is there: of a controller that a disk has for itself, the disk's.
+fn option_of(id: &str) -> String {
+    if let Some(number) = id.strip_prefix("virtioscsi") {
+        return format!("scsi{number}");
+    }
+    match id.strip_prefix("cpu") {
+        Some(number) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => CPUS.to_owned(),
+        _ => id.strip_suffix("-dev").unwrap_or(id).to_owned(),
+    }
 }
 
 /// Gives the guest as many CPUs as its configuration says, or asks for the last of them back. How many are there then.
@@ -168,7 +224,7 @@ pub async fn set_cpus(guest: &Guest, config: &str, patience: Duration) -> Answer
     match changed {
         // What has come of it tells the number.
         Err(e) if before != after => {
-            tracing::warn!(vmid = %guest.vmid, "not all CPUs have come or gone: {e}")
+            tracing::warn!(vmid = %guest.vmid, "not all CPUs have come or gone: {e}");
         }
         Err(e @ GuestError::TimedOut { .. }) => tracing::debug!(vmid = %guest.vmid, "{e}"),
         done => done?,
@@ -176,16 +232,22 @@ pub async fn set_cpus(guest: &Guest, config: &str, patience: Duration) -> Answer
     Ok(number)
 }
 
-/// What the record says of taps and CPUs is for statistics: a machine has changed all the same.
+/// Records whether the guest was asked for a device and has yet to answer: another daemon must know it too.
+fn note_asked(guest: &Guest, part: &Part, is_asked: bool) {
+    note(guest, |meta| {
+        if is_asked {
+            meta.asked.insert(part.id().to_owned());
+        } else {
+            meta.asked.remove(part.id());
+        }
+    });
+}
+
+/// Changes the record. Where that can't be written the machine has changed all the same.
 fn note(guest: &Guest, change: impl FnOnce(&mut Meta)) {
     if let Err(e) = guest.note(change) {
         tracing::warn!(vmid = %guest.vmid, error = %e, "could not record what the guest has become");
     }
-}
-
-/// The id of the device that an option names.
-fn device_of(key: &str) -> String {
-    if key.starts_with("net") { card(key) } else { key.to_owned() }
 }
 
 /// The parts of a configuration. What a volume or a network reaches on the host counts for `plan`'s device and for given volumes
@@ -239,6 +301,7 @@ fn is_missing(why: &str) -> bool {
 async fn let_go(guest: &Guest, part: &Part, until: Instant, patience: Duration) -> Answer<()> {
     let mut events = guest.monitor(UNPLUG).await?.events();
     if !devices(guest, UNPLUG).await?.contains(part.id()) {
+        note_asked(guest, part, false);
         return Ok(());
     }
     match remove(guest, part).await {
@@ -246,6 +309,7 @@ async fn let_go(guest: &Guest, part: &Part, until: Instant, patience: Duration) 
         Err(GuestError::Refused { why, .. }) if why.contains("already in the process of unplug") => {}
         asked => asked?,
     }
+    note_asked(guest, part, true);
     let answered = async {
         loop {
             let event = match events.recv().await {
@@ -259,6 +323,7 @@ async fn let_go(guest: &Guest, part: &Part, until: Instant, patience: Duration) 
             match event.name.as_str() {
                 "DEVICE_DELETED" => return Ok(()),
                 "DEVICE_UNPLUG_GUEST_ERROR" => {
+                    note_asked(guest, part, false);
                     let why = format!("its system refuses to let go of '{}'", part.id());
                     return Err(GuestError::Refused { what: UNPLUG, vmid: guest.vmid, why });
                 }
@@ -273,5 +338,9 @@ async fn let_go(guest: &Guest, part: &Part, until: Instant, patience: Duration) 
         Err(_) => return Err(late()),
     }
     // An event may have been missed.
-    if devices(guest, UNPLUG).await?.contains(part.id()) { Err(late()) } else { Ok(()) }
+    if devices(guest, UNPLUG).await?.contains(part.id()) {
+        return Err(late());
+    }
+    note_asked(guest, part, false);
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use crate::accel::Accel;
 use crate::huge::Added;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -157,6 +158,9 @@ pub struct Meta {
     pub huge: Vec<Added>,
     /// The command line.
     pub argv: Vec<String>,
+    /// The devices, by QEMU's ids, that its guest was asked for and has not let go of.
+    #[serde(default)]
+    pub asked: BTreeSet<String>,
     /// Its process: pid and start in clock ticks since boot. None while it is being launched.
     pub process: Option<(u32, u64)>,
 }

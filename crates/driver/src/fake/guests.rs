@@ -3,7 +3,7 @@
 use super::machines::{FakeMachines, Process, World, no_migration};
 use crate::fence::Registration;
 use crate::guest::{
-    GuestDriver, GuestError, GuestEvent, GuestProcess, Launch, MigrationPhase, MigrationProgress,
+    GuestDriver, GuestError, GuestEvent, GuestProcess, Inventory, Launch, MigrationPhase, MigrationProgress,
     ResolvedVolume, RunState,
 };
 use async_trait::async_trait;
@@ -368,10 +368,12 @@ impl GuestDriver for FakeGuests {
         })?
     }
 
-    async fn is_plugged(&self, vmid: Vmid, key: &str) -> Answer<bool> {
+    async fn inventory(&self, vmid: Vmid) -> Answer<Inventory> {
         self.with(vmid, |p| match p.state {
             RunState::Unresponsive => Self::refused(vmid, "look into", "it does not answer"),
-            _ => Ok(p.has(key)),
+            _ => {
+                Ok(Inventory { devices: p.devices(), asked: p.asked_back.clone(), cpus: p.cpus.unwrap_or(1) })
+            }
         })?
     }
 
@@ -382,11 +384,12 @@ impl GuestDriver for FakeGuests {
             if p.state == RunState::Unresponsive || line.contains("bridge=nowhere") {
                 return Self::refused(vmid, "plug a device into", "it does not take it");
             }
-            if !p.has(key) {
-                // What a configuration says stands before its sections.
-                p.launch.config.insert_str(0, &format!("{line}\n"));
-                p.launch.volumes.extend(volume);
+            if p.has(key) {
+                return Self::refused(vmid, "plug a device into", "it has one of that name");
             }
+            // What a configuration says stands before its sections.
+            p.launch.config.insert_str(0, &format!("{line}\n"));
+            p.launch.volumes.extend(volume);
             Ok(())
         })?
     }
@@ -410,8 +413,11 @@ impl GuestDriver for FakeGuests {
         let wanted = config.lines().find_map(|line| line.strip_prefix("vcpus: ")?.parse().ok()).unwrap_or(1);
         self.with(vmid, |p| {
             let there = p.cpus.unwrap_or(1);
-            p.cpus = Some(if p.holds_devices { there.max(wanted) } else { wanted });
-            p.cpus.unwrap_or(wanted)
+            if p.holds_devices && wanted < there {
+                p.asked_back.insert("vcpus".to_owned());
+                return there;
+            }
+            *p.cpus.insert(wanted)
         })
     }
 

@@ -32,6 +32,16 @@ impl Process {
         self.machine().0.lines().any(|line| line.starts_with(&format!("{key}:")))
     }
 
+    /// The options whose devices its machine has.
+    pub fn devices(&self) -> BTreeSet<String> {
+        let keys = self.machine().0.lines().filter_map(|line| line.split_once(':')).map(|(key, _)| key);
+        let is_device = |key: &&str| {
+            let kind = key.trim_end_matches(|c: char| c.is_ascii_digit());
+            matches!(kind, "net" | "scsi" | "virtio" | "ide" | "sata") && kind.len() < key.len()
+        };
+        keys.filter(is_device).map(str::to_owned).collect()
+    }
+
     /// The device of an option leaves its machine.
     pub fn take_out(&mut self, key: &str) {
         let device = format!("{key}:");
@@ -152,6 +162,9 @@ impl FakeMachines {
         process.holds_devices = hold;
         if !hold {
             for key in std::mem::take(&mut process.asked_back) {
+                if key == "vcpus" {
+                    process.cpus = process.cpus.map(|n| n - 1);
+                }
                 process.take_out(&key);
                 let _ = node.events.send(GuestEvent::Unplugged { vmid });
             }

@@ -170,19 +170,31 @@ impl VmConfig {
         Ok(changed)
     }
 
-    /// Takes an option out, whose device was unplugged. What is to come in its place stays pending.
+    /// Takes an option out, whose device was unplugged. What is to come in its place stays pending. `keep`: a volume that was to be
+    /// removed is kept as unused.
     ///
     /// # Errors
     /// See [`Self::change`].
-    pub fn unplugged(&mut self, vmid: Vmid, key: &str) -> Result<Changed, KeyError> {
+    pub fn unplugged(&mut self, vmid: Vmid, key: &str, keep: bool) -> Result<Changed, KeyError> {
         let next = self.pending.set.get(key).map(str::to_owned);
-        let force = self.pending.delete.get(key).copied().unwrap_or(false);
+        let force = self.pending.delete.get(key).copied().unwrap_or(false) && !keep;
         let mut changed = Changed::default();
         self.apply(vmid, &Change::Delete { key: key.to_owned(), force }, &mut changed)?;
         if let Some(value) = next {
             self.pending.set.set(key, &value)?;
         }
         Ok(changed)
+    }
+
+    /// A running VM has not the device of an option any more, though nobody wanted that: it has it again from its next start on.
+    ///
+    /// # Errors
+    /// See [`Self::change`].
+    pub fn lost(&mut self, key: &str) -> Result<(), KeyError> {
+        match self.current.remove(key) {
+            Some(value) => self.pending.set.set(key, &value),
+            None => Ok(()),
+        }
     }
 
     /// Writes down how many CPUs a running VM has. Another number that is wanted stays pending.

@@ -361,6 +361,20 @@ impl Settings {
         self.get("boot").map_or_else(|| Ok(Boot::Legacy("cdn".to_owned())), |text| Boot::parse("boot", text))
     }
 
+    /// Refuses an order of devices that names one which is not there. A device may go later, and come again: then it is passed over.
+    ///
+    /// # Errors
+    /// If there is such a device.
+    pub fn check_boot(&self) -> Result<(), KeyError> {
+        match self.boot()? {
+            Boot::Order(devices) => match devices.iter().find(|d| self.get(d).is_none()) {
+                Some(missing) => KeyError::value("boot", format_args!("device '{missing}' does not exist")),
+                None => Ok(()),
+            },
+            Boot::Legacy(_) => Ok(()),
+        }
+    }
+
     /// The devices to boot from, in order: those that are there. Letters are resolved: the disk is `bootdisk`'s
     /// or else the first, the CD drive and the network device are the first ones.
     pub fn boot_order(&self) -> Result<Vec<String>, KeyError> {
@@ -458,11 +472,7 @@ impl Settings {
         }
         self.huge_pages()?;
         self.numa_nodes()?;
-        if let Boot::Order(devices) = self.boot()?
-            && let Some(missing) = devices.iter().find(|d| self.get(d).is_none())
-        {
-            return KeyError::value("boot", format_args!("device '{missing}' does not exist"));
-        }
+        self.boot()?;
         let vga = self.vga()?;
         if vga.kind.starts_with("serial") && self.get(&vga.kind).is_none() {
             return KeyError::value("vga", format_args!("there is no serial port '{}'", vga.kind));

@@ -9,7 +9,7 @@ use stead_driver::guest::ResolvedVolume;
 use stead_driver::storage::Content;
 use stead_model::cloudinit::{is_told, options};
 use stead_model::size::Size;
-use stead_model::vmconfig::devices::as_disk;
+use stead_model::vmconfig::devices::{as_disk, as_net};
 use stead_model::vmconfig::keys::{canonical_key, live, split_index};
 use stead_model::vmconfig::{
     Bus, Change, Changed, Disk, DiskDetails, DiskSource, KeyError, Live, Net, VmConfig,
@@ -196,6 +196,10 @@ impl Ops {
         }
         new.change(vmid, &changes, |c| !running || live(c.key()) == Live::Now)?;
         new.current.check()?;
+        if change.set.contains_key("boot") {
+            new.apply_pending(vmid)?;
+            new.current.check_boot()?;
+        }
         cloudinit::check_password(&changes, &new.current)?;
         Ok(changes)
     }
@@ -241,7 +245,7 @@ impl Ops {
         asked: Asked,
         mut made: Made,
     ) -> Result<(), OpsError> {
-        let guest = self.own_guest(vmid).await?;
+        let guest = self.true_before(self.own_guest(vmid).await?, &change).await?;
         let mut config = parse(&guest.config.value)?;
         let changes = self.check_change(actor, vmid, &config, &change, asked).await?;
         for key in change.revert_keys()? {
@@ -253,13 +257,16 @@ impl Ops {
                 let told = self.change_process(vmid, live, &config).await;
                 // Only now has the process let go of a medium that was taken out.
                 self.free_volumes(&changed.freed).await;
-                told?;
-                self.retell(actor, vmid, &config, &changed).await?;
+                let told = match told {
+                    Ok(()) => self.retell(actor, vmid, &config, &changed).await,
+                    Err(e) => Err(e),
+                };
                 if self.guests.state(vmid).await.is_none() {
-                    return Ok(());
+                    return told;
                 }
                 let patience = if made.in_request { hotplug::IN_REQUEST } else { hotplug::IN_TASK };
-                self.hotplug(lock, actor, vmid, changed.pending, patience).await
+                let plugged = self.hotplug(lock, actor, vmid, changed.pending, patience).await;
+                told.and(plugged)
             }
             Err(e) => {
                 self.undo_made(&e, &made).await;
@@ -284,6 +291,15 @@ impl Ops {
             found.map(|c| c.key().to_owned()).collect()
         };
         let (media, tuned) = (those(is_medium), those(is_tuning));
+        for change in &changes {
+            if let Change::Set { key, value } = change
+                && as_net(key).is_some()
+                && tuned.contains(key)
+            {
+                // It may be on another bridge then.
+                self.check_card(vmid, key, value).await?;
+            }
+        }
         let by_process = |key: &str| media.iter().chain(&tuned).any(|k| k == key);
         let at_once = |c: &Change| !running || live(c.key()) == Live::Now || by_process(c.key());
         let changed = config.change(vmid, &changes, at_once)?;

@@ -26,6 +26,7 @@ impl Ops {
         let mut config = VmConfig::default();
         config.change(vmid, &changes, |_| true)?;
         config.current.check()?;
+        config.current.check_boot()?;
         super::cloudinit::check_password(&changes, &config.current)?;
         self.check_free(vmid)?;
         let (ops, by) = (self.clone(), actor.clone());
@@ -98,6 +99,7 @@ impl Ops {
         }
         config.change(vmid, &changes, |_| true)?;
         config.current.check()?;
+        config.current.check_boot()?;
         // Above every epoch that any guest of this number ever had, so that an old copy of an earlier guest
         // can never be taken for this one: each change of an owner costs a revision and one epoch.
         let epoch = Epoch(self.conf.view(stead_conf::Tree::revision).0 + 1);

@@ -130,8 +130,8 @@ impl Ops {
             }
             (Step::Nothing, process, Some(g)) if owns => {
                 self.free_void_lock(&g).await?;
-                if process.is_some() {
-                    self.true_up(vmid).await?;
+                if let Some(process) = process {
+                    self.true_up_by_and_by(&g, process.state).await;
                 }
             }
             _ => {}

@@ -19,7 +19,15 @@ pub(super) fn parts(hw: &Hardware<'_>) -> Result<Vec<Part>, GuestError> {
     let disks = hw.settings.disks().map_err(unusable)?;
     let scsihw = hw.settings.scsihw().map_err(unusable)?;
     let mut parts: Vec<Part> = vec![];
+    if scsihw == ScsiHw::VirtioScsiPci {
+        // Shared by all that may come, so it never goes.
+        parts.push(controller(hw.chipset, "virtio-scsi-pci", "scsihw0", 0));
+    }
     for disk in &disks {
+        // Before all that the guest sees: what can't be opened has then left no trace in its machine.
+        if disk.bus != Bus::Unused {
+            parts.extend(block_node(hw, disk)?.map(Part::Blockdev));
+        }
         if disk.iothread && has_iothread(disk, scsihw) {
             parts.push(Part::object("iothread", format!("iothread-{}", disk.key)));
         }
@@ -37,8 +45,6 @@ pub(super) fn parts(hw: &Hardware<'_>) -> Result<Vec<Part>, GuestError> {
             Bus::Unused => continue,
         };
         parts.extend(controller.filter(|c| !parts.iter().any(|p| p.is(c))));
-        // Next to the disk, so that it is closed as soon as the disk has gone.
-        parts.extend(block_node(hw, disk)?.map(Part::Blockdev));
         parts.push(device(hw, disk, place)?);
     }
     Ok(parts)
@@ -70,14 +76,18 @@ fn scsi(chipset: Chipset, disk: &Disk, scsihw: ScsiHw) -> Result<(Part, Place), 
     let number = disk.index / per_controller;
     let own = scsihw == ScsiHw::VirtioScsiSingle;
     let id = format!("{}{number}", if own { "virtioscsi" } else { "scsihw" });
-    let mut controller = Part::device(driver, id.as_str());
+    let mut controller = controller(chipset, driver, &id, number);
     if own {
         let thread = disk.iothread.then(|| format!("iothread-{}", disk.key));
         let queues = disk.details().map_err(unusable)?.queues;
         controller = controller.maybe("iothread", thread).maybe("num_queues", queues);
     }
     let place = vec![("bus", json!(format!("{id}.0"))), ("scsi-id", json!(disk.index % per_controller))];
-    Ok((controller.at(chipset.scsi(number)), place))
+    Ok((controller, place))
+}
+
+fn controller(chipset: Chipset, driver: &str, id: &str, number: u32) -> Part {
+    Part::device(driver, id).at(chipset.scsi(number))
 }
 
 fn device(hw: &Hardware<'_>, disk: &Disk, place: Place) -> Result<Part, GuestError> {

@@ -24,13 +24,12 @@ pub(crate) fn cpus(settings: &Settings) -> Result<Vec<Part>, GuestError> {
 }
 
 pub(crate) use disks::{medium, node_name};
-pub(crate) use nets::card;
 pub(crate) use part::Part;
 pub(crate) use pci::Chipset;
 use std::path::{Path, PathBuf};
 use stead_driver::guest::{GuestError, Incoming, ResolvedVolume};
 use stead_model::Vmid;
-use stead_model::vmconfig::{Audio, Bios, KeyError, Serial, Settings, WatchdogModel};
+use stead_model::vmconfig::{Audio, Bios, Boot, KeyError, Serial, Settings, WatchdogModel};
 
 /// How a network device reaches the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -478,7 +477,11 @@ fn text(place: &part::Place) -> String {
 
 /// The place of a device in the boot order, if it has one.
 fn boot_index(settings: &Settings, key: &str) -> Result<Option<usize>, GuestError> {
-    let order = settings.boot_order().map_err(unusable)?;
+    let order = match settings.boot().map_err(unusable)? {
+        // A device that is not there keeps its place for when it comes.
+        Boot::Order(order) => order,
+        Boot::Legacy(_) => settings.boot_order().map_err(unusable)?,
+    };
     Ok(order.iter().position(|d| d == key).map(|at| at + 100))
 }
 

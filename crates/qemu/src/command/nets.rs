@@ -7,7 +7,7 @@ use stead_driver::guest::GuestError;
 use stead_model::vmconfig::{Net, NetModel};
 
 /// The card's id; its host's end has the option's name.
-pub fn card(key: &str) -> String {
+fn card(key: &str) -> String {
     format!("{key}-dev")
 }
 

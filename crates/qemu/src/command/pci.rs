@@ -153,7 +153,8 @@ mod tests {
     #[test]
     fn no_two_devices_have_one_place_and_every_bus_is_there() {
         for chipset in [Chipset::I440fx, Chipset::Q35] {
-            let fixed = [VGA, BALLOON, SATA, AGENT, RNG, WATCHDOG, AUDIO, CLIPBOARD].map(|slot| chipset.main(slot));
+            let fixed =
+                [VGA, BALLOON, SATA, AGENT, RNG, WATCHDOG, AUDIO, CLIPBOARD].map(|slot| chipset.main(slot));
             let places: Vec<Place> = fixed
                 .into_iter()
                 .chain([chipset.usb()])
