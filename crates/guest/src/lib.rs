@@ -1,8 +1,9 @@
 //! What virtual machines and containers share, as pure decisions: which request a guest accepts now
-//! ([`request`]), what the record says of a copy ([`copy`]), what comes and goes while one runs ([`hotplug`]), and how a live migration proceeds
-//! through every failure ([`migration`]).
+//! ([`request`]), what the record says of a copy ([`copy`]), what comes and goes while one runs ([`hotplug`]), how a live migration
+//! proceeds through every failure ([`migration`]), and what snapshots are to a configuration ([`snapshots`]).
 
 pub mod copy;
 pub mod hotplug;
 pub mod migration;
 pub mod request;
+pub mod snapshots;

@@ -61,6 +61,12 @@ pub enum Request {
     Destroy,
     /// Change its configuration.
     Configure,
+    /// Keep its state under a name.
+    Snapshot,
+    /// Remove what is kept under a name.
+    RemoveSnapshot,
+    /// Give it back what is kept under a name. One that runs is stopped for it.
+    Rollback,
 }
 
 impl fmt::Display for Request {
@@ -76,6 +82,9 @@ impl fmt::Display for Request {
             Self::MigrateLive | Self::MigrateOffline => "migrate",
             Self::Destroy => "destroy",
             Self::Configure => "configure",
+            Self::Snapshot => "take a snapshot of",
+            Self::RemoveSnapshot => "remove a snapshot of",
+            Self::Rollback => "roll back",
         })
     }
 }
@@ -98,10 +107,12 @@ pub fn decide(facts: &Facts, request: Request, skip_lock: bool, from_ha: bool) -
     let vmid = facts.vmid;
     if let Some(lock) = &facts.lock
         && !skip_lock
+        // Only going back again makes a guest whole that has gone back half-way.
+        && !(request == Request::Rollback && lock == crate::snapshots::ROLLBACK)
     {
         return Verdict::Refuse(format!("VM is locked ({lock})"));
     }
-    if facts.template && !matches!(request, Request::Destroy | Request::Configure | Request::MigrateOffline) {
+    if facts.template && !of_template(request) {
         return Verdict::Refuse(format!("you can't {request} VM {vmid}: it is a template"));
     }
     if facts.process == Process::Migrating && request != Request::Configure {
@@ -121,6 +132,10 @@ pub fn decide(facts: &Facts, request: Request, skip_lock: bool, from_ha: bool) -
         }
         Request::Pause if facts.process == Process::Paused => Verdict::Already,
         Request::Resume if facts.process == Process::Running => Verdict::Already,
+        // HA would start it in the middle.
+        Request::Rollback if facts.ha && !absent => Verdict::Refuse(format!(
+            "can't roll back VM {vmid} while it runs under HA: have HA stop it first (state stopped of its HA resource)"
+        )),
         Request::MigrateOffline if !absent => {
             Verdict::Refuse(format!("can't migrate running VM {vmid} without --online"))
         }
@@ -133,6 +148,14 @@ pub fn decide(facts: &Facts, request: Request, skip_lock: bool, from_ha: bool) -
         )),
         _ => Verdict::Accept,
     }
+}
+
+/// What may be asked of a template.
+fn of_template(request: Request) -> bool {
+    matches!(
+        request,
+        Request::Destroy | Request::Configure | Request::MigrateOffline | Request::RemoveSnapshot
+    )
 }
 
 /// Requests that change what HA maintains go through it: otherwise it would undo them.
@@ -188,8 +211,44 @@ mod tests {
     }
 
     #[test]
+    fn what_has_gone_back_half_way_goes_back_again_and_nothing_else() {
+        let f = Facts { lock: Some("rollback".into()), ..facts(Process::Absent) };
+        assert_eq!(decide(&f, Request::Rollback, false, false), Verdict::Accept);
+        for r in [Request::Start, Request::Snapshot, Request::RemoveSnapshot, Request::Destroy] {
+            assert_eq!(refused(decide(&f, r, false, false)), "VM is locked (rollback)", "{r}");
+        }
+        let f = Facts { lock: Some("backup".into()), ..facts(Process::Absent) };
+        assert_eq!(refused(decide(&f, Request::Rollback, false, false)), "VM is locked (backup)");
+    }
+
+    #[test]
+    fn snapshots_are_taken_of_what_runs_and_gone_back_to_where_ha_does_not_start_it() {
+        for process in [Process::Absent, Process::Running, Process::Paused] {
+            for r in [Request::Snapshot, Request::RemoveSnapshot, Request::Rollback] {
+                assert_eq!(decide(&facts(process), r, false, false), Verdict::Accept, "{r}");
+            }
+            let f = Facts { ha: true, ..facts(process) };
+            assert_eq!(decide(&f, Request::Snapshot, false, false), Verdict::Accept);
+            let back = decide(&f, Request::Rollback, false, false);
+            assert_eq!(back == Verdict::Accept, process == Process::Absent, "{back:?}");
+        }
+        let f = Facts { template: true, ..facts(Process::Absent) };
+        assert!(refused(decide(&f, Request::Snapshot, false, false)).contains("template"));
+        assert_eq!(decide(&f, Request::RemoveSnapshot, false, false), Verdict::Accept);
+    }
+
+    #[test]
     fn nothing_interrupts_a_migration() {
-        for r in [Request::Stop, Request::Shutdown, Request::Pause, Request::MigrateLive, Request::Destroy] {
+        for r in [
+            Request::Stop,
+            Request::Shutdown,
+            Request::Pause,
+            Request::MigrateLive,
+            Request::Destroy,
+            Request::Snapshot,
+            Request::RemoveSnapshot,
+            Request::Rollback,
+        ] {
             assert!(matches!(decide(&facts(Process::Migrating), r, false, true), Verdict::Refuse(_)), "{r}");
         }
     }

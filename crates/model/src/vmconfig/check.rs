@@ -4,8 +4,8 @@ use super::devices::{Bus, Disk, DiskSource, MAX_DISK, Net, NetModel, as_disk, fl
 use super::keys::{KeyError, KeySpec, Kind, MAX_MEMORY, split_index};
 use super::memory::NumaNode;
 use super::values::{self, split_words};
-use crate::VolumeId;
 use crate::cloudinit::options;
+use crate::{StorageId, VolumeId};
 use crate::property::PropertyString;
 use crate::text::{parse_bool, split_list};
 
@@ -251,13 +251,9 @@ pub(super) fn affinity(key: &str, value: &str) -> Result<(), KeyError> {
 }
 
 pub(super) fn agent(key: &str, value: &str) -> Result<(), KeyError> {
-    let later: &[(&str, &[&str])] = &[
-        ("fstrim_cloned_disks", &["0"]),
-        ("freeze-fs", &["1"]),
-        ("freeze-fs-on-backup", &["1"]),
-        ("guest-fsfreeze", &["1"]),
-    ];
-    Rules { default: "enabled", works: &["type"], later }.check(key, value)?;
+    let later: &[(&str, &[&str])] = &[("fstrim_cloned_disks", &["0"])];
+    let works = &["type", "freeze-fs", "freeze-fs-on-backup", "guest-fsfreeze"];
+    Rules { default: "enabled", works, later }.check(key, value)?;
     values::agent(key, value).map(drop)
 }
 
@@ -458,6 +454,10 @@ pub(super) fn tags(key: &str, value: &str) -> Result<(), KeyError> {
         }
     }
     Ok(())
+}
+
+pub(super) fn storage(key: &str, value: &str) -> Result<(), KeyError> {
+    value.parse::<StorageId>().map(drop).or_else(|e| KeyError::value(key, e))
 }
 
 pub(super) fn watchdog(key: &str, value: &str) -> Result<(), KeyError> {

@@ -68,6 +68,7 @@ const TESTED: &[(&str, &str)] = &[
     ("vga", TAKEN),
     ("virtio", SEEN),
     ("vmgenid", TAKEN),
+    ("vmstatestorage", API),
     ("watchdog", TAKEN),
     ("cdrom", SEEN),
     ("lock", API),

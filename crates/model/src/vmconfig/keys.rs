@@ -245,6 +245,7 @@ pub static KEYS: &[KeySpec] = &[
     works("vga", Kind::Checked(check::vga)),
     works("virtio", Kind::Checked(check::disk)).of(16).device(),
     works("vmgenid", Kind::Checked(check::vmgenid)),
+    works("vmstatestorage", Kind::Checked(check::storage)).now(),
     works("watchdog", Kind::Checked(check::watchdog)),
     // Other names.
     alias("cdrom", "ide2"),
@@ -253,6 +254,7 @@ pub static KEYS: &[KeySpec] = &[
     internal("meta"),
     internal("parent"),
     internal("running-nets-host-mtu"),
+    internal("runningaccel"),
     internal("runningcpu"),
     internal("runningmachine"),
     internal("snapstate"),
@@ -274,7 +276,6 @@ pub static KEYS: &[KeySpec] = &[
     later("tpmstate0", LINE),
     later("usb", LINE).of(14),
     later("virtiofs", LINE).of(10),
-    later("vmstatestorage", LINE),
 ];
 
 /// A name with its number: `scsi12` is `("scsi", 12)`.

@@ -2,7 +2,7 @@
 
 use super::devices::as_disk;
 use super::keys::{KeyError, accept, removable};
-use super::{Bus, Disk, DiskSource, VmConfig};
+use super::{Bus, Disk, DiskSource, Settings, VmConfig};
 use crate::cloudinit;
 use crate::{Vmid, VolumeId};
 
@@ -112,12 +112,12 @@ impl VmConfig {
     /// of a running one those with [`Live::Now`](super::Live::Now) and those that its driver has just applied.
     /// The others become pending.
     ///
-    /// A disk that is taken off without force, or replaced, becomes an `unusedN`, if its volume is the guest's. A cloud-init
-    /// drive is removed: it holds nothing that the options do not.
+    /// A disk that is taken off without force, or replaced, becomes an `unusedN`, if its volume is the guest's; by force, too, if a
+    /// snapshot has it. A cloud-init drive is removed: it holds nothing that the options do not.
     ///
     /// # Errors
-    /// If a value cannot stand in the file, or no `unusedN` is free; the configuration is then partly changed
-    /// and must be dropped.
+    /// If a value cannot stand in the file, no `unusedN` is free, or the volume of one that is taken out is a snapshot's; the
+    /// configuration is then partly changed and must be dropped.
     pub fn change(
         &mut self,
         vmid: Vmid,
@@ -282,19 +282,58 @@ impl VmConfig {
             // Nobody may take a drive that is made later for the one of which this speaks.
             self.special.remove(cloudinit::SECTION);
         }
-        if self.all_volumes().contains(volume) {
+        if self.is_in_use(volume) {
             return Ok(());
         }
-        if told || bus == Bus::Unused || matches!(change, Change::Delete { force: true, .. }) {
-            changed.freed.push(volume.clone());
-            return Ok(());
+        let kept_by = self.snapshot_with(volume);
+        match (kept_by, bus) {
+            (Some(name), Bus::Unused) => {
+                let why =
+                    format!("snapshot '{name}' still has its volume '{volume}': delete that snapshot first");
+                return KeyError::value(key, why);
+            }
+            // It goes with the snapshot.
+            (Some(_), _) if told => return Ok(()),
+            (None, Bus::Unused) => {
+                changed.freed.push(volume.clone());
+                return Ok(());
+            }
+            (None, _) if told || matches!(change, Change::Delete { force: true, .. }) => {
+                changed.freed.push(volume.clone());
+                return Ok(());
+            }
+            // What a snapshot has is kept, whatever was asked for.
+            _ => {}
+        }
+        changed.applied.extend(self.keep_unused(vmid, volume)?);
+        Ok(())
+    }
+
+    /// Whether an option names a volume, now or with the next start.
+    fn is_in_use(&self, volume: &VolumeId) -> bool {
+        let sections = [&self.current, &self.pending.set].into_iter().chain(self.special.values());
+        sections.flat_map(Settings::volumes).any(|(_, v)| v == *volume)
+    }
+
+    /// A snapshot that names a volume.
+    fn snapshot_with(&self, volume: &VolumeId) -> Option<&str> {
+        let names = |s: &Settings| s.volumes().iter().any(|(_, v)| v == volume);
+        self.snapshots.iter().find(|(_, s)| names(s)).map(|(name, _)| name.as_str())
+    }
+
+    /// Makes a volume an `unusedN`, if it is the guest's own by its name and no option names it. Returns that option.
+    ///
+    /// # Errors
+    /// If no `unusedN` is free.
+    pub fn keep_unused(&mut self, vmid: Vmid, volume: &VolumeId) -> Result<Option<String>, KeyError> {
+        if !owned(volume, vmid) || self.is_in_use(volume) {
+            return Ok(None);
         }
         let Some(unused) = self.current.first_free(Bus::Unused.as_str()) else {
-            return KeyError::value(key, "there are too many unused volumes; remove some first");
+            return KeyError::value("unused", "there are too many unused volumes; remove some first");
         };
         self.current.set(&unused, &volume.to_string())?;
-        changed.applied.push(unused);
-        Ok(())
+        Ok(Some(unused))
     }
 
     fn pend(&mut self, change: &Change, changed: &mut Changed) -> Result<(), KeyError> {

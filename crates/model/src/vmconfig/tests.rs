@@ -175,10 +175,26 @@ fn a_stopped_vm_changes_at_once() {
     assert_eq!(config.pending.set.get("memory"), None);
     assert_eq!(config.current.get("ide2"), Some("none"));
     assert!(!config.pending.delete.contains_key("ide2"), "a change takes the pending one back");
-    // The snapshot still names the volume of scsi0, so it is not lost and needs no `unused`.
     assert_eq!(config.current.get("scsi0"), None);
     assert_eq!(changed.freed, ["shared:100/vm-100-disk-7.raw".parse().unwrap()]);
-    assert_eq!(changed.applied, ["memory", "scsi0", "ide2", "unused0"]);
+    assert_eq!(changed.applied, ["memory", "scsi0", "unused1", "ide2", "unused0"]);
+}
+
+#[test]
+fn what_a_snapshot_has_is_never_freed() {
+    let text = "scsi0: a1:100/vm-100-disk-0.qcow2\nscsi1: a1:100/vm-100-disk-1.qcow2\n\n\
+                [before]\nscsi0: a1:100/vm-100-disk-0.qcow2\n";
+    let mut config: VmConfig = text.parse().unwrap();
+    let by_force = [Change::delete("scsi0", true).unwrap(), Change::delete("scsi1", true).unwrap()];
+    let changed = config.change(vmid(), &by_force, |_| true).unwrap();
+    assert_eq!(config.current.get("unused0"), Some("a1:100/vm-100-disk-0.qcow2"));
+    assert_eq!(changed.freed, ["a1:100/vm-100-disk-1.qcow2".parse().unwrap()]);
+    let refused = config.clone().change(vmid(), &[Change::delete("unused0", true).unwrap()], |_| true);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("unused0") && refused.contains("snapshot 'before'"), "{refused}");
+    config.snapshots.clear();
+    let changed = config.change(vmid(), &[Change::delete("unused0", false).unwrap()], |_| true).unwrap();
+    assert_eq!(changed.freed, ["a1:100/vm-100-disk-0.qcow2".parse().unwrap()]);
 }
 
 #[test]

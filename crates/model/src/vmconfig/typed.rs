@@ -337,8 +337,9 @@ impl Settings {
 
     /// The guest agent.
     pub fn agent(&self) -> Result<Agent, KeyError> {
-        self.get("agent")
-            .map_or(Ok(Agent { enabled: false, isa: false }), |text| values::agent("agent", text))
+        self.get("agent").map_or(Ok(Agent { enabled: false, isa: false, freeze: true }), |text| {
+            values::agent("agent", text)
+        })
     }
 
     /// The random number generator.

@@ -187,21 +187,25 @@ pub struct Agent {
     pub enabled: bool,
     /// Whether its port is an ISA serial port rather than a VirtIO one.
     pub isa: bool,
+    /// Whether it freezes the guest's file systems for what copies or keeps the state of disks.
+    pub freeze: bool,
 }
 
 pub(super) fn agent(key: &str, text: &str) -> Result<Agent, KeyError> {
     let props: PropertyString = text.parse().or_else(|e| KeyError::value(key, e))?;
-    let enabled = match props.get_default("enabled") {
-        None => false,
-        Some(text) => match parse_bool(text) {
-            Some(on) => on,
-            None => return KeyError::value(key, format_args!("'{text}' is not a boolean (1 or 0)")),
-        },
+    let flag = |text: Option<&str>, default| match text.map(|t| (t, parse_bool(t))) {
+        None => Ok(default),
+        Some((_, Some(on))) => Ok(on),
+        Some((text, None)) => KeyError::value(key, format_args!("'{text}' is not a boolean (1 or 0)")),
     };
+    let enabled = flag(props.get_default("enabled"), false)?;
+    let freeze =
+        ["freeze-fs", "guest-fsfreeze", "freeze-fs-on-backup"].iter().find_map(|name| props.get(name));
+    let freeze = flag(freeze, true)?;
     if let Some(kind) = props.get("type") {
         named(key, "type", |key| choice(key, kind, &["virtio", "isa"]))?;
     }
-    Ok(Agent { enabled, isa: props.get("type") == Some("isa") })
+    Ok(Agent { enabled, isa: props.get("type") == Some("isa"), freeze })
 }
 
 /// The graphics card.
