@@ -14,7 +14,7 @@ use crate::fence::Registration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stead_model::{Epoch, Vmid};
 use tokio::net::UnixStream;
@@ -344,6 +344,21 @@ pub trait GuestDriver: Send + Sync {
     /// Gives a running guest as many CPUs as `vcpus` of this configuration says, or asks it to let go of some and waits for so long.
     /// How many are there then.
     async fn set_cpus(&self, vmid: Vmid, config: &str, patience: Duration) -> Result<u32, GuestError>;
+    /// Keeps the present state of these disks (by their options) under a name, in their images, all at one moment. After an error
+    /// none has it, unless the process did not answer in time.
+    async fn snapshot_disks(&self, vmid: Vmid, disks: &[String], name: &str) -> Result<(), GuestError>;
+    /// As [`Self::snapshot_disks`], and begins to write the memory of the same moment to a file. Whatever it returns, the CPUs of
+    /// a guest that ran may stand then, and whoever may continue them does: the memory is that of the moment all the same. How
+    /// its writing goes on [`Self::migration`] tells.
+    async fn snapshot_with_memory(
+        &self,
+        vmid: Vmid,
+        disks: &[String],
+        name: &str,
+        to: &Path,
+    ) -> Result<(), GuestError>;
+    /// Has the image of one of its disks forget what it keeps under a name; one that keeps nothing under it is no error.
+    async fn forget_disk_snapshot(&self, vmid: Vmid, disk: &str, name: &str) -> Result<(), GuestError>;
     /// Asks the agent in the guest; null where it answers only when it fails. One conversation at a time: others wait, which
     /// counts.
     async fn agent(

@@ -100,6 +100,22 @@ pub enum StorageError {
     /// The name is taken.
     #[error("volume '{0}' already exists")]
     Exists(String),
+    /// The volume has no snapshot of that name.
+    #[error("snapshot '{snapshot}' of volume '{volume}' does not exist")]
+    NoSnapshot {
+        /// The volume.
+        volume: String,
+        /// The snapshot.
+        snapshot: String,
+    },
+    /// The volume has a snapshot of that name.
+    #[error("volume '{volume}' has a snapshot '{snapshot}' already")]
+    SnapshotExists {
+        /// The volume.
+        volume: String,
+        /// The snapshot.
+        snapshot: String,
+    },
     /// The storage may not hold this.
     #[error("storage '{storage}' does not support {what}")]
     Unsupported {
@@ -152,6 +168,10 @@ pub enum StorageError {
     },
 }
 
+fn no_snapshots(storage: &StorageId) -> StorageError {
+    StorageError::Unsupported { storage: storage.clone(), what: "snapshots".to_owned() }
+}
+
 /// What [`StorageDriver::alloc`] is to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewVolume {
@@ -198,6 +218,25 @@ pub trait StorageDriver: Send + Sync {
     /// Gives a disk another content in one step: that of a spooled file, raw, which is gone then. Who has the disk open
     /// goes on reading what it had. After an error, or a crash in the middle, the disk holds one of the two.
     async fn replace(&self, name: &str, spooled: PathBuf) -> Result<VolumeInfo, StorageError>;
+    /// The names under which it keeps states of a volume, also while a guest has it open. Refuses a volume of which it can't keep
+    /// any: those that do not say otherwise can't.
+    async fn snapshots(&self, _name: &str) -> Result<Vec<String>, StorageError> {
+        Err(no_snapshots(self.id()))
+    }
+    /// Keeps the present state of a volume that no guest has open. After an error there is none of that name, unless there was
+    /// before.
+    async fn snapshot(&self, _name: &str, _snapshot: &str) -> Result<(), StorageError> {
+        Err(no_snapshots(self.id()))
+    }
+    /// Forgets a state of a volume that no guest has open. After an error it may be gone, or half gone: it is repeated.
+    async fn delete_snapshot(&self, _name: &str, _snapshot: &str) -> Result<(), StorageError> {
+        Err(no_snapshots(self.id()))
+    }
+    /// Gives a volume that no guest has open a state back, its size included; what it is now is lost. After an error it
+    /// may be neither: it is repeated.
+    async fn rollback_snapshot(&self, _name: &str, _snapshot: &str) -> Result<(), StorageError> {
+        Err(no_snapshots(self.id()))
+    }
     /// What a guest's process opens.
     async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError>;
     /// A file on the storage's own file system to spool an upload into; removed at the next start if left over.

@@ -198,6 +198,22 @@ impl StorageDriver for Watched {
         self.inner.replace(name, spooled).await
     }
 
+    async fn snapshots(&self, name: &str) -> Result<Vec<String>, StorageError> {
+        self.inner.snapshots(name).await
+    }
+
+    async fn snapshot(&self, name: &str, snapshot: &str) -> Result<(), StorageError> {
+        self.inner.snapshot(name, snapshot).await
+    }
+
+    async fn delete_snapshot(&self, name: &str, snapshot: &str) -> Result<(), StorageError> {
+        self.inner.delete_snapshot(name, snapshot).await
+    }
+
+    async fn rollback_snapshot(&self, name: &str, snapshot: &str) -> Result<(), StorageError> {
+        self.inner.rollback_snapshot(name, snapshot).await
+    }
+
     async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError> {
         self.inner.resolve(name).await
     }
@@ -248,6 +264,20 @@ mod tests {
         let second = open("/b");
         assert!(!Arc::ptr_eq(&first, &second));
         assert!(Arc::ptr_eq(&second, &open("/b")));
+    }
+
+    #[tokio::test]
+    async fn what_a_storage_can_it_can_when_it_is_watched() {
+        let dir = tempfile::tempdir().unwrap();
+        let s = Watched::new(Arc::new(fake(dir.path())), Duration::from_secs(1));
+        let format = Some("qcow2".to_owned());
+        let new = NewVolume { vmid: Vmid::new(100).unwrap(), name: None, format, size: 512 };
+        let name = s.alloc(&new).await.unwrap().volid.name;
+        s.snapshot(&name, "one").await.unwrap();
+        assert_eq!(s.snapshots(&name).await.unwrap(), ["one"]);
+        s.rollback_snapshot(&name, "one").await.unwrap();
+        s.delete_snapshot(&name, "one").await.unwrap();
+        assert_eq!(s.snapshots(&name).await.unwrap(), [""; 0]);
     }
 
     /// A storage that hangs until it is let go.

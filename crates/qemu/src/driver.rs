@@ -7,7 +7,7 @@ use crate::plug::{self, Plug};
 use crate::probe::{self, Machines};
 use crate::process::{self, Process};
 use crate::rundir::{self, RunDir};
-use crate::{Accel, QemuOptions, agent, cpu_group, huge, migration, net};
+use crate::{Accel, QemuOptions, agent, cpu_group, huge, migration, net, snapshots};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -595,6 +595,18 @@ impl GuestDriver for QemuDriver {
 
     async fn set_cpus(&self, vmid: Vmid, config: &str, patience: Duration) -> Answer<u32> {
         plug::set_cpus(&*self.guest(vmid).await?, config, patience).await
+    }
+
+    async fn snapshot_disks(&self, vmid: Vmid, disks: &[String], name: &str) -> Answer<()> {
+        snapshots::take(&*self.guest(vmid).await?, disks, name).await
+    }
+
+    async fn snapshot_with_memory(&self, vmid: Vmid, disks: &[String], name: &str, to: &Path) -> Answer<()> {
+        snapshots::take_with_memory(&*self.guest(vmid).await?, disks, name, to).await
+    }
+
+    async fn forget_disk_snapshot(&self, vmid: Vmid, disk: &str, name: &str) -> Answer<()> {
+        snapshots::forget(&*self.guest(vmid).await?, disk, name).await
     }
 
     async fn agent(&self, vmid: Vmid, command: &str, arguments: &Value, patience: Duration) -> Answer<Value> {

@@ -130,8 +130,19 @@ impl Guest {
 
     /// Carries out a command for a request that is called `what`.
     pub async fn ask(&self, what: &'static str, command: &str, args: Value) -> Result<Value, GuestError> {
+        self.ask_within(what, command, args, crate::qmp::PATIENCE).await
+    }
+
+    /// As [`Self::ask`], for a command that may take long.
+    pub async fn ask_within(
+        &self,
+        what: &'static str,
+        command: &str,
+        args: Value,
+        limit: Duration,
+    ) -> Result<Value, GuestError> {
         let qmp = self.monitor(what).await?;
-        qmp.execute(command, args).await.map_err(|e| self.refused(what, &e))
+        qmp.execute_within(command, args, limit).await.map_err(|e| self.refused(what, &e))
     }
 
     /// Where it stands.

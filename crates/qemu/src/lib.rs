@@ -27,6 +27,7 @@ mod probe;
 mod process;
 pub mod qmp;
 mod rundir;
+mod snapshots;
 mod stats;
 mod tune;
 

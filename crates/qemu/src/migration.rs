@@ -22,7 +22,13 @@ const POLITE: Duration = Duration::from_secs(2);
 const CUT: Duration = Duration::from_secs(10);
 
 fn capabilities(on: &[&str]) -> Value {
-    let all: Vec<Value> = on.iter().map(|c| json!({ "capability": c, "state": true })).collect();
+    with_capabilities(on, &[])
+}
+
+/// What a process is to do, and what not: it remembers what it was told for an earlier one.
+fn with_capabilities(on: &[&str], off: &[&str]) -> Value {
+    let one = |state: bool| move |c: &&str| json!({ "capability": c, "state": state });
+    let all: Vec<Value> = on.iter().map(one(true)).chain(off.iter().map(one(false))).collect();
     json!({ "capabilities": all })
 }
 
@@ -41,12 +47,52 @@ pub async fn listen(qmp: &Qmp, path: &Path) -> Result<(), QmpError> {
 /// Makes a source send.
 pub async fn send(guest: &Guest, to: &Path, bytes_per_second: Option<u64>) -> Result<(), GuestError> {
     const WHAT: &str = "migrate";
-    let on = capabilities(&["events", "return-path", "auto-converge"]);
-    guest.ask(WHAT, "migrate-set-capabilities", on).await?;
+    let wanted = with_capabilities(&["events", "return-path", "auto-converge"], &["background-snapshot"]);
+    guest.ask(WHAT, "migrate-set-capabilities", wanted).await?;
     let rate = bytes_per_second.filter(|r| *r > 0).unwrap_or(UNLIMITED);
     guest.ask(WHAT, "migrate-set-parameters", json!({ "max-bandwidth": rate })).await?;
     guest.ask(WHAT, "migrate", json!({ "uri": uri(to) })).await?;
     Ok(())
+}
+
+/// How often it is asked whether memory is being written: no event says so. The guest stands meanwhile.
+const LOOK: Duration = Duration::from_millis(3);
+/// How long it may take until memory is being written.
+const BEGIN: Duration = Duration::from_secs(20);
+
+/// Refuses what can't write its memory while it runs.
+pub async fn can_write_memory(guest: &Guest) -> Result<(), GuestError> {
+    let wanted = with_capabilities(&["events", "background-snapshot"], &["return-path", "auto-converge"]);
+    guest.ask(MEMORY, "migrate-set-capabilities", wanted).await.map(drop)
+}
+
+const MEMORY: &str = "write the memory of";
+
+/// Begins to write the memory of a guest that stands, as [`can_write_memory`] has prepared it. When it returns the guest may go on: its
+/// devices' state is written, and each page is before it changes.
+pub async fn write_memory(guest: &Guest, to: &Path) -> Result<(), GuestError> {
+    guest.ask(MEMORY, "migrate-set-parameters", json!({ "max-bandwidth": UNLIMITED })).await?;
+    guest.ask(MEMORY, "migrate", json!({ "uri": format!("file:{}", to.display()) })).await?;
+    let begun = async {
+        loop {
+            let answer = guest.ask(MEMORY, "query-migrate", json!({})).await?;
+            let pages = |which: &str| answer["ram"][which].as_u64().unwrap_or(0);
+            let now = read(&answer);
+            match now.phase {
+                MigrationPhase::Failed | MigrationPhase::Cancelled => {
+                    let why = now.error.unwrap_or_else(|| "it was cancelled".to_owned());
+                    return Err(GuestError::Refused { what: MEMORY, vmid: guest.vmid, why });
+                }
+                MigrationPhase::Completed => return Ok(()),
+                // "Active" it is before the devices' state is written; the first page follows that.
+                _ if pages("normal") + pages("duplicate") > 0 => return Ok(()),
+                _ => tokio::time::sleep(LOOK).await,
+            }
+        }
+    };
+    let late =
+        |_| GuestError::TimedOut { what: "writing the memory", vmid: guest.vmid, seconds: BEGIN.as_secs() };
+    tokio::time::timeout(BEGIN, begun).await.map_err(late)?
 }
 
 /// How it stands.

@@ -234,3 +234,78 @@ async fn an_overlay_tells_its_base() {
     let info = s.info("100/vm-100-disk-1.qcow2").await.unwrap();
     assert_eq!((info.parent.as_deref(), info.size), (Some("vm-100-disk-0.qcow2"), 1 << 20));
 }
+
+fn tool(program: &str, words: &[&str], path: &Path) -> String {
+    let out = std::process::Command::new(program).args(words).arg(path).output().unwrap();
+    assert!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn snapshots_hold_what_was_written() {
+    // A comma is no end of the path.
+    let base = tempfile::Builder::new().prefix("a,b").tempdir().unwrap();
+    let s = open(base.path(), &[("format", "qcow2")]);
+    s.activate().await.unwrap();
+    let name = s.alloc(&disk()).await.unwrap().volid.name;
+    let path = s.resolve(&name).await.unwrap().path;
+    let write =
+        |byte: u8| drop(tool("qemu-io", &["-f", "qcow2", "-c", &format!("write -P {byte} 0 64k")], &path));
+    let holds = |byte: u8| {
+        let told = tool("qemu-io", &["-f", "qcow2", "-c", &format!("read -P {byte} 0 64k")], &path);
+        !told.contains("Pattern verification failed")
+    };
+    write(1);
+    s.snapshot(&name, "one").await.unwrap();
+    write(2);
+    s.snapshot(&name, "two").await.unwrap();
+    write(3);
+    for (snapshot, byte) in [("one", 1), ("two", 2), ("one", 1)] {
+        s.rollback_snapshot(&name, snapshot).await.unwrap();
+        assert!(holds(byte), "{snapshot}");
+        write(4);
+    }
+    s.delete_snapshot(&name, "one").await.unwrap();
+    s.rollback_snapshot(&name, "two").await.unwrap();
+    assert!(holds(2));
+    tool("qemu-img", &["check", "-q", "-f", "qcow2"], &path);
+}
+
+/// Another process has the image open for writing, as a guest does.
+#[tokio::test]
+async fn an_image_that_a_guest_has_open_is_not_changed() {
+    use std::io::{BufRead, BufReader, Write};
+    let base = tempfile::tempdir().unwrap();
+    let s = open(base.path(), &[("format", "qcow2")]);
+    s.activate().await.unwrap();
+    let name = s.alloc(&disk()).await.unwrap().volid.name;
+    s.snapshot(&name, "one").await.unwrap();
+    let path = s.resolve(&name).await.unwrap().path;
+    let mut guest = std::process::Command::new("qemu-io")
+        .args(["-f", "qcow2"])
+        .arg(&path)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut words = guest.stdin.take().unwrap();
+    words.write_all(b"write -P 7 0 64k\n").unwrap();
+    // It says so when it has written, and has the image open from then on.
+    let told = BufReader::new(guest.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok)
+        .find(|l| l.contains("wrote"));
+    assert!(told.is_some());
+    assert_eq!(s.snapshots(&name).await.unwrap(), ["one"], "looking is no change");
+    for answer in [
+        s.snapshot(&name, "two").await,
+        s.delete_snapshot(&name, "one").await,
+        s.rollback_snapshot(&name, "one").await,
+    ] {
+        let why = answer.unwrap_err().to_string();
+        assert!(why.contains("lock") && why.contains("snapshot '"), "{why}");
+    }
+    drop(words);
+    guest.wait().unwrap();
+    assert_eq!(s.snapshots(&name).await.unwrap(), ["one"]);
+}

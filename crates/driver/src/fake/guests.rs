@@ -1,5 +1,6 @@
 //! Guests without machines: a driver whose processes are entries of a map.
 
+use super::images::{self, Kept};
 use super::machines::{FakeMachines, Process, World, no_migration};
 use crate::fence::Registration;
 use crate::guest::{
@@ -155,6 +156,29 @@ impl FakeGuests {
             accel: incoming.map_or_else(|| "tcg".to_owned(), |i| i.accel.clone()),
             version: "1.0.0".to_owned(),
         }
+    }
+
+    /// Whether its monitor answers, and snapshots are not to fail.
+    fn answers(&self, vmid: Vmid, what: &'static str) -> Answer<()> {
+        let why = self.world().node(&self.node).refuse_snapshots.clone();
+        match (why, self.with(vmid, |p| p.state)?) {
+            (_, RunState::Unresponsive) => Self::refused(vmid, what, "it does not answer"),
+            (Some(why), _) => Self::refused(vmid, what, &why),
+            _ => Ok(()),
+        }
+    }
+
+    /// The image of one of its disks.
+    fn image(&self, vmid: Vmid, disk: &str) -> Answer<PathBuf> {
+        self.with(vmid, |p| {
+            let line = format!("{disk}: ");
+            let volume = p.launch.config.lines().find_map(|l| l.strip_prefix(&line)).unwrap_or_default();
+            let volume = volume.split(',').next().unwrap_or_default();
+            match p.launch.volumes.iter().find(|v| v.volume == volume) {
+                Some(v) => Ok(v.path.clone()),
+                None => Self::refused(vmid, "find a disk of", "there is no such disk"),
+            }
+        })?
     }
 
     fn refused<T>(vmid: Vmid, what: &'static str, why: &str) -> Answer<T> {
@@ -421,6 +445,45 @@ impl GuestDriver for FakeGuests {
         })
     }
 
+    async fn snapshot_disks(&self, vmid: Vmid, disks: &[String], name: &str) -> Answer<()> {
+        self.answers(vmid, "take a snapshot of")?;
+        let images = disks.iter().map(|d| self.image(vmid, d)).collect::<Answer<Vec<_>>>()?;
+        let keeps = |image: &PathBuf| images::read(image).iter().any(|k| k.name == name);
+        if images.iter().any(keeps) {
+            return Self::refused(vmid, "take a snapshot of", "there is one of that name");
+        }
+        for image in images {
+            let mut all = images::read(&image);
+            all.push(Kept { name: name.to_owned(), size: None });
+            let failed = |e: std::io::Error| GuestError::Refused { what: "keep", vmid, why: e.to_string() };
+            images::write(&image, &all).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    async fn snapshot_with_memory(&self, vmid: Vmid, disks: &[String], name: &str, to: &Path) -> Answer<()> {
+        self.enter(vmid, RunState::Paused);
+        self.snapshot_disks(vmid, disks, name).await?;
+        let failed = |e: std::io::Error| GuestError::Refused { what: "keep", vmid, why: e.to_string() };
+        if let Some(folder) = to.parent() {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+        }
+        std::fs::write(to, vec![0; RAM as usize]).map_err(failed)?;
+        let broken = self.world().node(&self.node).break_memory;
+        let phase = if broken { MigrationPhase::Cancelled } else { MigrationPhase::Completed };
+        self.progress(vmid, |p| *p = MigrationProgress { phase, total: RAM, ..MigrationProgress::default() });
+        Ok(())
+    }
+
+    async fn forget_disk_snapshot(&self, vmid: Vmid, disk: &str, name: &str) -> Answer<()> {
+        self.answers(vmid, "remove a snapshot of")?;
+        let image = self.image(vmid, disk)?;
+        let mut all = images::read(&image);
+        all.retain(|k| k.name != name);
+        let failed = |e: std::io::Error| GuestError::Refused { what: "forget", vmid, why: e.to_string() };
+        images::write(&image, &all).map_err(failed)
+    }
+
     async fn agent(
         &self,
         vmid: Vmid,
@@ -428,11 +491,15 @@ impl GuestDriver for FakeGuests {
         arguments: &serde_json::Value,
         _: Duration,
     ) -> Answer<serde_json::Value> {
+        let fails = self.world().node(&self.node).refuse_agent.as_deref() == Some(command);
         self.with(vmid, |p| {
             if !p.launch.config.contains("agent:") {
                 return Err(GuestError::Agent("No QEMU guest agent configured".to_owned()));
             }
             p.asked.push((command.to_owned(), arguments.clone()));
+            if fails {
+                return Err(GuestError::Agent(format!("guest agent: {command}: it fails")));
+            }
             agent_answer(command, arguments)
         })?
     }

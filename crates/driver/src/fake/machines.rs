@@ -71,6 +71,11 @@ pub(super) struct Node {
     pub guests: BTreeMap<Vmid, Process>,
     pub events: broadcast::Sender<GuestEvent>,
     pub refuse: Option<String>,
+    pub refuse_snapshots: Option<String>,
+    /// Somebody cancels the writing of memory.
+    pub break_memory: bool,
+    /// A command that the agents of its guests fail at.
+    pub refuse_agent: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +91,9 @@ impl World {
             guests: BTreeMap::new(),
             events: broadcast::channel(256).0,
             refuse: None,
+            refuse_snapshots: None,
+            break_memory: false,
+            refuse_agent: None,
         })
     }
 
@@ -194,6 +202,21 @@ impl FakeMachines {
     /// Sets a guest's state by hand, as the fence process or an accident would.
     pub fn set_state(&self, node: &str, vmid: Vmid, state: RunState) {
         self.world().enter(node, vmid, state);
+    }
+
+    /// Makes snapshots of guests that run on a node fail, and their removal, or (with none) work again.
+    pub fn refuse_snapshots(&self, node: &str, why: Option<&str>) {
+        self.world().node(node).refuse_snapshots = why.map(str::to_owned);
+    }
+
+    /// Has the writing of memory on a node cancelled, as the fence process does.
+    pub fn break_memory(&self, node: &str, broken: bool) {
+        self.world().node(node).break_memory = broken;
+    }
+
+    /// Makes the agents of guests on a node fail at a command, or (with none) at none any more.
+    pub fn refuse_agent(&self, node: &str, command: Option<&str>) {
+        self.world().node(node).refuse_agent = command.map(str::to_owned);
     }
 
     /// Makes launches on a node fail, or (with none) work again.

@@ -4,6 +4,7 @@
 
 mod cd;
 mod guests;
+mod images;
 mod machines;
 mod storage;
 

@@ -1,5 +1,6 @@
 //! A storage in memory.
 
+use super::images::{self, Kept};
 use crate::guest::ResolvedVolume;
 use crate::storage::{Content, NewVolume, Space, StorageDriver, StorageError, VolumeInfo, is_plain_name};
 use async_trait::async_trait;
@@ -25,6 +26,8 @@ struct State {
     spooled: u64,
     away: Option<String>,
     read_only: Option<String>,
+    /// An operation that fails, once it has worked so many times.
+    failing: Option<(&'static str, usize)>,
 }
 
 impl FakeStorage {
@@ -41,6 +44,52 @@ impl FakeStorage {
     /// Makes every replacement of a disk's content fail, or (with none) work again.
     pub fn set_read_only(&self, why: Option<&str>) {
         self.lock().read_only = why.map(str::to_owned);
+    }
+
+    /// Makes `snapshot`, `delete_snapshot` or `rollback_snapshot` fail once it has worked so many times; with none all work again.
+    pub fn set_failing(&self, operation: Option<(&'static str, usize)>) {
+        self.lock().failing = operation;
+    }
+
+    /// The file that stands for a volume's image.
+    fn image(&self, name: &str) -> PathBuf {
+        self.folder.join(self.id.as_str()).join(name)
+    }
+
+    /// The snapshots of an image, before an operation on one of them.
+    fn kept(
+        &self,
+        state: &mut State,
+        name: &str,
+        operation: &'static str,
+    ) -> Result<Vec<Kept>, StorageError> {
+        let volume = state.volumes.get(name).ok_or_else(|| self.missing(name))?;
+        if volume.format != "qcow2" {
+            let what = format!("snapshots of volume '{name}', which is {}", volume.format);
+            return Err(StorageError::Unsupported { storage: self.id.clone(), what });
+        }
+        match &mut state.failing {
+            Some((failing, 0)) if *failing == operation => {
+                let why = "the medium is worn out".to_owned();
+                return Err(StorageError::Failed {
+                    what: operation.to_owned(),
+                    storage: self.id.clone(),
+                    why,
+                });
+            }
+            Some((failing, left)) if *failing == operation => *left -= 1,
+            _ => {}
+        }
+        Ok(images::read(&self.image(name)))
+    }
+
+    /// Where a snapshot is among those of an image.
+    fn find(&self, all: &[Kept], name: &str, snapshot: &str) -> Result<usize, StorageError> {
+        let missing = || StorageError::NoSnapshot {
+            volume: format!("{}:{name}", self.id),
+            snapshot: snapshot.to_owned(),
+        };
+        all.iter().position(|k| k.name == snapshot).ok_or_else(missing)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -173,7 +222,41 @@ impl StorageDriver for FakeStorage {
         Ok(made)
     }
 
+    async fn snapshots(&self, name: &str) -> Result<Vec<String>, StorageError> {
+        let all = self.kept(&mut *self.there()?, name, "list")?;
+        Ok(all.into_iter().map(|k| k.name).collect())
+    }
+
+    async fn snapshot(&self, name: &str, snapshot: &str) -> Result<(), StorageError> {
+        let mut state = self.there()?;
+        let mut all = self.kept(&mut state, name, "snapshot")?;
+        if self.find(&all, name, snapshot).is_ok() {
+            let volume = format!("{}:{name}", self.id);
+            return Err(StorageError::SnapshotExists { volume, snapshot: snapshot.to_owned() });
+        }
+        let size = state.volumes.get(name).map(|v| v.size);
+        all.push(Kept { name: snapshot.to_owned(), size });
+        images::write(&self.image(name), &all).map_err(|e| self.failed("keep a state", &e))
+    }
+
+    async fn delete_snapshot(&self, name: &str, snapshot: &str) -> Result<(), StorageError> {
+        let mut all = self.kept(&mut *self.there()?, name, "delete_snapshot")?;
+        all.remove(self.find(&all, name, snapshot)?);
+        images::write(&self.image(name), &all).map_err(|e| self.failed("forget a state", &e))
+    }
+
+    async fn rollback_snapshot(&self, name: &str, snapshot: &str) -> Result<(), StorageError> {
+        let mut state = self.there()?;
+        let all = self.kept(&mut state, name, "rollback_snapshot")?;
+        let size = all[self.find(&all, name, snapshot)?].size;
+        if let (Some(volume), Some(size)) = (state.volumes.get_mut(name), size) {
+            (volume.size, volume.used) = (size, size);
+        }
+        Ok(())
+    }
+
     async fn free(&self, name: &str) -> Result<(), StorageError> {
+        images::remove(&self.image(name));
         self.there()?.volumes.remove(name).map(|_| ()).ok_or_else(|| self.missing(name))
     }
 
@@ -206,7 +289,7 @@ impl StorageDriver for FakeStorage {
     async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError> {
         let info = self.info(name).await?;
         let format = if info.format == "qcow2" { "qcow2" } else { "raw" };
-        let path = self.folder.join(name);
+        let path = self.image(name);
         Ok(ResolvedVolume { volume: info.volid.to_string(), path, format: format.to_owned() })
     }
 
@@ -266,7 +349,7 @@ impl FakeStorage {
 
     /// Puts a spooled file where a volume's name resolves to.
     fn keep(&self, spooled: &Path, name: &str) -> std::io::Result<()> {
-        let path = self.folder.join(name);
+        let path = self.image(name);
         std::fs::create_dir_all(path.parent().unwrap_or(&self.folder))?;
         std::fs::rename(spooled, path)
     }

@@ -22,8 +22,9 @@ macro_rules! storage_conformance {
     ($harness:ty) => {
         $crate::storage_conformance!(@ $harness:
             disks_get_names, names_are_never_given_twice, a_name_belongs_to_its_guest, what_is_gone_is_gone,
-            names_cannot_leave_the_storage, disks_only_grow, a_disk_gets_another_content_in_one_step, uploads_appear_whole, foreign_files_are_not_taken,
-            a_full_storage_keeps_nothing_half_made, space_adds_up);
+            names_cannot_leave_the_storage, disks_only_grow, a_disk_gets_another_content_in_one_step, uploads_appear_whole,
+            foreign_files_are_not_taken, a_full_storage_keeps_nothing_half_made, space_adds_up, states_are_kept_and_given_back,
+            a_state_is_kept_once_and_forgotten_once, what_keeps_no_states_says_so);
     };
     (@ $harness:ty: $($name:ident),*) => {
         $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -266,6 +267,76 @@ pub async fn a_full_storage_keeps_nothing_half_made(h: &dyn StorageHarness) {
     let grown = s.resize(&v.volid.name, before.total + MIB).await;
     assert!(matches!(grown, Err(StorageError::Full { .. })), "{grown:?}");
     assert_eq!(s.info(&v.volid.name).await.unwrap().size, 2 * MIB, "a failed resize changes nothing");
+}
+
+async fn image(s: &dyn StorageDriver, format: &str) -> String {
+    let new = NewVolume { format: Some(format.into()), ..disk(100, 2 * MIB) };
+    s.alloc(&new).await.unwrap().volid.name
+}
+
+/// A volume gets back what it was, in any order and more than once; its size shows it here.
+pub async fn states_are_kept_and_given_back(h: &dyn StorageHarness) {
+    let s = opened(h).await;
+    let name = image(&*s, "qcow2").await;
+    assert_eq!(s.snapshots(&name).await.unwrap(), [""; 0]);
+    s.snapshot(&name, "small").await.unwrap();
+    s.resize(&name, 4 * MIB).await.unwrap();
+    s.snapshot(&name, "large").await.unwrap();
+    assert_eq!(h.open().snapshots(&name).await.unwrap(), ["small", "large"], "other nodes see them");
+    for (snapshot, size) in [("small", 2), ("large", 4), ("large", 4), ("small", 2)] {
+        s.rollback_snapshot(&name, snapshot).await.unwrap();
+        assert_eq!(s.info(&name).await.unwrap().size, size * MIB, "{snapshot}");
+        assert_eq!(s.snapshots(&name).await.unwrap().len(), 2, "going back costs no state");
+    }
+    s.delete_snapshot(&name, "small").await.unwrap();
+    s.rollback_snapshot(&name, "large").await.unwrap();
+    assert_eq!(s.info(&name).await.unwrap().size, 4 * MIB);
+    assert_eq!(s.snapshots(&name).await.unwrap(), ["large"]);
+    s.free(&name).await.expect("states go with their volume");
+    let again = image(&*s, "qcow2").await;
+    assert_eq!((s.snapshots(&again).await.unwrap().len(), again), (0, name));
+}
+
+/// A name stands for one state; one that is not there is missing to every call, and so is a volume.
+pub async fn a_state_is_kept_once_and_forgotten_once(h: &dyn StorageHarness) {
+    let s = opened(h).await;
+    let name = image(&*s, "qcow2").await;
+    s.snapshot(&name, "one").await.unwrap();
+    let twice = s.snapshot(&name, "one").await;
+    assert!(matches!(twice, Err(StorageError::SnapshotExists { .. })), "{twice:?}");
+    assert_eq!(s.snapshots(&name).await.unwrap(), ["one"]);
+    s.delete_snapshot(&name, "one").await.unwrap();
+    // QEMU's tools take a number for an id.
+    for wrong in ["one", "1", "no such"] {
+        for answer in [s.delete_snapshot(&name, wrong).await, s.rollback_snapshot(&name, wrong).await] {
+            assert!(matches!(answer, Err(StorageError::NoSnapshot { .. })), "{wrong}: {answer:?}");
+        }
+    }
+    s.free(&name).await.unwrap();
+    let answers = [
+        s.snapshots(&name).await.unwrap_err(),
+        s.snapshot(&name, "one").await.unwrap_err(),
+        s.delete_snapshot(&name, "one").await.unwrap_err(),
+        s.rollback_snapshot(&name, "one").await.unwrap_err(),
+    ];
+    for e in answers {
+        assert!(matches!(e, StorageError::NoVolume(_)), "{e:?}");
+    }
+}
+
+/// A volume of which no state can be kept is refused, before anything is done with it.
+pub async fn what_keeps_no_states_says_so(h: &dyn StorageHarness) {
+    let s = opened(h).await;
+    let name = image(&*s, "raw").await;
+    let answers = [
+        s.snapshots(&name).await.unwrap_err(),
+        s.snapshot(&name, "one").await.unwrap_err(),
+        s.delete_snapshot(&name, "one").await.unwrap_err(),
+        s.rollback_snapshot(&name, "one").await.unwrap_err(),
+    ];
+    for e in answers {
+        assert!(matches!(e, StorageError::Unsupported { .. }) && e.to_string().contains("raw"), "{e:?}");
+    }
 }
 
 /// Space is told in consistent figures.

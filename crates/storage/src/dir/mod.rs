@@ -17,6 +17,7 @@ mod mounts;
 mod names;
 mod options;
 mod probe;
+mod snapshots;
 mod spool;
 
 use crate::qcow2;
@@ -602,6 +603,22 @@ impl StorageDriver for DirStorage {
             }
         }
         self.blocking(&what, move |inner| inner.replace(&inner.root()?, &new.spooled, &name)).await
+    }
+
+    async fn snapshots(&self, name: &str) -> Answer<Vec<String>> {
+        self.list_snapshots(name).await
+    }
+
+    async fn snapshot(&self, name: &str, snapshot: &str) -> Answer<()> {
+        self.take_snapshot(name, snapshot).await
+    }
+
+    async fn delete_snapshot(&self, name: &str, snapshot: &str) -> Answer<()> {
+        self.change_snapshot(snapshots::Change::Delete, name, snapshot).await
+    }
+
+    async fn rollback_snapshot(&self, name: &str, snapshot: &str) -> Answer<()> {
+        self.change_snapshot(snapshots::Change::Apply, name, snapshot).await
     }
 
     async fn resolve(&self, name: &str) -> Answer<ResolvedVolume> {
