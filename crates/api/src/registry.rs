@@ -5,7 +5,7 @@ use crate::framework::{Access, Index, Of, Registry};
 use crate::{access, cluster, nodes, pools, storage, version};
 
 /// Where indexes are: path, the key that names a child, who may.
-const INDEXES: [(&str, &str, Access); 13] = [
+const INDEXES: [(&str, &str, Access); 14] = [
     ("/access", "subdir", Access::Authenticated),
     ("/cluster", "name", Access::Authenticated),
     ("/cluster/bulk-action/guest", "name", Access::Authenticated),
@@ -16,6 +16,7 @@ const INDEXES: [(&str, &str, Access); 13] = [
     ("/nodes/{node}", "name", Access::Authenticated),
     ("/nodes/{node}/qemu/{vmid}", "subdir", Access::Authenticated),
     ("/nodes/{node}/qemu/{vmid}/agent", "name", Access::Authenticated),
+    ("/nodes/{node}/qemu/{vmid}/snapshot/{snapname}", "cmd", Access::Authenticated),
     ("/nodes/{node}/qemu/{vmid}/status", "subdir", Access::Authenticated),
     ("/nodes/{node}/storage/{storage}", "subdir", nodes::storage::LOOK),
     ("/nodes/{node}/tasks/{upid}", "name", Access::Authenticated),
@@ -23,7 +24,7 @@ const INDEXES: [(&str, &str, Access); 13] = [
 
 /// Every endpoint.
 pub fn registry() -> Registry<Backend> {
-    let mut all = at_nodes(of_cluster(Registry::default()));
+    let mut all = of_snapshots(at_nodes(of_cluster(Registry::default())));
     for (path, key, access) in INDEXES {
         let children = all.children(path);
         all = all.with(Index::new(path, key, access, children));
@@ -187,4 +188,15 @@ fn at_nodes(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<nodes::qemu::status::PostReset>::new())
         .with(Of::<nodes::qemu::status::PostSuspend>::new())
         .with(Of::<nodes::qemu::status::PostResume>::new())
+}
+
+/// What VMs were.
+fn of_snapshots(r: Registry<Backend>) -> Registry<Backend> {
+    r.with(Of::<nodes::qemu::snapshot::List>::new())
+        .with(Of::<nodes::qemu::snapshot::Take>::new())
+        .with(Of::<nodes::qemu::snapshot::Remove>::new())
+        .with(Of::<nodes::qemu::snapshot::ReadConfig>::new())
+        .with(Of::<nodes::qemu::snapshot::PutConfig>::new())
+        .with(Of::<nodes::qemu::snapshot::PostRollback>::new())
+        .with(Of::<nodes::qemu::snapshot::ReadFeature>::new())
 }

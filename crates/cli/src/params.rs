@@ -6,7 +6,7 @@ use crate::failure::Failure;
 pub type Params = Vec<(String, String)>;
 
 /// Options that need no value: given without one they mean 1.
-const SWITCHES: [&str; 20] = [
+const SWITCHES: [&str; 22] = [
     "current",
     "destroy-unreferenced-disks",
     "disable",
@@ -25,6 +25,8 @@ const SWITCHES: [&str; 20] = [
     "purge",
     "quiet",
     "skiplock",
+    "start",
+    "vmstate",
     "with-local-disks",
     "regenerate",
 ];

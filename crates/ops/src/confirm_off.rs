@@ -270,15 +270,16 @@ impl Ops {
         let record = store::bytes(&new)?;
         store::put_over(&mut txn, &paths::ownership(vmid), Some(guest.own.revision), record);
         let mut config = parse(&guest.config.value)?;
-        // A lock names a task of the lost node: it ended with it.
-        config.current.remove("lock");
+        // A lock names a task of the lost node: it ended with it, unless it has left something half done.
+        if config.current.lock().is_some_and(stead_ha::lock_ends_with_its_node) {
+            config.current.remove("lock");
+        }
         txn.checks.push(Check::Revision(guest.path(), guest.config.revision));
         if to != from {
             txn.ops.push(Op::Delete(guest.path()));
         }
         let path = paths::guest(to, guest.own.value.kind, vmid);
         txn.ops.push(Op::Put(path, config.to_string().into_bytes().into()));
-        self.conf.view(|t| crate::guest::lock::release(t, vmid, &mut txn));
         match self.conf.transact(txn).await {
             Ok(_) => Ok(true),
             Err(TxnError::Refused(_)) => Ok(false),

@@ -54,6 +54,12 @@ pub fn maintains(text: &str, vmid: Vmid) -> Result<bool, OpsError> {
     Ok(section(&parse(text)?, vmid).is_some_and(|s| s.get("state") != Some("ignored")))
 }
 
+/// Whether a text of `ha/resources.cfg` says that HA shall have a guest run.
+pub fn wants_running(text: &str, vmid: Vmid) -> Result<bool, OpsError> {
+    let state = section(&parse(text)?, vmid).map(|s| s.get("state").unwrap_or("started").to_owned());
+    Ok(state.is_some_and(|s| matches!(s.as_str(), "started" | "enabled")))
+}
+
 fn check_option(key: &str, value: &str) -> Result<(), OpsError> {
     let number = |max: u32| match value.parse::<u32>() {
         Ok(n) if n <= max => Ok(()),
@@ -501,6 +507,14 @@ mod tests {
         let text = "vm: 100\n\tstate started\n\nvm: 101\n\tstate ignored\n\nvm: 102\n";
         let at = |n: u32| maintains(text, Vmid::new(n).unwrap()).unwrap();
         assert!(at(100) && !at(101) && at(102) && !at(103));
+    }
+
+    #[test]
+    fn ha_wants_running_what_it_starts() {
+        let text = "vm: 100\n\tstate started\n\nvm: 101\n\tstate stopped\n\nvm: 102\n\nvm: 103\n\tstate enabled\n\n\
+                    vm: 104\n\tstate ignored\n";
+        let wanted = |n: &u32| wants_running(text, Vmid::new(*n).unwrap()).unwrap();
+        assert_eq!((100..=105).filter(wanted).collect::<Vec<_>>(), [100, 102, 103]);
     }
 
     #[test]

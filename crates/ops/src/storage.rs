@@ -286,12 +286,15 @@ impl Ops {
         Ok(out)
     }
 
-    /// Volumes of a configuration that other nodes do not see.
+    /// Volumes of a configuration that other nodes do not see, those of its snapshots included.
     pub fn local_volumes(&self, config: &VmConfig) -> Result<Vec<String>, OpsError> {
         let mut out = vec![];
-        for (_, volume) in config.current.volumes() {
-            if !self.storage(&volume.storage)?.shared {
-                out.push(volume.to_string());
+        let now = config.current.volumes().into_iter().map(|(_, volume)| volume);
+        let further = stead_guest::snapshots::further_volumes(config);
+        for volume in now.chain(further) {
+            let name = volume.to_string();
+            if !out.contains(&name) && !self.storage(&volume.storage)?.shared {
+                out.push(name);
             }
         }
         let paths = config.current.disks()?.into_iter().filter_map(|d| match d.source {

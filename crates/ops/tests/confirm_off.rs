@@ -54,6 +54,24 @@ async fn guests_of_a_node_that_is_off_are_set_free() {
     assert!(said[0].author == "root@pam" && said[0].note.contains("is off"), "{said:?}");
 }
 
+/// What a dead task has left half done keeps its lock, whoever has the VM then.
+#[tokio::test]
+async fn a_vm_that_has_gone_back_half_way_stays_locked() {
+    let node = Node::of_three().await;
+    let config = |lock: &str| SHARED.replace("migrate", lock);
+    node.record_guest(100, "n2", |o| o.running = true, &config("rollback")).await;
+    node.record_guest(101, "n2", |o| o.running = true, &config("snapshot")).await;
+    let (status, log) = say(&node, Some("n1")).await;
+    assert_eq!(status, "OK", "{log}");
+    let told = |n: u32| node.ops.guest_at(vmid(n)).unwrap().config.value;
+    assert!(
+        told(100).contains("lock: rollback") && !told(101).contains("lock"),
+        "{} {}",
+        told(100),
+        told(101)
+    );
+}
+
 #[tokio::test]
 async fn the_operator_may_say_where_to() {
     let node = Node::of_three().await;

@@ -7,4 +7,5 @@ mod cloudinit;
 mod life;
 mod many;
 mod schema;
+mod snapshots;
 mod vm_options;

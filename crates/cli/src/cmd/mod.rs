@@ -9,6 +9,7 @@ pub mod ha;
 pub mod node;
 pub mod raw;
 pub mod sim;
+pub mod snapshot;
 pub mod storage;
 pub mod tasks;
 pub mod token;

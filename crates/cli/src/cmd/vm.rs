@@ -1,6 +1,6 @@
 //! `stead vm`.
 
-use super::{Cx, agent, cloudinit};
+use super::{Cx, agent, cloudinit, snapshot};
 use crate::api::{rows, text};
 use crate::failure::Failure;
 use crate::output::{self, Column, Format, Kind};
@@ -162,6 +162,47 @@ pub enum Command {
         #[arg(long, short = 'y')]
         yes: bool,
     },
+    /// Take a snapshot of a VM: of its configuration and its disks, also while it runs
+    #[command(after_help = "Example:\n  stead vm snapshot 100 before-upgrade --description 'as it was'")]
+    Snapshot {
+        #[command(flatten)]
+        which: Which,
+        /// The snapshot's name
+        name: String,
+        /// What is to be remembered of it
+        #[arg(long)]
+        description: Option<String>,
+        /// Keep its memory, too
+        #[arg(long)]
+        vmstate: bool,
+    },
+    /// List a VM's snapshots
+    #[command(name = "listsnapshot")]
+    ListSnapshot(Which),
+    /// Have a VM go back to a snapshot; what it is now is lost
+    Rollback {
+        #[command(flatten)]
+        which: Which,
+        /// The snapshot
+        name: String,
+        /// Start it afterwards
+        #[arg(long)]
+        start: bool,
+        /// Don't ask
+        #[arg(long, short = 'y')]
+        yes: bool,
+    },
+    /// Remove a snapshot of a VM
+    #[command(name = "delsnapshot")]
+    RemoveSnapshot {
+        #[command(flatten)]
+        which: Which,
+        /// The snapshot
+        name: String,
+        /// Also where a disk does not let go of it
+        #[arg(long)]
+        force: bool,
+    },
     /// Give commands to a VM's QEMU monitor
     #[command(after_help = "Example:\n  stead vm monitor 100 info status")]
     Monitor {
@@ -269,6 +310,23 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
                 confirm(&format!("Delete VM {} and its disks", which.vmid))?;
             }
             delete(cx, &which.vmid, &p).await
+        }
+        Command::Snapshot { which, name, description, vmstate } => {
+            put(&mut p, "description", description);
+            switch(&mut p, "vmstate", vmstate);
+            snapshot::take(cx, &which.vmid, &name, p).await
+        }
+        Command::ListSnapshot(which) => snapshot::list(cx, &which.vmid).await,
+        Command::Rollback { which, name, start, yes } => {
+            switch(&mut p, "start", start);
+            if !yes {
+                confirm(&format!("Have VM {} go back to {name}, and lose what it is now", which.vmid))?;
+            }
+            snapshot::roll_back(cx, &which.vmid, &name, &p).await
+        }
+        Command::RemoveSnapshot { which, name, force } => {
+            switch(&mut p, "force", force);
+            snapshot::remove(cx, &which.vmid, &name, &p).await
         }
         Command::Agent { which, command } => agent::command(cx, &which.vmid, &command).await,
         Command::Exec { which, timeout, command } => agent::exec(cx, &which.vmid, &command, timeout).await,

@@ -2,7 +2,7 @@
 
 use super::{Tool, Words, no_more, unknown};
 use crate::api::{text, truth};
-use crate::cmd::{Cx, agent, cloudinit, vm};
+use crate::cmd::{Cx, agent, cloudinit, snapshot, vm};
 use crate::connect::ask_password;
 use crate::failure::Failure;
 use crate::output::{self, Column, Format, Kind};
@@ -26,6 +26,10 @@ qm: virtual machines
   qm destroy VMID [--purge]
   qm disk resize VMID DISK SIZE            as +8G; also qm resize
   qm disk unlink VMID --idlist DISKS [--force]
+  qm snapshot VMID NAME [--description TEXT] [--vmstate]
+  qm listsnapshot VMID
+  qm rollback VMID NAME [--start]
+  qm delsnapshot VMID NAME [--force]
   qm unlock VMID
   qm guest cmd VMID COMMAND                as network-get-interfaces; also qm agent
   qm guest exec VMID [--timeout S] [--synchronous 0] -- PROGRAM …
@@ -39,9 +43,31 @@ qm: virtual machines
 ";
 
 /// Those that concern one VM.
-const VERBS: [&str; 20] = [
-    "unlock", "status", "config", "pending", "create", "set", "start", "stop", "reset", "shutdown", "reboot",
-    "suspend", "resume", "migrate", "destroy", "resize", "unlink", "monitor", "sendkey", "terminal",
+const VERBS: [&str; 24] = [
+    "unlock",
+    "status",
+    "config",
+    "pending",
+    "create",
+    "set",
+    "start",
+    "stop",
+    "reset",
+    "shutdown",
+    "reboot",
+    "suspend",
+    "resume",
+    "migrate",
+    "destroy",
+    "resize",
+    "unlink",
+    "monitor",
+    "sendkey",
+    "terminal",
+    "snapshot",
+    "listsnapshot",
+    "rollback",
+    "delsnapshot",
 ];
 
 const COLUMNS: [Column; 6] = [
@@ -83,6 +109,19 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
     }
     let vmid = words.next("the VMID")?;
     match verb {
+        "listsnapshot" => {
+            words.nothing()?;
+            return snapshot::list(cx, &vmid).await;
+        }
+        "snapshot" | "rollback" | "delsnapshot" => {
+            let name = words.next("the snapshot's name")?;
+            words.end()?;
+            return match verb {
+                "snapshot" => snapshot::take(cx, &vmid, &name, words.params).await,
+                "rollback" => snapshot::roll_back(cx, &vmid, &name, &words.params).await,
+                _ => snapshot::remove(cx, &vmid, &name, &words.params).await,
+            };
+        }
         "monitor" => {
             words.nothing()?;
             return vm::monitor(cx, &vmid, "").await;

@@ -344,6 +344,60 @@ async fn what_a_guest_is_told_is_shown_and_written() {
 }
 
 #[tokio::test]
+async fn snapshots_are_taken_listed_gone_back_to_and_removed() {
+    const ALL: &str = "/nodes/pve1/qemu/100/snapshot";
+    let list = json!([
+        {"name": "s2", "description": "two\nlines", "parent": "s1", "snaptime": 1700003600, "vmstate": 0},
+        {"name": "s1", "description": "", "snaptime": 1700000000, "vmstate": 0},
+        {"name": "current", "description": "What the VM is now", "parent": "s2", "digest": "x", "running": 1},
+    ]);
+    let fake = Fake::new(&[
+        (&format!("GET {ALL}"), list),
+        (&format!("POST {ALL}"), Value::Null),
+        (&format!("POST {ALL}/s1/rollback"), Value::Null),
+        (&format!("DELETE {ALL}/s1"), Value::Null),
+    ])
+    .await;
+    let table = "NAME           TIME                 MEMORY  DESCRIPTION\n\
+                 `-> s1         2023-11-14 22:13:20  no\n \
+                 `-> s2        2023-11-14 23:13:20  no      two\n  \
+                 `-> current  -                    -       What the VM is now\n";
+    for words in ["stead vm listsnapshot 100", "qm listsnapshot 100"] {
+        let listed = fake.run(&words.split(' ').collect::<Vec<_>>()).await;
+        let trimmed: Vec<&str> = listed.out.lines().map(str::trim_end).collect();
+        assert_eq!(trimmed.join("\n") + "\n", table, "{words}: {listed:?}");
+    }
+    for words in [
+        "stead vm snapshot 100 s1 --description now --vmstate",
+        "stead vm rollback 100 s1 --start --yes",
+        "stead vm delsnapshot 100 s1",
+        "qm snapshot 100 s1 --description now --vmstate",
+        "qm rollback 100 s1 --start",
+        "qm rollback 100 s1",
+        "qm delsnapshot 100 s1 --force",
+    ] {
+        let ended = fake.run(&words.split(' ').collect::<Vec<_>>()).await;
+        assert_eq!(ended.code, 0, "{words}: {ended:?}");
+    }
+    let asked = fake.run(&["stead", "vm", "rollback", "100", "s1"]).await;
+    assert!(asked.code == 2 && asked.err.contains("give --yes"), "{asked:?}");
+    assert_eq!(fake.run(&["qm", "snapshot", "100"]).await.code, 2);
+    assert_eq!(
+        fake.changes(),
+        [
+            &format!("POST {ALL} description=now&vmstate=1&snapname=s1"),
+            &format!("POST {ALL}/s1/rollback start=1"),
+            &format!("DELETE {ALL}/s1"),
+            &format!("POST {ALL} description=now&vmstate=1&snapname=s1"),
+            &format!("POST {ALL}/s1/rollback start=1"),
+            &format!("POST {ALL}/s1/rollback"),
+            &format!("DELETE {ALL}/s1?force=1"),
+        ]
+        .map(String::as_str)
+    );
+}
+
+#[tokio::test]
 async fn programs_run_in_a_guest_by_its_agent() {
     let fake = Fake::new(&[
         ("GET /nodes/pve1/qemu/100/status/current", json!({"status": "running"})),

@@ -5,9 +5,9 @@ use super::keys::{KeyError, KeySpec, Kind, MAX_MEMORY, split_index};
 use super::memory::NumaNode;
 use super::values::{self, split_words};
 use crate::cloudinit::options;
-use crate::{StorageId, VolumeId};
 use crate::property::PropertyString;
 use crate::text::{parse_bool, split_list};
+use crate::{StorageId, VolumeId};
 
 /// The value as it is stored, checked by the option's kind.
 pub(super) fn normal(spec: &KeySpec, key: &str, value: &str) -> Result<String, KeyError> {

@@ -145,6 +145,9 @@ impl Ops {
                     actor.require(&format!("/storage/{}", volume.storage), &["Datastore.Audit"])?;
                 }
             }
+            if key == "vmstatestorage" {
+                actor.require(&format!("/storage/{value}"), &["Datastore.AllocateSpace"])?;
+            }
             if as_disk(key).is_none() {
                 continue;
             }

@@ -2,7 +2,7 @@
 //!
 //! The record names the task and the epoch. A lock whose task is dead, or which was taken under another epoch, is void,
 //! and the guest's owner removes it, once the guest's process says that nothing of the task goes on. A lock that a user
-//! has set by hand has no record, and stays.
+//! has set by hand has no record, and stays; so does that of a rollback, whose disks may be of two times.
 
 use crate::store::{self, GuestAt};
 use crate::{Ops, OpsError};
@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use stead_conf::{Check, Op, Tree, Txn};
 use stead_driver::guest::RunState;
+use stead_guest::snapshots;
+use stead_model::vmconfig::VmConfig;
 use stead_model::{Epoch, Upid, Vmid, paths};
 
 /// Below it: who holds a guest's lock.
@@ -57,17 +59,51 @@ impl Ops {
         what: &str,
         task: &Upid,
     ) -> Result<GuestAt, OpsError> {
-        let vmid = guest.vmid;
-        let mut config = super::config::parse(&guest.config.value)?;
+        let config = super::config::parse(&guest.config.value)?;
+        let note = format!("guest {}: lock {what}", guest.vmid);
+        self.lock_with(guest, config, what, task, store::txn("root@pam", note)).await
+    }
+
+    /// As [`Self::set_lock`], together with a change of the configuration. `txn` says whose it is.
+    pub(crate) async fn lock_with(
+        &self,
+        guest: GuestAt,
+        mut config: VmConfig,
+        what: &str,
+        task: &Upid,
+        mut txn: Txn,
+    ) -> Result<GuestAt, OpsError> {
         config.current.set("lock", what)?;
         let holder = Holder { what: what.to_owned(), task: task.clone(), epoch: guest.own.value.epoch };
-        let mut txn = store::txn("root@pam", format!("guest {vmid}: lock {what}"));
+        // What an earlier one has left is void: the configuration had no lock, or that of what is repeated now.
+        txn.ops.push(Op::Put(path(guest.vmid), store::bytes(&holder)?.into()));
+        self.commit_with(&guest, &config, txn).await
+    }
+
+    /// Writes a configuration without a lock, together with the record of nobody holding it. `txn` says whose change it is.
+    pub(crate) async fn commit_unlocked(
+        &self,
+        guest: &GuestAt,
+        mut config: VmConfig,
+        mut txn: Txn,
+    ) -> Result<(), OpsError> {
+        config.current.remove("lock");
+        self.conf.view(|t| release(t, guest.vmid, &mut txn));
+        self.commit_with(guest, &config, txn).await.map(drop)
+    }
+
+    /// Writes a guest's configuration over the one that was read, if it is still ours, and reads it again. `txn` says whose change
+    /// it is.
+    pub(crate) async fn commit_with(
+        &self,
+        guest: &GuestAt,
+        config: &VmConfig,
+        mut txn: Txn,
+    ) -> Result<GuestAt, OpsError> {
         store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
-        txn.checks.push(Check::Revision(paths::ownership(vmid), guest.own.revision));
-        // What an earlier one has left is void: the configuration had no lock.
-        txn.ops.push(Op::Put(path(vmid), store::bytes(&holder)?.into()));
+        txn.checks.push(Check::Revision(paths::ownership(guest.vmid), guest.own.revision));
         self.conf.transact(txn).await?;
-        self.vm_at(vmid)
+        self.vm_at(guest.vmid)
     }
 
     /// Removes the lock, if the guest is still ours; what can't be removed now, reconciliation removes.
@@ -79,7 +115,7 @@ impl Ops {
     }
 
     /// Removes the lock and the record of who holds it, as far as they are there.
-    async fn unlock(&self, guest: &GuestAt) -> Result<(), OpsError> {
+    pub(super) async fn unlock(&self, guest: &GuestAt) -> Result<(), OpsError> {
         let mut config = super::config::parse(&guest.config.value)?;
         let mut txn = store::txn("root@pam", format!("guest {}: unlock", guest.vmid));
         if config.current.remove("lock").is_some() {
@@ -102,6 +138,7 @@ impl Ops {
         let lock = match (config.current.lock(), &holder) {
             (Some(lock), _) => lock,
             // The lock went with a recovery, which knows no more of it.
+            (None, Some(h)) if h.what == snapshots::TAKING => return self.end_half_taken(guest).await,
             (None, Some(_)) => return self.unlock(guest).await,
             (None, None) => return Ok(()),
         };
@@ -111,6 +148,12 @@ impl Ops {
         };
         if !is_void(lock, holder.as_ref(), guest.own.value.epoch, lives) {
             return Ok(());
+        }
+        match lock {
+            // Only its user can go on with it.
+            snapshots::ROLLBACK => return Ok(()),
+            snapshots::TAKING => return self.end_half_taken(guest).await,
+            _ => {}
         }
         if self.guests.state(vmid).await.is_some() {
             let ended = self.guests.cancel_migration(vmid).await?;

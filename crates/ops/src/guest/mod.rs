@@ -16,6 +16,8 @@ mod note;
 pub mod power;
 pub mod preconditions;
 pub mod reconcile;
+mod snapshot_memory;
+pub mod snapshots;
 pub mod view;
 
 use crate::store::{self, GuestAt};

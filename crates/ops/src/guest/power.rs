@@ -278,7 +278,7 @@ impl Ops {
     }
 
     /// Ends what a failed start has left, and says so in the record once nothing is left.
-    async fn undo_start(&self, cx: &TaskContext, vmid: Vmid) {
+    pub(super) async fn undo_start(&self, cx: &TaskContext, vmid: Vmid) {
         if let Err(e) = self.guests.kill(vmid).await
             && !matches!(e, GuestError::NotRunning(_))
         {
@@ -393,7 +393,12 @@ impl Ops {
         }
     }
 
-    async fn stop_now(&self, cx: &TaskContext, vmid: Vmid, timeout: Duration) -> Result<(), OpsError> {
+    pub(super) async fn stop_now(
+        &self,
+        cx: &TaskContext,
+        vmid: Vmid,
+        timeout: Duration,
+    ) -> Result<(), OpsError> {
         match self.guests.stop_within(vmid, timeout).await {
             Ok(()) | Err(GuestError::NotRunning(_)) => {}
             Err(e) => return Err(e.into()),
@@ -442,7 +447,7 @@ impl Ops {
     }
 
     /// Continues a paused guest: one that the fence process guards, only under a good lease.
-    async fn resume_now(&self, guest: &GuestAt) -> Result<(), OpsError> {
+    pub(super) async fn resume_now(&self, guest: &GuestAt) -> Result<(), OpsError> {
         if guest.own.value.armed {
             self.run_under_lease(guest.vmid, guest.own.value.epoch).await
         } else {

@@ -7,6 +7,7 @@ pub mod console;
 pub mod disks;
 pub mod migrate;
 pub mod options;
+pub mod snapshot;
 pub mod status;
 
 use crate::framework::{Access, Caller, Error, Json};

@@ -1,0 +1,182 @@
+//! The memory of a VM in its snapshots: written while it runs on, and read again when it goes back.
+//!
+//! The VM stands from the moment of its disks' snapshot until the state of its devices is written, tens of milliseconds; its memory is
+//! written behind its back, each page as it was. It is continued under its mutex, and by the fence process where that guards
+//! it: one that has lost its lease meanwhile stays paused. Who cancels the writing, as the fence process does, ends the snapshot.
+
+use crate::store::GuestAt;
+use crate::{Ops, OpsError};
+use std::path::Path;
+use std::time::Duration;
+use stead_driver::guest::{Incoming, MigrationPhase, RunState};
+use stead_driver::storage::NewVolume;
+use stead_guest::snapshots::{self, Held, Memory};
+use stead_model::vmconfig::VmConfig;
+use stead_model::{StorageId, Vmid, VolumeId};
+use stead_tasks::TaskContext;
+use tokio::net::UnixStream;
+
+/// What is written beside the memory at most: the state of devices, a graphics card's memory among it.
+const DEVICES: u64 = 1 << 30;
+/// The option that says where memory is kept, else beside a disk.
+const STORAGE: &str = "vmstatestorage";
+/// How often a process that reads its memory is looked at, should nothing be heard of it.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Ops {
+    /// Makes a volume for the memory of a VM, and has the configuration say so of a snapshot that is being taken.
+    pub(super) async fn make_room_for_memory(
+        &self,
+        vmid: Vmid,
+        config: &mut VmConfig,
+        disks: &[Held],
+        name: &str,
+    ) -> Result<VolumeId, OpsError> {
+        let process = self.running(vmid).await?;
+        let shared = |id: &StorageId| self.storage(id).is_ok_and(|s| s.shared);
+        let storage = match config.current.get(STORAGE) {
+            Some(id) => {
+                id.parse().map_err(|e: stead_model::IdError| OpsError::invalid(STORAGE, e.to_string()))?
+            }
+            None => snapshots::room_for_memory(disks, shared)?,
+        };
+        let new = NewVolume {
+            vmid,
+            name: Some(format!("vm-{vmid}-state-{name}.raw")),
+            format: Some("raw".to_owned()),
+            size: (config.current.memory()?.0 << 20) + DEVICES,
+        };
+        let volume = self.alloc(&storage, &new).await?.volid;
+        let memory = Memory { volume, machine: process.machine, accel: process.accel };
+        snapshots::keep_memory(config, name, &memory)?;
+        Ok(memory.volume)
+    }
+
+    /// Has a VM's disks and its memory kept as they are at one moment.
+    pub(super) async fn take_with_memory(
+        &self,
+        cx: &TaskContext,
+        guest: &GuestAt,
+        disks: &[String],
+        name: &str,
+        memory: &Memory,
+    ) -> Result<(), OpsError> {
+        let vmid = guest.vmid;
+        let to = self.resolve_volume(&memory.volume).await?.path;
+        let begun = self.guests.snapshot_with_memory(vmid, disks, name, &to).await;
+        let goes_on = self.go_on(guest).await;
+        let written = match (begun, goes_on) {
+            (Ok(()), Ok(())) => self.follow_memory(cx, vmid, &to).await,
+            (Err(e), Ok(())) => Err(e.into()),
+            (_, Err(e)) => {
+                Err(OpsError::failed(format!("VM {vmid} is paused and could not be continued: {e}")))
+            }
+        };
+        if written.is_err()
+            && let Err(e) = self.guests.cancel_migration(vmid).await
+        {
+            tracing::warn!("guest {vmid}: the writing of its memory could not be ended: {e}");
+        }
+        written
+    }
+
+    /// Continues a VM that stands for a snapshot.
+    async fn go_on(&self, guest: &GuestAt) -> Result<(), OpsError> {
+        match self.guests.state(guest.vmid).await.map(|p| p.state) {
+            Some(RunState::Paused) => self.resume_now(guest).await,
+            Some(RunState::Running) => Ok(()),
+            Some(state) => Err(OpsError::failed(format!("it is {state:?}"))),
+            None => Err(OpsError::failed("it has ended")),
+        }
+    }
+
+    /// Waits until it is written, and on disk.
+    async fn follow_memory(&self, cx: &TaskContext, vmid: Vmid, to: &Path) -> Result<(), OpsError> {
+        let mut seen = MigrationPhase::None;
+        loop {
+            let now = tokio::select! {
+                now = self.guests.migration_changed(vmid, seen) => now?,
+                () = cx.cancelled() => return Err(OpsError::failed("cancelled")),
+            };
+            seen = now.phase;
+            match seen {
+                MigrationPhase::Completed => {
+                    let synced = async { tokio::fs::File::open(to).await?.sync_all().await };
+                    synced.await.map_err(|e| {
+                        OpsError::failed(format!("its memory may not be on disk ({}): {e}", to.display()))
+                    })?;
+                    cx.log(format!("memory written: {} MiB in {} ms", now.transferred >> 20, now.total_ms));
+                    return Ok(());
+                }
+                MigrationPhase::Active | MigrationPhase::Switchover => {
+                    cx.progress(now.transferred as f64 / now.total.max(1) as f64);
+                }
+                MigrationPhase::None | MigrationPhase::Failed | MigrationPhase::Cancelled => {
+                    let why = now.error.unwrap_or_else(|| "somebody has cancelled it".to_owned());
+                    return Err(OpsError::failed(format!("its memory could not be written: {why}")));
+                }
+            }
+        }
+    }
+
+    /// Ends the writing of memory that a dead task has left, and continues the VM, which ran.
+    pub(super) async fn end_memory(&self, guest: &GuestAt) -> Result<(), OpsError> {
+        if self.guests.state(guest.vmid).await.is_none() {
+            return Ok(());
+        }
+        self.guests.cancel_migration(guest.vmid).await?;
+        self.go_on(guest).await
+    }
+
+    /// Starts a VM with the memory that it had.
+    pub(super) async fn start_with_memory(
+        &self,
+        cx: &TaskContext,
+        vmid: Vmid,
+        memory: Memory,
+    ) -> Result<(), OpsError> {
+        let guest = self.vm_at(vmid)?;
+        let from = self.resolve_volume(&memory.volume).await?.path;
+        let incoming = Incoming { machine: memory.machine, accel: memory.accel };
+        let launch = self.launch_spec(&guest, Some(incoming)).await?;
+        self.guests.prepare(vmid, guest.own.value.epoch).await?;
+        self.mark(&guest, true, false).await?;
+        cx.log(format!("starting VM {vmid} with the memory that it had"));
+        let started = async {
+            self.guests.launch(launch).await?;
+            self.load_memory(vmid, &from).await?;
+            Ok::<_, OpsError>(self.guests.resume(vmid).await?)
+        };
+        if let Err(e) = started.await {
+            self.undo_start(cx, vmid).await;
+            return Err(OpsError::failed(format!(
+                "VM {vmid} has gone back, but could not go on with the memory that it had: {e}. It can be started without it"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Gives a process that waits for it the state in a file.
+    async fn load_memory(&self, vmid: Vmid, from: &Path) -> Result<(), OpsError> {
+        let failed = |e: std::io::Error| OpsError::failed(format!("could not read {}: {e}", from.display()));
+        let mut events = self.guests.events();
+        let inlet = self.guests.migration_inlet(vmid).await?;
+        let mut process = UnixStream::connect(&inlet).await.map_err(failed)?;
+        let mut file = tokio::fs::File::open(from).await.map_err(failed)?;
+        // Behind the state's end a volume may hold anything, which the process does not read.
+        let copied = tokio::io::copy(&mut file, &mut process).await;
+        loop {
+            match self.guests.state(vmid).await.map(|p| p.state) {
+                Some(RunState::Received) => return Ok(()),
+                Some(RunState::Inmigrate) => {}
+                Some(state) => return Err(OpsError::failed(format!("its process is {state:?}"))),
+                None => {
+                    copied.map_err(failed)?;
+                    return Err(OpsError::failed("its process did not take it, and has ended"));
+                }
+            }
+            // Whatever is heard, and nothing, both ask again.
+            let _ = tokio::time::timeout(LOOK, events.recv()).await;
+        }
+    }
+}
