@@ -59,6 +59,9 @@ fi
 if [ "$wanted" = all ] && ! python3 -c 'import yaml' 2>/dev/null; then
     add_missing "python3's yaml" python3-yaml "reading what cloud-init is told"
 fi
+if [ "$wanted" = all ] && [ ! -e /usr/share/OVMF/OVMF_CODE_4M.fd ]; then
+    add_missing "the UEFI firmware" ovmf "VMs with UEFI"
+fi
 
 # The guest's kernel and busybox are downloaded as packages without being installed; that needs apt's lists.
 lists_missing() {

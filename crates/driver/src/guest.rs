@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use stead_model::vmconfig::EfiVariables;
 use stead_model::{Epoch, Vmid};
 use tokio::net::UnixStream;
 use tokio::sync::broadcast;
@@ -264,6 +265,8 @@ pub trait GuestDriver: Send + Sync {
     async fn check(&self, _config: &str) -> Result<(), GuestError> {
         Ok(())
     }
+    /// A file with the variables that the UEFI firmware of a new guest begins with.
+    async fn efi_variables(&self, of: EfiVariables) -> Result<PathBuf, GuestError>;
     /// All that speaks against a launch on this node, for people: nothing is made. An answer of nothing is no promise.
     async fn obstacles(&self, _launch: &Launch) -> Vec<String> {
         vec![]

@@ -12,7 +12,7 @@
 //! again.
 
 use std::collections::BTreeSet;
-use stead_model::vmconfig::{Bus, Disk, DiskSource, KeyError, Settings, VmConfig, is_snapshot_name};
+use stead_model::vmconfig::{Bios, Bus, Disk, DiskSource, KeyError, Settings, VmConfig, is_snapshot_name};
 use stead_model::{StorageId, Vmid, VolumeId};
 
 /// The lock while a snapshot is taken.
@@ -149,10 +149,11 @@ fn shared(from: &Settings) -> impl Iterator<Item = (&str, &str)> {
 /// Names the first disk of which no snapshot can be taken.
 pub fn disks(settings: &Settings, running: bool) -> Result<Vec<Held>, SnapshotError> {
     let refuse = |key: &str, why: &str| Err(SnapshotError::Disk { key: key.to_owned(), why: why.to_owned() });
-    for key in ["efidisk0", "tpmstate0"] {
-        if settings.get(key).is_some() {
-            return refuse(key, "is not supported yet, so its state would be lost: take it out first");
-        }
+    if settings.get("tpmstate0").is_some() {
+        return refuse("tpmstate0", "is not supported yet, so its state would be lost: take it out first");
+    }
+    if running && settings.get("efidisk0").is_some() && settings.bios()? != Bios::Ovmf {
+        return refuse("efidisk0", "is of no use to the VM, whose firmware is not UEFI: take it out first");
     }
     let mut out = vec![];
     for disk in settings.disks()?.into_iter().filter(|d| !d.cdrom) {

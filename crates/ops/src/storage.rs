@@ -11,7 +11,7 @@ use stead_driver::storage::{Content, NewVolume, StorageDriver, StorageError, Vol
 use stead_ha::StorageView;
 use stead_model::storage_cfg::{Storage, StorageCfg, StorageCfgError};
 use stead_model::vmconfig::devices::{MAX_DISK, as_disk};
-use stead_model::vmconfig::{Bus, DiskSource, VmConfig};
+use stead_model::vmconfig::{DiskSource, VmConfig};
 use stead_model::{StorageId, Upid, Vmid, VolumeId, paths};
 
 /// The largest disk, in bytes, that is made within a request where all of it is written.
@@ -266,6 +266,31 @@ impl Ops {
         Ok(self.active(&volume.storage).await?.resolve(&volume.name).await?)
     }
 
+    /// A new file for what a disk is to hold.
+    pub(crate) async fn spool_for(&self, volume: &VolumeId) -> Result<PathBuf, OpsError> {
+        Ok(self.active(&volume.storage).await?.spool().await?)
+    }
+
+    /// Gives a disk what was made in its new file: all of it, or, where that has failed, nothing.
+    pub(crate) async fn fill(
+        &self,
+        volume: &VolumeId,
+        spooled: PathBuf,
+        made: Result<(), OpsError>,
+    ) -> Result<VolumeInfo, OpsError> {
+        let done = match (made, self.active(&volume.storage).await) {
+            (Ok(()), Ok(storage)) => {
+                storage.replace(&volume.name, spooled.clone()).await.map_err(OpsError::from)
+            }
+            (Err(e), _) | (_, Err(e)) => Err(e),
+        };
+        if done.is_err() {
+            // It may be gone already.
+            let _ = tokio::fs::remove_file(&spooled).await;
+        }
+        done
+    }
+
     /// Every volume of a configuration as the process opens it.
     pub async fn resolve_volumes(&self, config: &VmConfig) -> Result<Vec<ResolvedVolume>, OpsError> {
         let mut out = vec![];
@@ -314,7 +339,7 @@ impl Ops {
         disk: String,
         size: Resize,
     ) -> Result<Upid, OpsError> {
-        if as_disk(&disk).is_none_or(|(bus, _)| bus == Bus::Unused) {
+        if as_disk(&disk).is_none_or(|(bus, _)| !bus.has_drives()) {
             let why = format!(
                 "value '{disk}' is not one of ide0 to ide3, sata0 to sata5, scsi0 to scsi30, virtio0 to virtio15"
             );

@@ -1,6 +1,7 @@
 //! The VM driver: every guest of this node, by number.
 
 use crate::agent::AgentError;
+use crate::firmware;
 use crate::guest::Guest;
 use crate::launch::{self, Job};
 use crate::plug::{self, Plug};
@@ -20,7 +21,7 @@ use stead_driver::guest::{
     GuestDriver, GuestError, GuestEvent, GuestProcess, Inventory, Launch, MigrationPhase, MigrationProgress,
     ResolvedVolume, RunState,
 };
-use stead_model::vmconfig::VmConfig;
+use stead_model::vmconfig::{EfiVariables, VmConfig};
 use stead_model::{Epoch, Vmid};
 use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, broadcast};
@@ -353,6 +354,10 @@ impl GuestDriver for QemuDriver {
             // That the program is missing is no fault of the configuration: a start will say so.
             Err(_) => Ok(()),
         }
+    }
+
+    async fn efi_variables(&self, of: EfiVariables) -> Answer<PathBuf> {
+        firmware::variables(of)
     }
 
     async fn obstacles(&self, launch: &Launch) -> Vec<String> {

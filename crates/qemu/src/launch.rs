@@ -1,6 +1,7 @@
 //! From a request to a process that answers, or to nothing at all.
 
-use crate::command::{self, CommandLine, Context, Endpoint, Firmware, NetPlan, refuse, unusable};
+use crate::command::{self, Chipset, CommandLine, Context, Endpoint, NetPlan, refuse, unusable};
+use crate::firmware::{self, Firmware};
 use crate::guest::Guest;
 use crate::probe::Machines;
 use crate::process::{Process, Program};
@@ -10,7 +11,7 @@ use crate::{Accel, QemuOptions, cgroup::Cgroup, cpu_group, huge, migration, net,
 use rustix::thread::CpuSet;
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use stead_driver::guest::{GuestError, Launch};
 use stead_model::Vmid;
@@ -33,12 +34,6 @@ struct Failure {
     why: String,
     locked: bool,
 }
-
-/// Where Debian's package puts the UEFI firmware.
-const FIRMWARE: [(&str, &str); 2] = [
-    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
-    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
-];
 
 impl<'a> Job<'a> {
     /// Reads the configuration.
@@ -63,11 +58,29 @@ impl<'a> Job<'a> {
         let missing = self.affinity().ok().and_then(|(_, missing)| missing);
         all.extend(missing.map(|why| format!("affinity: {why}")));
         all.extend(cpu_group::warning(self.options, &self.config.current));
+        all.extend(self.firmware_warning());
         // Where they can't be read the launch will say so.
         if let Ok(nets) = self.config.current.nets() {
             all.extend(net::warnings(&nets, self.options.bridges).await);
         }
         all
+    }
+
+    fn firmware_warning(&self) -> Option<String> {
+        let settings = &self.config.current;
+        if settings.bios().ok()? != Bios::Ovmf {
+            return None;
+        }
+        let Some(disk) = settings.efidisk().ok()? else {
+            return Some(
+                "bios: what the UEFI firmware is told is lost when the VM stops: it has no efidisk0"
+                    .to_owned(),
+            );
+        };
+        let machine = settings.machine().ok()?.unwrap_or_default();
+        let old = Chipset::of(&machine) == Chipset::I440fx && machine != "q35";
+        let enrolled = disk.efi().ok()?.enrolled;
+        (old && enrolled).then(|| "efidisk0: Secure Boot is off, since it needs the machine q35".to_owned())
     }
 
     /// All that would make a launch fail, as far as that shows without one.
@@ -124,6 +137,26 @@ impl<'a> Job<'a> {
         Ok((Some(set), said))
     }
 
+    /// Its UEFI firmware, if it has one. The variables of a guest with a disk for them are on that.
+    fn firmware(&self) -> Result<Option<Firmware>, GuestError> {
+        let settings = &self.config.current;
+        if settings.bios().map_err(unusable)? != Bios::Ovmf {
+            return Ok(None);
+        }
+        let Some(disk) = settings.efidisk().map_err(unusable)? else {
+            let (code, _) = firmware::programs(firmware::of_a_run()?)?;
+            let (vars, node) = (self.dir.firmware_vars(), "pflash1".to_owned());
+            return Ok(Some(Firmware { code, secure: None, vars, format: "raw".to_owned(), node }));
+        };
+        let named = disk.volume().map(ToString::to_string).unwrap_or_default();
+        let Some(volume) = self.launch.volumes.iter().find(|v| v.volume == named) else {
+            return refuse(&disk.key, format!("volume '{named}' was not found on its storage"));
+        };
+        let (code, secure) = firmware::programs(disk.efi().map_err(unusable)?)?;
+        let (vars, format) = (volume.path.clone(), volume.format.clone());
+        Ok(Some(Firmware { code, secure, vars, format, node: command::node_name(&disk.key) }))
+    }
+
     /// The command line with its firmware, if it needs one.
     pub fn line(
         &self,
@@ -131,10 +164,7 @@ impl<'a> Job<'a> {
         nets: &[NetPlan],
         locks: bool,
     ) -> Result<CommandLine, GuestError> {
-        let firmware = FIRMWARE
-            .into_iter()
-            .find(|(code, vars)| Path::new(code).exists() && Path::new(vars).exists())
-            .map(|(code, _)| Firmware { code: code.into(), vars: self.dir.firmware_vars() });
+        let firmware = self.firmware()?;
         command::build(&Context {
             vmid: self.launch.vmid,
             settings: &self.config.current,
@@ -239,11 +269,10 @@ impl<'a> Job<'a> {
         let vmid = self.launch.vmid;
         let io = |what: &'static str| move |e: std::io::Error| failed(format!("{what}: {e}"));
         let cgroup = make_room(self.options, vmid).map_err(io("its run directory could not be made"))?;
-        if self.config.current.bios().map_err(|e| Attempt::Refused(unusable(e)))? == Bios::Ovmf
-            && let Some((_, vars)) = FIRMWARE.into_iter().find(|(_, vars)| Path::new(vars).exists())
-        {
-            tracing::warn!(%vmid, "the firmware's variables are not kept: the guest has no EFI disk");
-            std::fs::copy(vars, self.dir.firmware_vars()).map_err(io("the firmware's variables"))?;
+        let firmware = self.firmware().map_err(Attempt::Refused)?;
+        if let Some(firmware) = firmware.filter(|f| f.vars == self.dir.firmware_vars()) {
+            let fresh = firmware::of_a_run().and_then(firmware::variables).map_err(Attempt::Refused)?;
+            std::fs::copy(fresh, &firmware.vars).map_err(io("the firmware's variables"))?;
         }
         let bind = |path: PathBuf| -> std::io::Result<OwnedFd> {
             let _ = std::fs::remove_file(&path);

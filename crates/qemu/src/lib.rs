@@ -17,6 +17,7 @@ mod cgroup;
 pub mod command;
 mod cpu_group;
 mod driver;
+mod firmware;
 mod guest;
 mod huge;
 mod launch;

@@ -400,6 +400,83 @@ async fn the_end_of_a_migration_may_take_so_long() {
     driver.kill(id).await.unwrap();
 }
 
+/// The UEFI firmware writes its variables to the guest's own disk, whatever the disk's format and the machine's kind.
+#[tokio::test]
+async fn the_firmware_keeps_its_variables_on_their_disk() {
+    use stead_model::vmconfig::EfiVariables;
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let files = [(true, false), (true, true)].map(|(large, enrolled)| EfiVariables { large, enrolled });
+    let Ok(plain) = driver.efi_variables(files[0]).await else { return skip("the package ovmf is missing") };
+    let enrolled = driver.efi_variables(files[1]).await.unwrap();
+    for (n, (machine, format, template, more)) in
+        [("pc", "raw", &plain, ""), ("q35", "qcow2", &enrolled, ",pre-enrolled-keys=1")]
+            .into_iter()
+            .enumerate()
+    {
+        let id = vmid(200 + u32::try_from(n).unwrap());
+        let path = h.folder.path().join(format!("efi.{format}"));
+        let made = std::process::Command::new("qemu-img")
+            .args(["convert", "-f", "raw", "-O", format])
+            .args([template, &path])
+            .status()
+            .unwrap();
+        assert!(made.success());
+        let before = std::fs::read(&path).unwrap();
+        let mut launch = h.launch(id, Epoch(1));
+        launch.config.insert_str(
+            0,
+            &format!("bios: ovmf\nefidisk0: shared:100/efi.{format},efitype=4m{more}\nmachine: {machine}\n"),
+        );
+        launch.config = launch.config.replace("memory: 16", "memory: 128");
+        launch.volumes.push(ResolvedVolume {
+            volume: format!("shared:100/efi.{format}"),
+            path: path.clone(),
+            format: format.into(),
+        });
+        assert_eq!(driver.warnings(&launch).await, Vec::<String>::new(), "{machine}");
+        driver.prepare(id, Epoch(1)).await.unwrap();
+        driver.launch(launch.clone()).await.unwrap_or_else(|e| panic!("{machine}: {e}"));
+        assert!(driver.monitor(id, "info block -n").await.unwrap().contains("drive-efidisk0"));
+        driver.resume(id).await.unwrap();
+        let written = async {
+            // The firmware announces nothing.
+            while std::fs::read(&path).unwrap() == before {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), written)
+            .await
+            .unwrap_or_else(|_| panic!("{machine}: nothing was written"));
+
+        // Its variables go along with it, and no lock of theirs is in the way.
+        let process = driver.state(id).await.unwrap();
+        let target = QemuDriver::new(h.options(1));
+        target.prepare(id, Epoch(2)).await.unwrap();
+        let incoming = Some(Incoming { machine: process.machine, accel: process.accel });
+        target.launch(Launch { epoch: Epoch(2), incoming, ..launch }).await.unwrap();
+        driver.migrate(id, target.migration_inlet(id).await.unwrap(), None).await.unwrap();
+        let sent = async {
+            let mut now = driver.migration(id).await.unwrap();
+            while !now.phase.is_terminal() {
+                now = driver.migration_changed(id, now.phase).await.unwrap();
+            }
+            now
+        };
+        let sent = tokio::time::timeout(Duration::from_secs(60), sent).await.unwrap();
+        assert_eq!(sent.error, None, "{machine}");
+        driver.kill(id).await.unwrap();
+        while target.state(id).await.unwrap().state != RunState::Received {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        target.resume(id).await.unwrap();
+        target.kill(id).await.unwrap();
+    }
+    let mut launch = h.launch(vmid(210), Epoch(1));
+    launch.config.insert_str(0, "bios: ovmf\n");
+    assert!(driver.warnings(&launch).await[0].contains("no efidisk0"));
+}
+
 /// The kernel keeps each of its threads on the CPUs that were named; those that the host has not are told.
 #[tokio::test]
 async fn a_guest_runs_on_the_cpus_that_were_named() {

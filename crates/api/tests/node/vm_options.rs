@@ -166,6 +166,29 @@ async fn what_keeps_a_vm_from_moving_is_told_as_it_is() {
 
 /// What a running VM takes without a device that comes or goes.
 #[tokio::test]
+/// The firmware's variables are exactly as large as they come, whatever size is asked for.
+#[tokio::test]
+async fn a_disk_for_the_firmware_is_made_of_its_variables() {
+    let (node, root, _) = start().await;
+    let form = "bios=ovmf&efidisk0=local:1,efitype=4m,format=qcow2,pre-enrolled-keys=1";
+    assert_eq!(node.ask(&root, "PUT", CONFIG, form).await.data(), Value::Null);
+    let config = node.ask(&root, "GET", CONFIG, "").await.data();
+    let disk = config["efidisk0"].as_str().unwrap();
+    assert!(disk.starts_with("local:100/vm-100-disk-") && disk.ends_with("size=528K"), "{disk}");
+    let grown = node.ask(&root, "PUT", "/nodes/n1/qemu/100/resize", "disk=efidisk0&size=%2B1M").await;
+    assert!(error(&grown, "disk").contains("is not one of"), "{}", grown.line);
+    for (value, why) in
+        [("none", "only a CD drive"), ("local:1,efitype=8m", "efitype"), ("local:1,cache=none", "cache")]
+    {
+        let form = format!("efidisk0={}", value.replace('=', "%3D"));
+        let refused = node.ask(&root, "PUT", CONFIG, &form).await;
+        assert!(error(&refused, "efidisk0").contains(why), "{}", refused.line);
+    }
+    assert_eq!(node.ask(&root, "PUT", CONFIG, "delete=efidisk0").await.data(), Value::Null);
+    let config = node.ask(&root, "GET", CONFIG, "").await.data();
+    assert!(config["efidisk0"].is_null() && config["unused0"].is_string(), "{config}");
+}
+
 async fn limits_links_and_the_balloon_change_at_once() {
     let (node, root, _) = start().await;
     let upid = node.ask(&root, "POST", "/nodes/n1/qemu/100/status/start", "").await.data();

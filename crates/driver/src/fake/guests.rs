@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::MutexGuard;
 use std::time::Duration;
+use stead_model::vmconfig::EfiVariables;
 use stead_model::{Epoch, Vmid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -242,6 +243,15 @@ impl GuestDriver for FakeGuests {
             }
         }
         self.with(vmid, |p| self.report(p))
+    }
+
+    async fn efi_variables(&self, of: EfiVariables) -> Answer<PathBuf> {
+        let path = self.folder.join("vars.fd");
+        let size = if of.large { 540_672 } else { 131_072 };
+        let failed =
+            |e: std::io::Error| GuestError::Config { key: "efidisk0".to_owned(), why: e.to_string() };
+        std::fs::write(&path, vec![u8::from(of.enrolled); size]).map_err(failed)?;
+        Ok(path)
     }
 
     async fn obstacles(&self, _launch: &Launch) -> Vec<String> {

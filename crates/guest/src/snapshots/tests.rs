@@ -75,7 +75,11 @@ fn disks_that_hold_no_state_are_named() {
     assert_eq!(keys(text, false).unwrap(), ["scsi0", "virtio1"]);
     assert!(keys(text, true).unwrap_err().contains("'virtio1' is read-only"));
     assert!(keys("sata0: /dev/sdb\n", false).unwrap_err().contains("'sata0' is a path of the host"));
-    assert!(keys("efidisk0: a1:100/vm-100-disk-3.qcow2\n", false).unwrap_err().contains("'efidisk0'"));
+    let efi = "efidisk0: a1:100/vm-100-disk-3.qcow2\n";
+    assert_eq!(keys(efi, false).unwrap(), ["efidisk0"]);
+    assert!(keys(efi, true).unwrap_err().contains("'efidisk0'"), "no process has it open");
+    assert_eq!(keys(&format!("bios: ovmf\n{efi}"), true).unwrap(), ["efidisk0"]);
+    assert!(keys("tpmstate0: a1:100/vm-100-disk-3.raw\n", false).unwrap_err().contains("'tpmstate0'"));
     assert_eq!(keys("memory: 512\n", true).unwrap(), [""; 0], "a VM without disks has snapshots, too");
 }
 

@@ -1,6 +1,6 @@
 //! Rules for values that somebody sets. Stricter than reading: a file may hold what does not work yet.
 
-use super::devices::{Bus, Disk, DiskSource, MAX_DISK, Net, NetModel, as_disk, flag};
+use super::devices::{Disk, DiskSource, MAX_DISK, Net, NetModel, as_disk, flag};
 use super::keys::{KeyError, KeySpec, Kind, MAX_MEMORY, split_index};
 use super::memory::NumaNode;
 use super::values::{self, split_words};
@@ -261,6 +261,18 @@ pub(super) fn args(key: &str, value: &str) -> Result<(), KeyError> {
     split_words(value).map(drop).or_else(|why| KeyError::value(key, why))
 }
 
+/// The UEFI firmware's disk. Its size is that of the variables, whatever is asked for.
+pub(super) fn efidisk(key: &str, value: &str) -> Result<(), KeyError> {
+    let works = &["efitype", "format", "pre-enrolled-keys", "size", "volume"];
+    let later: &[(&str, &[&str])] = &[("import-from", &[]), ("ms-cert", &["2011"])];
+    Rules { default: "file", works, later }.check(key, value)?;
+    let disk = Disk::parse(key, value)?;
+    match disk.source {
+        DiskSource::New { .. } | DiskSource::Volume(_) => disk.efi().map(drop),
+        _ => KeyError::value(key, "it is kept on a volume: give one, or a storage for a new one ('local:1')"),
+    }
+}
+
 pub(super) fn audio(key: &str, value: &str) -> Result<(), KeyError> {
     let later: &[(&str, &[&str])] = &[("driver", &["none"])];
     Rules { default: "", works: &["device"], later }.check(key, value)?;
@@ -269,7 +281,7 @@ pub(super) fn audio(key: &str, value: &str) -> Result<(), KeyError> {
 
 pub(super) fn bootdisk(key: &str, value: &str) -> Result<(), KeyError> {
     match as_disk(value) {
-        Some((bus, _)) if bus != Bus::Unused => Ok(()),
+        Some((bus, _)) if bus.has_drives() => Ok(()),
         _ => KeyError::value(key, format_args!("'{value}' is not the option of a disk, as scsi0 is")),
     }
 }

@@ -52,6 +52,8 @@ spelled!(
         Scsi = "scsi",
         /// VirtIO block: 16 drives.
         Virtio = "virtio",
+        /// Not on a bus: the variables that the UEFI firmware keeps.
+        Efidisk = "efidisk",
         /// Not attached: a volume that the VM owns and does not use.
         Unused = "unused",
     }
@@ -247,6 +249,15 @@ pub struct Disk {
     pub props: PropertyString,
 }
 
+/// Which variables the UEFI firmware begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EfiVariables {
+    /// Those of the firmware of 4 MiB, rather than of 2.
+    pub large: bool,
+    /// With the keys of distributions and of Microsoft, so that Secure Boot is on.
+    pub enrolled: bool,
+}
+
 impl Disk {
     /// Reads the value of a disk option.
     ///
@@ -270,9 +281,11 @@ impl Disk {
                 );
             }
         };
-        let cdrom = cdrom || (source == DiskSource::Empty && bus != Bus::Virtio);
-        if cdrom && bus == Bus::Virtio {
-            return KeyError::value(key, "a CD drive cannot be attached to 'virtio'; use ide, sata or scsi");
+        let no_drive = matches!(bus, Bus::Virtio | Bus::Efidisk);
+        let cdrom = cdrom || (source == DiskSource::Empty && !no_drive);
+        if cdrom && no_drive {
+            let why = format!("a CD drive cannot be attached to '{bus}'; use ide, sata or scsi");
+            return KeyError::value(key, why);
         }
         if !cdrom && matches!(source, DiskSource::Empty | DiskSource::HostDrive) {
             return KeyError::value(key, format_args!("only a CD drive can have '{file}'"));
@@ -330,6 +343,24 @@ impl Disk {
         })
     }
 
+    /// Of the UEFI firmware's disk: what its variables are.
+    ///
+    /// # Errors
+    /// If a property cannot be used.
+    pub fn efi(&self) -> Result<EfiVariables, KeyError> {
+        Ok(EfiVariables {
+            large: match self.props.get("efitype") {
+                None | Some("2m") => false,
+                Some("4m") => true,
+                Some(other) => {
+                    let why = format!("efitype: value '{other}' is not one of 2m, 4m");
+                    return KeyError::value(&self.key, why);
+                }
+            },
+            enrolled: flag(&self.key, &self.props, "pre-enrolled-keys", false)?,
+        })
+    }
+
     /// Its volume, if it has one.
     pub fn volume(&self) -> Option<&VolumeId> {
         match &self.source {
@@ -365,6 +396,13 @@ impl Disk {
     }
 }
 
+impl Bus {
+    /// Whether a guest sees a drive there.
+    pub fn has_drives(self) -> bool {
+        !matches!(self, Self::Efidisk | Self::Unused)
+    }
+}
+
 /// Which disk an option is, if it is one.
 pub fn as_disk(key: &str) -> Option<(Bus, u32)> {
     let (name, index) = split_index(key)?;
@@ -374,6 +412,7 @@ pub fn as_disk(key: &str) -> Option<(Bus, u32)> {
         Bus::Sata => 6,
         Bus::Scsi => 31,
         Bus::Virtio => 16,
+        Bus::Efidisk => 1,
         Bus::Unused => 256,
     };
     (index < count).then_some((bus, index))

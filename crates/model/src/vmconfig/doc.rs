@@ -26,6 +26,7 @@ const TESTED: &[(&str, &str)] = &[
     ("cpulimit", SEEN),
     ("cpuunits", SEEN),
     ("description", KEPT),
+    ("efidisk0", SEEN),
     ("freeze", SEEN),
     ("hookscript", SEEN),
     ("hotplug", SEEN),

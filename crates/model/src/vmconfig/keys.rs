@@ -198,6 +198,7 @@ pub static KEYS: &[KeySpec] = &[
     works("cpulimit", number(0.0, 128.0)).device(),
     works("cpuunits", int(1, MAX_CPU_UNITS)).device(),
     works("description", Kind::Text { max: 8192 }).now(),
+    works("efidisk0", Kind::Checked(check::efidisk)),
     works("freeze", Kind::Bool),
     works("hookscript", Kind::Checked(check::hookscript)).now(),
     works("hotplug", Kind::Checked(check::hotplug)).now(),
@@ -265,7 +266,6 @@ pub static KEYS: &[KeySpec] = &[
     inert("arch", Kind::Choice(&["x86_64", "aarch64"]), &["x86_64"]),
     // Without effect for long, elsewhere too.
     inert("autostart", Kind::Bool, &["0", "1"]),
-    later("efidisk0", LINE),
     later("hostpci", LINE).of(16),
     later("intel-tdx", LINE),
     later("ivshmem", LINE),

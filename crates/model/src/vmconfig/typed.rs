@@ -306,13 +306,18 @@ impl Settings {
         self.spelled("scsihw", ScsiHw::from_text, ScsiHw::ALL, ScsiHw::Lsi)
     }
 
-    /// Disks and CD drives, by bus (ide, sata, scsi, virtio) and number. Unused ones: [`Self::unused`].
+    /// Disks and CD drives, by bus (ide, sata, scsi, virtio) and number; last the UEFI firmware's. Unused ones: [`Self::unused`].
     pub fn disks(&self) -> Result<Vec<Disk>, KeyError> {
-        [Bus::Ide, Bus::Sata, Bus::Scsi, Bus::Virtio]
+        [Bus::Ide, Bus::Sata, Bus::Scsi, Bus::Virtio, Bus::Efidisk]
             .iter()
             .flat_map(|bus| self.family(bus.as_str()))
             .map(|(key, value)| Disk::parse(key, value))
             .collect()
+    }
+
+    /// The disk for the UEFI firmware's variables.
+    pub fn efidisk(&self) -> Result<Option<Disk>, KeyError> {
+        self.get("efidisk0").map(|value| Disk::parse("efidisk0", value)).transpose()
     }
 
     /// Volumes that the guest owns and does not use.
@@ -390,7 +395,9 @@ impl Settings {
         let mut order: Vec<String> = Vec::new();
         for letter in letters.chars() {
             let device = match letter {
-                'c' => named.or_else(|| disks.iter().find(|d| !d.cdrom).map(|d| d.key.as_str())),
+                'c' => named.or_else(|| {
+                    disks.iter().find(|d| !d.cdrom && d.bus.has_drives()).map(|d| d.key.as_str())
+                }),
                 'd' => disks.iter().find(|d| d.cdrom).map(|d| d.key.as_str()),
                 'n' => nets.first().map(|n| n.key.as_str()),
                 _ => None,

@@ -3,7 +3,7 @@
 //! An error here means that a *stored* value cannot be used; it names the option.
 
 use super::check::{choice, integer};
-use super::devices::{Bus, as_disk, flag, named, spelled, spelled_prop};
+use super::devices::{as_disk, flag, named, spelled, spelled_prop};
 use super::keys::{KeyError, split_index};
 use crate::property::PropertyString;
 use crate::size::Mebibytes;
@@ -477,7 +477,7 @@ impl Boot {
             let devices: Vec<String> =
                 order.split(';').filter(|d| !d.is_empty()).map(str::to_owned).collect();
             for (i, device) in devices.iter().enumerate() {
-                let bootable = as_disk(device).is_some_and(|(bus, _)| bus != Bus::Unused)
+                let bootable = as_disk(device).is_some_and(|(bus, _)| bus.has_drives())
                     || matches!(split_index(device), Some(("net", 0..=31) | ("usb" | "hostpci", 0..=15)));
                 if !bootable {
                     return KeyError::value(key, format_args!("'{device}' is not a device to boot from"));

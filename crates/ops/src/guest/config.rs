@@ -14,7 +14,7 @@ use stead_model::vmconfig::keys::{canonical_key, live, split_index};
 use stead_model::vmconfig::{
     Bus, Change, Changed, Disk, DiskDetails, DiskSource, KeyError, Live, Net, VmConfig,
 };
-use stead_model::{Upid, Vmid, VolumeId};
+use stead_model::{StorageId, Upid, Vmid, VolumeId};
 use tokio::sync::OwnedMutexGuard;
 
 impl From<KeyError> for OpsError {
@@ -446,6 +446,10 @@ impl Ops {
             DiskSource::New { storage, size } => {
                 actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
                 if made.in_request {
+            DiskSource::New { storage, .. } if disk.bus == Bus::Efidisk => {
+                actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
+                self.make_efidisk(vmid, &disk, storage, made).await
+            }
                     self.check_quick(storage, key, size.get())?;
                 }
                 let info = self.alloc_disk(storage, vmid, disk.format.as_deref(), size.get()).await?;
@@ -485,6 +489,25 @@ impl Ops {
     /// Makes pending changes current before a start.
     pub(crate) async fn apply_pending(&self, guest: GuestAt) -> Result<GuestAt, OpsError> {
         let mut config = parse(&guest.config.value)?;
+    /// A volume with the variables that the UEFI firmware begins with, exactly as large as they are.
+    async fn make_efidisk(
+        &self,
+        vmid: Vmid,
+        disk: &Disk,
+        storage: &StorageId,
+        made: &mut Made,
+    ) -> Result<String, OpsError> {
+        let variables = self.guests.efi_variables(disk.efi()?).await?;
+        let failed = |e: std::io::Error| OpsError::failed(format!("{}: {e}", variables.display()));
+        let size = tokio::fs::metadata(&variables).await.map_err(failed)?.len();
+        let info = self.alloc_disk(storage, vmid, disk.format.as_deref(), size).await?;
+        made.volumes.push(info.volid.clone());
+        let spooled = self.spool_for(&info.volid).await?;
+        let copied = tokio::fs::copy(&variables, &spooled).await.map(drop).map_err(failed);
+        let info = self.fill(&info.volid, spooled, copied).await?;
+        Ok(disk.with_volume(&info.volid, Some(Size::bytes(info.size)))?)
+    }
+
         if config.pending.is_empty() {
             return Ok(guest);
         }

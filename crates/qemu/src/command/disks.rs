@@ -25,7 +25,7 @@ pub(super) fn parts(hw: &Hardware<'_>) -> Result<Vec<Part>, GuestError> {
     }
     for disk in &disks {
         // Before all that the guest sees: what can't be opened has then left no trace in its machine.
-        if disk.bus != Bus::Unused {
+        if disk.bus.has_drives() {
             parts.extend(block_node(hw, disk)?.map(Part::Blockdev));
         }
         if disk.iothread && has_iothread(disk, scsihw) {
@@ -42,7 +42,7 @@ pub(super) fn parts(hw: &Hardware<'_>) -> Result<Vec<Part>, GuestError> {
                 (Some(controller), vec![("bus", json!(format!("ahci0.{}", disk.index)))])
             }
             Bus::Ide => (None, ide(hw.chipset, disk.index)),
-            Bus::Unused => continue,
+            Bus::Efidisk | Bus::Unused => continue,
         };
         parts.extend(controller.filter(|c| !parts.iter().any(|p| p.is(c))));
         parts.push(device(hw, disk, place)?);

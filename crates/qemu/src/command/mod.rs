@@ -11,6 +11,7 @@ mod part;
 mod pci;
 
 use crate::accel::Accel;
+use crate::firmware::Firmware;
 use crate::probe::Machines;
 use crate::rundir::RunDir;
 /// Refuses a model of a CPU that the program does not know.
@@ -26,7 +27,7 @@ pub(crate) fn cpus(settings: &Settings) -> Result<Vec<Part>, GuestError> {
 pub(crate) use disks::{medium, node_name};
 pub(crate) use part::Part;
 pub(crate) use pci::Chipset;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use stead_driver::guest::{GuestError, Incoming, ResolvedVolume};
 use stead_model::Vmid;
 use stead_model::vmconfig::{Audio, Bios, Boot, KeyError, Serial, Settings, WatchdogModel};
@@ -61,15 +62,6 @@ pub enum Endpoint {
     Path,
     /// It is there already.
     Fd(i32),
-}
-
-/// The UEFI firmware's files.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Firmware {
-    /// The program.
-    pub code: PathBuf,
-    /// This guest's variables.
-    pub vars: PathBuf,
 }
 
 /// All that a command line depends on.
@@ -302,13 +294,23 @@ fn machine_options(argv: &mut Argv, cx: &Context<'_>, machine: &str, accel: Acce
         let Some(firmware) = cx.firmware else {
             return refuse("bios", "the UEFI firmware is not installed on this node (package ovmf)");
         };
-        for (id, file, read_only) in [("pflash0", &firmware.code, true), ("pflash1", &firmware.vars, false)] {
-            let node = serde_json::json!({
-                "driver": "raw", "node-name": id, "read-only": read_only,
-                "file": { "driver": "file", "filename": file, "read-only": read_only },
+        let (code, secure) = firmware.code(Chipset::of(machine));
+        let locking = if cx.locks { "auto" } else { "off" };
+        for (flash, node, file, format, read_only) in [
+            ("pflash0", "pflash0", code, "raw", true),
+            ("pflash1", firmware.node.as_str(), firmware.vars.as_path(), firmware.format.as_str(), false),
+        ] {
+            let part = serde_json::json!({
+                "driver": format, "node-name": node, "read-only": read_only,
+                "file": { "driver": "file", "filename": file, "read-only": read_only, "locking": locking },
             });
-            argv.option("-blockdev", node.to_string());
-            text.push_str(&format!(",{id}={id}"));
+            argv.option("-blockdev", part.to_string());
+            text.push_str(&format!(",{flash}={node}"));
+        }
+        if secure {
+            // Only code in system management mode may write the variables.
+            text.push_str(",smm=on");
+            argv.option("-global", "driver=cfi.pflash01,property=secure,value=on");
         }
     }
     argv.option("-machine", text);

@@ -100,7 +100,13 @@ fn a_windows_guest_on_q35_with_uefi() {
          vga: virtio,memory=64\n",
     );
     c.nets = vec![NetPlan::User { forward: Some("tcp:127.0.0.11:8100-:80".into()) }];
-    c.firmware = Some(Firmware { code: "/fw/CODE.fd".into(), vars: "/run/stead/100/vars.fd".into() });
+    c.firmware = Some(Firmware {
+        code: "/fw/CODE.fd".into(),
+        secure: Some("/fw/CODE.secboot.fd".into()),
+        vars: "/run/stead/100/vars.fd".into(),
+        format: "raw".into(),
+        node: "pflash1".into(),
+    });
     insta::assert_snapshot!(shown(&c));
 }
 
