@@ -30,6 +30,7 @@ mod freezer;
 mod guard;
 mod monitor;
 mod process;
+mod quota;
 mod record;
 mod server;
 

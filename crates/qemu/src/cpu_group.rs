@@ -141,6 +141,28 @@ pub fn warning(options: &QemuOptions, settings: &Settings) -> Option<String> {
         .then(|| format!("cpulimit, cpuunits: {NONE}: the VM runs without them"))
 }
 
+/// As [`bound`], but for the limit: what a process does before its guest runs, and at its end, is not the guest's.
+pub fn bound_later(options: &QemuOptions, vmid: Vmid, share: CpuShare) -> io::Result<Option<Cgroup>> {
+    let group = bound(options, vmid, share)?;
+    if share.limit > 0.0 {
+        bound(options, vmid, CpuShare { limit: 0.0, ..share })?;
+    }
+    Ok(group)
+}
+
+/// Takes the limit off a guest that is about to end.
+pub fn unbound(options: &QemuOptions, vmid: Vmid) {
+    let Some(root) = &options.cpu_root else { return };
+    let (CpuRoot::V1(folder) | CpuRoot::V2(folder)) = root;
+    for (file, text) in values(root, CpuShare { limit: 0.0, units: None }) {
+        let path = folder.join(vmid.to_string()).join(file);
+        if file != "cpu.shares" && file != "cpu.weight" && path.exists() {
+            // Where it stays, the end takes longer.
+            let _ = std::fs::write(path, text);
+        }
+    }
+}
+
 /// Gives a running guest its share. Its record knows of a group before there is one.
 pub fn give(options: &QemuOptions, guest: &Guest, share: CpuShare) -> io::Result<()> {
     if let Some(group) = own_group(options, guest.vmid).filter(|_| !share.is_default()) {

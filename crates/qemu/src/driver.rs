@@ -485,6 +485,7 @@ impl GuestDriver for QemuDriver {
 
     async fn stop_within(&self, vmid: Vmid, limit: Duration) -> Answer<()> {
         let guest = self.guest(vmid).await?;
+        cpu_group::unbound(&self.0.options, vmid);
         if !guest.is_frozen() && !limit.is_zero() {
             let quit = async {
                 // The answer may be lost with the connection: what counts is the end.
@@ -499,7 +500,9 @@ impl GuestDriver for QemuDriver {
     }
 
     async fn kill(&self, vmid: Vmid) -> Answer<()> {
-        kill(&*self.guest(vmid).await?).await
+        let guest = self.guest(vmid).await?;
+        cpu_group::unbound(&self.0.options, vmid);
+        kill(&guest).await
     }
 
     async fn migration_inlet(&self, vmid: Vmid) -> Answer<PathBuf> {

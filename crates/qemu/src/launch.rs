@@ -258,7 +258,7 @@ impl<'a> Job<'a> {
     /// The group for its share of the CPUs, if it is one of its own. That the guest runs matters more than at what speed.
     fn cpu_group(&self) -> Result<Option<Cgroup>, Attempt> {
         let share = self.config.current.cpu_share().map_err(|e| Attempt::Refused(unusable(e)))?;
-        Ok(cpu_group::bound(self.options, self.launch.vmid, share).unwrap_or_else(|e| {
+        Ok(cpu_group::bound_later(self.options, self.launch.vmid, share).unwrap_or_else(|e| {
             tracing::warn!(vmid = %self.launch.vmid, error = %e, "cpulimit, cpuunits: the VM runs without them");
             None
         }))
@@ -345,6 +345,11 @@ impl<'a> Job<'a> {
                 net::attach(plan).await.map_err(Trouble::Refused)?;
             }
             self.settle(&qmp, meta).await.map_err(Trouble::Refused)?;
+            if let Ok(share) = self.config.current.cpu_share()
+                && let Err(e) = cpu_group::bound(self.options, self.launch.vmid, share)
+            {
+                tracing::warn!(vmid = %self.launch.vmid, error = %e, "the VM runs without its limit of CPUs");
+            }
             Ok(qmp)
         };
         tokio::select! {
