@@ -3,6 +3,7 @@
 use crate::command::NetPlan;
 use std::net::{IpAddr, TcpListener};
 use std::path::Path;
+use std::time::Duration;
 use stead_model::Vmid;
 use stead_model::vmconfig::Net;
 
@@ -78,9 +79,15 @@ fn mtu_of(shown: &str) -> Option<u32> {
     words.next()?.parse().ok()
 }
 
+/// How long the kernel may take to change a network device.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Runs `ip` or `tc`.
 async fn run(program: &str, args: &[&str]) -> Result<String, String> {
-    let run = tokio::process::Command::new(program).args(args).kill_on_drop(true).output().await;
+    let run = tokio::process::Command::new(program).args(args).kill_on_drop(true).output();
+    let Ok(run) = tokio::time::timeout(PATIENCE, run).await else {
+        return Err(format!("'{program}' did not end within {} s", PATIENCE.as_secs()));
+    };
     match run {
         Err(e) => Err(format!("'{program}' could not be started ({e}): is the package iproute2 installed?")),
         Ok(out) if out.status.success() => Ok(String::from_utf8_lossy(&out.stdout).into_owned()),
@@ -198,8 +205,11 @@ fn tap(vmid: Vmid, net: &Net, bridge: &str, mtu: u32) -> Result<NetPlan, (String
 /// Puts a tap that QEMU has made on its bridge, with its limit. It goes with QEMU.
 pub async fn attach(plan: &NetPlan) -> Result<(), String> {
     let NetPlan::Tap { ifname, bridge, mtu, rate, .. } = plan else { return Ok(()) };
-    if rate.is_some() {
-        limit(ifname, *rate).await?;
+    if rate.is_some()
+        && let Err(e) = limit(ifname, *rate).await
+    {
+        // That it runs matters more than how fast its network is.
+        tracing::warn!("{e}: it has no limit");
     }
     // A bridge takes over the smallest size among its members.
     let set =
@@ -215,8 +225,11 @@ pub async fn attach_again(vmid: Vmid, net: &Net, taps: &[String]) -> Result<(), 
         return needs_no_tap(net);
     }
     if let Some(bridge) = &net.bridge {
-        let set = run("ip", &["link", "set", "dev", &ifname, "master", bridge, "up"]).await;
-        set.map_err(|e| format!("{ifname} could not be put on bridge '{bridge}': {e}"))?;
+        // A bridge takes over the smallest size among its members.
+        let mtu = bridge_mtu(bridge).await.ok_or_else(|| format!("bridge '{bridge}' does not exist"))?;
+        let mtu = mtu.to_string();
+        let args = ["link", "set", "dev", &ifname, "mtu", &mtu, "master", bridge, "up"];
+        run("ip", &args).await.map_err(|e| format!("{ifname} could not be put on bridge '{bridge}': {e}"))?;
     }
     limit(&ifname, net.rate.map(bytes)).await
 }

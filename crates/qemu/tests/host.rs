@@ -236,11 +236,9 @@ async fn what_passes_a_tap_is_bounded() {
     driver.prepare(id, Epoch(1)).await.unwrap();
     if can.is_err() {
         eprintln!("SKIP what the guest sends: this kernel can't bound it");
-        let refused = driver.launch(limited.clone()).await.unwrap_err().to_string();
-        assert!(refused.contains("rate: this node can't limit tap100i0: tc filter replace"), "{refused}");
-        assert_eq!(h.traces(0, id), Vec::<String>::new());
-        driver.prepare(id, Epoch(1)).await.unwrap();
-        driver.launch(on_bridge(&h, id, "")).await.unwrap();
+        // That it runs matters more than how fast its network is.
+        driver.launch(limited.clone()).await.unwrap();
+        assert!(!limits().contains("tbf") && !limits().contains("ingress"), "{}", limits());
         let refused = driver.tune(id, "net0", &limited.config).await.unwrap_err().to_string();
         assert!(refused.starts_with("net0: rate: this node can't limit"), "{refused}");
         assert!(!limits().contains("tbf") && !limits().contains("ingress"), "{}", limits());
