@@ -371,10 +371,11 @@ fn changes_state(event: &Event) -> bool {
 fn run_state(status: &str, waits: bool) -> RunState {
     match status {
         "running" | "suspended" => RunState::Running,
-        "prelaunch" => RunState::Prelaunch,
+        // One that stood at its source, and never ran, is sent so.
+        "prelaunch" if !waits => RunState::Prelaunch,
         "inmigrate" => RunState::Inmigrate,
         "postmigrate" => RunState::Postmigrate,
-        "paused" if waits => RunState::Received,
+        "paused" | "prelaunch" if waits => RunState::Received,
         "paused" | "finish-migrate" | "save-vm" | "restore-vm" | "io-error" | "watchdog" | "debug"
         | "colo" => RunState::Paused,
         "shutdown" | "guest-panicked" | "internal-error" => RunState::Shutdown,
@@ -390,6 +391,8 @@ mod tests {
     fn a_received_guest_is_no_paused_one_until_it_runs() {
         assert_eq!(run_state("paused", true), RunState::Received);
         assert_eq!(run_state("paused", false), RunState::Paused);
+        assert_eq!(run_state("prelaunch", true), RunState::Received);
+        assert_eq!(run_state("prelaunch", false), RunState::Prelaunch);
         assert_eq!(run_state("inmigrate", true), RunState::Inmigrate);
         assert_eq!(run_state("something new", false), RunState::Unresponsive);
     }

@@ -35,6 +35,8 @@ async fn devices_of_the_host_are_roots_alone() {
         ("cdrom=/dev/sr0,media%3Dcdrom", "only root can set 'cdrom' to a path or drive of the host"),
         ("ide2=cdrom", "only root can set 'ide2' to a path or drive of the host"),
         ("args=-S", "only root can set 'args' config"),
+        ("hugepages=2", "only root can set 'hugepages' config"),
+        ("keephugepages=1", "only root can set 'keephugepages' config"),
     ] {
         for (method, path, form) in [
             ("PUT", CONFIG, form.to_owned()),
@@ -164,8 +166,6 @@ async fn what_keeps_a_vm_from_moving_is_told_as_it_is() {
     assert_eq!(told["local_resources"], serde_json::json!(["serial1"]));
 }
 
-/// What a running VM takes without a device that comes or goes.
-#[tokio::test]
 /// The firmware's variables are exactly as large as they come, whatever size is asked for.
 #[tokio::test]
 async fn a_disk_for_the_firmware_is_made_of_its_variables() {
@@ -189,6 +189,8 @@ async fn a_disk_for_the_firmware_is_made_of_its_variables() {
     assert!(config["efidisk0"].is_null() && config["unused0"].is_string(), "{config}");
 }
 
+/// What a running VM takes without a device that comes or goes.
+#[tokio::test]
 async fn limits_links_and_the_balloon_change_at_once() {
     let (node, root, _) = start().await;
     let upid = node.ask(&root, "POST", "/nodes/n1/qemu/100/status/start", "").await.data();

@@ -14,6 +14,7 @@ use crate::store::GuestAt;
 use crate::{Actor, Ops, OpsError};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use stead_driver::storage::{Content, NewVolume};
 use stead_model::cloudinit::{self, Part, SECTION, Seed, Told, options};
 use stead_model::size::Size;
@@ -117,7 +118,14 @@ impl Ops {
     }
 
     /// Writes a VM's drive as its options are now, also while it runs: its guest finds another medium.
-    pub async fn update_cloudinit(&self, actor: &Actor, vmid: Vmid) -> Result<(), OpsError> {
+    pub async fn update_cloudinit(self: &Arc<Self>, actor: &Actor, vmid: Vmid) -> Result<(), OpsError> {
+        // Comes to its end even if the caller goes away: a medium is not left half changed.
+        let (ops, by) = (self.clone(), actor.clone());
+        let work = tokio::spawn(async move { ops.update_cloudinit_now(&by, vmid).await });
+        work.await.unwrap_or_else(|e| Err(OpsError::failed(e.to_string())))
+    }
+
+    async fn update_cloudinit_now(&self, actor: &Actor, vmid: Vmid) -> Result<(), OpsError> {
         let _lock = self.guest_locks.lock_for_request(vmid).await?;
         let guest = self.own_guest(vmid).await?;
         if let Some(lock) = parse(&guest.config.value)?.current.lock() {
@@ -162,7 +170,7 @@ impl Ops {
             self.commit_config(actor, &guest, &config).await?;
             guest = self.vm_at(guest.vmid)?;
         }
-        let written = self.fill_drive(volume, seed).await;
+        let written = self.fill_drive(&guest, volume, seed).await;
         written.map_err(|e| OpsError::failed(format!("cloud-init drive '{volume}': {e}")))?;
         let held = cloudinit::held(&config.current, &seed.digest(volume))?;
         config.special.insert(SECTION.to_owned(), held);
@@ -170,18 +178,19 @@ impl Ops {
         self.vm_at(guest.vmid)
     }
 
-    async fn fill_drive(&self, volume: &VolumeId, seed: &Seed) -> Result<(), OpsError> {
-        let storage = self.active(&volume.storage).await?;
-        let spooled = storage.spool().await?;
-        let done = match self.make_image(seed, &spooled).await {
-            Ok(()) => storage.replace(&volume.name, spooled.clone()).await.map(drop).map_err(OpsError::from),
+    async fn fill_drive(&self, guest: &GuestAt, volume: &VolumeId, seed: &Seed) -> Result<(), OpsError> {
+        let spooled = self.spool_for(volume).await?;
+        let made = match self.make_image(seed, &spooled).await {
+            // The VM may have been given to another node while the image was made, and have the drive open there.
+            Ok(()) => match self.own_guest(guest.vmid).await {
+                Ok(now) if now.own.value.epoch != guest.own.value.epoch => {
+                    Err(OpsError::failed("the VM has another ownership by now"))
+                }
+                now => now.map(drop),
+            },
             Err(e) => Err(e),
         };
-        if done.is_err() {
-            // It may be gone already.
-            let _ = tokio::fs::remove_file(&spooled).await;
-        }
-        done
+        self.fill(volume, spooled, made).await.map(drop)
     }
 
     /// An image as large as every drive is.

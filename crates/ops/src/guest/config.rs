@@ -83,6 +83,10 @@ fn of_option(key: &str, e: OpsError) -> OpsError {
     }
 }
 
+/// Options that reach into the host, or take CPUs and memory from it and from other guests.
+pub(super) const ROOT_ONLY: &[&str] =
+    &["affinity", "args", "hookscript", "hugepages", "keephugepages", "lock"];
+
 /// Privileges that options need, beyond `VM.Config.Options`.
 fn privilege_of(key: &str, value: Option<&str>) -> &'static str {
     let cdrom = value.is_some_and(|v| Disk::parse(key, v).is_ok_and(|d| d.cdrom));
@@ -117,8 +121,7 @@ impl Ops {
         for (key, value) in keys {
             // `cdrom` needs what `ide2` needs. What is unknown is refused later, by name.
             let stored = canonical_key(key).unwrap_or(key);
-            // What is pinned to CPUs takes them from the host and from other guests.
-            if matches!(stored, "affinity" | "args" | "hookscript" | "lock") && !actor.root {
+            if ROOT_ONLY.contains(&stored) && !actor.root {
                 return Err(forbidden(format!("only root can set '{key}' config")));
             }
             let change = value.and_then(|v| Change::set(key, v).ok());
@@ -443,13 +446,13 @@ impl Ops {
     ) -> Result<String, OpsError> {
         let disk = Disk::parse(key, value)?;
         match &disk.source {
-            DiskSource::New { storage, size } => {
-                actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
-                if made.in_request {
             DiskSource::New { storage, .. } if disk.bus == Bus::Efidisk => {
                 actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
                 self.make_efidisk(vmid, &disk, storage, made).await
             }
+            DiskSource::New { storage, size } => {
+                actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
+                if made.in_request {
                     self.check_quick(storage, key, size.get())?;
                 }
                 let info = self.alloc_disk(storage, vmid, disk.format.as_deref(), size.get()).await?;
@@ -486,9 +489,6 @@ impl Ops {
         }
     }
 
-    /// Makes pending changes current before a start.
-    pub(crate) async fn apply_pending(&self, guest: GuestAt) -> Result<GuestAt, OpsError> {
-        let mut config = parse(&guest.config.value)?;
     /// A volume with the variables that the UEFI firmware begins with, exactly as large as they are.
     async fn make_efidisk(
         &self,
@@ -508,6 +508,9 @@ impl Ops {
         Ok(disk.with_volume(&info.volid, Some(Size::bytes(info.size)))?)
     }
 
+    /// Makes pending changes current before a start.
+    pub(crate) async fn apply_pending(&self, guest: GuestAt) -> Result<GuestAt, OpsError> {
+        let mut config = parse(&guest.config.value)?;
         if config.pending.is_empty() {
             return Ok(guest);
         }

@@ -195,7 +195,7 @@ impl Ops {
         asked: Asked,
         limit: Limit,
     ) -> Result<(), OpsError> {
-        let _lock = self.guest_locks.lock_within(vmid, limit.left(Duration::from_secs(10))).await?;
+        let lock = self.guest_locks.lock_within(vmid, limit.left(Duration::from_secs(10))).await?;
         let guest = self.own_guest(vmid).await?;
         if let Verdict::Refuse(why) =
             self.admit(&guest, Request::Start, Asked { by_ha: true, ..asked }).await?
@@ -234,7 +234,10 @@ impl Ops {
         };
         match self.launch_and_run(launch, run, limit).await {
             Ok(()) => {
-                self.hook_or_warn(cx, &guest, Phase::PostStart, limit.left(LIMIT)).await;
+                // It runs, and may end, be stopped or moved while its script is still at it.
+                drop(lock);
+                let patience = if asked.by_ha { BRIEF } else { limit.left(LIMIT) };
+                self.hook_or_warn(cx, &guest, Phase::PostStart, patience).await;
                 Ok(())
             }
             Err(e) => {
@@ -255,7 +258,7 @@ impl Ops {
     }
 
     /// The fence process knows a guest of HA's, then its record says that it runs. Whether it is HA's.
-    async fn record_start(&self, guest: &GuestAt) -> Result<bool, OpsError> {
+    pub(super) async fn record_start(&self, guest: &GuestAt) -> Result<bool, OpsError> {
         let ha = self.ha_maintains(guest.vmid)?;
         let registration = self.guests.prepare(guest.vmid, guest.own.value.epoch).await?;
         if ha {
