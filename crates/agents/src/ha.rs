@@ -212,17 +212,17 @@ async fn recover(ops: &Ops, command: &Command) -> Result<(), OpsError> {
     if own.owner != *from || own.epoch != *epoch || !guarded || !node.value.state.is_lost() {
         return Ok(());
     }
+    let mut config = stead_ops::guest::config::parse(&guest.config.value)?;
     let new = Ownership {
         owner: to.clone(),
         epoch: epoch.next(),
         armed: false,
         running: false,
         // A frozen copy may hold the locks of its images. One that the fence process never held is not frozen: if it runs,
-        // against the operator's word, its locks are what is left between two writers.
-        recovered: own.armed || own.recovered,
+        // against the operator's word, its locks are what is left between two writers. So they are where a tool was at the images.
+        recovered: own.armed || (own.recovered && config.current.lock().is_none()),
         kind: own.kind,
     };
-    let mut config = stead_ops::guest::config::parse(&guest.config.value)?;
     // A lock names a task of the lost node: it ended with it.
     if *unlock {
         config.current.remove("lock");

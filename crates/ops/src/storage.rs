@@ -360,6 +360,9 @@ impl Ops {
         let _lock = self.guest_locks.lock(vmid).await?;
         let guest = self.own_guest(vmid).await?;
         let mut config = crate::guest::config::parse(&guest.config.value)?;
+        if let Some(lock) = config.current.lock() {
+            return Err(OpsError::failed(format!("VM is locked ({lock})")));
+        }
         let disk = config.current.disks()?.into_iter().find(|d| d.key == key && !d.cdrom);
         let disk = disk.ok_or_else(|| OpsError::invalid("disk", format!("disk '{key}' does not exist")))?;
         let volume =

@@ -417,7 +417,7 @@ async fn file_systems_are_frozen_and_thawed_whatever_happens() {
     node.machines.refuse_snapshots("n1", None);
     // A daemon that dies in between may have left them frozen.
     node.ops.reconcile().await.unwrap();
-    assert_eq!(asked(&node), ["guest-ping", "guest-fsfreeze-thaw"]);
+    assert_eq!(asked(&node), ["guest-fsfreeze-thaw"]);
     assert_eq!(remove(&node, "one", false).await.0, "OK");
     nothing_is_left(&node).await;
     node.machines.set_state("n1", vmid(100), RunState::Paused);
@@ -439,7 +439,7 @@ async fn file_systems_that_cannot_be_thawed_keep_the_vm_locked_until_they_are() 
     node.machines.asked("n1", vmid(100));
     node.ops.reconcile().await.unwrap();
     let asked: Vec<String> = node.machines.asked("n1", vmid(100)).into_iter().map(|(c, _)| c).collect();
-    assert_eq!(asked, ["guest-ping", "guest-fsfreeze-thaw"]);
+    assert_eq!(asked, ["guest-fsfreeze-thaw"]);
     nothing_is_left(&node).await;
     // One that can't be frozen is taken all the same, and said so.
     node.machines.refuse_agent("n1", Some("guest-fsfreeze-freeze"));
@@ -626,12 +626,12 @@ async fn a_guarded_vm_is_continued_by_the_fence_process_or_not_at_all() {
     let upid = node.ops.start(&root(), vmid(100), by_ha).await.unwrap();
     assert_eq!(node.ended(&upid).await.0, "OK");
     assert!(node.own(100).armed);
-    // The fence process of this test tells what it was asked, and does not reach the machines.
+    // The fence process of this test tells what it was asked, and does not reach the machines: it is asked once more.
     let runs = || node.machines.set_state("n1", vmid(100), RunState::Running);
     runs();
     let before = node.fence.ran().len();
     let (status, log) = take_with_memory(&node, "one").await;
-    assert_eq!((status.as_str(), node.fence.ran().len()), ("OK", before + 1), "{log}");
+    assert_eq!((status.as_str(), node.fence.ran().len()), ("OK", before + 2), "{log}");
     assert_eq!(node.machines.state("n1", vmid(100)), Some(RunState::Paused), "nobody else has continued it");
     runs();
     node.fence.set_gone(true);
@@ -639,4 +639,36 @@ async fn a_guarded_vm_is_continued_by_the_fence_process_or_not_at_all() {
     assert!(status.contains("could not be continued"), "{status}");
     assert_eq!(node.machines.state("n1", vmid(100)), Some(RunState::Paused));
     assert_eq!(node.ops.snapshots(vmid(100)).await.unwrap().len(), 2, "the first one, and what it is now");
+}
+
+/// What only root may give a VM comes back by nobody else's rollback.
+#[tokio::test]
+async fn what_reaches_into_the_host_comes_back_by_root_alone() {
+    let node = made(&DISKS).await;
+    set(&node, "affinity", "0").await;
+    assert_eq!(take(&node, "pinned").await.0, "OK");
+    delete(&node, "affinity", false).await.unwrap();
+    let keeper = stead_ops::Actor::new("keeper@pve", false, std::sync::Arc::new(|_: &str, _: &str| true));
+    let refused = node.ops.roll_back(&keeper, vmid(100), "pinned", false).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("only root can go back to a snapshot with another 'affinity'"),
+        "{refused}"
+    );
+    assert_eq!(config(&node).current.get("affinity"), None);
+    set(&node, "affinity", "0").await;
+    let upid = node.ops.roll_back(&keeper, vmid(100), "pinned", false).await.unwrap();
+    assert_eq!(node.ended(&upid).await.0, "OK", "nothing of that kind changes");
+}
+
+/// A locked VM's images may be in other hands.
+#[tokio::test]
+async fn a_disk_of_a_locked_vm_keeps_its_size() {
+    let node = made(&DISKS).await;
+    node.commit(Txn::new("test").put(
+        paths::guest(&name("n1"), GuestKind::Qemu, vmid(100)),
+        format!("lock: rollback\n{}", node.ops.guest_at(vmid(100)).unwrap().config.value),
+    ))
+    .await;
+    let upid = node.ops.resize_disk(&root(), vmid(100), "scsi0".into(), Resize::By(1 << 20)).unwrap();
+    assert_eq!(node.ended(&upid).await.0, "VM is locked (rollback)");
 }

@@ -4,6 +4,7 @@
 //! written behind its back, each page as it was. It is continued under its mutex, and by the fence process where that guards
 //! it: one that has lost its lease meanwhile stays paused. Who cancels the writing, as the fence process does, ends the snapshot.
 
+use super::hook::{BRIEF, LIMIT, Phase};
 use crate::store::GuestAt;
 use crate::{Ops, OpsError};
 use std::path::Path;
@@ -14,6 +15,7 @@ use stead_guest::snapshots::{self, Held, Memory};
 use stead_model::vmconfig::VmConfig;
 use stead_model::{StorageId, Vmid, VolumeId};
 use stead_tasks::TaskContext;
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 /// What is written beside the memory at most: the state of devices, a graphics card's memory among it.
@@ -83,7 +85,14 @@ impl Ops {
     /// Continues a VM that stands for a snapshot.
     async fn go_on(&self, guest: &GuestAt) -> Result<(), OpsError> {
         match self.guests.state(guest.vmid).await.map(|p| p.state) {
-            Some(RunState::Paused) => self.resume_now(guest).await,
+            Some(RunState::Paused) => {
+                self.resume_now(guest).await?;
+                // The fence process may have taken the pause for its user's, and left it so once.
+                match self.guests.state(guest.vmid).await.map(|p| p.state) {
+                    Some(RunState::Paused) => self.resume_now(guest).await,
+                    _ => Ok(()),
+                }
+            }
             Some(RunState::Running) => Ok(()),
             Some(state) => Err(OpsError::failed(format!("it is {state:?}"))),
             None => Err(OpsError::failed("it has ended")),
@@ -139,12 +148,22 @@ impl Ops {
         let from = self.resolve_volume(&memory.volume).await?.path;
         let incoming = Incoming { machine: memory.machine, accel: memory.accel };
         let launch = self.launch_spec(&guest, Some(incoming)).await?;
-        self.guests.prepare(vmid, guest.own.value.epoch).await?;
-        self.mark(&guest, true, false).await?;
+        for warning in self.guests.warnings(&launch).await {
+            cx.warn(warning);
+        }
+        self.hook(cx, &guest, Phase::PreStart, LIMIT).await?;
+        if self.record_start(&guest).await? {
+            // HA has come to it in this moment: it starts it as it does.
+            self.undo_start(cx, vmid).await;
+            return Err(OpsError::failed(format!(
+                "VM {vmid} is under HA now, which starts it without its memory"
+            )));
+        }
         cx.log(format!("starting VM {vmid} with the memory that it had"));
         let started = async {
             self.guests.launch(launch).await?;
-            self.load_memory(vmid, &from).await?;
+            let loaded = cx.or_cancelled(self.load_memory(vmid, &from)).await;
+            loaded.map_err(|e| OpsError::failed(e.to_string()))??;
             Ok::<_, OpsError>(self.guests.resume(vmid).await?)
         };
         if let Err(e) = started.await {
@@ -153,6 +172,7 @@ impl Ops {
                 "VM {vmid} has gone back, but could not go on with the memory that it had: {e}. It can be started without it"
             )));
         }
+        self.hook_or_warn(cx, &guest, Phase::PostStart, BRIEF).await;
         Ok(())
     }
 
@@ -163,8 +183,12 @@ impl Ops {
         let inlet = self.guests.migration_inlet(vmid).await?;
         let mut process = UnixStream::connect(&inlet).await.map_err(failed)?;
         let mut file = tokio::fs::File::open(from).await.map_err(failed)?;
-        // Behind the state's end a volume may hold anything, which the process does not read.
-        let copied = tokio::io::copy(&mut file, &mut process).await;
+        // Behind the state's end a volume may hold anything, which the process does not read. What ends too early ends it.
+        let copied = async {
+            tokio::io::copy(&mut file, &mut process).await?;
+            process.shutdown().await
+        };
+        let copied = copied.await;
         loop {
             match self.guests.state(vmid).await.map(|p| p.state) {
                 Some(RunState::Received) => return Ok(()),

@@ -19,7 +19,7 @@ use stead_driver::guest::RunState;
 use stead_driver::storage::StorageError;
 use stead_guest::request::{Request, Verdict};
 use stead_guest::snapshots::{self, Held, New, SnapshotError};
-use stead_model::vmconfig::VmConfig;
+use stead_model::vmconfig::{Change, VmConfig};
 use stead_model::{NodeName, Upid, Vmid, paths};
 use stead_tasks::TaskContext;
 
@@ -213,7 +213,7 @@ impl Ops {
         let process = match self.guests.state(vmid).await {
             Some(process) => process,
             None if memory.is_some() => return Ok(Err(OpsError::failed("the VM has ended"))),
-            None => return Ok(self.take_offline(cx, disks, name).await),
+            None => return Ok(self.take_offline(cx, guest, disks, name).await),
         };
         let keys: Vec<String> = disks.iter().map(|d| d.key.clone()).collect();
         if let Some(memory) = memory {
@@ -245,12 +245,29 @@ impl Ops {
         Ok(taken.map_err(OpsError::from))
     }
 
-    async fn take_offline(&self, cx: &TaskContext, disks: &[Held], name: &str) -> Result<(), OpsError> {
+    async fn take_offline(
+        &self,
+        cx: &TaskContext,
+        guest: &GuestAt,
+        disks: &[Held],
+        name: &str,
+    ) -> Result<(), OpsError> {
         for Held { key, volume } in disks {
+            self.still_own(guest).await?;
             self.active(&volume.storage).await?.snapshot(&volume.name, name).await?;
             cx.log(format!("snapshot of {key} ({volume}) taken"));
         }
         Ok(())
+    }
+
+    /// The VM is this node's still, under the same ownership: what changes its images is no process that a fence could stop.
+    async fn still_own(&self, guest: &GuestAt) -> Result<(), OpsError> {
+        let now = self.own_guest(guest.vmid).await?.own.value.epoch;
+        if now == guest.own.value.epoch {
+            return Ok(());
+        }
+        let vmid = guest.vmid;
+        Err(OpsError::failed(format!("VM {vmid} was given to this node anew (epoch {now}) in the meantime")))
     }
 
     /// Whether the guest's agent is there and is to freeze file systems.
@@ -278,13 +295,17 @@ impl Ops {
             self.end_memory(guest).await?;
         }
         let runs = self.guests.state(vmid).await.is_some_and(|p| p.state == RunState::Running);
+        let freezes = config.current.agent().is_ok_and(|a| a.enabled && a.freeze);
         if runs
-            && self.can_freeze(vmid, &config).await
+            && freezes
             && let Err(e) = self.agent(vmid, "guest-fsfreeze-thaw", &json!({})).await
         {
-            tracing::warn!(
-                "guest {vmid}: its file systems may be frozen by a snapshot that was cut off: {e}"
-            );
+            let why = format!("its file systems may be frozen by a snapshot that was cut off: {e}");
+            // An agent that is there, and at it, is asked again.
+            if self.can_freeze(vmid, &config).await {
+                return Err(OpsError::failed(why));
+            }
+            tracing::warn!("guest {vmid}: {why}");
         }
         let mut guest = guest.clone();
         for name in snapshots::unfinished(&config) {
@@ -361,6 +382,7 @@ impl Ops {
         let mut config = super::config::parse(&guest.config.value)?;
         let mut left = vec![];
         for disk in snapshots::held(&config, name)? {
+            self.still_own(guest).await?;
             match self.forget(vmid, &config, &disk, name).await {
                 Err(e) if force => left.push(format!("disk '{}' ({}): {e}", disk.key, disk.volume)),
                 Err(e) => return Err(OpsError::failed(format!("disk '{}': {e}", disk.key))),
@@ -403,7 +425,7 @@ impl Ops {
         name: &str,
         start: bool,
     ) -> Result<Upid, OpsError> {
-        self.plan_rollback(&self.vm_at(vmid)?, name).await?;
+        self.plan_rollback(actor, &self.vm_at(vmid)?, name).await?;
         let (ops, by, name) = (self.clone(), actor.clone(), name.to_owned());
         self.task("qmrollback", &vmid.to_string(), &actor.who, move |cx| async move {
             let runs = ops.rollback_now(&cx, &by, vmid, &name).await?;
@@ -415,7 +437,12 @@ impl Ops {
         })
     }
 
-    async fn plan_rollback(&self, guest: &GuestAt, name: &str) -> Result<(VmConfig, Vec<Held>), OpsError> {
+    async fn plan_rollback(
+        &self,
+        actor: &Actor,
+        guest: &GuestAt,
+        name: &str,
+    ) -> Result<(VmConfig, Vec<Held>), OpsError> {
         let vmid = guest.vmid;
         if let Verdict::Refuse(why) = self.admit(guest, Request::Rollback, Asked::default()).await? {
             return Err(OpsError::Failed(why));
@@ -428,7 +455,20 @@ impl Ops {
         }
         let config = super::config::parse(&guest.config.value)?;
         let disks = snapshots::rollback_disks(&config, name)?;
-        Ok((config, disks))
+        // All that can be known of it before anything is lost.
+        let mut then = config.clone();
+        snapshots::roll_back(&mut then, vmid, name, &uuid::Uuid::nil().to_string())?;
+        if let Some(memory) = snapshots::memory(&config, name) {
+            self.volume_info(&memory.volume).await?;
+        }
+        let new = then.current.iter().filter(|(key, value)| config.current.get(key) != Some(*value));
+        match new.map(|(key, value)| (key, root_only(key, value))).find(|(_, is)| *is && !actor.root) {
+            Some((key, _)) => Err(OpsError::Forbidden {
+                path: format!("/vms/{vmid}"),
+                privilege: format!("only root can go back to a snapshot with another '{key}'"),
+            }),
+            None => Ok((config, disks)),
+        }
     }
 
     /// Says whether the VM runs then: with the memory that it had.
@@ -441,7 +481,7 @@ impl Ops {
     ) -> Result<bool, OpsError> {
         let _lock = self.guest_locks.lock(vmid).await?;
         let guest = self.own_guest(vmid).await?;
-        let (config, disks) = self.plan_rollback(&guest, name).await?;
+        let (config, disks) = self.plan_rollback(actor, &guest, name).await?;
         for Held { key, volume } in &disks {
             let kept = self.active(&volume.storage).await?.snapshots(&volume.name).await?;
             if !kept.iter().any(|k| k == name) {
@@ -495,6 +535,7 @@ impl Ops {
         name: &str,
     ) -> Result<(), OpsError> {
         for Held { key, volume } in disks {
+            self.still_own(guest).await?;
             self.active(&volume.storage).await?.rollback_snapshot(&volume.name, name).await?;
             cx.log(format!("{key} ({volume}) has gone back to snapshot '{name}'"));
         }
@@ -559,4 +600,10 @@ impl Ops {
         }
         Ok((true, nodes))
     }
+}
+
+/// Whether only root may give a VM this option, by whatever way.
+fn root_only(key: &str, value: &str) -> bool {
+    let change = Change::Set { key: key.to_owned(), value: value.to_owned() };
+    super::config::ROOT_ONLY.contains(&key) || change.needs_root().is_some()
 }

@@ -63,14 +63,14 @@ impl DirStorage {
 
     pub(super) async fn list_snapshots(&self, name: &str) -> Answer<Vec<String>> {
         let image = self.keeper(name).await?;
-        self.names_in(&image, name).await
+        // A guest may have it open.
+        self.names_in(&image, name, &["-U"]).await
     }
 
-    async fn names_in(&self, image: &OsString, name: &str) -> Answer<Vec<String>> {
+    async fn names_in(&self, image: &OsString, name: &str, more: &[&str]) -> Answer<Vec<String>> {
         let what = format!("list the snapshots of volume '{name}'");
-        // A guest may have it open.
-        let args = ["info", "-U", "--output=json", "--image-opts"].map(OsString::from);
-        let told = qemu_img::ask(args.into_iter().chain([image.clone()])).await;
+        let args = ["info", "--output=json"].iter().chain(more).chain(&["--image-opts"]);
+        let told = qemu_img::ask(args.map(OsString::from).chain([image.clone()])).await;
         let told = told.map_err(|e| self.0.image(&what, e))?;
         qemu_img::snapshot_names(&told)
             .ok_or_else(|| self.0.failed(&what, "qemu-img's answer makes no sense"))
@@ -78,8 +78,8 @@ impl DirStorage {
 
     pub(super) async fn take_snapshot(&self, name: &str, snapshot: &str) -> Answer<()> {
         let image = self.keeper(name).await?;
-        // It would make a second one of the same name.
-        if self.names_in(&image, name).await?.iter().any(|n| n == snapshot) {
+        // It would make a second one of the same name. Whoever is at the image still holds its lock, and is waited for.
+        if self.names_in(&image, name, &[]).await?.iter().any(|n| n == snapshot) {
             let volume = format!("{}:{name}", self.0.id);
             return Err(StorageError::SnapshotExists { volume, snapshot: snapshot.to_owned() });
         }
@@ -88,7 +88,7 @@ impl DirStorage {
 
     pub(super) async fn change_snapshot(&self, change: Change, name: &str, snapshot: &str) -> Answer<()> {
         let image = self.keeper(name).await?;
-        if !self.names_in(&image, name).await?.iter().any(|n| n == snapshot) {
+        if !self.names_in(&image, name, &[]).await?.iter().any(|n| n == snapshot) {
             let volume = format!("{}:{name}", self.0.id);
             return Err(StorageError::NoSnapshot { volume, snapshot: snapshot.to_owned() });
         }

@@ -24,6 +24,7 @@ pub struct TakeSnapshot {
     #[param(max_length = 40)]
     snapname: String,
     /// What is to be remembered of it.
+    #[param(max_length = 8192)]
     description: Option<String>,
     /// Keep the memory of a VM that runs, too.
     #[param(default = "0")]
@@ -65,6 +66,7 @@ pub struct DescribeSnapshot {
     #[param(max_length = 40)]
     snapname: String,
     /// What is to be remembered of it; empty takes it out.
+    #[param(max_length = 8192)]
     description: Option<String>,
 }
 
