@@ -3,20 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod common;
+#[path = "common/host.rs"]
+mod host;
 
 use common::Machines;
+use host::{in_own_network, ip, skip, told_by};
 use std::path::PathBuf;
 use std::time::Duration;
 use stead_driver::guest::{GuestDriver, Incoming, Launch, RunState};
 use stead_driver::suite::guest::GuestHarness;
 use stead_model::{Epoch, Vmid};
 use stead_qemu::{Bridges, CpuRoot, QemuDriver, QemuOptions};
-
-fn skip(why: &str) {
-    let strict = std::env::var_os("STEAD_STRICT").is_some_and(|v| v == "1");
-    assert!(!strict, "skipped although STEAD_STRICT=1: {why}");
-    eprintln!("SKIP {}: {why}", std::thread::current().name().unwrap_or("test"));
-}
 
 /// A guest that never rests.
 fn spinning(h: &Machines, id: Vmid, more: &str) -> Launch {
@@ -150,38 +147,6 @@ async fn a_node_that_cannot_bound_guests_says_so_and_runs_them() {
     let refused = driver.tune(id, "cpuunits", &launch.config).await.unwrap_err().to_string();
     assert!(refused.starts_with("cpuunits: this node has no"), "{refused}");
     driver.kill(id).await.unwrap();
-}
-
-/// Runs this test again in a network of its own.
-fn in_own_network(name: &str) -> bool {
-    if std::env::var_os("STEAD_OWN_NETWORK").is_some() {
-        return true;
-    }
-    let run = std::process::Command::new("unshare")
-        .args(["--net", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env("STEAD_OWN_NETWORK", "1")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
-    if said.contains("Operation not permitted") {
-        skip("a network of its own needs privileges");
-    } else {
-        assert!(run.status.success(), "{said}");
-        eprint!("{said}");
-    }
-    false
-}
-
-fn told_by(program: &str, args: &str) -> Result<String, String> {
-    let out = std::process::Command::new(program).args(args.split(' ')).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    if out.status.success() { Ok(text(out.stdout)) } else { Err(text(out.stderr)) }
-}
-
-fn ip(args: &str) -> String {
-    told_by("ip", args).unwrap_or_else(|e| panic!("ip {args}: {e}"))
 }
 
 fn on_bridge(h: &Machines, id: Vmid, net: &str) -> Launch {

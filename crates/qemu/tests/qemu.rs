@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod common;
+#[path = "common/host.rs"]
+mod host;
 
 use common::{CONFIG, Machines, kill, processes};
+use host::{in_own_network, ip, skip};
 use std::path::Path;
 use std::time::Duration;
 use stead_driver::guest::{GuestDriver, GuestError, GuestEvent, Incoming, Launch, ResolvedVolume, RunState};
@@ -34,12 +37,6 @@ async fn ticking(h: &Machines, id: Vmid) {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), again).await.expect("the guest does not tick");
-}
-
-fn skip(why: &str) {
-    let strict = std::env::var_os("STEAD_STRICT").is_some_and(|v| v == "1");
-    assert!(!strict, "skipped although STEAD_STRICT=1: {why}");
-    eprintln!("SKIP {}: {why}", std::thread::current().name().unwrap_or("test"));
 }
 
 #[tokio::test]
@@ -693,33 +690,6 @@ async fn a_launch_costs_little_more_than_its_program() {
     }
     println!("launch, the program's start included: {best:?}");
     assert!(best < Duration::from_secs(2), "{best:?}");
-}
-
-/// Runs this test again in a network of its own.
-fn in_own_network(name: &str) -> bool {
-    if std::env::var_os("STEAD_OWN_NETWORK").is_some() {
-        return true;
-    }
-    let run = std::process::Command::new("unshare")
-        .args(["--net", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env("STEAD_OWN_NETWORK", "1")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
-    if said.contains("Operation not permitted") {
-        skip("a network of its own needs privileges");
-    } else {
-        assert!(run.status.success(), "{said}");
-    }
-    false
-}
-
-fn ip(args: &str) -> String {
-    let out = std::process::Command::new("ip").args(args.split(' ')).output().unwrap();
-    assert!(out.status.success(), "ip {args}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
 }
 
 #[tokio::test]
