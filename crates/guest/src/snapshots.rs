@@ -13,7 +13,7 @@
 
 use std::collections::BTreeSet;
 use stead_model::vmconfig::{Bios, Bus, Disk, DiskSource, KeyError, Settings, VmConfig, is_snapshot_name};
-use stead_model::{StorageId, Vmid, VolumeId};
+use stead_model::{StorageId, Vmid, VolumeId, cloudinit};
 
 /// The lock while a snapshot is taken.
 pub const TAKING: &str = "snapshot";
@@ -370,6 +370,12 @@ fn own_disks(settings: &Settings) -> Vec<VolumeId> {
 /// Every volume but CDs that pending changes and snapshots name: what the VM needs beside what it has now.
 pub fn further_volumes(config: &VmConfig) -> BTreeSet<VolumeId> {
     config.snapshots.values().chain([&config.pending.set]).flat_map(own_disks).collect()
+}
+
+/// Cloud-init drives that a configuration named and does not name any more: they hold nothing that the options do not.
+pub fn dropped_drives(before: &VmConfig, after: &VmConfig) -> Vec<VolumeId> {
+    let kept = after.all_volumes();
+    before.all_volumes().into_iter().filter(|v| cloudinit::is_drive(v) && !kept.contains(v)).collect()
 }
 
 /// Changes what is said of a snapshot; an empty text is none.

@@ -672,3 +672,24 @@ async fn a_disk_of_a_locked_vm_keeps_its_size() {
     let upid = node.ops.resize_disk(&root(), vmid(100), "scsi0".into(), Resize::By(1 << 20)).unwrap();
     assert_eq!(node.ended(&upid).await.0, "VM is locked (rollback)");
 }
+
+/// What a cloud-init drive holds, a hash of a password perhaps, does not outlive the last that names it.
+#[tokio::test]
+async fn a_drive_that_only_a_snapshot_had_goes_with_it() {
+    let node = made(&[DISKS[0], ("ide2", "local:cloudinit")]).await;
+    assert_eq!(take(&node, "one").await.0, "OK");
+    delete(&node, "ide2", false).await.unwrap();
+    let drives = async || {
+        let all = node.ops.volumes(&"local".parse().unwrap(), None, Some(vmid(100))).await.unwrap();
+        all.into_iter().filter(|v| v.volid.name.contains("cloudinit")).count()
+    };
+    assert_eq!(drives().await, 1, "the snapshot names it");
+    assert_eq!(remove(&node, "one", false).await.0, "OK");
+    assert_eq!(drives().await, 0);
+    // One that came after the snapshot goes when the VM goes back.
+    assert_eq!(take(&node, "two").await.0, "OK");
+    set(&node, "ide2", "local:cloudinit").await;
+    assert_eq!(drives().await, 1);
+    assert_eq!(back(&node, "two", false).await.0, "OK");
+    assert_eq!(drives().await, 0);
+}

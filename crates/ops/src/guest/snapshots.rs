@@ -20,7 +20,7 @@ use stead_driver::storage::StorageError;
 use stead_guest::request::{Request, Verdict};
 use stead_guest::snapshots::{self, Held, New, SnapshotError};
 use stead_model::vmconfig::{Change, VmConfig};
-use stead_model::{NodeName, Upid, Vmid, paths};
+use stead_model::{NodeName, Upid, Vmid, VolumeId, paths};
 use stead_tasks::TaskContext;
 
 impl From<SnapshotError> for OpsError {
@@ -398,9 +398,12 @@ impl Ops {
                 }
             }
         }
+        let before = config.clone();
         snapshots::finish_removal(&mut config, vmid, name)?;
+        let dropped = snapshots::dropped_drives(&before, &config);
         let done = txn(actor, vmid, &format!("snapshot '{name}' removed"));
         self.commit_unlocked(guest, config, done).await?;
+        self.free_own(vmid, dropped).await;
         Ok(left)
     }
 
@@ -541,9 +544,24 @@ impl Ops {
         }
         let mut config = super::config::parse(&guest.config.value)?;
         let generation = uuid::Uuid::from_bytes(rand::random()).to_string();
+        let before = config.clone();
         snapshots::roll_back(&mut config, guest.vmid, name, &generation)?;
+        let dropped = snapshots::dropped_drives(&before, &config);
         let done = txn(actor, guest.vmid, &format!("has gone back to snapshot '{name}'"));
-        self.commit_unlocked(guest, config, done).await
+        self.commit_unlocked(guest, config, done).await?;
+        self.free_own(guest.vmid, dropped).await;
+        Ok(())
+    }
+
+    /// Removes volumes that no configuration names any more, if they are the VM's.
+    async fn free_own(&self, vmid: Vmid, volumes: Vec<VolumeId>) {
+        let mut own = vec![];
+        for volume in volumes {
+            if self.is_own_volume(&volume, vmid).await {
+                own.push(volume);
+            }
+        }
+        self.free_volumes(&own).await;
     }
 
     /// Changes what is said of a snapshot.
