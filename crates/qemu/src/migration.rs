@@ -57,13 +57,27 @@ pub async fn send(guest: &Guest, to: &Path, bytes_per_second: Option<u64>) -> Re
 
 /// How often it is asked whether memory is being written: no event says so. The guest stands meanwhile.
 const LOOK: Duration = Duration::from_millis(3);
+/// How long the memory may be held by an earlier writing that has ended.
+const LETS_GO: Duration = Duration::from_secs(2);
 /// How long it may take until memory is being written.
 const BEGIN: Duration = Duration::from_secs(20);
 
 /// Refuses what can't write its memory while it runs.
 pub async fn can_write_memory(guest: &Guest) -> Result<(), GuestError> {
     let wanted = with_capabilities(&["events", "background-snapshot"], &["return-path", "auto-converge"]);
-    guest.ask(MEMORY, "migrate-set-capabilities", wanted).await.map(drop)
+    let until = tokio::time::Instant::now() + LETS_GO;
+    loop {
+        match guest.ask(MEMORY, "migrate-set-capabilities", wanted.clone()).await {
+            // An earlier one lets go of the memory only after it has said that it has ended, which nothing tells.
+            Err(GuestError::Refused { why, .. })
+                if why.contains("not compatible with guest memory")
+                    && tokio::time::Instant::now() < until =>
+            {
+                tokio::time::sleep(LOOK).await;
+            }
+            done => return done.map(drop),
+        }
+    }
 }
 
 const MEMORY: &str = "write the memory of";

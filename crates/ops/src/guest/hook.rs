@@ -63,6 +63,11 @@ impl Phase {
 /// Takes each line that a script says.
 type Say<'a> = &'a (dyn Fn(&str) + Sync);
 
+/// Whether a guest has a script at all.
+pub(super) fn has_script(guest: &GuestAt) -> bool {
+    parse(&guest.config.value).is_ok_and(|config| config.current.get("hookscript").is_some())
+}
+
 impl Ops {
     /// Runs the guest's script, if it has one; who stops the task stops it.
     pub(super) async fn hook(

@@ -86,8 +86,7 @@ impl Ops {
                 Err(e) => return Err(e.into()),
             };
             match self.reconcile_one(vmid, guarded).await {
-                Ok(None) => {}
-                Ok(Some(ended)) => {
+                Ok(Some(ended)) if super::hook::has_script(&ended) => {
                     let ops = self.clone();
                     // Beside the others, which need not wait for its script.
                     tokio::spawn(async move {
@@ -95,6 +94,7 @@ impl Ops {
                         drop(lock);
                     });
                 }
+                Ok(_) => {}
                 Err(e) => tracing::warn!("guest {vmid}: could not be reconciled: {e}"),
             }
         }
