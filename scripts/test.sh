@@ -2,7 +2,7 @@
 # test.sh TIER...: compiles what the tiers need, runs each within its budget, and closes with one line for them all.
 #
 #   tier      what                                                  budget, warm
-#   check     lints, unit, property and simulation tests            180 s
+#   check     lints, unit, property and simulation tests            240 s
 #   e2e       real clusters, real guests, real faults               1500 s
 #   clients   unmodified Proxmox VE clients                         240 s
 #   console   the console in Chromium                               240 s
@@ -88,7 +88,7 @@ run_console() { nextest console; }
 
 budget_of() {
     case $1 in
-    check) say "${STEAD_CHECK_BUDGET:-180}" ;;
+    check) say "${STEAD_CHECK_BUDGET:-240}" ;;
     e2e) say 1500 ;;
     clients | console) say 240 ;;
     *) die "there is no tier '$1'" ;;
