@@ -343,6 +343,8 @@ pub fn roll_back(
         new.set("vmgenid", generation)?;
     }
     new.set("parent", name)?;
+    // What a drive holds is of another time.
+    config.special.remove(cloudinit::SECTION);
     let before = std::mem::replace(&mut config.current, new);
     let pending = std::mem::take(&mut config.pending).set;
     let again: Vec<String> = config

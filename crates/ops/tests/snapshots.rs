@@ -417,7 +417,7 @@ async fn file_systems_are_frozen_and_thawed_whatever_happens() {
     node.machines.refuse_snapshots("n1", None);
     // A daemon that dies in between may have left them frozen.
     node.ops.reconcile().await.unwrap();
-    assert_eq!(asked(&node), ["guest-fsfreeze-thaw"]);
+    assert_eq!(asked(&node), ["guest-ping", "guest-fsfreeze-thaw"]);
     assert_eq!(remove(&node, "one", false).await.0, "OK");
     nothing_is_left(&node).await;
     node.machines.set_state("n1", vmid(100), RunState::Paused);
@@ -439,12 +439,13 @@ async fn file_systems_that_cannot_be_thawed_keep_the_vm_locked_until_they_are() 
     node.machines.asked("n1", vmid(100));
     node.ops.reconcile().await.unwrap();
     let asked: Vec<String> = node.machines.asked("n1", vmid(100)).into_iter().map(|(c, _)| c).collect();
-    assert_eq!(asked, ["guest-fsfreeze-thaw"]);
+    assert_eq!(asked, ["guest-ping", "guest-fsfreeze-thaw"]);
     nothing_is_left(&node).await;
     // One that can't be frozen is taken all the same, and said so.
-    node.machines.refuse_agent("n1", Some("guest-fsfreeze-freeze"));
+    node.machines.refuse_agent("n1", Some("guest-fsfreeze"));
     let (status, log) = take(&node, "two").await;
     assert!(status.starts_with("WARNINGS") && log.contains("in the middle of something"), "{status} {log}");
+    assert_eq!(config(&node).current.lock(), None, "an agent that can't freeze can't thaw");
 }
 
 #[tokio::test]
@@ -648,6 +649,8 @@ async fn what_reaches_into_the_host_comes_back_by_root_alone() {
     set(&node, "affinity", "0").await;
     assert_eq!(take(&node, "pinned").await.0, "OK");
     delete(&node, "affinity", false).await.unwrap();
+    // Nor goes by it what only root may take out.
+    assert_eq!(take(&node, "free").await.0, "OK");
     let keeper = stead_ops::Actor::new("keeper@pve", false, std::sync::Arc::new(|_: &str, _: &str| true));
     let refused = node.ops.roll_back(&keeper, vmid(100), "pinned", false).await.unwrap_err();
     assert!(
@@ -658,6 +661,8 @@ async fn what_reaches_into_the_host_comes_back_by_root_alone() {
     set(&node, "affinity", "0").await;
     let upid = node.ops.roll_back(&keeper, vmid(100), "pinned", false).await.unwrap();
     assert_eq!(node.ended(&upid).await.0, "OK", "nothing of that kind changes");
+    let refused = node.ops.roll_back(&keeper, vmid(100), "free", false).await.unwrap_err();
+    assert!(refused.to_string().contains("'affinity'"), "{refused}");
 }
 
 /// A locked VM's images may be in other hands.

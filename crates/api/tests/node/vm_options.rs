@@ -184,6 +184,16 @@ async fn a_disk_for_the_firmware_is_made_of_its_variables() {
         let refused = node.ask(&root, "PUT", CONFIG, &form).await;
         assert!(error(&refused, "efidisk0").contains(why), "{}", refused.line);
     }
+    // Another program for it is another machine, which a running VM is not.
+    let upid = node.ask(&root, "POST", "/nodes/n1/qemu/100/status/start", "").await.data();
+    assert_eq!(node.done(&upid).await, "OK");
+    let form = format!("efidisk0={}", disk.replace(",pre-enrolled-keys=1", "").replace('=', "%3D"));
+    assert_eq!(node.ask(&root, "PUT", CONFIG, &form).await.data(), Value::Null);
+    let current = node.ask(&root, "GET", &format!("{CONFIG}?current=1"), "").await.data();
+    assert_eq!(current["efidisk0"], disk);
+    let upid = node.ask(&root, "POST", "/nodes/n1/qemu/100/status/stop", "").await.data();
+    assert_eq!(node.done(&upid).await, "OK");
+    assert_eq!(node.ask(&root, "PUT", CONFIG, "revert=efidisk0").await.data(), Value::Null);
     assert_eq!(node.ask(&root, "PUT", CONFIG, "delete=efidisk0").await.data(), Value::Null);
     let config = node.ask(&root, "GET", CONFIG, "").await.data();
     assert!(config["efidisk0"].is_null() && config["unused0"].is_string(), "{config}");

@@ -501,7 +501,8 @@ impl GuestDriver for FakeGuests {
         arguments: &serde_json::Value,
         _: Duration,
     ) -> Answer<serde_json::Value> {
-        let fails = self.world().node(&self.node).refuse_agent.as_deref() == Some(command);
+        let fails =
+            self.world().node(&self.node).refuse_agent.as_deref().is_some_and(|c| command.starts_with(c));
         self.with(vmid, |p| {
             if !p.launch.config.contains("agent:") {
                 return Err(GuestError::Agent("No QEMU guest agent configured".to_owned()));

@@ -214,7 +214,7 @@ impl FakeMachines {
         self.world().node(node).break_memory = broken;
     }
 
-    /// Makes the agents of guests on a node fail at a command, or (with none) at none any more.
+    /// Makes the agents of guests on a node fail at commands that begin so, or (with none) at none any more.
     pub fn refuse_agent(&self, node: &str, command: Option<&str>) {
         self.world().node(node).refuse_agent = command.map(str::to_owned);
     }

@@ -574,7 +574,7 @@ fn is_tuning(config: &VmConfig, change: &Change) -> bool {
         return old != Some("0") && new != Some("0");
     }
     let (Some(old), Some(new)) = (old, new) else { return false };
-    if as_disk(key).is_some_and(|(bus, _)| bus != Bus::Unused) {
+    if as_disk(key).is_some_and(|(bus, _)| bus.has_drives()) {
         let (Ok(old), Ok(new)) = (Disk::parse(key, old), Disk::parse(key, new)) else { return false };
         let (Ok(before), Ok(after)) = (old.details(), new.details()) else { return false };
         let told = DiskDetails { limits: after.limits, ..before } == after;

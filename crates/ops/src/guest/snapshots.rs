@@ -19,7 +19,7 @@ use stead_driver::guest::RunState;
 use stead_driver::storage::StorageError;
 use stead_guest::request::{Request, Verdict};
 use stead_guest::snapshots::{self, Held, New, SnapshotError};
-use stead_model::vmconfig::{Change, VmConfig};
+use stead_model::vmconfig::{Bios, Change, VmConfig};
 use stead_model::{NodeName, Upid, Vmid, VolumeId, paths};
 use stead_tasks::TaskContext;
 
@@ -224,20 +224,26 @@ impl Ops {
             return Ok(Ok(()));
         }
         let freezes = process.state == RunState::Running && self.can_freeze(vmid, &config).await;
+        let mut frozen = false;
         if freezes {
             cx.log("freezing the guest's file systems");
-            if let Err(e) = self.agent(vmid, "guest-fsfreeze-freeze", &json!({})).await {
-                cx.warn(format!("the guest's file systems may be in the middle of something: {e}"));
-            }
+            frozen = match self.agent(vmid, "guest-fsfreeze-freeze", &json!({})).await {
+                Ok(_) => true,
+                Err(e) => {
+                    cx.warn(format!("the guest's file systems may be in the middle of something: {e}"));
+                    is_late(&e)
+                }
+            };
         }
         let taken = self.guests.snapshot_disks(vmid, &keys, name).await;
-        if freezes {
-            self.agent(vmid, "guest-fsfreeze-thaw", &json!({})).await.map_err(|e| {
-                OpsError::failed(format!(
+        if freezes && let Err(e) = self.agent(vmid, "guest-fsfreeze-thaw", &json!({})).await {
+            // An agent that can't freeze can't thaw either.
+            if frozen {
+                return Err(OpsError::failed(format!(
                     "the guest's file systems could not be thawed, so snapshot '{name}' is given up: {e}. Thaw them by 'stead vm agent \
                      {vmid} fsfreeze-thaw'; it is tried again"
-                ))
-            })?;
+                )));
+            }
         }
         if taken.is_ok() {
             cx.log(format!("snapshot of {} taken while the VM runs", keys.join(", ")));
@@ -296,16 +302,19 @@ impl Ops {
         }
         let runs = self.guests.state(vmid).await.is_some_and(|p| p.state == RunState::Running);
         let freezes = config.current.agent().is_ok_and(|a| a.enabled && a.freeze);
-        if runs
-            && freezes
-            && let Err(e) = self.agent(vmid, "guest-fsfreeze-thaw", &json!({})).await
-        {
-            let why = format!("its file systems may be frozen by a snapshot that was cut off: {e}");
-            // An agent that is there, and at it, is asked again.
-            if self.can_freeze(vmid, &config).await {
-                return Err(OpsError::failed(why));
+        if runs && freezes {
+            let thawed = match self.agent(vmid, "guest-ping", &json!({})).await {
+                Ok(_) => self.agent(vmid, "guest-fsfreeze-thaw", &json!({})).await,
+                silent => silent,
+            };
+            if let Err(e) = thawed {
+                let why = format!("its file systems may be frozen by a snapshot that was cut off: {e}");
+                // One that is at it is asked again. One that is not there, or refuses, never will thaw.
+                if is_late(&e) {
+                    return Err(OpsError::failed(why));
+                }
+                tracing::warn!("guest {vmid}: {why}");
             }
-            tracing::warn!("guest {vmid}: {why}");
         }
         let mut guest = guest.clone();
         for name in snapshots::unfinished(&config) {
@@ -409,7 +418,9 @@ impl Ops {
 
     /// Has a disk forget a snapshot; one that has none of that name, or is gone, is no error.
     async fn forget(&self, vmid: Vmid, config: &VmConfig, disk: &Held, name: &str) -> Result<(), OpsError> {
-        if let Some(key) = snapshots::attached(config, &disk.volume)
+        // No process has open what is kept for a firmware that it has not.
+        let open = |key: &str| key != "efidisk0" || config.current.bios().is_ok_and(|b| b == Bios::Ovmf);
+        if let Some(key) = snapshots::attached(config, &disk.volume).filter(|key| open(key))
             && self.guests.state(vmid).await.is_some()
         {
             return Ok(self.guests.forget_disk_snapshot(vmid, key, name).await?);
@@ -461,12 +472,21 @@ impl Ops {
         // All that can be known of it before anything is lost.
         let mut then = config.clone();
         snapshots::roll_back(&mut then, vmid, name, &uuid::Uuid::nil().to_string())?;
-        if let Some(memory) = snapshots::memory(&config, name) {
+        let again = config.current.lock() == Some(snapshots::ROLLBACK);
+        if let Some(memory) = snapshots::memory(&config, name)
+            && !again
+            && !self.ha_maintains(vmid)?
+        {
             self.volume_info(&memory.volume).await?;
         }
         let new = then.current.iter().filter(|(key, value)| config.current.get(key) != Some(*value));
-        match new.map(|(key, value)| (key, root_only(key, value))).find(|(_, is)| *is && !actor.root) {
-            Some((key, _)) => Err(OpsError::Forbidden {
+        let mut reach = new.filter(|(key, value)| root_only(key, value)).map(|(key, _)| key);
+        let gone = |key: &&&str| {
+            **key != "lock" && config.current.get(key).is_some() && then.current.get(key).is_none()
+        };
+        let taken = || super::config::ROOT_ONLY.iter().find(gone).copied();
+        match reach.next().or_else(taken).filter(|_| !actor.root) {
+            Some(key) => Err(OpsError::Forbidden {
                 path: format!("/vms/{vmid}"),
                 privilege: format!("only root can go back to a snapshot with another '{key}'"),
             }),
@@ -618,6 +638,12 @@ impl Ops {
         }
         Ok((true, nodes))
     }
+}
+
+/// Whether an agent was asked and may still do it.
+fn is_late(e: &OpsError) -> bool {
+    let told = e.to_string();
+    told.contains("may still do it") || told.contains("busy with another command")
 }
 
 /// Whether only root may give a VM this option, by whatever way.
