@@ -69,13 +69,6 @@ impl Ops {
             self.take_back(&guest).await?;
         }
         self.fence.run(vmid, epoch).await?;
-        let text = &guest.config.value;
-        if super::config::parse(text)?.current.get("cpulimit").is_some()
-            && let Err(e) = self.guests.tune(vmid, "cpulimit", text).await
-        {
-            // The fence process has taken it off.
-            tracing::warn!("guest {vmid}: it goes on without its limit of CPUs: {e}");
-        }
         tracing::info!("guest {vmid}: the lease is back and epoch {epoch} unchanged: it goes on");
         Ok(())
     }

@@ -132,11 +132,26 @@ impl Ops {
                 self.free_void_lock(&g).await?;
                 if let Some(process) = process {
                     self.true_up_by_and_by(&g, process.state).await;
+                    if process.state == RunState::Running {
+                        self.limit_again(&g).await;
+                    }
                 }
             }
             _ => {}
         }
         Ok(None)
+    }
+
+    /// A limit of CPUs goes when a guest is made safe or is to be stopped, and whatever came of that, it is set again here.
+    async fn limit_again(&self, guest: &GuestAt) {
+        let text = &guest.config.value;
+        let limited = super::config::parse(text).is_ok_and(|c| c.current.get("cpulimit").is_some());
+        if limited
+            && self.lease.borrow().held
+            && let Err(e) = self.guests.tune(guest.vmid, "cpulimit", text).await
+        {
+            tracing::debug!(vmid = %guest.vmid, "its limit of CPUs is not set again now: {e}");
+        }
     }
 
     /// Ends an old copy.
