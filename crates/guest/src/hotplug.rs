@@ -55,14 +55,6 @@ pub fn next(config: &VmConfig, key: &str) -> Option<Step> {
     }
 }
 
-/// The options for which there is a next step.
-pub fn due(config: &VmConfig) -> Vec<String> {
-    let pending = config.pending.set.iter().map(|(key, _)| key);
-    let mut keys: Vec<&str> = pending.chain(config.pending.delete.keys().map(String::as_str)).collect();
-    keys.retain(|key| next(config, key).is_some());
-    keys.into_iter().map(str::to_owned).collect()
-}
-
 /// What has come true of a running VM's devices while nobody was there to write it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Truth {
@@ -141,10 +133,18 @@ mod tests {
         VmConfig::parse(text).unwrap()
     }
 
+    /// The options for which there is a next step.
+    fn due(config: &VmConfig) -> Vec<&str> {
+        let pending = config.pending.set.iter().map(|(key, _)| key);
+        let all = pending.chain(config.pending.delete.keys().map(String::as_str));
+        all.filter(|key| next(config, key).is_some()).collect()
+    }
+
     #[test]
     fn what_comes_what_goes_and_what_waits() {
         let base = "net0: virtio=BC:24:11:00:00:01\nscsi0: local:100/a.raw\nscsihw: virtio-scsi-pci\nvirtio1: local:100/b.raw\n";
-        let of = |pending: &str| due(&config(&format!("{base}\n[PENDING]\n{pending}\n")));
+        let owned = |config: &VmConfig| due(config).into_iter().map(str::to_owned).collect::<Vec<_>>();
+        let of = |pending: &str| owned(&config(&format!("{base}\n[PENDING]\n{pending}\n")));
         assert_eq!(of("net1: e1000"), ["net1"]);
         assert_eq!(of("net0: e1000"), ["net0"], "another card");
         assert_eq!(of("net1: ne2k_isa"), [""; 0], "the ISA bus takes none");
@@ -153,7 +153,8 @@ mod tests {
         assert_eq!(of("delete: scsi0,virtio1,net0"), ["net0", "scsi0", "virtio1"]);
         assert_eq!(of("sata0: local:100/c.raw\nide0: local:100/d.raw"), [""; 0]);
         assert_eq!(of("memory: 512\ndelete: cores"), [""; 0]);
-        let other = |first: &str, pending: &str| due(&config(&format!("{first}\n\n[PENDING]\n{pending}\n")));
+        let other =
+            |first: &str, pending: &str| owned(&config(&format!("{first}\n\n[PENDING]\n{pending}\n")));
         assert_eq!(other("hotplug: disk", "net1: virtio\nvirtio1: local:100/b.raw"), ["virtio1"]);
         assert_eq!(other("hotplug: 0", "net1: virtio\nvirtio1: local:100/b.raw"), [""; 0]);
         assert_eq!(other("hotplug: 1", "net1: virtio"), ["net1"]);

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-#[allow(dead_code, reason = "what the other tests of this driver need, too")]
 mod common;
 
 use common::{CONFIG, Machines};
