@@ -236,6 +236,9 @@ pub enum GuestError {
     /// The agent in the guest did not do it.
     #[error("{0}")]
     Agent(String),
+    /// The agent in the guest did not do it in time: it is at something else, or was asked and may do it yet.
+    #[error("{0}")]
+    AgentLate(String),
     /// It took longer than allowed.
     #[error("{what} of guest {vmid} did not end within {seconds} s")]
     TimedOut {

@@ -441,6 +441,24 @@ async fn file_systems_that_cannot_be_thawed_keep_the_vm_locked_until_they_are() 
     let asked: Vec<String> = node.machines.asked("n1", vmid(100)).into_iter().map(|(c, _)| c).collect();
     assert_eq!(asked, ["guest-ping", "guest-fsfreeze-thaw"]);
     nothing_is_left(&node).await;
+    // One that is slow to thaw is asked again, one that refuses is not.
+    for (delayed, refused, lock) in [(true, false, Some("snapshot")), (false, true, None)] {
+        node.machines.delay_agent("n1", Some("guest-fsfreeze-thaw"));
+        assert!(take(&node, "slow").await.0.contains("could not be thawed"));
+        node.machines.delay_agent("n1", delayed.then_some("guest-fsfreeze-thaw"));
+        node.machines.refuse_agent("n1", refused.then_some("guest-fsfreeze-thaw"));
+        node.ops.reconcile().await.unwrap();
+        assert_eq!(config(&node).current.lock(), lock);
+        node.machines.delay_agent("n1", None);
+        node.ops.reconcile().await.unwrap();
+        nothing_is_left(&node).await;
+    }
+    // A freeze that may come yet is thawed, too.
+    node.machines.refuse_agent("n1", Some("guest-fsfreeze-thaw"));
+    node.machines.delay_agent("n1", Some("guest-fsfreeze-freeze"));
+    assert!(take(&node, "late").await.0.contains("could not be thawed"));
+    node.machines.delay_agent("n1", None);
+    node.ops.reconcile().await.unwrap();
     // One that can't be frozen is taken all the same, and said so.
     node.machines.refuse_agent("n1", Some("guest-fsfreeze"));
     let (status, log) = take(&node, "two").await;

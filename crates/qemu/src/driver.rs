@@ -626,12 +626,15 @@ impl GuestDriver for QemuDriver {
         guest.monitor("ask the agent of").await?;
         let failed = |why: String| GuestError::Agent(format!("guest agent: {command}: {why}"));
         let Ok(_turn) = tokio::time::timeout(patience, guest.agent.lock()).await else {
-            return Err(failed("it is busy with another command".to_owned()));
+            return Err(GuestError::AgentLate(format!(
+                "guest agent: {command}: it is busy with another command"
+            )));
         };
         agent::call(&guest.dir.agent(), command, arguments, patience).await.map_err(|e| match e {
             // By these words clients know that nothing was asked, and that they are to ask again later.
             AgentError::Silent => GuestError::Agent("QEMU guest agent is not running".to_owned()),
             AgentError::Refused(why) => failed(why),
+            e @ AgentError::Late(_) => GuestError::AgentLate(format!("guest agent: {command}: {e}")),
             other => failed(other.to_string()),
         })
     }

@@ -501,8 +501,12 @@ impl GuestDriver for FakeGuests {
         arguments: &serde_json::Value,
         _: Duration,
     ) -> Answer<serde_json::Value> {
-        let fails =
-            self.world().node(&self.node).refuse_agent.as_deref().is_some_and(|c| command.starts_with(c));
+        let begins = |of: &Option<String>| of.as_deref().is_some_and(|c| command.starts_with(c));
+        let (fails, late) = {
+            let mut world = self.world();
+            let node = world.node(&self.node);
+            (begins(&node.refuse_agent), begins(&node.delay_agent))
+        };
         self.with(vmid, |p| {
             if !p.launch.config.contains("agent:") {
                 return Err(GuestError::Agent("No QEMU guest agent configured".to_owned()));
@@ -510,6 +514,9 @@ impl GuestDriver for FakeGuests {
             p.asked.push((command.to_owned(), arguments.clone()));
             if fails {
                 return Err(GuestError::Agent(format!("guest agent: {command}: it fails")));
+            }
+            if late {
+                return Err(GuestError::AgentLate(format!("guest agent: {command}: it may still do it")));
             }
             agent_answer(command, arguments)
         })?

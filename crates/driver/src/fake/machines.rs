@@ -76,6 +76,7 @@ pub(super) struct Node {
     pub break_memory: bool,
     /// A command that the agents of its guests fail at.
     pub refuse_agent: Option<String>,
+    pub delay_agent: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +95,7 @@ impl World {
             refuse_snapshots: None,
             break_memory: false,
             refuse_agent: None,
+            delay_agent: None,
         })
     }
 
@@ -217,6 +219,16 @@ impl FakeMachines {
     /// Makes the agents of guests on a node fail at commands that begin so, or (with none) at none any more.
     pub fn refuse_agent(&self, node: &str, command: Option<&str>) {
         self.world().node(node).refuse_agent = command.map(str::to_owned);
+    }
+
+    /// Makes the agents of guests on a node too slow for commands that begin so, or (with none) for none any more.
+    pub fn delay_agent(&self, node: &str, command: Option<&str>) {
+        self.world().node(node).delay_agent = command.map(str::to_owned);
+    }
+
+    /// What the guest's process on a node was told of its configuration last.
+    pub fn config(&self, node: &str, vmid: Vmid) -> Option<String> {
+        self.world().node(node).guests.get(&vmid).map(|p| p.launch.config.clone())
     }
 
     /// Makes launches on a node fail, or (with none) work again.

@@ -6,6 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
+use stead_driver::guest::GuestError;
 use stead_model::Vmid;
 
 /// The most that is read of a file: 16 MiB.
@@ -55,7 +56,17 @@ impl Ops {
         if self.guests.state(vmid).await.is_none() {
             return Err(OpsError::failed(format!("VM {vmid} is not running")));
         }
-        Ok(self.guests.agent(vmid, command, arguments, patience(command)).await?)
+        Ok(self.order_agent(vmid, command, arguments).await?)
+    }
+
+    /// As [`Self::agent`], for whoever has to know whether it may be done yet.
+    pub(super) async fn order_agent(
+        &self,
+        vmid: Vmid,
+        command: &str,
+        arguments: &Value,
+    ) -> Result<Value, GuestError> {
+        self.guests.agent(vmid, command, arguments, patience(command)).await
     }
 
     /// Runs a program in the guest; the answer is its number there.

@@ -15,7 +15,7 @@ use serde_json::json;
 use std::sync::Arc;
 use stead_api_derive::Schema;
 use stead_conf::Txn;
-use stead_driver::guest::RunState;
+use stead_driver::guest::{GuestError, RunState};
 use stead_driver::storage::StorageError;
 use stead_guest::request::{Request, Verdict};
 use stead_guest::snapshots::{self, Held, New, SnapshotError};
@@ -227,11 +227,11 @@ impl Ops {
         let mut frozen = false;
         if freezes {
             cx.log("freezing the guest's file systems");
-            frozen = match self.agent(vmid, "guest-fsfreeze-freeze", &json!({})).await {
+            frozen = match self.order_agent(vmid, "guest-fsfreeze-freeze", &json!({})).await {
                 Ok(_) => true,
                 Err(e) => {
                     cx.warn(format!("the guest's file systems may be in the middle of something: {e}"));
-                    is_late(&e)
+                    matches!(e, GuestError::AgentLate(_))
                 }
             };
         }
@@ -303,14 +303,14 @@ impl Ops {
         let runs = self.guests.state(vmid).await.is_some_and(|p| p.state == RunState::Running);
         let freezes = config.current.agent().is_ok_and(|a| a.enabled && a.freeze);
         if runs && freezes {
-            let thawed = match self.agent(vmid, "guest-ping", &json!({})).await {
-                Ok(_) => self.agent(vmid, "guest-fsfreeze-thaw", &json!({})).await,
+            let thawed = match self.order_agent(vmid, "guest-ping", &json!({})).await {
+                Ok(_) => self.order_agent(vmid, "guest-fsfreeze-thaw", &json!({})).await,
                 silent => silent,
             };
             if let Err(e) = thawed {
                 let why = format!("its file systems may be frozen by a snapshot that was cut off: {e}");
                 // One that is at it is asked again. One that is not there, or refuses, never will thaw.
-                if is_late(&e) {
+                if matches!(e, GuestError::AgentLate(_)) {
                     return Err(OpsError::failed(why));
                 }
                 tracing::warn!("guest {vmid}: {why}");
@@ -638,12 +638,6 @@ impl Ops {
         }
         Ok((true, nodes))
     }
-}
-
-/// Whether an agent was asked and may still do it.
-fn is_late(e: &OpsError) -> bool {
-    let told = e.to_string();
-    told.contains("may still do it") || told.contains("busy with another command")
 }
 
 /// Whether only root may give a VM this option, by whatever way.
