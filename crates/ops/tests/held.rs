@@ -3,6 +3,7 @@
 
 use stead_conf::{Check, Txn, TxnError};
 use stead_driver::fence::{Fence, Hold};
+use stead_driver::guest::RunState;
 use stead_model::{Epoch, GuestKind, Ownership, Vmid, paths};
 use stead_ops::guest::Asked;
 use stead_ops::store;
@@ -148,4 +149,18 @@ async fn a_start_commits_that_it_may_run_although_the_record_says_so_already() {
     // Between its reading and its commit the guest was recovered.
     recovered(&node).await;
     assert!(node.ops.mark(&read, true, true).await.is_err());
+}
+
+/// The fence process takes a limit of CPUs off, and whoever is about to stop the guest does.
+#[tokio::test]
+async fn a_limit_of_cpus_is_set_again_under_a_lease() {
+    let (node, _) = armed("cpulimit: 1\nmemory: 512\n").await;
+    node.machines.set_state("n1", vmid(100), RunState::Running);
+    let told = || node.machines.config("n1", vmid(100)).unwrap().contains("cpulimit: 1");
+    node.lease.send_modify(|lease| lease.held = false);
+    node.ops.reconcile().await.unwrap();
+    assert!(!told(), "what makes the guest safe must not wait for it");
+    node.lease.send_modify(|lease| lease.held = true);
+    node.ops.reconcile().await.unwrap();
+    assert!(told());
 }

@@ -364,6 +364,39 @@ async fn a_rollback_that_fails_half_way_keeps_the_vm_locked_until_it_is_repeated
     }
 }
 
+/// What changes images is no process that a fence stops: a node that was given up in the middle goes no further by itself.
+#[tokio::test]
+async fn a_node_that_was_given_up_stops_at_the_next_disk() {
+    for operation in ["snapshot", "delete_snapshot", "rollback_snapshot"] {
+        let node = made(&DISKS).await;
+        if operation != "snapshot" {
+            assert_eq!(take(&node, "one").await.0, "OK");
+        }
+        let before = kept(&node).await;
+        let gate = node.storage("shared").set_gate(operation);
+        let lost = async {
+            gate.reached().await;
+            // Another node has it, or this one again; what it was begun under is over.
+            let own = node.own(100);
+            let next = stead_model::Ownership { epoch: own.epoch.next(), ..own };
+            let text = stead_ops::store::bytes(&next).unwrap();
+            node.commit(Txn::new("test").put(paths::ownership(vmid(100)), text)).await;
+            gate.open();
+        };
+        let work = async {
+            match operation {
+                "snapshot" => take(&node, "one").await,
+                "delete_snapshot" => remove(&node, "one", false).await,
+                _ => back(&node, "one", false).await,
+            }
+        };
+        let ((status, _), ()) = tokio::join!(work, lost);
+        assert!(status.contains("was given to this node anew"), "{operation}: {status}");
+        let after = kept(&node).await;
+        assert_eq!(after[1], before[1], "{operation}: the second disk was touched");
+    }
+}
+
 #[tokio::test]
 async fn a_daemon_that_dies_while_it_rolls_back_leaves_the_lock() {
     let node = made(&DISKS).await;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_model::{StorageId, Vmid, VolumeId};
+use tokio::sync::Semaphore;
 
 /// A storage whose volumes are entries of a map. Clones are the same storage, as seen by other nodes.
 ///
@@ -28,6 +29,27 @@ struct State {
     read_only: Option<String>,
     /// An operation that fails, once it has worked so many times.
     failing: Option<(&'static str, usize)>,
+    /// An operation that waits in the middle.
+    gate: Option<(&'static str, Arc<Gate>)>,
+}
+
+/// Where an operation of a [`FakeStorage`] waits, so that a test can do something in its middle.
+#[derive(Debug)]
+pub struct Gate {
+    reached: Semaphore,
+    open: Semaphore,
+}
+
+impl Gate {
+    /// Waits until the operation has come to it.
+    pub async fn reached(&self) {
+        let _ = self.reached.acquire().await;
+    }
+
+    /// Lets the operation go on.
+    pub fn open(&self) {
+        self.open.add_permits(1);
+    }
 }
 
 impl FakeStorage {
@@ -49,6 +71,21 @@ impl FakeStorage {
     /// Makes `snapshot`, `delete_snapshot` or `rollback_snapshot` fail once it has worked so many times; with none all work again.
     pub fn set_failing(&self, operation: Option<(&'static str, usize)>) {
         self.lock().failing = operation;
+    }
+
+    /// Has the next operation of that name wait at a gate.
+    pub fn set_gate(&self, operation: &'static str) -> Arc<Gate> {
+        let gate = Arc::new(Gate { reached: Semaphore::new(0), open: Semaphore::new(0) });
+        self.lock().gate = Some((operation, gate.clone()));
+        gate
+    }
+
+    async fn pass(&self, operation: &str) {
+        let gate = self.lock().gate.take_if(|(at, _)| *at == operation);
+        if let Some((_, gate)) = gate {
+            gate.reached.add_permits(1);
+            let _ = gate.open.acquire().await;
+        }
     }
 
     /// The file that stands for a volume's image.
@@ -228,6 +265,7 @@ impl StorageDriver for FakeStorage {
     }
 
     async fn snapshot(&self, name: &str, snapshot: &str) -> Result<(), StorageError> {
+        self.pass("snapshot").await;
         let mut state = self.there()?;
         let mut all = self.kept(&mut state, name, "snapshot")?;
         if self.find(&all, name, snapshot).is_ok() {
@@ -240,12 +278,14 @@ impl StorageDriver for FakeStorage {
     }
 
     async fn delete_snapshot(&self, name: &str, snapshot: &str) -> Result<(), StorageError> {
+        self.pass("delete_snapshot").await;
         let mut all = self.kept(&mut *self.there()?, name, "delete_snapshot")?;
         all.remove(self.find(&all, name, snapshot)?);
         images::write(&self.image(name), &all).map_err(|e| self.failed("forget a state", &e))
     }
 
     async fn rollback_snapshot(&self, name: &str, snapshot: &str) -> Result<(), StorageError> {
+        self.pass("rollback_snapshot").await;
         let mut state = self.there()?;
         let all = self.kept(&mut state, name, "rollback_snapshot")?;
         let size = all[self.find(&all, name, snapshot)?].size;

@@ -381,3 +381,39 @@ pub fn cgroups() -> Vec<Cgroup> {
     }
     found
 }
+
+/// A group of the CPUs' controller, below a folder that says it is Stead's. Without what is in it, it goes when dropped.
+pub struct CpuGroup {
+    dir: PathBuf,
+    file: &'static str,
+}
+
+impl CpuGroup {
+    /// None where this machine has no such controller.
+    pub fn make() -> Option<Self> {
+        let trees = [("/sys/fs/cgroup/cpu", "cpu.cfs_quota_us"), ("/sys/fs/cgroup", "cpu.max")];
+        trees.into_iter().find_map(|(tree, file)| {
+            let dir = Path::new(tree).join("stead").join(format!("test-{}", std::process::id()));
+            std::fs::create_dir_all(&dir).ok()?;
+            let group = Self { dir, file };
+            group.dir.join(file).exists().then_some(group)
+        })
+    }
+
+    /// Takes a process in, and leaves it a hundredth of a CPU.
+    pub fn bound(&self, pid: &str) {
+        std::fs::write(self.dir.join("cgroup.procs"), pid.trim()).unwrap();
+        std::fs::write(self.dir.join(self.file), "1000").unwrap();
+    }
+
+    /// What bounds it.
+    pub fn limit(&self) -> String {
+        std::fs::read_to_string(self.dir.join(self.file)).unwrap()
+    }
+}
+
+impl Drop for CpuGroup {
+    fn drop(&mut self) {
+        std::fs::remove_dir(&self.dir).ok();
+    }
+}

@@ -1,7 +1,7 @@
 //! Every state that a guest can be in when its lease ends. Each is judged by what reaches the disks: nothing does once the
 //! guest is held, and nothing when it is only thawed (a thaw is no permission to run).
 
-use super::bench::{Bench, Cgroup, D, L, Qemu, W, allowance, cgroups};
+use super::bench::{Bench, Cgroup, CpuGroup, D, L, Qemu, W, allowance, cgroups};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -209,6 +209,21 @@ fn migrate(case: &mut Case, capabilities: &[&str], bandwidth: u64) -> Qemu {
 
 fn comes_to(qemu: &mut Qemu, phase: &str) {
     qemu.event("MIGRATION", |data| data["status"] == phase);
+}
+
+/// Its main loop is bound like its CPUs: it would answer a word each tenth of a second.
+#[test]
+fn with_a_hundredth_of_a_cpu() {
+    let group = CpuGroup::make();
+    if !allowance(group.is_some(), "the cpu controller of cgroups") {
+        return;
+    }
+    let group = group.unwrap();
+    let Some(case) = Case::start("socket") else { return };
+    group.bound(&std::fs::read_to_string(case.path("100.pid")).unwrap());
+    case.ends_held();
+    let limit = group.limit();
+    assert!(limit.starts_with("-1") || limit.starts_with("max"), "{limit}");
 }
 
 #[test]
