@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use stead_driver::guest::RunState;
 use stead_driver::storage::{Content, StorageDriver};
@@ -13,16 +13,18 @@ use stead_ops::guest::Asked;
 use stead_ops::guest::config::ConfigChange;
 use stead_ops::guest::power::PowerAction;
 use stead_ops_testing::{Node, root, vmid};
+use tokio::io::AsyncReadExt;
 
 const SCRIPT: &str = "shared:snippets/hook.sh";
 const STORAGES: &str = "dir: shared\n\tpath /fake/shared\n\tcontent images,snippets\n\tshared 1\n\n\
     dir: plain\n\tpath /fake/plain\n\tcontent images\n";
 
-/// A script that notes each phase in a file, fails in the phase that another file names, and hangs in that of a third.
+/// A script that notes each phase in a file, fails in the phase that another file names, and hangs in that of a third, which it
+/// says into a pipe.
 const TEXT: &str = "#!/bin/sh
 echo \"phase $2\"
 echo $1 $2 >>DIR/phases
-grep -qsx $2 DIR/hangs && { touch DIR/hanging; sleep 600; }
+grep -qsx $2 DIR/hangs && { echo >DIR/hanging; sleep 600; }
 ! grep -qsx $2 DIR/fails
 ";
 
@@ -32,6 +34,14 @@ async fn put_script(node: &Node) -> PathBuf {
     storage.adopt_file(spooled, Content::Snippets, "hook.sh").await.unwrap();
     let path = storage.resolve("snippets/hook.sh").await.unwrap().path;
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        node.dir.path().join("hanging"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
     std::fs::write(&path, TEXT.replace("DIR", node.dir.path().to_str().unwrap())).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     path
@@ -83,13 +93,12 @@ async fn power(node: &Node, action: PowerAction) -> (String, String) {
 
 const STOP: PowerAction = PowerAction::Stop { timeout: Duration::from_secs(10) };
 
-async fn shown(path: &Path) {
-    let shown = async {
-        while !path.exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), shown).await.unwrap();
+/// Waits until the script hangs.
+async fn hanging(node: &Node) {
+    let path = node.dir.path().join("hanging");
+    let mut pipe = tokio::net::unix::pipe::OpenOptions::new().open_receiver(path).unwrap();
+    let read = pipe.read_u8();
+    tokio::time::timeout(Duration::from_secs(30), read).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -182,7 +191,7 @@ async fn who_stops_the_task_stops_the_script_and_the_start() {
     let (node, _) = hooked().await;
     say(&node, "hangs", "pre-start");
     let upid = begin(&node).await;
-    shown(&node.dir.path().join("hanging")).await;
+    hanging(&node).await;
     assert!(node.ops.tasks.stop(&upid));
     let (status, _) = node.ended(&upid).await;
     assert!(status.contains("interrupted"), "{status}");

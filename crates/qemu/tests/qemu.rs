@@ -452,6 +452,7 @@ async fn the_firmware_keeps_its_variables_on_their_disk() {
         target.prepare(id, Epoch(2)).await.unwrap();
         let incoming = Some(Incoming { machine: process.machine, accel: process.accel });
         target.launch(Launch { epoch: Epoch(2), incoming, ..launch }).await.unwrap();
+        let mut events = target.events();
         driver.migrate(id, target.migration_inlet(id).await.unwrap(), None).await.unwrap();
         let sent = async {
             let mut now = driver.migration(id).await.unwrap();
@@ -464,7 +465,7 @@ async fn the_firmware_keeps_its_variables_on_their_disk() {
         assert_eq!(sent.error, None, "{machine}");
         driver.kill(id).await.unwrap();
         while target.state(id).await.unwrap().state != RunState::Received {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            events.recv().await.unwrap();
         }
         target.resume(id).await.unwrap();
         target.kill(id).await.unwrap();

@@ -239,11 +239,15 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
-    async fn ran(script: &str, limit: Duration) -> (Option<Result<(), String>>, Vec<String>) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("hook");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    fn script(text: &str) -> tempfile::TempPath {
+        let file = tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o755)).tempfile();
+        let path = file.unwrap().into_temp_path();
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        path
+    }
+
+    async fn ran(text: &str, limit: Duration) -> (Option<Result<(), String>>, Vec<String>) {
+        let path = script(text);
         let said = Mutex::new(vec![]);
         let say = |line: &str| said.lock().unwrap().push(line.to_owned());
         let work = run(&path, Vmid::new(100).unwrap(), Phase::PreStart, &say);
@@ -271,29 +275,31 @@ mod tests {
         assert!(!said.contains(&"250".to_owned()));
     }
 
+    /// Waits for a process's end, which its descriptor tells.
+    async fn gone(pid: &str) {
+        let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+        let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
+            return;
+        };
+        let ended = tokio::task::spawn_blocking(move || {
+            let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut fds, None).unwrap();
+        });
+        tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap().unwrap();
+    }
+
     #[tokio::test]
     async fn it_is_killed_with_its_children_when_nobody_waits_any_more() {
-        let dir = tempfile::tempdir().unwrap();
-        let pids = dir.path().join("pids");
-        let script = format!("sleep 600 & echo $! $$ >{0}.new; mv {0}.new {0}; sleep 600", pids.display());
-        let wait = async {
-            while !pids.exists() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let say = move |line: &str| drop(told.send(line.to_owned()));
+        let path = script("sleep 600 & echo $! $$; sleep 600");
+        let work = run(&path, Vmid::new(100).unwrap(), Phase::PreStart, &say);
+        let pids = tokio::select! {
+            _ = work => panic!("it has ended"),
+            line = heard.recv() => line.unwrap(),
         };
-        tokio::select! {
-            _ = ran(&script, LIMIT) => panic!("it has ended"),
-            () = wait => {}
-        }
-        let text = std::fs::read_to_string(&pids).unwrap();
-        for pid in text.split_ascii_whitespace() {
-            let gone = async {
-                let stat = format!("/proc/{pid}/stat");
-                while std::fs::read_to_string(&stat).is_ok_and(|s| !s.contains(") Z ")) {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            };
-            tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+        for pid in pids.split_ascii_whitespace() {
+            gone(pid).await;
         }
     }
 
