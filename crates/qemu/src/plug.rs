@@ -9,6 +9,7 @@
 //!  unplug:  asked for, and noted so ─▶ the guest lets go ─▶ backends      done again where it was cut short
 //! ```
 
+use crate::accel::Accel;
 use crate::command::{self, Chipset, Hardware, NetPlan, Part, refuse, unusable};
 use crate::guest::Guest;
 use crate::rundir::Meta;
@@ -210,6 +211,9 @@ pub async fn set_cpus(guest: &Guest, config: &str, patience: Duration) -> Answer
             let (command, arguments) = cpu.add();
             guest.ask(PLUG, command, arguments).await?;
         }
+        if others.iter().any(|cpu| there.contains(cpu.id())) {
+            can_lose_cpus(guest)?;
+        }
         // One after the other: they come back in the order of their numbers.
         for cpu in others.iter().rev().filter(|cpu| there.contains(cpu.id())) {
             let_go(guest, cpu, until, patience).await?;
@@ -230,6 +234,16 @@ pub async fn set_cpus(guest: &Guest, config: &str, patience: Duration) -> Answer
         done => done?,
     }
     Ok(number)
+}
+
+/// Refuses where QEMU translates: there it goes on to wait for a CPU that has left, at every look at which memory has changed
+/// (10.0: the CPU's address space keeps its listener), and the guest's next move never ends.
+fn can_lose_cpus(guest: &Guest) -> Answer<()> {
+    if guest.meta().accel == Accel::Kvm {
+        return Ok(());
+    }
+    let why = "it runs without KVM, where QEMU can't do without a CPU once it is there".to_owned();
+    Err(GuestError::Refused { what: UNPLUG, vmid: guest.vmid, why })
 }
 
 /// Records whether the guest was asked for a device and has yet to answer: another daemon must know it too.

@@ -149,9 +149,9 @@ pub fn options_page() -> String {
         Made from the rules that check them. An option that does not work yet is refused when somebody sets it; one that a\n\
         configuration made elsewhere brings is kept, and named in the log of each start. So is a part of an option's value.\n\n\
         *A running VM takes a change* at once, in parts at once (network devices, and disks of the buses `virtio` and `scsi`, the latter with\n\
-        a `virtio-scsi` controller, come and go as `hotplug` lets them, CPUs where `vcpus` was set at the start and `hotplug` names `cpu`; media\n\
-        of CD drives; limits of disks; links, bridges and limits of network devices; the balloon's target; limit and weight of its CPUs), or\n\
-        with its next start: until then the change is pending, and shown as such.\n\n\
+        a `virtio-scsi` controller, come and go as `hotplug` lets them, CPUs where `vcpus` was set at the start and `hotplug` names `cpu`, and\n\
+        leave again where it runs with KVM; media of CD drives; limits of disks; links, bridges and limits of network devices; the balloon's\n\
+        target; limit and weight of its CPUs), or with its next start: until then the change is pending, and shown as such.\n\n\
         *Tested by*: **effect**: a test sees what the option does, to a real guest or in a real cluster. **QEMU**: a real QEMU takes it.\n\
         **API**: a test of the API sees it, with QEMU modelled. **command line**: the text that QEMU would be given. **kept**: it is\n\
         read, kept and shown.\n\n\
