@@ -13,6 +13,7 @@ use stead_ops::bulk::{ACT_CALL, STOP_CALL, WAIT_CALL};
 use stead_ops::epochs::{EPOCH_CALL, REJOIN_CALL};
 use stead_ops::events::Lines;
 use stead_ops::guest::incoming::{ContinueRequest, IncomingRequest};
+use stead_ops::guest::migrate::GO_ON_CALL;
 use stead_ops::guest::preconditions::FITS_CALL;
 use stead_ops::leave::{LEAVE_CALL, LEFT_CALL};
 use stead_ops::status::NodeReport;
@@ -80,6 +81,11 @@ impl Rpc {
                 let request: IncomingRequest = take(call, body)?;
                 same(from, &request.source)?;
                 ops.incoming(request).await?;
+                Ok(Value::Null)
+            }
+            GO_ON_CALL => {
+                // What it asks for is in the record, or it is not done.
+                ops.resume_moved(take(call, body)?);
                 Ok(Value::Null)
             }
             "guest/continue" => {

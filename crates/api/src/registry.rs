@@ -146,6 +146,7 @@ fn at_nodes(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<nodes::qemu::disks::Take>::new())
         .with(Of::<nodes::qemu::migrate::Ask>::new())
         .with(Of::<nodes::qemu::migrate::Post>::new())
+        .with(Of::<nodes::qemu::migrate::Quick>::new())
         .with(Of::<nodes::qemu::console::VncProxy>::new())
         .with(Of::<nodes::qemu::console::TermProxy>::new())
         .with(Of::<nodes::qemu::console::VncWebsocket>::new())

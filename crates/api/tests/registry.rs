@@ -204,7 +204,8 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 24] = [
+const BEYOND: [(&str, &str); 25] = [
+    ("POST", "/nodes/{node}/qemu/{vmid}/quick_migrate"),
     ("GET", "/cluster/config/expected"),
     ("POST", "/cluster/config/expected"),
     ("POST", "/cluster/config/rejoin"),

@@ -57,6 +57,25 @@ pub struct Incoming {
     pub machine: String,
     /// `kvm` or `tcg`: a guest never moves between the two.
     pub accel: String,
+    /// The file with its state, which it reads by itself; none: it waits for a stream. A matter of its node's alone.
+    #[serde(skip)]
+    pub state: Option<SavedState>,
+}
+
+impl Incoming {
+    /// What waits for a stream.
+    pub fn stream(machine: impl Into<String>, accel: impl Into<String>) -> Self {
+        Self { machine: machine.into(), accel: accel.into(), state: None }
+    }
+}
+
+/// A file with a guest's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedState {
+    /// Where.
+    pub path: PathBuf,
+    /// Each page has its place in it, as [`GuestDriver::save`] writes it; else they follow each other as they were sent.
+    pub mapped: bool,
 }
 
 /// What runs.
@@ -309,6 +328,9 @@ pub trait GuestDriver: Send + Sync {
     /// Begins to send the guest's state into a unix socket. At the end the source stays paused.
     async fn migrate(&self, vmid: Vmid, to: PathBuf, bytes_per_second: Option<u64>)
     -> Result<(), GuestError>;
+    /// Begins to write the guest's state to a file while it runs, from which a process can go on (see [`SavedState`]). At the end
+    /// the guest stays paused, and never needs to be continued; how it goes on [`Self::migration`] tells.
+    async fn save(&self, vmid: Vmid, to: &Path) -> Result<(), GuestError>;
     /// How the migration stands.
     async fn migration(&self, vmid: Vmid) -> Result<MigrationProgress, GuestError>;
     /// Waits until the phase differs from `seen`, or a second has passed.

@@ -51,6 +51,8 @@ pub enum Request {
     Reset,
     /// Stop its CPUs.
     Pause,
+    /// Write its memory to disk, and end its process.
+    Suspend,
     /// Continue its CPUs.
     Resume,
     /// Move it while it runs.
@@ -77,7 +79,7 @@ impl fmt::Display for Request {
             Self::Shutdown => "shut down",
             Self::Reboot => "reboot",
             Self::Reset => "reset",
-            Self::Pause => "suspend",
+            Self::Pause | Self::Suspend => "suspend",
             Self::Resume => "resume",
             Self::MigrateLive | Self::MigrateOffline => "migrate",
             Self::Destroy => "destroy",
@@ -107,8 +109,7 @@ pub fn decide(facts: &Facts, request: Request, skip_lock: bool, from_ha: bool) -
     let vmid = facts.vmid;
     if let Some(lock) = &facts.lock
         && !skip_lock
-        // Only going back again makes a guest whole that has gone back half-way.
-        && !(request == Request::Rollback && lock == crate::snapshots::ROLLBACK)
+        && !opens(request, lock)
     {
         return Verdict::Refuse(format!("VM is locked ({lock})"));
     }
@@ -125,12 +126,24 @@ pub fn decide(facts: &Facts, request: Request, skip_lock: bool, from_ha: bool) -
     match request {
         Request::Start if !absent => Verdict::Refuse(format!("VM {vmid} already running")),
         Request::Stop | Request::Shutdown if absent => Verdict::Already,
-        Request::Reboot | Request::Reset | Request::Pause | Request::Resume | Request::MigrateLive
+        Request::Reboot
+        | Request::Reset
+        | Request::Pause
+        | Request::Suspend
+        | Request::Resume
+        | Request::MigrateLive
             if absent =>
         {
             Verdict::Refuse(format!("VM {vmid} not running"))
         }
         Request::Pause if facts.process == Process::Paused => Verdict::Already,
+        Request::Suspend if facts.process == Process::Paused => Verdict::Refuse(format!(
+            "can't write the memory of VM {vmid} to disk: it is paused, and would run when it goes on: resume it first"
+        )),
+        // HA would start it again at once.
+        Request::Suspend if facts.ha => Verdict::Refuse(format!(
+            "can't suspend VM {vmid} to disk: it is under HA, which would start it again: take it from under HA first"
+        )),
         Request::Resume if facts.process == Process::Running => Verdict::Already,
         // HA would start it in the middle.
         Request::Rollback if facts.ha && !absent => Verdict::Refuse(format!(
@@ -147,6 +160,17 @@ pub fn decide(facts: &Facts, request: Request, skip_lock: bool, from_ha: bool) -
             "unable to remove VM {vmid} - used in HA resources and purge parameter not set"
         )),
         _ => Verdict::Accept,
+    }
+}
+
+/// What may be asked of a guest in spite of its lock.
+fn opens(request: Request, lock: &str) -> bool {
+    match request {
+        // Only going back again makes a guest whole that has gone back half-way.
+        Request::Rollback => lock == crate::snapshots::ROLLBACK,
+        // It goes on with its memory, here or where it is moved.
+        Request::Start | Request::MigrateOffline => lock == crate::saved::SAVED,
+        _ => false,
     }
 }
 
@@ -208,6 +232,24 @@ mod tests {
         assert_eq!(decide(&f, Request::Start, false, false), Verdict::ByHa);
         assert_eq!(decide(&f, Request::Start, false, true), Verdict::Accept);
         assert!(refused(decide(&f, Request::Destroy, false, false)).contains("HA"));
+    }
+
+    #[test]
+    fn what_is_suspended_to_disk_goes_on_or_elsewhere_and_nothing_else() {
+        let f = Facts { lock: Some("suspended".into()), ..facts(Process::Absent) };
+        for goes in [Request::Start, Request::MigrateOffline] {
+            assert_eq!(decide(&f, goes, false, false), Verdict::Accept);
+        }
+        for not in [Request::Destroy, Request::Configure, Request::Snapshot, Request::Rollback] {
+            assert_eq!(refused(decide(&f, not, false, false)), "VM is locked (suspended)");
+        }
+        assert_eq!(decide(&facts(Process::Running), Request::Suspend, false, false), Verdict::Accept);
+        let ha = Facts { ha: true, ..facts(Process::Running) };
+        assert!(refused(decide(&ha, Request::Suspend, false, false)).contains("under HA"));
+        assert!(refused(decide(&facts(Process::Paused), Request::Suspend, false, false)).contains("paused"));
+        assert!(
+            refused(decide(&facts(Process::Absent), Request::Suspend, false, false)).contains("not running")
+        );
     }
 
     #[test]

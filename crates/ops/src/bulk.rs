@@ -371,7 +371,7 @@ impl Ops {
                 self.migrate(
                     by,
                     vmid,
-                    MigrateOptions { target: target.clone(), online, bwlimit: None },
+                    MigrateOptions { target: target.clone(), online, bwlimit: None, quick: None },
                     asked,
                 )
                 .await

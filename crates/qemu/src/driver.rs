@@ -518,6 +518,10 @@ impl GuestDriver for QemuDriver {
         migration::send(&*self.guest(vmid).await?, &to, bytes_per_second).await
     }
 
+    async fn save(&self, vmid: Vmid, to: &Path) -> Answer<()> {
+        migration::save(&*self.guest(vmid).await?, to).await
+    }
+
     async fn migration(&self, vmid: Vmid) -> Answer<MigrationProgress> {
         migration::progress(&*self.guest(vmid).await?).await
     }

@@ -216,7 +216,7 @@ impl<'a> Job<'a> {
             }
         };
         let cleaner = Cleaner { job: self, process: Some(process) };
-        match self.greet(cleaner.process.as_ref(), &meta, nets).await {
+        match self.greet(cleaner.process.as_ref(), nets).await {
             Ok(qmp) => self.finish(cleaner, meta, qmp),
             Err(trouble) => {
                 let why = self.end(&cleaner, trouble).await;
@@ -327,7 +327,7 @@ impl<'a> Job<'a> {
     }
 
     /// Waits until QEMU answers, and does what can only be done then.
-    async fn greet(&self, process: Option<&Process>, meta: &Meta, nets: &[NetPlan]) -> Result<Qmp, Trouble> {
+    async fn greet(&self, process: Option<&Process>, nets: &[NetPlan]) -> Result<Qmp, Trouble> {
         let exited = async {
             match process {
                 Some(process) => process.exited().await,
@@ -344,7 +344,7 @@ impl<'a> Job<'a> {
             for plan in nets {
                 net::attach(plan).await.map_err(Trouble::Refused)?;
             }
-            self.settle(&qmp, meta).await.map_err(Trouble::Refused)?;
+            self.settle(&qmp).await.map_err(Trouble::Refused)?;
             if let Ok(share) = self.config.current.cpu_share()
                 && let Err(e) = cpu_group::bound(self.options, self.launch.vmid, share)
             {
@@ -365,7 +365,7 @@ impl<'a> Job<'a> {
         PATIENCE + Duration::from_secs(if huge { memory / 1024 } else { 0 })
     }
 
-    async fn settle(&self, qmp: &Qmp, meta: &Meta) -> Result<(), String> {
+    async fn settle(&self, qmp: &Qmp) -> Result<(), String> {
         let settings = &self.config.current;
         let tell = async |key: &str| {
             let (command, arguments) = tune::command(settings, key).map_err(|e| e.to_string())?;
@@ -374,8 +374,12 @@ impl<'a> Job<'a> {
         for key in tune::after_start(settings).map_err(|e| e.to_string())? {
             tell(&key).await?;
         }
-        if meta.incoming {
-            return migration::listen(qmp, &self.dir.inlet()).await.map_err(|e| e.to_string());
+        if let Some(incoming) = &self.launch.incoming {
+            let begun = match &incoming.state {
+                Some(state) => migration::load(qmp, state).await,
+                None => migration::listen(qmp, &self.dir.inlet()).await,
+            };
+            return begun.map_err(|e| e.to_string());
         }
         let memory = settings.memory().map_err(|e| e.to_string())?;
         if settings.balloon().is_ok_and(|target| target.is_some_and(|t| t.0 > 0 && t < memory)) {

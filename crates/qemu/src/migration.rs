@@ -1,4 +1,4 @@
-//! Live migration over a unix socket.
+//! Live migration over a unix socket, and into a file and out of it.
 //!
 //! The source sends, with the return path on: it reports *completed* only after the target has said that it
 //! loaded everything, so that ownership is never handed to a copy that could not be continued. After that
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use stead_driver::guest::{GuestError, MigrationPhase, MigrationProgress};
+use stead_driver::guest::{GuestError, MigrationPhase, MigrationProgress, SavedState};
 use tokio::sync::broadcast::error::RecvError;
 
 /// QEMU limits itself to 128 MiB/s unless told otherwise; this is no limit.
@@ -36,6 +36,10 @@ fn uri(path: &Path) -> String {
     format!("unix:{}", path.display())
 }
 
+fn file(path: &Path) -> String {
+    format!("file:{}", path.display())
+}
+
 /// Makes a target listen.
 pub async fn listen(qmp: &Qmp, path: &Path) -> Result<(), QmpError> {
     qmp.execute("migrate-set-capabilities", capabilities(&["events", "return-path", "late-block-activate"]))
@@ -44,10 +48,36 @@ pub async fn listen(qmp: &Qmp, path: &Path) -> Result<(), QmpError> {
     Ok(())
 }
 
+/// Makes a target read its state. One that can't ends.
+pub async fn load(qmp: &Qmp, state: &SavedState) -> Result<(), QmpError> {
+    let wanted: &[&str] = match state.mapped {
+        true => &["events", "late-block-activate", "mapped-ram"],
+        false => &["events", "late-block-activate"],
+    };
+    qmp.execute("migrate-set-capabilities", capabilities(wanted)).await?;
+    qmp.execute("migrate-incoming", json!({ "uri": file(&state.path) })).await?;
+    Ok(())
+}
+
+/// Makes a source write its state while it runs: a page that changes again is written again, in its place.
+pub async fn save(guest: &Guest, to: &Path) -> Result<(), GuestError> {
+    const WHAT: &str = "save the state of";
+    let wanted = with_capabilities(
+        &["events", "mapped-ram", "auto-converge"],
+        &["background-snapshot", "return-path"],
+    );
+    guest.ask(WHAT, "migrate-set-capabilities", wanted).await?;
+    guest.ask(WHAT, "migrate-set-parameters", json!({ "max-bandwidth": UNLIMITED })).await?;
+    guest.ask(WHAT, "migrate", json!({ "uri": file(to) })).await.map(drop)
+}
+
 /// Makes a source send.
 pub async fn send(guest: &Guest, to: &Path, bytes_per_second: Option<u64>) -> Result<(), GuestError> {
     const WHAT: &str = "migrate";
-    let wanted = with_capabilities(&["events", "return-path", "auto-converge"], &["background-snapshot"]);
+    let wanted = with_capabilities(
+        &["events", "return-path", "auto-converge"],
+        &["background-snapshot", "mapped-ram"],
+    );
     guest.ask(WHAT, "migrate-set-capabilities", wanted).await?;
     let rate = bytes_per_second.filter(|r| *r > 0).unwrap_or(UNLIMITED);
     guest.ask(WHAT, "migrate-set-parameters", json!({ "max-bandwidth": rate })).await?;
@@ -64,7 +94,10 @@ const BEGIN: Duration = Duration::from_secs(20);
 
 /// Refuses what can't write its memory while it runs.
 pub async fn can_write_memory(guest: &Guest) -> Result<(), GuestError> {
-    let wanted = with_capabilities(&["events", "background-snapshot"], &["return-path", "auto-converge"]);
+    let wanted = with_capabilities(
+        &["events", "background-snapshot"],
+        &["return-path", "auto-converge", "mapped-ram"],
+    );
     let until = tokio::time::Instant::now() + LETS_GO;
     loop {
         match guest.ask(MEMORY, "migrate-set-capabilities", wanted.clone()).await {
@@ -86,7 +119,7 @@ const MEMORY: &str = "write the memory of";
 /// devices' state is written, and each page is before it changes.
 pub async fn write_memory(guest: &Guest, to: &Path) -> Result<(), GuestError> {
     guest.ask(MEMORY, "migrate-set-parameters", json!({ "max-bandwidth": UNLIMITED })).await?;
-    guest.ask(MEMORY, "migrate", json!({ "uri": format!("file:{}", to.display()) })).await?;
+    guest.ask(MEMORY, "migrate", json!({ "uri": file(to) })).await?;
     let begun = async {
         loop {
             let answer = guest.ask(MEMORY, "query-migrate", json!({})).await?;

@@ -81,7 +81,7 @@ async fn a_guest_gets_its_share_of_the_cpus() {
     assert!(free > 1.5 * bounded, "without a limit it takes {free}");
 
     let target = QemuDriver::new(there);
-    let incoming = Some(Incoming { machine: process.machine, accel: process.accel });
+    let incoming = Some(Incoming::stream(process.machine, process.accel));
     target.prepare(id, Epoch(2)).await.unwrap();
     target.launch(Launch { epoch: Epoch(2), incoming, ..launch }).await.unwrap();
     assert_eq!(told(&other, id), ("20000".into(), "300".into()));

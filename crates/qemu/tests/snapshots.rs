@@ -7,7 +7,9 @@ mod common;
 use common::{CONFIG, Machines};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use stead_driver::guest::{GuestDriver, Incoming, Launch, MigrationPhase, ResolvedVolume, RunState};
+use stead_driver::guest::{
+    GuestDriver, Incoming, Launch, MigrationPhase, ResolvedVolume, RunState, SavedState,
+};
 use stead_driver::suite::sector;
 use stead_model::{Epoch, Vmid};
 use stead_qemu::QemuDriver;
@@ -206,7 +208,7 @@ async fn memory_is_of_the_same_moment_as_the_disks() {
     let (then, now) = (ticks(&h, &image, Some("one")), ticks(&h, &image, None));
     assert!(then + 10 < now, "{then}, {now}");
     // The guest counts in its memory: it goes on from there, whatever is on its disk.
-    let incoming = Incoming { machine: process.machine, accel: process.accel };
+    let incoming = Incoming::stream(process.machine, process.accel);
     driver.prepare(vmid(), Epoch(1)).await.unwrap();
     driver.launch(Launch { incoming: Some(incoming), ..spec }).await.unwrap();
     let inlet = driver.migration_inlet(vmid()).await.unwrap();
@@ -221,6 +223,52 @@ async fn memory_is_of_the_same_moment_as_the_disks() {
     driver.stop(vmid()).await.unwrap();
     let on = ticks(&h, &image, None);
     assert!(then < on && on < now, "it was at {then} then, and came to {now}: {on}");
+}
+
+/// Its state is written while it runs, and goes on in another process, with what it had in its memory.
+#[tokio::test]
+async fn what_is_saved_to_a_file_goes_on_from_there() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let (spec, image) = launch(&h, "qcow2");
+    start(&driver, spec.clone()).await;
+    writing(&driver).await;
+    let path = h.folder.path().join("state.raw");
+    std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+    driver.save(vmid(), &path).await.unwrap();
+    assert_eq!(written(&driver).await, MigrationPhase::Completed);
+    let process = driver.state(vmid()).await.unwrap();
+    driver.kill(vmid()).await.unwrap();
+    let then = ticks(&h, &image[0], None);
+    let mut incoming = Incoming::stream(process.machine, process.accel);
+    incoming.state = Some(SavedState { path: path.clone(), mapped: true });
+    let again = Launch { incoming: Some(incoming), ..spec };
+    driver.prepare(vmid(), Epoch(1)).await.unwrap();
+    driver.launch(again.clone()).await.unwrap();
+    let received = async || {
+        let mut events = driver.events();
+        loop {
+            match driver.state(vmid()).await.map(|p| p.state) {
+                Some(RunState::Inmigrate | RunState::Unresponsive) => {}
+                other => return other,
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(100), events.recv()).await;
+        }
+    };
+    assert_eq!(received().await, Some(RunState::Received));
+    driver.resume(vmid()).await.unwrap();
+    writing(&driver).await;
+    // It can be moved and saved again: what it was told for the one does not stay for the other.
+    driver.save(vmid(), &path).await.unwrap();
+    assert_eq!(written(&driver).await, MigrationPhase::Completed);
+    driver.kill(vmid()).await.unwrap();
+    let now = ticks(&h, &image[0], None);
+    assert!(then < now, "{then}, {now}");
+    // A file that is cut short gives no guest.
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(1 << 16).unwrap();
+    let launched = driver.launch(again).await;
+    let state = if launched.is_ok() { received().await } else { None };
+    assert_eq!(state, None, "{launched:?}");
 }
 
 #[tokio::test]
@@ -245,7 +293,7 @@ async fn a_guest_of_a_gigabyte_hardly_stands() {
     let (mut spec, _) = launch(&h, "qcow2");
     spec.config = spec.config.replace("memory: 16", "memory: 1024");
     spec.epoch = Epoch(2);
-    spec.incoming = Some(Incoming { machine: process.machine, accel: process.accel });
+    spec.incoming = Some(Incoming::stream(process.machine, process.accel));
     there.prepare(vmid(), Epoch(2)).await.unwrap();
     there.launch(spec).await.unwrap();
     let inlet = there.migration_inlet(vmid()).await.unwrap();

@@ -133,12 +133,26 @@ pub enum Command {
         #[arg(long, value_name = "SECONDS")]
         timeout: Option<u64>,
     },
-    /// Pause a VM
-    Suspend(Which),
+    /// Pause a VM, or suspend it to disk
+    #[command(
+        after_help = "Examples:\n  stead vm suspend 100\n  stead vm suspend 100 --todisk     its next start has it go on"
+    )]
+    Suspend {
+        #[command(flatten)]
+        which: Which,
+        /// Write its memory to disk and end its process
+        #[arg(long)]
+        todisk: bool,
+        /// The storage for its memory
+        #[arg(long, value_name = "STORAGE", requires = "todisk")]
+        statestorage: Option<String>,
+    },
     /// Let a paused VM go on
     Resume(Which),
     /// Move a VM to another node; a running one keeps running
-    #[command(after_help = "Example:\n  stead vm migrate 100 pve2")]
+    #[command(
+        after_help = "Examples:\n  stead vm migrate 100 pve2\n  stead vm migrate 100 pve2 --quick     over a shared storage"
+    )]
     Migrate {
         #[command(flatten)]
         which: Which,
@@ -150,6 +164,12 @@ pub enum Command {
         /// At most so many KiB/s
         #[arg(long, value_name = "KIB_PER_S")]
         bwlimit: Option<u64>,
+        /// Over a shared storage: its memory is written there while it runs, and read by the other node
+        #[arg(long, conflicts_with_all = ["offline", "bwlimit"])]
+        quick: bool,
+        /// The shared storage for its memory
+        #[arg(long, value_name = "STORAGE", requires = "quick")]
+        statestorage: Option<String>,
     },
     /// Delete a VM and its disks
     Delete {
@@ -296,9 +316,18 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             put(&mut p, "timeout", timeout);
             status(cx, &which.vmid, "reboot", &p).await
         }
-        Command::Suspend(w) => status(cx, &w.vmid, "suspend", &p).await,
+        Command::Suspend { which, todisk, statestorage } => {
+            switch(&mut p, "todisk", todisk);
+            put(&mut p, "statestorage", statestorage);
+            status(cx, &which.vmid, "suspend", &p).await
+        }
         Command::Resume(w) => status(cx, &w.vmid, "resume", &p).await,
-        Command::Migrate { which, target, offline, bwlimit } => {
+        Command::Migrate { which, target, quick: true, statestorage, .. } => {
+            put(&mut p, "target", Some(target));
+            put(&mut p, "statestorage", statestorage);
+            quick_migrate(cx, &which.vmid, &p).await
+        }
+        Command::Migrate { which, target, offline, bwlimit, .. } => {
             put(&mut p, "target", Some(target));
             switch(&mut p, "online", !offline);
             put(&mut p, "bwlimit", bwlimit);
@@ -447,6 +476,13 @@ pub async fn status(cx: &Cx, vmid: &str, verb: &str, p: &Params) -> Result<(), F
 pub async fn migrate(cx: &Cx, vmid: &str, p: &Params) -> Result<(), Failure> {
     let path = cx.api.vm(vmid).await?;
     let answer = cx.api.post(&format!("{path}/migrate"), p).await?;
+    cx.answer(&answer, &format!("VM {vmid} moved")).await
+}
+
+/// Moves a running VM over a shared storage.
+async fn quick_migrate(cx: &Cx, vmid: &str, p: &Params) -> Result<(), Failure> {
+    let path = cx.api.vm(vmid).await?;
+    let answer = cx.api.post(&format!("{path}/quick_migrate"), p).await?;
     cx.answer(&answer, &format!("VM {vmid} moved")).await
 }
 

@@ -19,7 +19,8 @@ qm: virtual machines
   qm pending VMID
   qm create VMID [--NAME VALUE …]          as --memory 512 --scsi0 local:8 --net0 virtio,bridge=vmbr0
   qm set VMID [--NAME VALUE …]             also --delete NAMES, --revert NAMES
-  qm start|stop|reset|suspend|resume VMID
+  qm start|stop|reset|resume VMID
+  qm suspend VMID [--todisk] [--statestorage STORAGE]
   qm shutdown VMID [--timeout S] [--forceStop]
   qm reboot VMID [--timeout S]
   qm migrate VMID NODE [--online] [--with-local-disks]

@@ -203,7 +203,13 @@ impl GuestDriver for FakeGuests {
     async fn launch(&self, launch: Launch) -> Answer<GuestProcess> {
         let vmid = launch.vmid;
         let failed = |why: String| GuestError::Launch { vmid, why };
-        let waits = launch.incoming.is_some();
+        let waits = launch.incoming.as_ref().is_some_and(|i| i.state.is_none());
+        let saved = launch.incoming.as_ref().and_then(|i| i.state.clone());
+        if let Some(saved) = &saved
+            && std::fs::metadata(&saved.path).map_or(0, |m| m.len()) < RAM
+        {
+            return Err(failed(format!("'{}' holds no state", saved.path.display())));
+        }
         {
             let mut world = self.world();
             let pid = world.fresh_pid();
@@ -217,7 +223,11 @@ impl GuestDriver for FakeGuests {
             if let Some(volume) = launch.volumes.iter().find(|v| v.path.ends_with("broken")) {
                 return Err(failed(format!("could not open '{}'", volume.path.display())));
             }
-            let state = if waits { RunState::Inmigrate } else { RunState::Prelaunch };
+            let state = match (waits, &saved) {
+                (true, _) => RunState::Inmigrate,
+                (false, Some(_)) => RunState::Received,
+                (false, None) => RunState::Prelaunch,
+            };
             let process = Process {
                 launch,
                 pid,
@@ -347,6 +357,22 @@ impl GuestDriver for FakeGuests {
         self.with(vmid, |p| {
             p.sending = (!p.migration.borrow().phase.is_terminal()).then_some(handle);
         })
+    }
+
+    async fn save(&self, vmid: Vmid, to: &Path) -> Answer<()> {
+        self.answers(vmid, "save the state of")?;
+        let failed = |e: std::io::Error| GuestError::Refused { what: "save", vmid, why: e.to_string() };
+        if let Some(folder) = to.parent() {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+        }
+        std::fs::write(to, vec![0; RAM as usize]).map_err(failed)?;
+        let broken = self.world().node(&self.node).break_memory;
+        let phase = if broken { MigrationPhase::Failed } else { MigrationPhase::Completed };
+        if !broken {
+            self.enter(vmid, RunState::Postmigrate);
+        }
+        self.progress(vmid, |p| *p = MigrationProgress { phase, total: RAM, ..MigrationProgress::default() });
+        Ok(())
     }
 
     async fn migration(&self, vmid: Vmid) -> Answer<MigrationProgress> {

@@ -284,7 +284,7 @@ async fn copy(
     epoch: Epoch,
 ) -> std::path::PathBuf {
     to.prepare(vmid(), epoch).await.unwrap();
-    let incoming = Incoming { machine: from.machine.clone(), accel: from.accel.clone() };
+    let incoming = Incoming::stream(from.machine.clone(), from.accel.clone());
     let launch = Launch { incoming: Some(incoming), ..h.launch(vmid(), epoch) };
     let process = to.launch(launch).await.unwrap();
     assert_eq!((process.state, &process.machine), (RunState::Inmigrate, &from.machine));

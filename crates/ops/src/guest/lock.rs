@@ -153,6 +153,7 @@ impl Ops {
             // Only its user can go on with it.
             snapshots::ROLLBACK => return Ok(()),
             snapshots::TAKING => return self.end_half_taken(guest).await,
+            _ if config.current.get("vmstate").is_some() => return self.unsave(vmid).await,
             _ => {}
         }
         if self.guests.state(vmid).await.is_some() {

@@ -1,4 +1,7 @@
 //! Migration, seen from the source: carries out the commands of [`stead_guest::migration`].
+//!
+//! A quick migration goes over a storage that both nodes have: the VM's memory is written there while it runs, the hand-over is
+//! committed, and the target reads it. The two need not reach each other for it.
 
 use super::Asked;
 use super::incoming::{ContinueRequest, IncomingRequest};
@@ -14,6 +17,7 @@ use stead_conf::TxnError;
 use stead_driver::guest::{GuestError, Incoming, MigrationPhase, MigrationProgress, RunState};
 use stead_guest::migration::{Command, Event, Migration};
 use stead_guest::request::{Process, Request, Verdict};
+use stead_guest::saved;
 use stead_ha::{StorageFault, Use};
 use stead_model::vmconfig::VmConfig;
 use stead_model::{Epoch, NodeName, NodeRecord, Ownership, StorageId, Upid, Vmid, paths};
@@ -24,6 +28,10 @@ use tokio::net::UnixListener;
 pub(super) const LOCK: &str = "migrate";
 /// How long a target may take to make its process.
 const PREPARE: Duration = Duration::from_secs(60);
+/// How long a target may take to read a VM's memory.
+const GOES_ON: Duration = Duration::from_secs(300);
+/// Asks a node to have a VM go on that has come to it with its memory on disk.
+pub const GO_ON_CALL: &str = "guest/go-on";
 /// Between two questions to a configuration that does not answer.
 const ASK_AGAIN: Duration = Duration::from_millis(300);
 
@@ -36,6 +44,15 @@ pub struct MigrateOptions {
     pub online: bool,
     /// KiB/s; none or 0: no limit.
     pub bwlimit: Option<u64>,
+    /// Over a storage.
+    pub quick: Option<Quick>,
+}
+
+/// Of a quick migration.
+#[derive(Debug, Clone, Default)]
+pub struct Quick {
+    /// Where its memory is written, if not where the VM's options say.
+    pub storage: Option<StorageId>,
 }
 
 /// A hand-over that was not seen to commit.
@@ -55,6 +72,7 @@ struct Source<'a> {
     target_revision: stead_conf::Revision,
     bytes_per_second: Option<u64>,
     ha: bool,
+    quick: bool,
     /// Names this attempt to the target.
     attempt: u64,
 }
@@ -75,8 +93,16 @@ impl Ops {
             return Err(OpsError::invalid("target", "target is local node."));
         }
         self.migration_target(&options.target)?;
+        if let Some(storage) = options.quick.as_ref().and_then(|q| q.storage.as_ref()) {
+            actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
+        }
         match self.admit(&guest, request, asked).await? {
             Verdict::Refuse(why) => return Err(OpsError::Failed(why)),
+            Verdict::ByHa if options.quick.is_some() => {
+                return Err(OpsError::failed(format!(
+                    "VM {vmid} is under HA, which moves it live: take it from under HA first, or migrate it live"
+                )));
+            }
             Verdict::ByHa => {
                 return self.ha_move(actor, vmid, &options.target, running && options.online).await;
             }
@@ -150,7 +176,16 @@ impl Ops {
             )));
         }
         let target = self.migration_target(&options.target)?;
-        let why = self.obstacles(&guest, &target.value).await?;
+        let (mut why, silent) = self.obstacles(&guest, &target.value).await?;
+        if let Some(silent) = silent {
+            match &options.quick {
+                Some(_) => cx.warn(format!("{silent}: whether it can take the VM is not known")),
+                None => why.push(silent),
+            }
+        }
+        if options.quick.is_some() && !live {
+            why.push("it does not run, so there is no memory to be moved: migrate it offline".to_owned());
+        }
         if !why.is_empty() {
             return Err(OpsError::failed(format!(
                 "can't migrate VM {vmid} to node '{}': {}",
@@ -160,17 +195,38 @@ impl Ops {
         }
         let limit = options.bwlimit.filter(|k| *k > 0).map(|k| k * 1024);
         let ha = self.ha_maintains(vmid)?;
+        let guest = match &options.quick {
+            Some(quick) => self.make_room_to_save(cx, vmid, LOCK, self.shared_room(quick, &config)?).await?,
+            None if live => self.set_lock(guest, LOCK, cx.upid()).await?,
+            None => guest,
+        };
         let source = Source {
             ops: self,
             cx,
-            guest: if live { self.set_lock(guest, LOCK, cx.upid()).await? } else { guest },
+            guest,
             target: target.value,
             target_revision: target.revision,
             bytes_per_second: limit,
             ha,
+            quick: options.quick.is_some(),
             attempt: rand::random(),
         };
         if live { source.live().await } else { source.offline().await }
+    }
+
+    /// Where the memory of a quick migration goes, if that is said. The target must have it, too.
+    fn shared_room(&self, quick: &Quick, config: &VmConfig) -> Result<Option<StorageId>, OpsError> {
+        let said = config.current.get("vmstatestorage").and_then(|id| id.parse().ok());
+        let named = quick.storage.clone().or(said);
+        if let Some(storage) = &named
+            && !self.storage(storage)?.shared
+        {
+            return Err(OpsError::invalid(
+                "statestorage",
+                format!("storage '{storage}' is not shared: the target could not read the VM's memory there"),
+            ));
+        }
+        Ok(named)
     }
 }
 
@@ -205,6 +261,18 @@ impl Source<'_> {
     async fn carry_out(&self, command: Command) -> Option<Event> {
         let ops = self.ops;
         match command {
+            // Whoever reads its memory from a storage is made when it is handed over.
+            Command::PrepareTarget { .. } if self.quick => Some(Event::TargetReady),
+            Command::Send if self.quick => Some(match ops.save(self.cx, &self.guest).await {
+                Ok(()) => Event::Completed,
+                Err(e) => Event::Failed(e.to_string()),
+            }),
+            Command::AskTargetToRun if self.quick => Some(self.ask_target_to_go_on().await),
+            Command::EndTarget if self.quick => Some(Event::TargetEnded),
+            Command::ContinueSource if self.quick => Some(match ops.unsave(self.vmid()).await {
+                Ok(()) => Event::SourceRuns,
+                Err(e) => Event::SourceStuck(e.to_string()),
+            }),
             Command::PrepareTarget { epoch } => Some(self.prepare_target(epoch).await),
             Command::Send => Some(self.send().await),
             Command::CancelSending => Some(match ops.guests.cancel_migration(self.vmid()).await {
@@ -233,7 +301,7 @@ impl Source<'_> {
             epoch,
             source: self.ops.me.name.clone(),
             config: self.guest.config.value.clone(),
-            incoming: Incoming { machine: process.machine, accel: process.accel },
+            incoming: Incoming::stream(process.machine, process.accel),
             ha: self.ha,
             attempt: self.attempt,
         };
@@ -347,7 +415,12 @@ impl Source<'_> {
 
     async fn handover(&self, to: Epoch, running: bool) -> Result<(), HandoverError> {
         let mut config = super::config::parse(&self.guest.config.value)?;
-        config.current.remove("lock");
+        match config.current.lock() {
+            _ if self.quick => config.current.set("lock", saved::SAVED).map_err(OpsError::from)?,
+            // It goes on with its memory wherever it is.
+            Some(saved::SAVED) => {}
+            _ => drop(config.current.remove("lock")),
+        }
         let old = &self.guest.own.value;
         let new = Ownership {
             owner: self.target.name.clone(),
@@ -409,6 +482,46 @@ impl Source<'_> {
                 Event::TargetRuns
             }
             Err(e) => Event::TargetSilent(e.to_string()),
+        }
+    }
+
+    /// The target has the VM go on. One that can't be told finds it by itself.
+    async fn ask_target_to_go_on(&self) -> Event {
+        let vmid = self.vmid();
+        let limit = Duration::from_secs(20);
+        let said = call::<_, ()>(&*self.ops.peers, &self.target, GO_ON_CALL, &vmid, limit).await;
+        let until = tokio::time::Instant::now() + GOES_ON;
+        if let Err(e) = &said {
+            self.cx.log(format!("node '{}' was not told that the VM is its own now: {e}", self.target.name));
+        }
+        match tokio::time::timeout_at(until, self.gone_on()).await {
+            Ok(Ok(())) => {
+                self.cx.log(format!("VM {vmid} runs on node '{}'", self.target.name));
+                Event::TargetRuns
+            }
+            Ok(Err(e)) => Event::TargetSilent(e.to_string()),
+            Err(_) => Event::TargetSilent(format!(
+                "it is suspended there, with its memory on disk, and was not seen to go on within {} s",
+                GOES_ON.as_secs()
+            )),
+        }
+    }
+
+    /// Waits until the VM's memory on disk was given up, or it is said not to run.
+    async fn gone_on(&self) -> Result<(), OpsError> {
+        let mut watch = self.ops.conf.watch();
+        loop {
+            let guest = self.ops.vm_at(self.vmid())?;
+            if !super::suspend::is_saved(&guest) {
+                return Ok(());
+            }
+            if !guest.own.value.running {
+                return Err(OpsError::failed(
+                    "it could not go on there, and is suspended with its memory on disk: see its log there, and start it",
+                ));
+            }
+            // Whatever changes, and nothing, both look again.
+            let _ = tokio::time::timeout(Duration::from_secs(1), watch.next()).await;
         }
     }
 

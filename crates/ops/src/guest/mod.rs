@@ -18,6 +18,7 @@ pub mod preconditions;
 pub mod reconcile;
 mod snapshot_memory;
 pub mod snapshots;
+mod suspend;
 pub mod view;
 
 use crate::store::{self, GuestAt};

@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use stead_driver::fence::FenceError;
 use stead_driver::guest::{GuestError, Launch, RunState};
 use stead_guest::request::{Request, Verdict};
+use stead_guest::saved;
 use stead_model::{Epoch, Upid, Vmid};
 use stead_tasks::TaskContext;
 
 /// How long a start waits for a lease that is being renewed.
-const LEASE_WAIT: Duration = Duration::from_secs(10);
+pub(super) const LEASE_WAIT: Duration = Duration::from_secs(10);
 /// A graceful shutdown's time limit unless the user gives one.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(180);
 /// How long a process may take to flush its disks and end, unless the user says otherwise.
@@ -203,6 +204,11 @@ impl Ops {
             return Err(OpsError::Failed(why));
         }
         let guest = self.with_last_end_recorded(cx, guest).await?;
+        let config = super::config::parse(&guest.config.value)?;
+        if saved::is_saved(&config) {
+            return self.start_saved(cx, guest, &config, limit.left(LEASE_WAIT)).await;
+        }
+        let guest = self.without_memory(cx, guest).await?;
         let guest = self.ready_drive(cx, self.apply_pending(guest).await?).await?;
         let launch = self.launch_spec(&guest, None).await?;
         let frozen = super::config::parse(&launch.config)?.current.freeze();
@@ -296,7 +302,7 @@ impl Ops {
         self.run_within(vmid, epoch, LEASE_WAIT).await
     }
 
-    async fn run_within(&self, vmid: Vmid, epoch: Epoch, wait: Duration) -> Result<(), OpsError> {
+    pub(super) async fn run_within(&self, vmid: Vmid, epoch: Epoch, wait: Duration) -> Result<(), OpsError> {
         let until = Instant::now() + wait;
         let mut lease = self.lease.clone();
         loop {

@@ -82,7 +82,9 @@ impl Ops {
             async move { (self.obstacles(guest, &node).await, node.name) }
         });
         for (why, name) in futures_util::future::join_all(asked).await {
-            match why? {
+            let (mut why, silent) = why?;
+            why.extend(silent);
+            match why {
                 why if why.is_empty() => found.allowed_nodes.push(name),
                 why => found.not_allowed.push((name, why)),
             }
@@ -90,12 +92,12 @@ impl Ops {
         Ok(found)
     }
 
-    /// All that speaks against moving a VM of this node to another.
+    /// All that speaks against moving a VM of this node to another; and, by itself, that the other did not say.
     pub(super) async fn obstacles(
         &self,
         guest: &GuestAt,
         target: &NodeRecord,
-    ) -> Result<Vec<String>, OpsError> {
+    ) -> Result<(Vec<String>, Option<String>), OpsError> {
         let config = super::config::parse(&guest.config.value)?;
         let process = self.guests.state(guest.vmid).await;
         let local = self.local_volumes(&config)?;
@@ -108,16 +110,16 @@ impl Ops {
         let request = FitsRequest {
             vmid: guest.vmid,
             config: VmConfig { current: config.current, ..VmConfig::default() }.to_string(),
-            incoming: process.map(|p| Incoming { machine: p.machine, accel: p.accel }),
+            incoming: process.map(|p| Incoming::stream(p.machine, p.accel)),
         };
         match call::<_, Vec<String>>(&*self.peers, target, FITS_CALL, &request, PATIENCE).await {
             Ok(theirs) => why.extend(theirs),
             Err(PeerError::Unreachable { node, why: how }) => {
-                why.push(format!("node '{node}' does not answer ({how})"));
+                return Ok((why, Some(format!("node '{node}' does not answer ({how})"))));
             }
             Err(e) => why.push(e.to_string()),
         }
-        Ok(why)
+        Ok((why, None))
     }
 
     /// What on this node speaks against taking another node's guest.

@@ -9,6 +9,7 @@ use crate::{Ops, OpsError};
 use std::sync::Arc;
 use stead_driver::guest::{GuestError, GuestProcess, RunState};
 use stead_guest::copy::{Claim, claim};
+use stead_guest::saved;
 use stead_model::{Epoch, NodeName, Ownership, Vmid, paths};
 
 /// What to do with a process, or with a record that says *running*.
@@ -123,6 +124,8 @@ impl Ops {
             (Step::Await, Some(p), Some(g)) => self.await_handover(vmid, p.epoch, g.own.value.owner),
             (Step::Reclaim, Some(_), Some(g)) => self.reclaim(g).await?,
             (Step::Arm, Some(p), Some(g)) => self.arm(&g, &p).await?,
+            // It was moved here, or was to go on when its daemon ended.
+            (Step::RecordStopped, None, Some(g)) if super::suspend::is_saved(&g) => self.resume_moved(vmid),
             (Step::RecordStopped, None, Some(g)) => {
                 self.fence.forget(vmid).await?;
                 self.mark(&g, false, false).await?;
@@ -165,7 +168,7 @@ impl Ops {
     /// The daemon ended between *completed* and the outcome of its proposal, which may still be on its way. Writing
     /// the record anew, under the same epoch, decides: the proposal names the revision that it was built on, so either
     /// this commits and the proposal never can, or it finds the guest handed over.
-    async fn reclaim(&self, guest: GuestAt) -> Result<(), OpsError> {
+    pub(super) async fn reclaim(&self, guest: GuestAt) -> Result<(), OpsError> {
         self.take_back(&guest).await?;
         if guest.own.value.armed {
             self.run_under_lease(guest.vmid, guest.own.value.epoch).await
@@ -183,9 +186,12 @@ impl Ops {
         store::put_over(&mut txn, &paths::ownership(guest.vmid), Some(guest.own.revision), record);
         let mut config = super::config::parse(&guest.config.value)?;
         config.current.remove("lock");
+        // The process has it all: what was written of it, or read by it, is of no use any more.
+        let memory = saved::forget(&mut config);
         store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
         self.conf.view(|t| super::lock::release(t, guest.vmid, &mut txn));
         self.conf.transact(txn).await?;
+        self.free_volumes(memory.as_slice()).await;
         Ok(())
     }
 

@@ -9,14 +9,12 @@ use crate::store::GuestAt;
 use crate::{Ops, OpsError};
 use std::path::Path;
 use std::time::Duration;
-use stead_driver::guest::{Incoming, MigrationPhase, RunState};
+use stead_driver::guest::{Incoming, Launch, MigrationPhase, RunState, SavedState};
 use stead_driver::storage::NewVolume;
 use stead_guest::snapshots::{self, Held, Memory};
 use stead_model::vmconfig::VmConfig;
 use stead_model::{StorageId, Vmid, VolumeId};
 use stead_tasks::TaskContext;
-use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
 
 /// What is written beside the memory at most: the state of devices, a graphics card's memory among it.
 const DEVICES: u64 = 1 << 30;
@@ -34,13 +32,28 @@ impl Ops {
         disks: &[Held],
         name: &str,
     ) -> Result<VolumeId, OpsError> {
+        let memory = self.memory_volume(vmid, config, disks, None, name).await?;
+        snapshots::keep_memory(config, name, &memory)?;
+        Ok(memory.volume)
+    }
+
+    /// Makes a volume for the memory of a VM that runs: on this storage, on that of its options, or else beside one of its disks.
+    pub(super) async fn memory_volume(
+        &self,
+        vmid: Vmid,
+        config: &VmConfig,
+        disks: &[Held],
+        storage: Option<StorageId>,
+        name: &str,
+    ) -> Result<Memory, OpsError> {
         let process = self.running(vmid).await?;
         let shared = |id: &StorageId| self.storage(id).is_ok_and(|s| s.shared);
-        let storage = match config.current.get(STORAGE) {
-            Some(id) => {
+        let storage = match (storage, config.current.get(STORAGE)) {
+            (Some(storage), _) => storage,
+            (None, Some(id)) => {
                 id.parse().map_err(|e: stead_model::IdError| OpsError::invalid(STORAGE, e.to_string()))?
             }
-            None => snapshots::room_for_memory(disks, shared)?,
+            (None, None) => snapshots::room_for_memory(disks, shared)?,
         };
         let new = NewVolume {
             vmid,
@@ -49,9 +62,7 @@ impl Ops {
             size: (config.current.memory()?.0 << 20) + DEVICES,
         };
         let volume = self.alloc(&storage, &new).await?.volid;
-        let memory = Memory { volume, machine: process.machine, accel: process.accel };
-        snapshots::keep_memory(config, name, &memory)?;
-        Ok(memory.volume)
+        Ok(Memory { volume, machine: process.machine, accel: process.accel })
     }
 
     /// Has a VM's disks and its memory kept as they are at one moment.
@@ -83,7 +94,7 @@ impl Ops {
     }
 
     /// Continues a VM that stands for a snapshot.
-    async fn go_on(&self, guest: &GuestAt) -> Result<(), OpsError> {
+    pub(super) async fn go_on(&self, guest: &GuestAt) -> Result<(), OpsError> {
         match self.guests.state(guest.vmid).await.map(|p| p.state) {
             Some(RunState::Paused) => {
                 self.resume_now(guest).await?;
@@ -100,7 +111,12 @@ impl Ops {
     }
 
     /// Waits until it is written, and on disk.
-    async fn follow_memory(&self, cx: &TaskContext, vmid: Vmid, to: &Path) -> Result<(), OpsError> {
+    pub(super) async fn follow_memory(
+        &self,
+        cx: &TaskContext,
+        vmid: Vmid,
+        to: &Path,
+    ) -> Result<(), OpsError> {
         let mut seen = MigrationPhase::None;
         loop {
             let now = tokio::select! {
@@ -145,9 +161,7 @@ impl Ops {
         memory: Memory,
     ) -> Result<(), OpsError> {
         let guest = self.vm_at(vmid)?;
-        let from = self.resolve_volume(&memory.volume).await?.path;
-        let incoming = Incoming { machine: memory.machine, accel: memory.accel };
-        let launch = self.launch_spec(&guest, Some(incoming)).await?;
+        let launch = self.launch_with_memory(&guest, &memory, false).await?;
         for warning in self.guests.warnings(&launch).await {
             cx.warn(warning);
         }
@@ -161,9 +175,7 @@ impl Ops {
         }
         cx.log(format!("starting VM {vmid} with the memory that it had"));
         let started = async {
-            self.guests.launch(launch).await?;
-            let loaded = cx.or_cancelled(self.load_memory(vmid, &from)).await;
-            loaded.map_err(|e| OpsError::failed(e.to_string()))??;
+            self.launch_and_load(cx, launch).await?;
             Ok::<_, OpsError>(self.guests.resume(vmid).await?)
         };
         if let Err(e) = started.await {
@@ -176,28 +188,36 @@ impl Ops {
         Ok(())
     }
 
-    /// Gives a process that waits for it the state in a file.
-    async fn load_memory(&self, vmid: Vmid, from: &Path) -> Result<(), OpsError> {
-        let failed = |e: std::io::Error| OpsError::failed(format!("could not read {}: {e}", from.display()));
+    /// What makes a process that reads its memory. `mapped`: as [`SavedState::mapped`].
+    pub(super) async fn launch_with_memory(
+        &self,
+        guest: &GuestAt,
+        memory: &Memory,
+        mapped: bool,
+    ) -> Result<Launch, OpsError> {
+        let path = self.resolve_volume(&memory.volume).await?.path;
+        let mut incoming = Incoming::stream(memory.machine.clone(), memory.accel.clone());
+        incoming.state = Some(SavedState { path, mapped });
+        self.launch_spec(guest, Some(incoming)).await
+    }
+
+    /// Makes a process and waits until it has read its memory. Its CPUs stand then.
+    pub(super) async fn launch_and_load(&self, cx: &TaskContext, launch: Launch) -> Result<(), OpsError> {
+        let vmid = launch.vmid;
+        self.guests.launch(launch).await?;
+        let loaded = cx.or_cancelled(self.await_loaded(vmid)).await;
+        loaded.map_err(|e| OpsError::failed(e.to_string()))?
+    }
+
+    async fn await_loaded(&self, vmid: Vmid) -> Result<(), OpsError> {
         let mut events = self.guests.events();
-        let inlet = self.guests.migration_inlet(vmid).await?;
-        let mut process = UnixStream::connect(&inlet).await.map_err(failed)?;
-        let mut file = tokio::fs::File::open(from).await.map_err(failed)?;
-        // Behind the state's end a volume may hold anything, which the process does not read. What ends too early ends it.
-        let copied = async {
-            tokio::io::copy(&mut file, &mut process).await?;
-            process.shutdown().await
-        };
-        let copied = copied.await;
         loop {
             match self.guests.state(vmid).await.map(|p| p.state) {
                 Some(RunState::Received) => return Ok(()),
-                Some(RunState::Inmigrate) => {}
+                // While it reads it may not answer, and neither does one that ends.
+                Some(RunState::Inmigrate | RunState::Unresponsive) => {}
                 Some(state) => return Err(OpsError::failed(format!("its process is {state:?}"))),
-                None => {
-                    copied.map_err(failed)?;
-                    return Err(OpsError::failed("its process did not take it, and has ended"));
-                }
+                None => return Err(OpsError::failed("its process could not read it, and has ended")),
             }
             // Whatever is heard, and nothing, both ask again.
             let _ = tokio::time::timeout(LOOK, events.recv()).await;

@@ -126,7 +126,7 @@ fn every_bus_and_more_devices_than_the_main_bus_holds() {
 fn an_incoming_guest_is_what_its_source_is() {
     let mut c =
         case("machine: q35\nmemory: 64\nscsi0: local:100/a.raw\nscsihw: virtio-scsi-pci\nvga: none\n");
-    c.incoming = Some(Incoming { machine: "pc-q35-9.0".into(), accel: "tcg".into() });
+    c.incoming = Some(Incoming::stream("pc-q35-9.0", "tcg"));
     let made = line(&c).unwrap();
     assert_eq!((made.machine.as_str(), made.accel), ("pc-q35-9.0", Accel::Tcg));
     insta::assert_snapshot!(shown(&c));
@@ -250,7 +250,7 @@ fn what_cannot_be_done_is_refused_by_name() {
         ("memory: 64\n", Some(("pc-i440fx-11.0", "tcg")), "machine", "pc-i440fx-11.0"),
     ] {
         let mut c = case(text);
-        c.incoming = incoming.map(|(m, a)| Incoming { machine: m.into(), accel: a.into() });
+        c.incoming = incoming.map(|(m, a)| Incoming::stream(m, a));
         match line(&c) {
             Err(GuestError::Config { key: at, why }) => {
                 assert_eq!(at, key);
@@ -261,6 +261,6 @@ fn what_cannot_be_done_is_refused_by_name() {
     }
     let mut c = case("memory: 64\n");
     c.accel = Accel::Tcg;
-    c.incoming = Some(Incoming { machine: "pc-i440fx-10.0".into(), accel: "kvm".into() });
+    c.incoming = Some(Incoming::stream("pc-i440fx-10.0", "kvm"));
     assert!(line(&c).unwrap_err().to_string().contains("cannot move here"));
 }

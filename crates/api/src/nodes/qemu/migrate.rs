@@ -5,8 +5,8 @@ use crate::framework::{Access, Error, Json};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use stead_api_derive::{Params, Schema};
-use stead_model::{NodeName, Upid, Vmid};
-use stead_ops::guest::migrate::MigrateOptions;
+use stead_model::{NodeName, StorageId, Upid, Vmid};
+use stead_ops::guest::migrate::{MigrateOptions, Quick as QuickMove};
 use stead_ops::guest::preconditions::{LocalVolume, Preconditions};
 
 const MIGRATE: Access = Access::All("/vms/{vmid}", &["VM.Migrate"]);
@@ -131,7 +131,31 @@ endpoint! {
         if p.migration_type == Some(Carried::Insecure) {
             return Err(Error::parameter("migration_type", "a VM's memory never leaves a node unencrypted"));
         }
-        let options = MigrateOptions { target: p.target, online: p.online, bwlimit: p.bwlimit };
+        let options = MigrateOptions { target: p.target, online: p.online, bwlimit: p.bwlimit, quick: None };
+        Ok(cx.ops().migrate(&cx.actor(), p.vmid, options, asked(false)).await?)
+    }
+}
+
+#[derive(Params)]
+pub struct QuickMigrate {
+    /// The node.
+    node: NodeName,
+    /// The VM.
+    vmid: Vmid,
+    /// Where to.
+    target: NodeName,
+    /// The shared storage for its memory: without it that of `vmstatestorage`, or of one of its disks.
+    statestorage: Option<StorageId>,
+}
+
+endpoint! {
+    /// Moves a running VM over a shared storage: its memory is written there while it runs, and read by the other node. The nodes need not
+    /// reach each other.
+    Quick = post("/nodes/{node}/qemu/{vmid}/quick_migrate"), AtGuest, MIGRATE;
+    fn call(cx, p: QuickMigrate) -> Upid {
+        cx.ops().member(&p.node)?;
+        let quick = Some(QuickMove { storage: p.statestorage });
+        let options = MigrateOptions { target: p.target, online: true, bwlimit: None, quick };
         Ok(cx.ops().migrate(&cx.actor(), p.vmid, options, asked(false)).await?)
     }
 }

@@ -4,7 +4,7 @@ use super::{OneVm, asked};
 use crate::framework::{Access, Json};
 use std::time::Duration;
 use stead_api_derive::Params;
-use stead_model::{NodeName, Upid, Vmid};
+use stead_model::{NodeName, StorageId, Upid, Vmid};
 use stead_ops::guest::power::{PowerAction, SHUTDOWN_TIMEOUT, STOP_TIMEOUT};
 use stead_ops::guest::view::VmCurrent;
 
@@ -74,6 +74,23 @@ pub struct Reboot {
     /// Seconds to wait for the VM's system.
     #[param(min = 0)]
     timeout: Option<u64>,
+}
+
+#[derive(Params)]
+pub struct Suspend {
+    /// The node.
+    node: NodeName,
+    /// The VM.
+    vmid: Vmid,
+    /// Over a lock; root@pam alone.
+    #[param(default = "0")]
+    skiplock: bool,
+    /// Write its memory to disk and end its process: its next start has it go on.
+    #[param(default = "0")]
+    todisk: bool,
+    /// The storage for its memory: without it that of `vmstatestorage`, or of one of its disks.
+    #[param(requires = "todisk")]
+    statestorage: Option<StorageId>,
 }
 
 #[derive(Params)]
@@ -169,14 +186,14 @@ endpoint! {
 }
 
 endpoint! {
-    /// Stops a VM's CPUs.
+    /// Stops a VM's CPUs, or has it go on later with its memory on disk.
     PostSuspend = post("/nodes/{node}/qemu/{vmid}/status/suspend"), AtGuest, POWER;
-    missing: &[
-        "statestorage: suspending to disk is not supported yet",
-        "todisk: suspending to disk is not supported yet",
-    ];
-    fn call(cx, p: Simple) -> Upid {
+    fn call(cx, p: Suspend) -> Upid {
         cx.ops().member(&p.node)?;
+        if p.todisk {
+            let (actor, asked) = (cx.actor(), asked(p.skiplock));
+            return Ok(cx.ops().suspend_to_disk(&actor, p.vmid, p.statestorage, asked).await?);
+        }
         Ok(cx.ops().power(&cx.actor(), p.vmid, PowerAction::Suspend, asked(p.skiplock)).await?)
     }
 }

@@ -2,8 +2,10 @@
 
 use super::super::support::{BOOT, RECOVERY, cluster, loopback, runs_on, start};
 use anyhow::{Context, ensure};
+use std::time::Duration;
 use stead_testbed::api::until;
 use stead_testbed::guest::tick;
+use stead_testbed::poll::ask;
 
 const VM: u32 = 100;
 
@@ -82,5 +84,47 @@ fn all_that_speaks_against_a_move_is_named_before_it_begins() {
         let dead = told("n3").await?;
         ensure!(dead.contains("node 'n3' does not answer"), "{dead}");
         runs_on(&cluster, &api, VM, BOOT, |n| n == 0).await.map(drop)
+    });
+}
+
+/// Its memory goes to a storage and comes back from it: on the same node, and on another one. What it had in it goes on.
+#[test]
+fn a_vm_goes_on_with_its_memory_from_a_storage() {
+    loopback(async |builder| {
+        let cluster = cluster(builder.nodes(2)).await?;
+        let api = cluster.api(0).await?;
+        cluster.create_http_guest(0, VM, "quick").await?;
+        start(&cluster, &api, 0, VM).await?;
+        let places = cluster.guest_places(VM);
+        let answers = async |node: usize| {
+            until("it answers", BOOT, async || Ok(ask(places[node], Duration::from_secs(1)).await.ok())).await
+        };
+        let first = answers(0).await?;
+        let path = |n: usize| format!("/nodes/n{}/qemu/{VM}", n + 1);
+        api.post_and_wait(&format!("{}/status/suspend", path(0)), &[("todisk", "1")], BOOT).await?;
+        let config = api.get(&format!("{}/config", path(0))).await?;
+        ensure!(config["lock"] == "suspended" && config["vmstate"].is_string(), "{config}");
+        ensure!(!cluster.node(0).runs_a_guest(), "its process is there");
+        api.post_and_wait(&format!("{}/status/start", path(0)), &[], BOOT).await.context("going on")?;
+        let second = answers(0).await?;
+        ensure!(second.boot_id == first.boot_id, "it was booted anew: {first:?}, {second:?}");
+
+        let quick = format!("{}/quick_migrate", path(0));
+        api.post_and_wait(&quick, &[("target", "n2")], BOOT).await.context("moving it over the storage")?;
+        runs_on(&cluster, &api, VM, BOOT, |n| n == 1).await?;
+        let third = answers(1).await?;
+        ensure!(third.boot_id == first.boot_id && third.conflicts == 0, "{first:?}, {third:?}");
+        let config = api.get(&format!("{}/config", path(1))).await?;
+        ensure!(config["lock"].is_null() && config["vmstate"].is_null(), "{config}");
+        let left = api.get("/nodes/n2/storage/shared/content").await?.to_string();
+        ensure!(!left.contains("state-suspend"), "{left}");
+
+        // Suspended, it moves as any VM that does not run, and goes on there.
+        api.post_and_wait(&format!("{}/status/suspend", path(1)), &[("todisk", "1")], BOOT).await?;
+        api.post_and_wait(&format!("{}/migrate", path(1)), &[("target", "n1")], BOOT).await?;
+        api.post_and_wait(&format!("{}/status/start", path(0)), &[], BOOT).await.context("going on there")?;
+        let fourth = answers(0).await?;
+        ensure!(fourth.boot_id == first.boot_id && fourth.conflicts == 0, "{first:?}, {fourth:?}");
+        Ok(())
     });
 }
