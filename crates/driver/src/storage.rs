@@ -116,6 +116,14 @@ pub enum StorageError {
         /// The snapshot.
         snapshot: String,
     },
+    /// Other volumes are built on it.
+    #[error("base volume '{volume}' is still in use by linked clones ({clones}): remove them first")]
+    HasClones {
+        /// The volume.
+        volume: String,
+        /// Some of them.
+        clones: String,
+    },
     /// The storage may not hold this.
     #[error("storage '{storage}' does not support {what}")]
     Unsupported {
@@ -168,8 +176,12 @@ pub enum StorageError {
     },
 }
 
+fn no(what: &str, storage: &StorageId) -> StorageError {
+    StorageError::Unsupported { storage: storage.clone(), what: what.to_owned() }
+}
+
 fn no_snapshots(storage: &StorageId) -> StorageError {
-    StorageError::Unsupported { storage: storage.clone(), what: "snapshots".to_owned() }
+    no("snapshots", storage)
 }
 
 /// What [`StorageDriver::alloc`] is to make.
@@ -184,6 +196,39 @@ pub struct NewVolume {
     /// Bytes.
     pub size: u64,
 }
+
+/// An image that is copied. No process may write to it meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// The path of a file or block device.
+    pub path: PathBuf,
+    /// `raw`, `qcow2` or `vmdk`.
+    pub format: String,
+    /// The state that it keeps under this name, rather than its present one.
+    pub snapshot: Option<String>,
+    /// Somebody has brought it: one that names other files is refused, since it could name any of this host.
+    pub foreign: bool,
+}
+
+/// What [`StorageDriver::copy`] is to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewCopy {
+    /// Whose.
+    pub vmid: Vmid,
+    /// Its name (`vm-100-disk-0.qcow2`), or none: the first free one.
+    pub name: Option<String>,
+    /// `raw` or `qcow2`; none: the storage's default.
+    pub format: Option<String>,
+    /// Of what.
+    pub of: Image,
+    /// How large that is for a guest, in bytes, where it is known.
+    pub size: Option<u64>,
+    /// Bytes a second at most.
+    pub limit: Option<u64>,
+}
+
+/// Is told which share is done: 0 to 1.
+pub type Watch<'a> = &'a (dyn Fn(f64) + Send + Sync);
 
 /// One configured storage of one type. Blocking work runs off the async threads.
 #[async_trait]
@@ -211,7 +256,7 @@ pub trait StorageDriver: Send + Sync {
     async fn info(&self, name: &str) -> Result<VolumeInfo, StorageError>;
     /// Makes a disk. After an error, or a crash in the middle, no volume with a valid name is half made.
     async fn alloc(&self, new: &NewVolume) -> Result<VolumeInfo, StorageError>;
-    /// Removes a volume.
+    /// Removes a volume; not one that others are built on.
     async fn free(&self, name: &str) -> Result<(), StorageError>;
     /// Grows a disk that no guest has open, to `size` bytes.
     async fn resize(&self, name: &str, size: u64) -> Result<(), StorageError>;
@@ -236,6 +281,41 @@ pub trait StorageDriver: Send + Sync {
     /// may be neither: it is repeated.
     async fn rollback_snapshot(&self, _name: &str, _snapshot: &str) -> Result<(), StorageError> {
         Err(no_snapshots(self.id()))
+    }
+    /// The name that a guest's next disk would get, were it made now and were there those `besides`: with a `base`, a
+    /// linked clone of that. So a configuration can name it before it is made.
+    async fn next_name(
+        &self,
+        _vmid: Vmid,
+        _format: Option<&str>,
+        _base: Option<&str>,
+        _besides: &[VolumeId],
+    ) -> Result<VolumeId, StorageError> {
+        Err(no("copies", self.id()))
+    }
+    /// Makes a disk with the content of an image, which lies on any storage. After an error, and where it is dropped or
+    /// cut off, nothing of it has a name.
+    async fn copy(&self, _new: &NewCopy, _watch: Watch<'_>) -> Result<VolumeInfo, StorageError> {
+        Err(no("copies", self.id()))
+    }
+    /// Makes a disk of a guest, `name` being its file's, that holds only what differs from a base volume of this storage.
+    async fn clone_base(
+        &self,
+        _base: &str,
+        _vmid: Vmid,
+        _name: Option<&str>,
+    ) -> Result<VolumeInfo, StorageError> {
+        Err(no("linked clones", self.id()))
+    }
+    /// Gives a disk that nobody has open the name of a base volume, and lets nobody write it. Until its old name is freed it may
+    /// have both, so that a configuration can be changed in between; repeated, it does the rest.
+    async fn make_base(&self, _name: &str) -> Result<VolumeInfo, StorageError> {
+        Err(no("base volumes", self.id()))
+    }
+    /// Gives a disk that nobody has open to another guest, under a name of its own or the first free one. Until its old name
+    /// is freed it may have both.
+    async fn rename(&self, _name: &str, _vmid: Vmid, _to: Option<&str>) -> Result<VolumeInfo, StorageError> {
+        Err(no("other names of its volumes", self.id()))
     }
     /// What a guest's process opens.
     async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError>;

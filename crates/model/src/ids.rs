@@ -363,6 +363,33 @@ pub struct VolumeId {
     pub name: String,
 }
 
+impl VolumeId {
+    /// Its own part of the name: of a linked clone (`100/base-100-disk-0.raw/101/vm-101-disk-0.qcow2`) what is not its
+    /// base's.
+    pub fn own_name(&self) -> &str {
+        match self.name.rmatch_indices('/').nth(1) {
+            Some((at, _)) => &self.name[at + 1..],
+            None => &self.name,
+        }
+    }
+
+    /// The base volume that a linked clone is built on, as its name says.
+    pub fn base(&self) -> Option<Self> {
+        let (at, _) = self.name.rmatch_indices('/').nth(1)?;
+        Some(Self { storage: self.storage.clone(), name: self.name[..at].to_owned() })
+    }
+
+    /// Whether it is a base volume, which nobody writes.
+    pub fn is_base(&self) -> bool {
+        self.name.rsplit('/').next().is_some_and(|file| file.starts_with("base-"))
+    }
+
+    /// Whether both name the same volume: a linked clone may be named with or without its base.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.storage == other.storage && self.own_name() == other.own_name()
+    }
+}
+
 impl FromStr for VolumeId {
     type Err = IdError;
     fn from_str(s: &str) -> Result<Self, IdError> {
@@ -503,6 +530,20 @@ mod tests {
             assert!(wrong.parse::<VolumeId>().is_err(), "{wrong}");
         }
         assert_eq!("local:iso/a b.iso".parse::<VolumeId>().unwrap().name, "iso/a b.iso");
+    }
+
+    #[test]
+    fn a_linked_clone_is_the_same_by_both_of_its_names() {
+        let volume = |text: &str| text.parse::<VolumeId>().unwrap();
+        let (long, short) = (
+            volume("aa:100/base-100-disk-0.raw/101/vm-101-disk-0.qcow2"),
+            volume("aa:101/vm-101-disk-0.qcow2"),
+        );
+        assert!(long.is_same(&short) && !long.is_same(&volume("bb:101/vm-101-disk-0.qcow2")));
+        let base = long.base().unwrap();
+        assert_eq!(base, volume("aa:100/base-100-disk-0.raw"));
+        assert!(base.is_base() && !long.is_base() && !short.is_base());
+        assert_eq!((short.base(), volume("aa:iso/x.iso").own_name()), (None, "iso/x.iso"));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use super::images::{self, Kept};
 use crate::guest::ResolvedVolume;
-use crate::storage::{Content, NewVolume, Space, StorageDriver, StorageError, VolumeInfo, is_plain_name};
+use crate::storage::{
+    Content, NewCopy, NewVolume, Space, StorageDriver, StorageError, VolumeInfo, Watch, is_plain_name,
+};
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -68,7 +70,7 @@ impl FakeStorage {
         self.lock().read_only = why.map(str::to_owned);
     }
 
-    /// Makes `snapshot`, `delete_snapshot` or `rollback_snapshot` fail once it has worked so many times; with none all work again.
+    /// Makes `snapshot`, `delete_snapshot`, `rollback_snapshot`, `copy`, `clone_base`, `make_base`, `rename` or `free` fail once it has worked so many times; with none all work again.
     pub fn set_failing(&self, operation: Option<(&'static str, usize)>) {
         self.lock().failing = operation;
     }
@@ -105,6 +107,12 @@ impl FakeStorage {
             let what = format!("snapshots of volume '{name}', which is {}", volume.format);
             return Err(StorageError::Unsupported { storage: self.id.clone(), what });
         }
+        self.wear(state, operation)?;
+        Ok(images::read(&self.image(name)))
+    }
+
+    /// Fails where it was told to.
+    fn wear(&self, state: &mut State, operation: &'static str) -> Result<(), StorageError> {
         match &mut state.failing {
             Some((failing, 0)) if *failing == operation => {
                 let why = "the medium is worn out".to_owned();
@@ -117,7 +125,37 @@ impl FakeStorage {
             Some((failing, left)) if *failing == operation => *left -= 1,
             _ => {}
         }
-        Ok(images::read(&self.image(name)))
+        Ok(())
+    }
+
+    /// The first name that no disk of a guest has, nor one of `besides`.
+    fn free_name(&self, state: &State, id: Vmid, format: &str, besides: &[VolumeId]) -> String {
+        let besides = besides.iter().filter(|v| v.storage == self.id).map(|v| &v.name);
+        let names: Vec<&String> = state.volumes.keys().chain(besides).collect();
+        let taken = |n: &u32| {
+            let stems = ["vm", "base"].map(|kind| format!("{id}/{kind}-{id}-disk-{n}."));
+            names.iter().any(|name| stems.iter().any(|stem| name.contains(stem)))
+        };
+        let n = (0..).find(|n| !taken(n)).unwrap_or(u32::MAX);
+        format!("{id}/vm-{id}-disk-{n}.{format}")
+    }
+
+    /// A volume of a guest under a new name.
+    fn add(
+        &self,
+        state: &mut State,
+        name: String,
+        (format, size): (&str, u64),
+        vmid: Vmid,
+        parent: Option<String>,
+    ) -> Result<VolumeInfo, StorageError> {
+        if state.volumes.contains_key(&name) {
+            return Err(StorageError::Exists(format!("{}:{name}", self.id)));
+        }
+        let made = self.volume(name.clone(), Content::Images, format, size, Some(vmid));
+        let made = VolumeInfo { parent, ..made };
+        state.volumes.insert(name, made.clone());
+        Ok(made)
     }
 
     /// Where a snapshot is among those of an image.
@@ -242,21 +280,90 @@ impl StorageDriver for FakeStorage {
                 let suffixed = file.ends_with(&format!(".{format}"));
                 format!("{id}/{file}{}", if suffixed { String::new() } else { format!(".{format}") })
             }
-            None => {
-                let taken = |n: &u32| {
-                    let stem = format!("{id}/vm-{id}-disk-{n}.");
-                    state.volumes.keys().any(|k| k.starts_with(&stem))
-                };
-                let n = (0..).find(|n| !taken(n)).unwrap_or(u32::MAX);
-                format!("{id}/vm-{id}-disk-{n}.{format}")
-            }
+            None => self.free_name(&state, id, format, &[]),
         };
-        if state.volumes.contains_key(&name) {
-            return Err(StorageError::Exists(format!("{}:{name}", self.id)));
+        self.add(&mut state, name, (format, size), id, None)
+    }
+
+    async fn next_name(
+        &self,
+        vmid: Vmid,
+        format: Option<&str>,
+        base: Option<&str>,
+        besides: &[VolumeId],
+    ) -> Result<VolumeId, StorageError> {
+        let state = self.there()?;
+        let name = match base {
+            None => self.free_name(&state, vmid, format.unwrap_or("raw"), besides),
+            Some(base) => format!("{base}/{}", self.free_name(&state, vmid, "qcow2", besides)),
+        };
+        Ok(VolumeId { storage: self.id.clone(), name })
+    }
+
+    async fn copy(&self, new: &NewCopy, watch: Watch<'_>) -> Result<VolumeInfo, StorageError> {
+        drop(self.there()?);
+        watch(0.5);
+        self.pass("copy").await;
+        let mut state = self.there()?;
+        self.wear(&mut state, "copy")?;
+        let format = new.format.as_deref().unwrap_or("raw");
+        let size = new.size.unwrap_or(1 << 20);
+        self.room(&state, size, "copy a disk")?;
+        let name = match &new.name {
+            Some(file) => format!("{}/{file}", new.vmid),
+            None => self.free_name(&state, new.vmid, format, &[]),
+        };
+        watch(1.0);
+        self.add(&mut state, name, (format, size), new.vmid, None)
+    }
+
+    async fn clone_base(
+        &self,
+        base: &str,
+        vmid: Vmid,
+        name: Option<&str>,
+    ) -> Result<VolumeInfo, StorageError> {
+        self.pass("clone_base").await;
+        let mut state = self.there()?;
+        self.wear(&mut state, "clone_base")?;
+        let size = state.volumes.get(base).ok_or_else(|| self.missing(base))?.size;
+        if !base.contains("/base-") {
+            return invalid("volume", format!("'{base}' is no base volume"));
         }
-        let made = self.volume(name.clone(), Content::Images, format, size, Some(id));
-        state.volumes.insert(name, made.clone());
-        Ok(made)
+        let name = match name {
+            Some(file) => format!("{vmid}/{file}"),
+            None => self.free_name(&state, vmid, "qcow2", &[]),
+        };
+        let parent = Some(format!("../{base}"));
+        self.add(&mut state, format!("{base}/{name}"), ("qcow2", size), vmid, parent)
+    }
+
+    async fn make_base(&self, name: &str) -> Result<VolumeInfo, StorageError> {
+        let mut state = self.there()?;
+        self.wear(&mut state, "make_base")?;
+        let old = state.volumes.get(name).cloned().ok_or_else(|| self.missing(name))?;
+        let own = name.rsplit('/').next().unwrap_or_default();
+        let (Some(vmid), Some(rest)) = (old.vmid, own.strip_prefix("vm-")) else { return Ok(old) };
+        let base = format!("{vmid}/base-{rest}");
+        if let Some(there) = state.volumes.get(&base) {
+            return Ok(there.clone());
+        }
+        self.add(&mut state, base, (&old.format, old.size), vmid, old.parent)
+    }
+
+    async fn rename(&self, name: &str, vmid: Vmid, to: Option<&str>) -> Result<VolumeInfo, StorageError> {
+        let mut state = self.there()?;
+        self.wear(&mut state, "rename")?;
+        let old = state.volumes.get(name).cloned().ok_or_else(|| self.missing(name))?;
+        let own = match to {
+            Some(file) => format!("{vmid}/{file}"),
+            None => self.free_name(&state, vmid, &old.format, &[]),
+        };
+        let new = match old.parent.as_deref().and_then(|parent| parent.strip_prefix("../")) {
+            Some(base) => format!("{base}/{own}"),
+            None => own,
+        };
+        self.add(&mut state, new, (&old.format, old.size), vmid, old.parent)
     }
 
     async fn snapshots(&self, name: &str) -> Result<Vec<String>, StorageError> {
@@ -296,8 +403,16 @@ impl StorageDriver for FakeStorage {
     }
 
     async fn free(&self, name: &str) -> Result<(), StorageError> {
+        let mut state = self.there()?;
+        self.wear(&mut state, "free")?;
+        let backing = format!("../{name}");
+        let built = |v: &&VolumeInfo| v.parent.as_deref() == Some(&backing);
+        if let Some(clone) = state.volumes.values().find(built) {
+            let (volume, clones) = (format!("{}:{name}", self.id), clone.volid.name.clone());
+            return Err(StorageError::HasClones { volume, clones });
+        }
         images::remove(&self.image(name));
-        self.there()?.volumes.remove(name).map(|_| ()).ok_or_else(|| self.missing(name))
+        state.volumes.remove(name).map(|_| ()).ok_or_else(|| self.missing(name))
     }
 
     async fn resize(&self, name: &str, size: u64) -> Result<(), StorageError> {

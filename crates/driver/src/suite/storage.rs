@@ -1,6 +1,6 @@
 //! Conformance of a [`StorageDriver`].
 
-use crate::storage::{Content, NewVolume, StorageDriver, StorageError};
+use crate::storage::{Content, Image, NewCopy, NewVolume, StorageDriver, StorageError, VolumeInfo};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,7 +24,8 @@ macro_rules! storage_conformance {
             disks_get_names, names_are_never_given_twice, a_name_belongs_to_its_guest, what_is_gone_is_gone,
             names_cannot_leave_the_storage, disks_only_grow, a_disk_gets_another_content_in_one_step, uploads_appear_whole,
             foreign_files_are_not_taken, a_full_storage_keeps_nothing_half_made, space_adds_up, states_are_kept_and_given_back,
-            a_state_is_kept_once_and_forgotten_once, what_keeps_no_states_says_so);
+            a_state_is_kept_once_and_forgotten_once, what_keeps_no_states_says_so, copies_are_disks_of_their_own,
+            what_has_linked_clones_stays, a_disk_goes_to_another_guest);
     };
     (@ $harness:ty: $($name:ident),*) => {
         $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -344,4 +345,84 @@ pub async fn space_adds_up(h: &dyn StorageHarness) {
     let s = opened(h).await;
     let space = s.space().await.unwrap();
     assert!(space.total > 0 && space.used <= space.total && space.avail <= space.total, "{space:?}");
+}
+
+/// The image of a disk, to be copied.
+async fn image_of(s: &dyn StorageDriver, v: &VolumeInfo) -> Image {
+    let path = s.resolve(&v.volid.name).await.unwrap().path;
+    Image { path, format: v.format.clone(), snapshot: None, foreign: false }
+}
+
+fn file(name: &str) -> Option<String> {
+    name.rsplit('/').next().map(str::to_owned)
+}
+
+/// Names are told before they are taken; a copy gets the one asked for, in any format, and never another disk's.
+pub async fn copies_are_disks_of_their_own(h: &dyn StorageHarness) {
+    let s = opened(h).await;
+    for (n, from, to) in [(0, "qcow2", "raw"), (1, "raw", "qcow2"), (2, "raw", "raw"), (3, "qcow2", "qcow2")]
+    {
+        let a = s.alloc(&NewVolume { format: Some(from.into()), ..disk(100, 4 * MIB) }).await.unwrap();
+        let name = s.next_name(vmid(101), Some(to), None, &[]).await.unwrap();
+        assert!(name.name.contains(&format!("vm-101-disk-{n}")), "{name}");
+        let next = s.next_name(vmid(101), Some(to), None, std::slice::from_ref(&name)).await.unwrap();
+        assert!(next.name.contains(&format!("vm-101-disk-{}", n + 1)), "{next}");
+        let new = NewCopy {
+            vmid: vmid(101),
+            name: file(&name.name),
+            format: Some(to.into()),
+            of: image_of(&*s, &a).await,
+            size: Some(a.size),
+            limit: Some(1 << 30),
+        };
+        let copy = s.copy(&new, &|share| assert!((0.0..=1.0).contains(&share))).await.unwrap();
+        assert_eq!((&copy.volid, copy.size, copy.format.as_str()), (&name, 4 * MIB, to));
+        assert_eq!(copy, s.info(&copy.volid.name).await.unwrap());
+        assert!(matches!(s.copy(&new, &|_| {}).await, Err(StorageError::Exists(_))));
+        let free = s.copy(&NewCopy { name: None, vmid: vmid(102), ..new }, &|_| {}).await.unwrap();
+        assert_eq!(free.vmid, Some(vmid(102)));
+    }
+    assert_eq!(s.list(None, Some(vmid(101))).await.unwrap().len(), 4);
+}
+
+/// A disk becomes a base volume, which stays for as long as anything is built on it.
+pub async fn what_has_linked_clones_stays(h: &dyn StorageHarness) {
+    let s = opened(h).await;
+    for format in ["raw", "qcow2"] {
+        let a = s.alloc(&NewVolume { format: Some(format.into()), ..disk(100, 4 * MIB) }).await.unwrap();
+        let refused = s.clone_base(&a.volid.name, vmid(101), None).await;
+        assert!(matches!(refused, Err(StorageError::Invalid { .. })), "a guest may write it: {refused:?}");
+        let base = s.make_base(&a.volid.name).await.unwrap();
+        assert_eq!(s.make_base(&a.volid.name).await.unwrap(), base, "cut off and done again");
+        s.free(&a.volid.name).await.unwrap();
+        assert!(base.volid.name.contains("base-100-disk-0"), "{}", base.volid);
+        assert_eq!((base.size, base.vmid), (4 * MIB, Some(vmid(100))));
+        let name = s.next_name(vmid(101), Some("raw"), Some(&base.volid.name), &[]).await.unwrap();
+        let clone = s.clone_base(&base.volid.name, vmid(101), file(&name.name).as_deref()).await.unwrap();
+        assert_eq!((&clone.volid, clone.size, clone.vmid), (&name, 4 * MIB, Some(vmid(101))));
+        assert_eq!(clone, s.info(&name.name).await.unwrap());
+        assert_eq!(s.list(None, Some(vmid(101))).await.unwrap(), [clone.clone()]);
+        let refused = s.free(&base.volid.name).await.unwrap_err().to_string();
+        assert!(refused.contains("linked clones") && refused.contains("vm-101-disk-0"), "{refused}");
+        s.free(&clone.volid.name).await.unwrap();
+        s.free(&base.volid.name).await.unwrap();
+    }
+    assert_eq!(s.list(None, None).await.unwrap(), []);
+}
+
+/// A disk is another guest's then, under a name that nothing else has.
+pub async fn a_disk_goes_to_another_guest(h: &dyn StorageHarness) {
+    let s = opened(h).await;
+    let there = s.alloc(&disk(102, MIB)).await.unwrap();
+    let a = s.alloc(&disk(100, 4 * MIB)).await.unwrap();
+    let taken = s.rename(&a.volid.name, vmid(102), file(&there.volid.name).as_deref()).await;
+    assert!(matches!(taken, Err(StorageError::Exists(_))), "{taken:?}");
+    let b = s.rename(&a.volid.name, vmid(102), None).await.unwrap();
+    s.free(&a.volid.name).await.unwrap();
+    assert_eq!((b.vmid, b.size, &b.format), (Some(vmid(102)), a.size, &a.format));
+    assert!(b.volid.name.contains("vm-102-disk-1"), "{}", b.volid);
+    assert_eq!(s.list(None, Some(vmid(102))).await.unwrap().len(), 2);
+    assert_eq!(s.list(None, Some(vmid(100))).await.unwrap(), []);
+    let gone = s.rename("100/vm-100-disk-7.raw", vmid(102), None).await;
+    assert!(matches!(gone, Err(StorageError::NoVolume(_))), "{gone:?}");
 }

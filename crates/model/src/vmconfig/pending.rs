@@ -102,9 +102,10 @@ pub struct PendingItem {
 
 /// Whether a volume is the guest's own by its name: `100/vm-100-disk-0.qcow2`, `vm-100-disk-1`, `base-100-...`.
 fn owned(volume: &VolumeId, vmid: Vmid) -> bool {
-    let file = volume.name.rsplit('/').next().unwrap_or_default();
+    let own = volume.own_name();
+    let file = own.rsplit('/').next().unwrap_or_default();
     ["vm", "base", "subvol"].iter().any(|kind| file.starts_with(&format!("{kind}-{vmid}-")))
-        || volume.name.starts_with(&format!("{vmid}/"))
+        || own.starts_with(&format!("{vmid}/"))
 }
 
 impl VmConfig {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! path/images/100/vm-100-disk-0.qcow2   100/vm-100-disk-0.qcow2
+//! path/images/101/vm-101-disk-0.qcow2   100/base-100-disk-0.qcow2/101/vm-101-disk-0.qcow2, a linked clone
 //! path/template/iso/x.iso               iso/x.iso
 //! path/template/cache/x.tar.zst         vztmpl/x.tar.zst
 //! path/snippets/x, import/x, dump/x     snippets/x, import/x, backup/x
@@ -13,6 +14,7 @@
 //! shared directory at once get two names.
 
 mod beneath;
+mod copies;
 mod mounts;
 mod names;
 mod options;
@@ -37,7 +39,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use stead_driver::guest::ResolvedVolume;
 use stead_driver::storage::{
-    Content, NewVolume, Space, StorageDriver, StorageError, StorageType, VolumeInfo,
+    Content, NewCopy, NewVolume, Space, StorageDriver, StorageError, StorageType, VolumeInfo, Watch,
 };
 use stead_model::{StorageId, Vmid, VolumeId};
 
@@ -215,8 +217,15 @@ impl Inner {
                 });
             }
         }
+        // A linked clone is known by what it is built on, whatever name it was asked for by.
+        let own = match volume.vmid.filter(|_| volume.content == Content::Images) {
+            Some(vmid) => format!("{vmid}/{}", volume.path.rsplit('/').next().unwrap_or_default()),
+            None => name.to_owned(),
+        };
+        let base = parent.as_deref().and_then(|backing| names::base_of(&self.options.layout, backing));
+        let name = base.map_or_else(|| own.clone(), |base| format!("{base}/{own}"));
         Ok(VolumeInfo {
-            volid: VolumeId { storage: self.id.clone(), name: name.to_owned() },
+            volid: VolumeId { storage: self.id.clone(), name },
             content: volume.content,
             format: volume.format,
             size,
@@ -328,6 +337,18 @@ impl Inner {
         Err(self.errno(&what, Errno::NOENT))
     }
 
+    fn stem(&self, kind: &str, vmid: Vmid, n: u32) -> String {
+        format!("{vmid}/{kind}-{vmid}-disk-{n}")
+    }
+
+    /// Whether a disk has a name of this stem, in any format.
+    fn is_taken(&self, root: &Beneath, stem: &str) -> bool {
+        [Format::Raw, Format::Qcow2].into_iter().any(|format| {
+            let path = self.volume(&format!("{stem}.{}", format.as_str())).map(|v| v.path);
+            path.is_ok_and(|p| root.at(&p, OFlags::PATH | OFlags::NOFOLLOW, 0).is_ok())
+        })
+    }
+
     /// Gives a new disk the name asked for, or the first free one.
     fn publish_disk(&self, root: &Beneath, spooled: &str, plan: &Plan) -> Answer<VolumeInfo> {
         if let Some(file) = &plan.file {
@@ -336,12 +357,8 @@ impl Inner {
             return self.info(root, &name);
         }
         for n in 0..10_000 {
-            let stem = format!("{}/vm-{}-disk-{n}", plan.vmid, plan.vmid);
-            let taken = |f: Format| {
-                let path = self.volume(&format!("{stem}.{}", f.as_str())).map(|v| v.path);
-                path.is_ok_and(|p| root.at(&p, OFlags::PATH | OFlags::NOFOLLOW, 0).is_ok())
-            };
-            if taken(Format::Raw) || taken(Format::Qcow2) {
+            let stem = self.stem("vm", plan.vmid, n);
+            if self.is_taken(root, &stem) {
                 continue;
             }
             let name = format!("{stem}.{}", plan.format.as_str());
@@ -357,6 +374,9 @@ impl Inner {
     fn free(&self, name: &str) -> Answer<()> {
         let root = self.root()?;
         let (volume, _) = self.open_volume(&root, name, OFlags::RDONLY)?;
+        if volume.is_base() {
+            self.check_no_clones(&root, name, &volume)?;
+        }
         root.unlink(&volume.path).map_err(|e| self.lookup(name, e))?;
         if volume.content == Content::Images
             && let Some((dir, _)) = volume.path.rsplit_once('/')
@@ -416,24 +436,32 @@ struct Plan {
 
 impl Plan {
     fn of(new: &NewVolume, default: Format) -> Answer<Self> {
-        let invalid = |parameter, why| Err(StorageError::Invalid { parameter, why });
         if new.size == 0 || new.size > 1 << 60 {
-            return invalid("size", format!("{} bytes: a disk has 1 byte to 1 EiB", new.size));
+            let why = format!("{} bytes: a disk has 1 byte to 1 EiB", new.size);
+            return Err(StorageError::Invalid { parameter: "size", why });
         }
-        let asked = match &new.format {
+        // Disks are made of sectors.
+        let size = new.size.next_multiple_of(512);
+        Ok(Self { size, ..Self::named(new.vmid, new.name.as_deref(), new.format.as_deref(), default)? })
+    }
+
+    /// A disk of which all but its size is known.
+    fn named(vmid: Vmid, name: Option<&str>, format: Option<&str>, default: Format) -> Answer<Self> {
+        let invalid = |parameter, why| Err(StorageError::Invalid { parameter, why });
+        let asked = match format {
             None => None,
             Some(text) => match Format::parse(text) {
                 None => return invalid("format", format!("'{text}' is not supported: use raw or qcow2")),
                 some => some,
             },
         };
-        let mut file = new.name.clone();
+        let mut file = name.map(str::to_owned);
         let mut format = asked.unwrap_or(default);
         if let Some(name) = &mut file {
-            if !names::is_disk_of(new.vmid, name) {
+            if !names::is_disk_of(vmid, name) {
                 return invalid(
                     "filename",
-                    format!("illegal name '{}' - should be 'vm-{}-*'", name.escape_debug(), new.vmid),
+                    format!("illegal name '{}' - should be 'vm-{vmid}-*'", name.escape_debug()),
                 );
             }
             match name.rsplit_once('.').and_then(|(_, s)| Format::parse(s)) {
@@ -444,8 +472,7 @@ impl Plan {
                 None => *name = format!("{name}.{}", format.as_str()),
             }
         }
-        // Disks are made of sectors.
-        Ok(Self { vmid: new.vmid, file, format, size: new.size.next_multiple_of(512) })
+        Ok(Self { vmid, file, format, size: 0 })
     }
 }
 
@@ -619,6 +646,34 @@ impl StorageDriver for DirStorage {
 
     async fn rollback_snapshot(&self, name: &str, snapshot: &str) -> Answer<()> {
         self.change_snapshot(snapshots::Change::Apply, name, snapshot).await
+    }
+
+    async fn next_name(
+        &self,
+        vmid: Vmid,
+        format: Option<&str>,
+        base: Option<&str>,
+        besides: &[VolumeId],
+    ) -> Answer<VolumeId> {
+        self.find_name(vmid, format, base, besides).await
+    }
+
+    async fn copy(&self, new: &NewCopy, watch: Watch<'_>) -> Answer<VolumeInfo> {
+        self.make_copy(new, watch).await
+    }
+
+    async fn clone_base(&self, base: &str, vmid: Vmid, name: Option<&str>) -> Answer<VolumeInfo> {
+        self.make_clone(base, vmid, name).await
+    }
+
+    async fn make_base(&self, name: &str) -> Answer<VolumeInfo> {
+        let name = name.to_owned();
+        self.blocking("make a base volume", move |inner| inner.make_base(&name)).await
+    }
+
+    async fn rename(&self, name: &str, vmid: Vmid, to: Option<&str>) -> Answer<VolumeInfo> {
+        let (name, to) = (name.to_owned(), to.map(str::to_owned));
+        self.blocking("rename a volume", move |inner| inner.rename(&name, vmid, to.as_deref())).await
     }
 
     async fn resolve(&self, name: &str) -> Answer<ResolvedVolume> {

@@ -56,6 +56,16 @@ impl Layout {
             parameter: "volume",
             why: format!("unable to parse volume name '{}': {why}", name.escape_debug()),
         };
+        if let Some((base, own)) = linked(name) {
+            // The file is the clone's alone: what it is built on stands in the file.
+            let base = self.volume(base)?;
+            let own = self.volume(own)?;
+            let disks = base.content == Content::Images && own.content == Content::Images;
+            if !disks || own.format != "qcow2" || !base.is_base() {
+                return Err(bad("a linked clone is BASE/VMID/FILE.qcow2"));
+            }
+            return Ok(own);
+        }
         let Some((first, file)) = name.split_once('/') else {
             return Err(bad("it has no '/'"));
         };
@@ -113,6 +123,27 @@ pub struct Volume {
     pub format: String,
 }
 
+impl Volume {
+    /// Whether others may be built on it.
+    pub fn is_base(&self) -> bool {
+        let file = self.path.rsplit('/').next().unwrap_or_default();
+        self.vmid.is_some_and(|vmid| file.starts_with(&format!("base-{vmid}-")))
+    }
+}
+
+/// The two halves of a linked clone's name: `100/base-100-disk-0.qcow2` and `101/vm-101-disk-0.qcow2`.
+fn linked(name: &str) -> Option<(&str, &str)> {
+    let (second, _) = name.match_indices('/').nth(1)?;
+    let (base, own) = (&name[..second], &name[second + 1..]);
+    (own.matches('/').count() == 1).then_some((base, own))
+}
+
+/// Below what a file stands whose header names `backing`, if that is one of this storage's base volumes.
+pub fn base_of(layout: &Layout, backing: &str) -> Option<String> {
+    let name = backing.strip_prefix("../")?;
+    layout.volume(name).ok().filter(Volume::is_base).map(|_| name.to_owned())
+}
+
 fn suffix<'a>(file: &str, suffixes: &[&'a str]) -> Option<&'a str> {
     suffixes.iter().copied().find(|s| {
         file.strip_suffix(s).and_then(|stem| stem.strip_suffix('.')).is_some_and(|stem| !stem.is_empty())
@@ -157,6 +188,14 @@ mod tests {
             let file = name.rsplit_once('/').unwrap().1;
             assert_eq!(layout.name(content, v.vmid, file).as_deref(), Some(name));
         }
+        let clone = layout.volume("100/base-100-disk-0.raw/101/vm-101-disk-0.qcow2").unwrap();
+        assert_eq!((clone.path.as_str(), clone.is_base()), ("images/101/vm-101-disk-0.qcow2", false));
+        assert_eq!(
+            base_of(&layout, "../100/base-100-disk-0.raw").as_deref(),
+            Some("100/base-100-disk-0.raw")
+        );
+        assert_eq!(base_of(&layout, "../100/vm-100-disk-0.raw"), None);
+        assert_eq!(base_of(&layout, "/etc/passwd"), None);
         let b = layout.volume("backup/vzdump-qemu-100-2026_11_21-04_05_06.vma.zst").unwrap();
         assert_eq!((b.vmid.unwrap().get(), b.format.as_str()), (100, "vma.zst"));
     }
@@ -182,6 +221,10 @@ mod tests {
             "iso/a/b.iso",
             "iso/a\n.iso",
             "elsewhere/x.iso",
+            "100/vm-100-disk-0.qcow2/101/vm-101-disk-0.qcow2",
+            "100/base-100-disk-0.qcow2/101/vm-101-disk-0.raw",
+            "100/base-100-disk-0.qcow2/iso/x.iso",
+            "100/base-100-disk-0.qcow2/../x.qcow2",
             "snippets/..",
         ] {
             assert!(layout.volume(name).is_err(), "{name}");
