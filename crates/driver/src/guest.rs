@@ -217,6 +217,60 @@ impl MigrationPhase {
     }
 }
 
+/// A disk of a running guest that is copied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskCopy {
+    /// Its option.
+    pub disk: String,
+    /// What the option says.
+    pub value: String,
+    /// Where to: a volume of exactly its size, which nobody has open.
+    pub to: ResolvedVolume,
+}
+
+/// What a copy is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyKind {
+    /// Of the disks as they are at the moment when it begins, the same moment for all.
+    Moment,
+    /// Of one disk as it goes on, so that the guest can go over to it: [`GuestDriver::pivot`].
+    Mirror,
+}
+
+/// How copies stand, all of a guest's together. Bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CopyProgress {
+    /// Where they stand.
+    pub phase: CopyPhase,
+    /// Copied so far.
+    pub done: u64,
+    /// In all; it may grow while the guest writes.
+    pub total: u64,
+    /// Why they failed.
+    pub error: Option<String>,
+}
+
+/// A copy's phase.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CopyPhase {
+    /// None was begun, or what was is gone: somebody has ended it. Never a success.
+    #[default]
+    None,
+    /// On its way.
+    Active,
+    /// A mirror is whole, and the guest hears of no write that has not reached both places.
+    InStep,
+    /// Whole.
+    Completed,
+    /// It failed, or was cancelled.
+    Failed,
+}
+
+fn no_copies<T>(vmid: Vmid) -> Result<T, GuestError> {
+    let why = "its driver copies no disks while they are in use: stop it first".to_owned();
+    Err(GuestError::Refused { what: "copy disks of", vmid, why })
+}
+
 /// A failed operation on a guest's process.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
@@ -387,6 +441,34 @@ pub trait GuestDriver: Send + Sync {
     ) -> Result<(), GuestError>;
     /// Has the image of one of its disks forget what it keeps under a name; one that keeps nothing under it is no error.
     async fn forget_disk_snapshot(&self, vmid: Vmid, disk: &str, name: &str) -> Result<(), GuestError>;
+    /// Begins to copy disks, one with a mirror. Of copies there are those of one call at a time. Somebody who ends
+    /// jobs, as the fence process does when a lease is lost, ends them too.
+    async fn copy_disks(
+        &self,
+        vmid: Vmid,
+        _copies: &[DiskCopy],
+        _kind: CopyKind,
+        _bytes_per_second: Option<u64>,
+    ) -> Result<(), GuestError> {
+        no_copies(vmid)
+    }
+    /// How the copies stand, as soon as their phase differs from `seen`, or after a second.
+    async fn copies_changed(&self, vmid: Vmid, _seen: CopyPhase) -> Result<CopyProgress, GuestError> {
+        no_copies(vmid)
+    }
+    /// Has the guest go over to a mirror that is in step. After an error [`Self::disk_place`] tells where it is.
+    async fn pivot(&self, vmid: Vmid, _disk: &str) -> Result<(), GuestError> {
+        no_copies(vmid)
+    }
+    /// Ends all copies, and closes all that the guest does not use; a guest without any is left as it is. When it returns no
+    /// copy can be written to any more.
+    async fn end_copies(&self, _vmid: Vmid) -> Result<(), GuestError> {
+        Ok(())
+    }
+    /// The path that a disk is on.
+    async fn disk_place(&self, vmid: Vmid, _disk: &str) -> Result<PathBuf, GuestError> {
+        no_copies(vmid)
+    }
     /// Asks the agent in the guest; null where it answers only when it fails. One conversation at a time: others wait, which
     /// counts.
     async fn agent(

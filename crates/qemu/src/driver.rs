@@ -8,7 +8,7 @@ use crate::plug::{self, Plug};
 use crate::probe::{self, Machines};
 use crate::process::{self, Process};
 use crate::rundir::{self, RunDir};
-use crate::{Accel, QemuOptions, agent, cpu_group, huge, migration, net, snapshots};
+use crate::{Accel, QemuOptions, agent, copies, cpu_group, huge, migration, net, snapshots};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use stead_driver::fence::Registration;
 use stead_driver::guest::{
-    GuestDriver, GuestError, GuestEvent, GuestProcess, Inventory, Launch, MigrationPhase, MigrationProgress,
-    ResolvedVolume, RunState,
+    CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestDriver, GuestError, GuestEvent, GuestProcess,
+    Inventory, Launch, MigrationPhase, MigrationProgress, ResolvedVolume, RunState,
 };
 use stead_model::vmconfig::{EfiVariables, VmConfig};
 use stead_model::{Epoch, Vmid};
@@ -535,8 +535,10 @@ impl GuestDriver for QemuDriver {
     }
 
     async fn resize_disk(&self, vmid: Vmid, device: &str, size: u64) -> Answer<()> {
-        let args = json!({ "node-name": crate::command::node_name(device), "size": size });
-        self.guest(vmid).await?.ask("resize a disk of", "block_resize", args).await.map(drop)
+        const WHAT: &str = "resize a disk of";
+        let guest = self.guest(vmid).await?;
+        let node = copies::drive(&guest, WHAT, device).await?;
+        guest.ask(WHAT, "block_resize", json!({ "node-name": node, "size": size })).await.map(drop)
     }
 
     async fn change_medium(&self, vmid: Vmid, device: &str, medium: Option<ResolvedVolume>) -> Answer<()> {
@@ -619,6 +621,32 @@ impl GuestDriver for QemuDriver {
 
     async fn forget_disk_snapshot(&self, vmid: Vmid, disk: &str, name: &str) -> Answer<()> {
         snapshots::forget(&*self.guest(vmid).await?, disk, name).await
+    }
+
+    async fn copy_disks(
+        &self,
+        vmid: Vmid,
+        disks: &[DiskCopy],
+        kind: CopyKind,
+        bytes_per_second: Option<u64>,
+    ) -> Answer<()> {
+        copies::begin(&*self.guest(vmid).await?, disks, kind, bytes_per_second).await
+    }
+
+    async fn copies_changed(&self, vmid: Vmid, seen: CopyPhase) -> Answer<CopyProgress> {
+        copies::changed(&*self.guest(vmid).await?, seen, Duration::from_secs(1)).await
+    }
+
+    async fn pivot(&self, vmid: Vmid, disk: &str) -> Answer<()> {
+        copies::pivot(&*self.guest(vmid).await?, disk).await
+    }
+
+    async fn end_copies(&self, vmid: Vmid) -> Answer<()> {
+        copies::end(&*self.guest(vmid).await?).await
+    }
+
+    async fn disk_place(&self, vmid: Vmid, disk: &str) -> Answer<PathBuf> {
+        copies::place(&*self.guest(vmid).await?, disk).await
     }
 
     async fn agent(&self, vmid: Vmid, command: &str, arguments: &Value, patience: Duration) -> Answer<Value> {

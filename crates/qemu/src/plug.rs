@@ -13,7 +13,7 @@ use crate::accel::Accel;
 use crate::command::{self, Chipset, Hardware, NetPlan, Part, refuse, unusable};
 use crate::guest::Guest;
 use crate::rundir::Meta;
-use crate::{net, tune};
+use crate::{copies, net, tune};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -154,6 +154,10 @@ impl Plug {
         }
         for part in parts.iter().rev().filter(|part| !part.is_device()) {
             remove(guest, part).await?;
+        }
+        if as_disk(&self.key).is_some() {
+            // It may have gone over to another place.
+            copies::let_go(guest, &self.key).await?;
         }
         if let Some(net) = &self.net {
             let tap = net::tap_name(guest.vmid, net);

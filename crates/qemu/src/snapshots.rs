@@ -4,7 +4,7 @@
 //! fails none is kept. Its CPUs are never continued here, so that one that its user or the fence process has paused stays so; they are
 //! stopped only for a snapshot with the guest's memory.
 
-use crate::command::node_name;
+use crate::copies;
 use crate::guest::Guest;
 use crate::migration;
 use serde_json::{Value, json};
@@ -21,13 +21,12 @@ pub async fn take(guest: &Guest, disks: &[String], name: &str) -> Result<(), Gue
     if disks.is_empty() {
         return Ok(());
     }
-    let one = |disk: &String| {
-        json!({
-            "type": "blockdev-snapshot-internal-sync",
-            "data": { "device": node_name(disk), "name": name },
-        })
-    };
-    let actions: Vec<Value> = disks.iter().map(one).collect();
+    let mut actions: Vec<Value> = vec![];
+    for disk in disks {
+        let device = copies::drive(guest, WHAT, disk).await?;
+        let data = json!({ "device": device, "name": name });
+        actions.push(json!({ "type": "blockdev-snapshot-internal-sync", "data": data }));
+    }
     guest.ask_within(WHAT, "transaction", json!({ "actions": actions }), LIMIT).await.map(drop)
 }
 
@@ -47,7 +46,7 @@ pub async fn take_with_memory(
 /// Has a disk forget what it keeps under a name, if it does.
 pub async fn forget(guest: &Guest, disk: &str, name: &str) -> Result<(), GuestError> {
     const WHAT: &str = "remove a snapshot of";
-    let node = node_name(disk);
+    let node = copies::drive(guest, WHAT, disk).await?;
     let nodes = guest.ask(WHAT, "query-named-block-nodes", json!({ "flat": true })).await?;
     match keeps(&nodes, &node, name) {
         Some(false) => Ok(()),

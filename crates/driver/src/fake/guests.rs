@@ -4,8 +4,8 @@ use super::images::{self, Kept};
 use super::machines::{FakeMachines, Process, World, no_migration};
 use crate::fence::Registration;
 use crate::guest::{
-    GuestDriver, GuestError, GuestEvent, GuestProcess, Inventory, Launch, MigrationPhase, MigrationProgress,
-    ResolvedVolume, RunState,
+    CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestDriver, GuestError, GuestEvent, GuestProcess,
+    Inventory, Launch, MigrationPhase, MigrationProgress, ResolvedVolume, RunState,
 };
 use async_trait::async_trait;
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ use stead_model::vmconfig::EfiVariables;
 use stead_model::{Epoch, Vmid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 /// What a fake guest's migration sends.
 const RAM: u64 = 1 << 20;
@@ -240,6 +240,8 @@ impl GuestDriver for FakeGuests {
                 asked_back: BTreeSet::new(),
                 holds_devices: false,
                 cpus: None,
+                copies: None,
+                copying: watch::Sender::default(),
             };
             node.guests.insert(vmid, process);
         }
@@ -518,6 +520,68 @@ impl GuestDriver for FakeGuests {
         all.retain(|k| k.name != name);
         let failed = |e: std::io::Error| GuestError::Refused { what: "forget", vmid, why: e.to_string() };
         images::write(&image, &all).map_err(failed)
+    }
+
+    async fn copy_disks(
+        &self,
+        vmid: Vmid,
+        copies: &[DiskCopy],
+        kind: CopyKind,
+        _: Option<u64>,
+    ) -> Answer<()> {
+        const WHAT: &str = "copy disks of";
+        for copy in copies {
+            self.image(vmid, &copy.disk)?;
+        }
+        let hold = self.world().node(&self.node).hold_copies;
+        self.with(vmid, |p| {
+            if p.copies.is_some() {
+                return Self::refused(vmid, WHAT, "copies are under way");
+            }
+            if p.state == RunState::Unresponsive {
+                return Self::refused(vmid, WHAT, "it does not answer");
+            }
+            p.copies = Some((copies.to_vec(), kind));
+            let phase = if hold { CopyPhase::Active } else { p.whole() };
+            p.copying.send_replace(CopyProgress { phase, done: 1, total: 2, error: None });
+            Ok(())
+        })?
+    }
+
+    async fn copies_changed(&self, vmid: Vmid, seen: CopyPhase) -> Answer<CopyProgress> {
+        let mut progress = self.with(vmid, |p| p.copying.subscribe())?;
+        let differs = progress.wait_for(|p| p.phase != seen);
+        let _ = tokio::time::timeout(Duration::from_secs(1), differs).await;
+        self.with(vmid, |p| p.copying.borrow().clone())
+    }
+
+    async fn pivot(&self, vmid: Vmid, disk: &str) -> Answer<()> {
+        let refuse = self.world().node(&self.node).refuse_pivot;
+        self.with(vmid, |p| {
+            let copy = p.copies.take().and_then(|(all, _)| all.into_iter().find(|c| c.disk == disk));
+            let in_step = p.copying.borrow().phase == CopyPhase::InStep;
+            p.copying.send_replace(CopyProgress::default());
+            let Some(copy) = copy.filter(|_| in_step && !refuse) else {
+                return Self::refused(vmid, "move a disk of", "the copy is gone");
+            };
+            let line = format!("{disk}: ");
+            let old = p.launch.config.lines().find(|l| l.starts_with(&line)).unwrap_or_default().to_owned();
+            let new = format!("{line}{}", copy.to.volume);
+            p.launch.config = p.launch.config.replacen(&old, &new, 1);
+            p.launch.volumes.push(copy.to);
+            Ok(())
+        })?
+    }
+
+    async fn end_copies(&self, vmid: Vmid) -> Answer<()> {
+        self.with(vmid, |p| {
+            p.copies = None;
+            p.copying.send_replace(CopyProgress::default());
+        })
+    }
+
+    async fn disk_place(&self, vmid: Vmid, disk: &str) -> Answer<PathBuf> {
+        self.image(vmid, disk)
     }
 
     async fn agent(

@@ -1,6 +1,9 @@
 //! The machines below [`super::FakeGuests`]: what stays when a daemon ends.
 
-use crate::guest::{GuestEvent, Launch, MigrationPhase, MigrationProgress, RunState};
+use crate::guest::{
+    CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestEvent, Launch, MigrationPhase, MigrationProgress,
+    RunState,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_model::Vmid;
@@ -24,6 +27,9 @@ pub(super) struct Process {
     pub holds_devices: bool,
     /// How many CPUs it was given, if somebody has.
     pub cpus: Option<u32>,
+    /// The copies of its disks that are under way.
+    pub copies: Option<(Vec<DiskCopy>, CopyKind)>,
+    pub copying: watch::Sender<CopyProgress>,
 }
 
 impl Process {
@@ -40,6 +46,15 @@ impl Process {
             matches!(kind, "net" | "scsi" | "virtio" | "ide" | "sata") && kind.len() < key.len()
         };
         keys.filter(is_device).map(str::to_owned).collect()
+    }
+
+    /// What its copies are in once they are whole.
+    pub fn whole(&self) -> CopyPhase {
+        match self.copies {
+            Some((_, CopyKind::Moment)) => CopyPhase::Completed,
+            Some((_, CopyKind::Mirror)) => CopyPhase::InStep,
+            None => CopyPhase::None,
+        }
     }
 
     /// The device of an option leaves its machine.
@@ -77,6 +92,10 @@ pub(super) struct Node {
     /// A command that the agents of its guests fail at.
     pub refuse_agent: Option<String>,
     pub delay_agent: Option<String>,
+    /// Copies are on their way until somebody ends them.
+    pub hold_copies: bool,
+    /// Guests go over to no copy.
+    pub refuse_pivot: bool,
 }
 
 #[derive(Debug, Default)]
@@ -96,6 +115,8 @@ impl World {
             break_memory: false,
             refuse_agent: None,
             delay_agent: None,
+            hold_copies: false,
+            refuse_pivot: false,
         })
     }
 
@@ -224,6 +245,39 @@ impl FakeMachines {
     /// Makes the agents of guests on a node too slow for commands that begin so, or (with none) for none any more.
     pub fn delay_agent(&self, node: &str, command: Option<&str>) {
         self.world().node(node).delay_agent = command.map(str::to_owned);
+    }
+
+    /// Keeps copies of disks on a node on their way, or lets those that are begun from now on come to their end at once.
+    pub fn hold_copies(&self, node: &str, hold: bool) {
+        self.world().node(node).hold_copies = hold;
+    }
+
+    /// Makes guests on a node go over to no copy: the copy ends instead.
+    pub fn refuse_pivot(&self, node: &str, refuse: bool) {
+        self.world().node(node).refuse_pivot = refuse;
+    }
+
+    /// Ends the copies of a guest's disks, as the fence process does.
+    pub fn end_copies(&self, node: &str, vmid: Vmid) {
+        if let Some(process) = self.world().node(node).guests.get_mut(&vmid) {
+            process.copies = None;
+            process.copying.send_replace(CopyProgress::default());
+        }
+    }
+
+    /// The disks of a guest that are being copied.
+    pub fn copied(&self, node: &str, vmid: Vmid) -> Vec<String> {
+        let mut world = self.world();
+        let copies = world.node(node).guests.get(&vmid).and_then(|p| p.copies.as_ref());
+        copies.map(|(all, _)| all.iter().map(|c| c.disk.clone()).collect()).unwrap_or_default()
+    }
+
+    /// Has a guest's mirror be in step.
+    pub fn finish_copies(&self, node: &str, vmid: Vmid) {
+        if let Some(process) = self.world().node(node).guests.get_mut(&vmid) {
+            let phase = process.whole();
+            process.copying.send_modify(|p| p.phase = phase);
+        }
     }
 
     /// What the guest's process on a node was told of its configuration last.

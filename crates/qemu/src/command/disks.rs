@@ -5,7 +5,7 @@ use super::pci::{Chipset, SATA};
 use super::{Hardware, refuse, unusable};
 use serde_json::{Value, json};
 use std::path::Path;
-use stead_driver::guest::GuestError;
+use stead_driver::guest::{GuestError, ResolvedVolume};
 use stead_model::vmconfig::devices::{Aio, Bus, Cache};
 use stead_model::vmconfig::{Disk, DiskSource, ScsiHw};
 
@@ -145,6 +145,22 @@ fn block_node(hw: &Hardware<'_>, disk: &Disk) -> Result<Option<Value>, GuestErro
     if disk.cdrom {
         return Ok(Some(medium(&disk.key, path, format)));
     }
+    image(disk, &node_name(&disk.key), &format!("file-{}", disk.key), path, format, hw.locks).map(Some)
+}
+
+/// The node of a disk's volume under another name than a start gives it, as options say of the disk.
+pub fn image_of(disk: &Disk, node: &str, volume: &ResolvedVolume) -> Result<Value, GuestError> {
+    image(disk, node, &format!("file-{node}"), &volume.path, &volume.format, true)
+}
+
+fn image(
+    disk: &Disk,
+    node: &str,
+    file: &str,
+    path: &Path,
+    format: &str,
+    locks: bool,
+) -> Result<Value, GuestError> {
     let cache = disk.cache.unwrap_or(Cache::None);
     let direct = matches!(cache, Cache::None | Cache::Directsync);
     let aio = match disk.aio {
@@ -162,24 +178,24 @@ fn block_node(hw: &Hardware<'_>, disk: &Disk) -> Result<Option<Value>, GuestErro
         (true, true) => "unmap",
         (true, false) => "on",
     };
-    Ok(Some(json!({
+    Ok(json!({
         "driver": format,
-        "node-name": node_name(&disk.key),
+        "node-name": node,
         "read-only": disk.read_only,
         "cache": flags,
         "discard": discard,
         "detect-zeroes": zeroes,
         "file": {
             "driver": if path.starts_with("/dev") { "host_device" } else { "file" },
-            "node-name": format!("file-{}", disk.key),
+            "node-name": file,
             "filename": path,
             "read-only": disk.read_only,
             "cache": flags,
             "discard": discard,
             "aio": aio.as_str(),
-            "locking": if hw.locks { "auto" } else { "off" },
+            "locking": if locks { "auto" } else { "off" },
         },
-    })))
+    }))
 }
 
 /// The node of a CD. What it holds is what a guest reads, but for a volume that its storage has made as qcow2.

@@ -24,7 +24,7 @@ pub(crate) fn cpus(settings: &Settings) -> Result<Vec<Part>, GuestError> {
     cpu::parts(settings, settings.cpus().map_err(unusable)?)
 }
 
-pub(crate) use disks::{medium, node_name};
+pub(crate) use disks::{image_of, medium, node_name};
 pub(crate) use part::Part;
 pub(crate) use pci::Chipset;
 use std::path::Path;
