@@ -348,12 +348,7 @@ fn stop_within(timeout: Option<u32>) -> PowerAction {
 async fn try_it(ops: &Arc<Ops>, command: &AgentCommand) -> Result<(), OpsError> {
     let (actor, vmid) = (Actor::system(), command.sid.vmid);
     let by_ha = Asked { by_ha: true, skiplock: false };
-    let go = |target: &NodeName, online| MigrateOptions {
-        target: target.clone(),
-        online,
-        bwlimit: None,
-        quick: None,
-    };
+    let go = |target: &NodeName, online| MigrateOptions::to(target.clone(), online);
     let upid = match &command.attempt {
         Attempt::Start => ops.start(&actor, vmid, by_ha).await?,
         Attempt::Stop { timeout } => {

@@ -12,6 +12,7 @@ use stead_model::{NodeName, Vmid};
 use stead_ops::bulk::{ACT_CALL, STOP_CALL, WAIT_CALL};
 use stead_ops::epochs::{EPOCH_CALL, REJOIN_CALL};
 use stead_ops::events::Lines;
+use stead_ops::guest::carry::{NO_ROOM_CALL, ROOM_CALL, RoomRequest};
 use stead_ops::guest::incoming::{ContinueRequest, IncomingRequest};
 use stead_ops::guest::migrate::GO_ON_CALL;
 use stead_ops::guest::preconditions::FITS_CALL;
@@ -83,6 +84,12 @@ impl Rpc {
                 ops.incoming(request).await?;
                 Ok(Value::Null)
             }
+            ROOM_CALL => {
+                let request: RoomRequest = take(call, body)?;
+                same(from, &request.source)?;
+                give(call, &ops.make_room(request).await?)
+            }
+            NO_ROOM_CALL => give(call, &ops.free_room(from, take(call, body)?).await?),
             GO_ON_CALL => {
                 // What it asks for is in the record, or it is not done.
                 ops.resume_moved(take(call, body)?);

@@ -190,6 +190,8 @@ impl Router {
                         }
                         Err(e) => tracing::warn!("guest {vmid}: {e}"),
                     }
+                } else if let Some(which) = call.strip_prefix(stead_ops::guest::carry::STREAM) {
+                    ops.take_volume(&from, which, stream).await;
                 }
             });
             return answer;

@@ -368,13 +368,7 @@ impl Ops {
                     Some(online) => *online,
                     None => self.guests.state(vmid).await.is_some(),
                 };
-                self.migrate(
-                    by,
-                    vmid,
-                    MigrateOptions { target: target.clone(), online, bwlimit: None, quick: None },
-                    asked,
-                )
-                .await
+                self.migrate(by, vmid, MigrateOptions::to(target.clone(), online), asked).await
             }
         }
     }

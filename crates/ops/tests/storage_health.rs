@@ -63,7 +63,7 @@ async fn a_stopped_vm_is_not_handed_over_while_its_storage_does_not_answer() {
         let mut report = node.ops.status.node(&name("n1")).unwrap();
         (report.seq, report.storages) = (seq, storages);
         node.ops.take_report(&report);
-        let options = MigrateOptions { target: name("n2"), online: false, bwlimit: None, quick: None };
+        let options = MigrateOptions::to(name("n2"), false);
         let task = node.ops.migrate(&root(), vmid(100), options, Asked::default()).await.unwrap();
         let (status, _) = node.ended(&task).await;
         status
@@ -75,5 +75,5 @@ async fn a_stopped_vm_is_not_handed_over_while_its_storage_does_not_answer() {
     );
     // What stands in its way then is another thing.
     let status = moved(3, Found::Inactive("gone".into())).await;
-    assert!(status.contains("is on a storage that is not shared"), "{status}");
+    assert!(status.contains("volume 'local:100/vm-100-disk-0.raw' does not exist"), "{status}");
 }

@@ -212,7 +212,7 @@ async fn memory_that_cannot_be_read_is_kept_until_it_is_given_up() {
 }
 
 fn quick(to: &str) -> MigrateOptions {
-    MigrateOptions { target: name(to), online: true, bwlimit: None, quick: Some(Quick::default()) }
+    MigrateOptions { quick: Some(Quick::default()), ..MigrateOptions::to(name(to), true) }
 }
 
 /// Nobody reaches anybody here, which a quick migration does not need.

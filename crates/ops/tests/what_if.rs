@@ -120,12 +120,7 @@ async fn a_move_waits_for_a_node_that_has_just_come_back() {
     state.node_status.insert(name("n3"), stead_ha::NodeStatus::Unknown);
     let counted = |s: &stead_ha::ManagerState| store::bytes(s).unwrap();
     node.commit(Txn::new("test").put(paths::HA_RESOURCES, ha).put(paths::HA_STATUS, counted(&state))).await;
-    let options = stead_ops::guest::migrate::MigrateOptions {
-        target: name("n3"),
-        online: false,
-        bwlimit: None,
-        quick: None,
-    };
+    let options = stead_ops::guest::migrate::MigrateOptions::to(name("n3"), false);
     let by_user = stead_ops::guest::Asked::default();
     let task = node
         .ops

@@ -259,7 +259,7 @@ impl Ops {
     }
 
     /// Whether the source says that it migrates the guest. Silence counts as yes: it may be committing.
-    async fn source_still_sends(&self, vmid: Vmid, source: &NodeName) -> bool {
+    pub(super) async fn source_still_sends(&self, vmid: Vmid, source: &NodeName) -> bool {
         let Ok(record) = self.node_record(source) else { return false };
         if record.value.state.is_lost() {
             return false;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use stead_conf::{Check, Op, Tree, Txn};
 use stead_driver::guest::RunState;
-use stead_guest::snapshots;
+use stead_guest::{saved, snapshots};
 use stead_model::vmconfig::VmConfig;
 use stead_model::{Epoch, Upid, Vmid, paths};
 
@@ -85,11 +85,21 @@ impl Ops {
         &self,
         guest: &GuestAt,
         mut config: VmConfig,
-        mut txn: Txn,
+        txn: Txn,
     ) -> Result<(), OpsError> {
         config.current.remove("lock");
+        self.commit_released(guest, &config, txn).await
+    }
+
+    /// Writes a configuration, together with the record of nobody holding its lock. `txn` says whose change it is.
+    pub(crate) async fn commit_released(
+        &self,
+        guest: &GuestAt,
+        config: &VmConfig,
+        mut txn: Txn,
+    ) -> Result<(), OpsError> {
         self.conf.view(|t| release(t, guest.vmid, &mut txn));
-        self.commit_with(guest, &config, txn).await.map(drop)
+        self.commit_with(guest, config, txn).await.map(drop)
     }
 
     /// Writes a guest's configuration over the one that was read, if it is still ours, and reads it again. `txn` says whose change
@@ -153,6 +163,13 @@ impl Ops {
             // Only its user can go on with it.
             snapshots::ROLLBACK => return Ok(()),
             snapshots::TAKING => return self.end_half_taken(guest).await,
+            // The memory of a VM that does not run was whole before it was to move.
+            super::migrate::LOCK if saved::memory(&config).is_some() && !guest.own.value.running => {
+                let mut config = config;
+                config.current.set("lock", saved::SAVED)?;
+                let txn = store::txn("root@pam", format!("guest {vmid}: not moved"));
+                return self.commit_released(guest, &config, txn).await;
+            }
             _ if config.current.get("vmstate").is_some() => return self.unsave(vmid).await,
             _ => {}
         }

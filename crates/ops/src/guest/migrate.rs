@@ -4,7 +4,10 @@
 //! committed, and the target reads it. The two need not reach each other for it.
 
 use super::Asked;
+use super::carry::{Carried, HandedOver};
 use super::incoming::{ContinueRequest, IncomingRequest};
+use super::loose;
+use super::preconditions::Found;
 use crate::peers::{PeerError, call};
 use crate::status::StorageReport;
 use crate::store::{self, GuestAt};
@@ -13,8 +16,9 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use stead_conf::TxnError;
+use stead_conf::{Tree, TxnError};
 use stead_driver::guest::{GuestError, Incoming, MigrationPhase, MigrationProgress, RunState};
+pub use stead_guest::carried::StorageMap;
 use stead_guest::migration::{Command, Event, Migration};
 use stead_guest::request::{Process, Request, Verdict};
 use stead_guest::saved;
@@ -46,6 +50,15 @@ pub struct MigrateOptions {
     pub bwlimit: Option<u64>,
     /// Over a storage.
     pub quick: Option<Quick>,
+    /// Where volumes go that the target has not: those of a VM that does not run go along.
+    pub storages: StorageMap,
+}
+
+impl MigrateOptions {
+    /// With nothing said but where to and how.
+    pub fn to(target: NodeName, online: bool) -> Self {
+        Self { target, online, bwlimit: None, quick: None, storages: StorageMap::default() }
+    }
 }
 
 /// Of a quick migration.
@@ -73,6 +86,8 @@ struct Source<'a> {
     bytes_per_second: Option<u64>,
     ha: bool,
     quick: bool,
+    /// Its memory is on disk, and it is to go on with it.
+    was_suspended: bool,
     /// Names this attempt to the target.
     attempt: u64,
 }
@@ -176,7 +191,8 @@ impl Ops {
             )));
         }
         let target = self.migration_target(&options.target)?;
-        let (mut why, silent) = self.obstacles(&guest, &target.value).await?;
+        let Found { mut why, silent, carried } =
+            self.obstacles(&guest, &target.value, &options.storages).await?;
         if let Some(silent) = silent {
             match &options.quick {
                 Some(_) => cx.warn(format!("{silent}: whether it can take the VM is not known")),
@@ -197,7 +213,7 @@ impl Ops {
         let ha = self.ha_maintains(vmid)?;
         let guest = match &options.quick {
             Some(quick) => self.make_room_to_save(cx, vmid, LOCK, self.shared_room(quick, &config)?).await?,
-            None if live => self.set_lock(guest, LOCK, cx.upid()).await?,
+            None if live || !carried.is_empty() => self.set_lock(guest, LOCK, cx.upid()).await?,
             None => guest,
         };
         let source = Source {
@@ -209,9 +225,10 @@ impl Ops {
             bytes_per_second: limit,
             ha,
             quick: options.quick.is_some(),
+            was_suspended: saved::is_saved(&config),
             attempt: rand::random(),
         };
-        if live { source.live().await } else { source.offline().await }
+        if live { source.live().await } else { source.offline(&carried).await }
     }
 
     /// Where the memory of a quick migration goes, if that is said. The target must have it, too.
@@ -400,7 +417,7 @@ impl Source<'_> {
     /// Commits the target as owner: configuration and record in one transaction, if both are as they were and
     /// the target is still a member.
     async fn propose(&self, to: Epoch) -> Event {
-        match self.handover(to, true).await {
+        match self.handover(to, true, None).await {
             Ok(()) => Event::Committed,
             Err(HandoverError::Txn(TxnError::Refused(_))) => self.read_outcome(to).await,
             // Nothing was proposed: the configuration cannot be read any more.
@@ -413,13 +430,17 @@ impl Source<'_> {
         }
     }
 
-    async fn handover(&self, to: Epoch, running: bool) -> Result<(), HandoverError> {
+    async fn handover(
+        &self,
+        to: Epoch,
+        running: bool,
+        carried: Option<&HandedOver>,
+    ) -> Result<(), HandoverError> {
         let mut config = super::config::parse(&self.guest.config.value)?;
-        match config.current.lock() {
-            _ if self.quick => config.current.set("lock", saved::SAVED).map_err(OpsError::from)?,
+        match self.quick || self.was_suspended {
             // It goes on with its memory wherever it is.
-            Some(saved::SAVED) => {}
-            _ => drop(config.current.remove("lock")),
+            true => config.current.set("lock", saved::SAVED).map_err(OpsError::from)?,
+            false => drop(config.current.remove("lock")),
         }
         let old = &self.guest.own.value;
         let new = Ownership {
@@ -436,9 +457,18 @@ impl Source<'_> {
         txn.checks.push(stead_conf::Check::Revision(paths::node(&self.target.name), self.target_revision));
         txn.checks.push(stead_conf::Check::Revision(self.guest.path(), self.guest.config.revision));
         txn.ops.push(stead_conf::Op::Delete(self.guest.path()));
+        if let Some(carried) = carried {
+            stead_guest::carried::rename(&mut config, &carried.names).map_err(OpsError::from)?;
+        }
         let path = paths::guest(&self.target.name, old.kind, self.vmid());
         txn.ops.push(stead_conf::Op::Put(path, config.to_string().into_bytes().into()));
         self.ops.conf.view(|t| super::lock::release(t, self.vmid(), &mut txn));
+        if let Some(carried) = carried {
+            let (here, there) = (&self.ops.me.name, &self.target.name);
+            let (made, left) = ((there, carried.revision), carried.left());
+            let said = |t: &Tree| loose::hand_over(t, &mut txn, self.vmid(), made, (here, &left));
+            self.ops.conf.view(said)?;
+        }
         self.ops.conf.transact(txn).await?;
         Ok(())
     }
@@ -571,17 +601,66 @@ impl Source<'_> {
         }
     }
 
-    /// A guest without a process changes its owner by one transaction.
-    async fn offline(self) -> Result<(), OpsError> {
-        let epoch = self.guest.own.value.epoch.next();
-        match self.handover(epoch, false).await {
-            Ok(()) => {}
-            Err(HandoverError::Txn(TxnError::Refused(_)))
-                if matches!(self.read_outcome(epoch).await, Event::Committed) => {}
-            Err(e) => return Err(OpsError::failed(format!("migration aborted: {e}"))),
+    /// A guest without a process changes its owner by one transaction. Volumes that the target has not are there before.
+    async fn offline(self, carried: &[Carried]) -> Result<(), OpsError> {
+        let vmid = self.vmid();
+        if carried.is_empty() {
+            self.hand_over_offline(None).await?;
+        } else {
+            let moved = async {
+                let limit = self.bytes_per_second;
+                let sent = self.ops.carry(self.cx, &self.guest, &self.target, carried, limit).await?;
+                self.hand_over_offline(Some(&sent)).await
+            };
+            if let Err(e) = moved.await {
+                self.ops.give_up_room(vmid, &self.target).await;
+                self.give_back().await;
+                return Err(e);
+            }
+            if let Err(e) = self.ops.free_loose(vmid).await {
+                self.cx.warn(e.to_string());
+            }
         }
-        self.cx.log(format!("VM {} now belongs to node '{}'", self.vmid(), self.target.name));
+        self.cx.log(format!("VM {vmid} now belongs to node '{}'", self.target.name));
         Ok(())
+    }
+
+    async fn hand_over_offline(&self, carried: Option<&HandedOver>) -> Result<(), OpsError> {
+        let epoch = self.guest.own.value.epoch.next();
+        loop {
+            match self.handover(epoch, false, carried).await {
+                Ok(()) => return Ok(()),
+                Err(HandoverError::Txn(TxnError::Refused(why))) => match self.read_outcome(epoch).await {
+                    Event::Committed => return Ok(()),
+                    Event::Unknown(_) => {}
+                    _ => return Err(OpsError::failed(format!("migration aborted: {why}"))),
+                },
+                // What was sent may be the guest's: it is asked again until that is known.
+                Err(HandoverError::Txn(e)) if carried.is_some() => {
+                    self.cx.log(format!("hand-over: {e}; asking again"));
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                Err(e) => return Err(OpsError::failed(format!("migration aborted: {e}"))),
+            }
+        }
+    }
+
+    /// The lock that the VM had before.
+    async fn give_back(&self) {
+        let vmid = self.vmid();
+        if !self.was_suspended {
+            return self.ops.clear_lock(vmid).await;
+        }
+        let back = async {
+            let guest = self.ops.own_guest(vmid).await?;
+            let mut config = super::config::parse(&guest.config.value)?;
+            config.current.set("lock", saved::SAVED)?;
+            let txn = store::txn("root@pam", format!("guest {vmid}: not moved"));
+            self.ops.commit_released(&guest, &config, txn).await
+        };
+        if let Err(e) = back.await {
+            self.cx.warn(format!("VM {vmid} could not be given its lock '{}' back: {e}", saved::SAVED));
+        }
     }
 }
 

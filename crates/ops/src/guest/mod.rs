@@ -1,6 +1,7 @@
 //! Guests: what is known of one, and what may be done with it now.
 
 pub mod agent;
+pub mod carry;
 pub mod cloudinit;
 pub mod config;
 pub mod console;
@@ -11,6 +12,7 @@ mod hook;
 mod hotplug;
 pub mod incoming;
 pub(crate) mod lock;
+mod loose;
 pub mod migrate;
 mod note;
 pub mod power;

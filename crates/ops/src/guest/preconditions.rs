@@ -3,14 +3,17 @@
 //! Its source knows what the VM has of its host alone. All else is asked of the target itself: whether it has the storages, the
 //! bridges, the machine type, the CPU. What it finds is no promise; it makes its copy before the source does anything.
 
+use super::carry::Carried;
 use crate::peers::{PeerError, call};
 use crate::store::GuestAt;
 use crate::{Ops, OpsError};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use stead_driver::guest::{Incoming, Launch, ResolvedVolume};
+use stead_guest::carried::StorageMap;
 use stead_model::vmconfig::{Bus, Disk, DiskSource, Serial, VmConfig};
-use stead_model::{Epoch, NodeName, NodeRecord, Vmid};
+use stead_model::{Epoch, NodeName, NodeRecord, StorageId, Vmid};
 
 /// The call by which a node is asked.
 pub const FITS_CALL: &str = "guest/fits";
@@ -54,6 +57,20 @@ pub struct FitsRequest {
     pub config: String,
     /// Of a running guest: what the processes must have in common.
     pub incoming: Option<Incoming>,
+    /// What of its volumes would go along.
+    #[serde(default)]
+    pub carried: Vec<Carried>,
+}
+
+/// What is known of a move before it begins.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// All that speaks against it.
+    pub why: Vec<String>,
+    /// That the target did not answer.
+    pub silent: Option<String>,
+    /// Which volumes go along.
+    pub carried: Vec<Carried>,
 }
 
 /// Options that give a VM devices of its host.
@@ -79,12 +96,12 @@ impl Ops {
         let others = self.guest_nodes().into_iter().filter(|n| n.name != self.me.name);
         let asked = others.map(|node| {
             let guest = &guest;
-            async move { (self.obstacles(guest, &node).await, node.name) }
+            async move { (self.obstacles(guest, &node, &StorageMap::default()).await, node.name) }
         });
-        for (why, name) in futures_util::future::join_all(asked).await {
-            let (mut why, silent) = why?;
-            why.extend(silent);
-            match why {
+        for (all, name) in futures_util::future::join_all(asked).await {
+            let mut all = all?;
+            all.why.extend(all.silent);
+            match all.why {
                 why if why.is_empty() => found.allowed_nodes.push(name),
                 why => found.not_allowed.push((name, why)),
             }
@@ -92,17 +109,23 @@ impl Ops {
         Ok(found)
     }
 
-    /// All that speaks against moving a VM of this node to another; and, by itself, that the other did not say.
+    /// All that speaks against moving a VM of this node to another. One that does not run takes its volumes along.
     pub(super) async fn obstacles(
         &self,
         guest: &GuestAt,
         target: &NodeRecord,
-    ) -> Result<(Vec<String>, Option<String>), OpsError> {
+        storages: &StorageMap,
+    ) -> Result<Found, OpsError> {
         let config = super::config::parse(&guest.config.value)?;
         let process = self.guests.state(guest.vmid).await;
-        let local = self.local_volumes(&config)?;
-        let mut why: Vec<String> =
-            local.iter().map(|v| format!("volume '{v}' is on a storage that is not shared")).collect();
+        let mut local = self.local_volumes(&config)?;
+        let (mut carried, mut why) = (vec![], vec![]);
+        if process.is_none() {
+            (carried, why) = self.carried(&config, storages).await?;
+            let volumes: Vec<String> = config.all_volumes().iter().map(ToString::to_string).collect();
+            local.retain(|v| !volumes.contains(v));
+        }
+        why.extend(local.iter().map(|v| format!("volume '{v}' is on a storage that is not shared")));
         if process.is_some() {
             let devices = local_resources(&config)?.into_iter();
             why.extend(devices.map(|key| format!("{key} is a device of node '{}'", self.me.name)));
@@ -111,15 +134,17 @@ impl Ops {
             vmid: guest.vmid,
             config: VmConfig { current: config.current, ..VmConfig::default() }.to_string(),
             incoming: process.map(|p| Incoming::stream(p.machine, p.accel)),
+            carried: carried.clone(),
         };
+        let mut silent = None;
         match call::<_, Vec<String>>(&*self.peers, target, FITS_CALL, &request, PATIENCE).await {
             Ok(theirs) => why.extend(theirs),
             Err(PeerError::Unreachable { node, why: how }) => {
-                return Ok((why, Some(format!("node '{node}' does not answer ({how})"))));
+                silent = Some(format!("node '{node}' does not answer ({how})"));
             }
             Err(e) => why.push(e.to_string()),
         }
-        Ok((why, None))
+        Ok(Found { why, silent, carried })
     }
 
     /// What on this node speaks against taking another node's guest.
@@ -136,6 +161,9 @@ impl Ops {
         let mut volumes = vec![];
         for disk in config.current.disks()? {
             let DiskSource::Volume(volume) = &disk.source else { continue };
+            if rq.carried.iter().any(|c| c.volume == *volume) {
+                continue;
+            }
             match self.resolve_volume(volume).await {
                 Ok(found) => volumes.push(found),
                 Err(e) => {
@@ -145,6 +173,7 @@ impl Ops {
                 }
             }
         }
+        why.extend(self.no_room(&rq.carried).await);
         // A stopped VM can wait on a node where it can't be started.
         if let Some(incoming) = rq.incoming {
             let launch = Launch {
@@ -159,6 +188,36 @@ impl Ops {
             why.extend(theirs.map(|e| format!("on node '{}': {e}", self.me.name)));
         }
         Ok(why)
+    }
+
+    /// What of this node's storages speaks against taking these volumes.
+    async fn no_room(&self, carried: &[Carried]) -> Vec<String> {
+        let mut sizes: BTreeMap<&StorageId, u64> = BTreeMap::new();
+        for volume in carried {
+            *sizes.entry(&volume.storage).or_default() += volume.size;
+        }
+        let mut why = vec![];
+        for (id, size) in sizes {
+            let room = async {
+                if !self.storage(id)?.holds("images") {
+                    return Err(OpsError::failed(format!(
+                        "storage '{id}' does not support content-type 'images'"
+                    )));
+                }
+                Ok(self.active(id).await?.space().await?.avail)
+            };
+            match room.await {
+                Ok(avail) if avail < size => why.push(format!(
+                    "storage '{id}' on node '{}' has {} MiB free, and {} MiB would come",
+                    self.me.name,
+                    avail >> 20,
+                    size >> 20
+                )),
+                Ok(_) => {}
+                Err(e) => why.push(format!("on node '{}': {e}", self.me.name)),
+            }
+        }
+        why
     }
 
     /// What is known of volumes that other nodes do not have.

@@ -77,6 +77,7 @@ impl Ops {
         let locked = self.conf.view(super::lock::held);
         let due = |v: &Vmid, o: &Ownership| o.owner == self.me.name && (o.running || locked.contains(v));
         vmids.extend(owned.iter().filter(|(v, o)| due(v, o)).map(|(v, _)| *v));
+        vmids.extend(self.conf.view(|t| super::loose::all_of(t, &self.me.name)));
         vmids.sort_unstable();
         vmids.dedup();
         for vmid in vmids {
@@ -95,7 +96,11 @@ impl Ops {
                         drop(lock);
                     });
                 }
-                Ok(_) => {}
+                Ok(_) => {
+                    if let Err(e) = self.free_loose_unless_awaited(vmid).await {
+                        tracing::warn!("{e}");
+                    }
+                }
                 Err(e) => tracing::warn!("guest {vmid}: could not be reconciled: {e}"),
             }
         }

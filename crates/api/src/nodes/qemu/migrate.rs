@@ -6,7 +6,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use stead_api_derive::{Params, Schema};
 use stead_model::{NodeName, StorageId, Upid, Vmid};
-use stead_ops::guest::migrate::{MigrateOptions, Quick as QuickMove};
+use stead_ops::guest::migrate::{MigrateOptions, Quick as QuickMove, StorageMap};
 use stead_ops::guest::preconditions::{LocalVolume, Preconditions};
 
 const MIGRATE: Access = Access::All("/vms/{vmid}", &["VM.Migrate"]);
@@ -42,6 +42,9 @@ pub struct Migrate {
     bwlimit: Option<u64>,
     /// How the stream is carried: `secure` alone.
     migration_type: Option<Carried>,
+    /// Where the volumes of a VM that does not run go, if not to storages of the same names: `STORAGE` for all, or pairs
+    /// `FROM:TO`, separated by commas.
+    targetstorage: Option<String>,
 }
 
 /// Why a node cannot take the VM.
@@ -122,16 +125,23 @@ endpoint! {
     missing: &[
         "force: devices of the host can't be migrated",
         "migration_network: nodes have one address each",
-        "targetstorage: moving disks is not supported yet",
         "with-conntrack-state: there is no firewall yet",
-        "with-local-disks: moving disks is not supported yet",
+        "with-local-disks: disks of a running VM move over a shared storage alone; those of one that does not run go along",
     ];
     fn call(cx, p: Migrate) -> Upid {
         cx.ops().member(&p.node)?;
         if p.migration_type == Some(Carried::Insecure) {
             return Err(Error::parameter("migration_type", "a VM's memory never leaves a node unencrypted"));
         }
-        let options = MigrateOptions { target: p.target, online: p.online, bwlimit: p.bwlimit, quick: None };
+        let storages: StorageMap = match p.targetstorage.as_deref().unwrap_or_default().parse() {
+            Ok(map) => map,
+            Err(why) => return Err(Error::parameter("targetstorage", why)),
+        };
+        for storage in storages.targets() {
+            cx.caller.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
+        }
+        let (target, online, bwlimit) = (p.target, p.online, p.bwlimit);
+        let options = MigrateOptions { target, online, bwlimit, quick: None, storages };
         Ok(cx.ops().migrate(&cx.actor(), p.vmid, options, asked(false)).await?)
     }
 }
@@ -155,7 +165,7 @@ endpoint! {
     fn call(cx, p: QuickMigrate) -> Upid {
         cx.ops().member(&p.node)?;
         let quick = Some(QuickMove { storage: p.statestorage });
-        let options = MigrateOptions { target: p.target, online: true, bwlimit: None, quick };
+        let options = MigrateOptions { quick, ..MigrateOptions::to(p.target, true) };
         Ok(cx.ops().migrate(&cx.actor(), p.vmid, options, asked(false)).await?)
     }
 }

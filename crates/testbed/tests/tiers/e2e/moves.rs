@@ -1,9 +1,11 @@
 //! Moves that break off.
 
 use super::super::support::{BOOT, RECOVERY, cluster, loopback, runs_on, start};
-use anyhow::{Context, ensure};
+use anyhow::{Context, Result, ensure};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
-use stead_testbed::api::until;
+use stead_testbed::api::{escape, until};
 use stead_testbed::guest::tick;
 use stead_testbed::poll::ask;
 
@@ -126,5 +128,88 @@ fn a_vm_goes_on_with_its_memory_from_a_storage() {
         let fourth = answers(0).await?;
         ensure!(fourth.boot_id == first.boot_id && fourth.conflicts == 0, "{first:?}, {fourth:?}");
         Ok(())
+    });
+}
+
+/// A disk that its node alone has goes along, with the snapshot in it, and is at one place afterwards; also when the first try is given
+/// up, and when the target's daemon dies in the middle of the second.
+#[test]
+fn a_vm_that_does_not_run_takes_its_disks_along() {
+    loopback(async |builder| {
+        let cluster = cluster(builder.nodes(2)).await?;
+        let api = cluster.api(0).await?;
+        let folders = ["here", "there"].map(|n| cluster.shared_dir().with_file_name(n));
+        for (n, folder) in folders.iter().enumerate() {
+            std::fs::create_dir_all(folder.join(format!("images/{VM}")))?;
+            let (id, node) = (["here", "there"][n], ["n1", "n2"][n]);
+            let path = folder.display().to_string();
+            let form =
+                [("storage", id), ("type", "dir"), ("path", &path), ("content", "images"), ("nodes", node)];
+            api.post("/storage", &form).await.with_context(|| format!("adding storage '{id}'"))?;
+        }
+        let files = |n: usize| -> Result<Vec<String>> {
+            let all = std::fs::read_dir(folders[n].join(format!("images/{VM}")));
+            let names =
+                all.into_iter().flatten().flatten().map(|f| f.file_name().to_string_lossy().into_owned());
+            Ok(names.collect())
+        };
+        cluster.create_tick_guest(0, VM).await?;
+        let path = |n: usize| format!("/nodes/n{}/qemu/{VM}", n + 1);
+        // Incompressible, so that a slow move takes its time.
+        let form = [("scsi0", "here:1,format=qcow2"), ("scsi1", "here:1,format=raw")];
+        api.post_and_wait(&format!("{}/config", path(0)), &form, BOOT).await?;
+        let config = api.get(&format!("{}/config", path(0))).await?;
+        let raw = config["scsi1"].as_str().and_then(|v| v.split([':', ',']).nth(1)).context("no raw disk")?;
+        let raw = folders[0].join("images").join(raw);
+        let mut noise = vec![0_u8; 8 << 20];
+        std::fs::File::open("/dev/urandom")?.read_exact(&mut noise)?;
+        std::fs::File::options().write(true).open(&raw)?.write_all_at(&noise, 5 << 20)?;
+        api.put(&format!("{}/config", path(0)), &[("delete", "virtio0")]).await?;
+        let migrate = format!("{}/migrate", path(0));
+
+        let form = [("target", "n2"), ("targetstorage", "here:there"), ("bwlimit", "64")];
+        let upid = api.post(&migrate, &form).await.context("a slow move")?;
+        let being_sent = async |upid: &serde_json::Value| {
+            let task = format!("/nodes/n1/tasks/{}", escape(upid.as_str().unwrap_or_default()));
+            until("it is being sent", BOOT, async || {
+                let status = api.get(&format!("{task}/status")).await?;
+                let log = api.get(&format!("{task}/log")).await?;
+                ensure!(status["status"] == "running", "{status} {log}");
+                Ok(log.to_string().contains("sending").then_some(()))
+            })
+            .await
+        };
+        being_sent(&upid).await?;
+        ensure!(api.get(&format!("{}/config", path(0))).await?["lock"] == "migrate");
+        let task = format!("/nodes/n1/tasks/{}", escape(upid.as_str().context("no task")?));
+        api.delete(&task).await?;
+        ensure!(api.wait_task(&upid, BOOT).await.is_err(), "it was given up");
+        until("nothing of it is left", BOOT, async || Ok(files(1)?.is_empty().then_some(()))).await?;
+        until("it is unlocked", BOOT, async || {
+            Ok(api.get(&format!("{}/config", path(0))).await?["lock"].is_null().then_some(()))
+        })
+        .await?;
+
+        let upid = api.post(&migrate, &form).await.context("a slow move again")?;
+        being_sent(&upid).await?;
+        cluster.node(1).kill_daemon()?;
+        ensure!(api.wait_task(&upid, BOOT).await.is_err(), "its target has died");
+        ensure!(files(0)?.len() == 2, "{:?}", files(0)?);
+        cluster.node(1).start_daemon()?;
+        cluster.wait_up(cluster.node(1)).await?;
+        until("what was left is gone", RECOVERY, async || Ok(files(1)?.is_empty().then_some(()))).await?;
+
+        let form = [("target", "n2"), ("targetstorage", "here:there")];
+        api.post_and_wait(&migrate, &form, BOOT).await.context("the move")?;
+        ensure!(files(0)?.is_empty() && files(1)?.len() == 2, "{:?} {:?}", files(0)?, files(1)?);
+        let config = api.get(&format!("{}/config", path(1))).await?;
+        let (a, b) =
+            (config["scsi0"].as_str().unwrap_or_default(), config["scsi1"].as_str().unwrap_or_default());
+        ensure!(a.starts_with("there:") && b.starts_with("there:") && config["lock"].is_null(), "{config}");
+        let raw = folders[1].join("images").join(b.split([':', ',']).nth(1).unwrap_or_default());
+        let mut came = vec![0_u8; noise.len()];
+        std::fs::File::open(&raw)?.read_exact_at(&mut came, 5 << 20)?;
+        ensure!(came == noise && raw.metadata()?.len() == 1 << 30, "it is not what was sent");
+        start(&cluster, &api, 1, VM).await
     });
 }

@@ -1,0 +1,139 @@
+//! Volumes that go along with a guest to a node which has them not: where to, and what its configuration says then.
+//!
+//! They never keep their names. A node may get the guest in another way while its disks are on their way, as by a recovery; then its
+//! configuration names the old ones, and no half of a new one is taken for them.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use stead_model::vmconfig::devices::as_disk;
+use stead_model::vmconfig::{Disk, KeyError, Settings, VmConfig};
+use stead_model::{StorageId, VolumeId};
+
+/// To which storage of the other node each storage's volumes go. As clients write it: `1` for the same, `NAME` for all, or
+/// pairs `FROM:TO`, separated by commas; what is in no pair stays the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StorageMap {
+    all: Option<StorageId>,
+    pairs: BTreeMap<StorageId, StorageId>,
+}
+
+impl StorageMap {
+    /// Where volumes of a storage go.
+    pub fn of(&self, storage: &StorageId) -> StorageId {
+        self.pairs.get(storage).or(self.all.as_ref()).unwrap_or(storage).clone()
+    }
+
+    /// The storages that are named as targets.
+    pub fn targets(&self) -> impl Iterator<Item = &StorageId> {
+        self.pairs.values().chain(&self.all)
+    }
+}
+
+impl FromStr for StorageMap {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let id = |text: &str| text.parse::<StorageId>().map_err(|e| e.to_string());
+        let mut map = Self::default();
+        for part in text.split([',', ';', ' ']).map(str::trim).filter(|p| !p.is_empty() && *p != "1") {
+            match part.split_once(':') {
+                Some((from, to)) => {
+                    if map.pairs.insert(id(from)?, id(to)?).is_some() {
+                        return Err(format!("storage '{from}' is in two pairs"));
+                    }
+                }
+                None if map.all.is_none() => map.all = Some(id(part)?),
+                None => return Err("only one storage can be that of all others".to_owned()),
+            }
+        }
+        Ok(map)
+    }
+}
+
+/// Has a configuration name other volumes, wherever it names one of these.
+///
+/// # Errors
+/// If an option can't be read.
+pub fn rename(config: &mut VmConfig, to: &BTreeMap<VolumeId, VolumeId>) -> Result<(), KeyError> {
+    let sections = [&mut config.current, &mut config.pending.set].into_iter();
+    for section in sections.chain(config.snapshots.values_mut()).chain(config.special.values_mut()) {
+        let renamed: Vec<(String, String)> = section
+            .iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), renamed(key, value, to).transpose()?)))
+            .map(|(key, value)| Ok((key, value?)))
+            .collect::<Result<_, KeyError>>()?;
+        for (key, value) in renamed {
+            section.set(&key, &value)?;
+        }
+    }
+    Ok(())
+}
+
+/// An option's new value, if it names one of these.
+fn renamed(key: &str, value: &str, to: &BTreeMap<VolumeId, VolumeId>) -> Result<Option<String>, KeyError> {
+    if as_disk(key).is_none() {
+        let volume = Some(value).filter(|_| key == "vmstate").and_then(|v| v.parse().ok());
+        return Ok(volume.and_then(|v: VolumeId| to.get(&v)).map(ToString::to_string));
+    }
+    let disk = Disk::parse(key, value)?;
+    match disk.volume().and_then(|v| to.get(v)) {
+        Some(new) => disk.with_volume(new, None).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Whether a volume is in a drive for CDs, from which the guest alone reads: it is not the guest's own.
+pub fn is_cd(settings: &Settings, volume: &VolumeId) -> bool {
+    settings
+        .iter()
+        .filter(|(key, _)| as_disk(key).is_some())
+        .any(|(key, value)| Disk::parse(key, value).is_ok_and(|d| d.cdrom && d.volume() == Some(volume)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn storages_are_mapped_as_clients_write_it() {
+        let map = |text: &str| text.parse::<StorageMap>();
+        let of = |text: &str, s: &str| map(text).unwrap().of(&s.parse().unwrap()).to_string();
+        for same in ["", "1"] {
+            assert_eq!(of(same, "aa"), "aa");
+        }
+        assert_eq!(of("zz", "aa"), "zz");
+        let each = |text: &str| ["aa", "bb", "cc"].map(|s| of(text, s));
+        assert_eq!(each("aa:xx,bb:yy"), ["xx", "yy", "cc"]);
+        assert_eq!(each("aa:xx,zz"), ["xx", "zz", "zz"]);
+        assert!(map("aa:xx,aa:yy").is_err() && map("yy,zz").is_err() && map("aa:").is_err());
+        assert_eq!(
+            map("aa:xx,zz").unwrap().targets().map(ToString::to_string).collect::<Vec<_>>(),
+            ["xx", "zz"]
+        );
+    }
+
+    #[test]
+    fn a_configuration_names_them_everywhere_and_all_else_stays() {
+        let text = "ide2: local:iso/a.iso,media=cdrom\nlock: suspended\nscsi0: local:100/a.qcow2,discard=on,size=1G\n\
+            scsi1: shared:100/a.qcow2\nunused0: local:100/b.raw\nvmstate: local:100/s.raw\n\n\
+            [PENDING]\nscsi2: local:100/c.raw\n\n[one]\nscsi0: local:100/a.qcow2,size=1G\nsnaptime: 1\n";
+        let mut config = VmConfig::parse(text).unwrap();
+        let v = |text: &str| text.parse::<VolumeId>().unwrap();
+        let to = ["a.qcow2", "b.raw", "c.raw", "s.raw"];
+        let to = to.iter().map(|n| (v(&format!("local:100/{n}")), v(&format!("far:100/new-{n}")))).collect();
+        rename(&mut config, &to).unwrap();
+        let now = config.to_string();
+        assert!(!now.contains("local:100/"), "{now}");
+        for line in [
+            "scsi0: far:100/new-a.qcow2,discard=on,size=1G",
+            "scsi1: shared:100/a.qcow2",
+            "vmstate: far:100/new-s.raw",
+        ] {
+            assert!(now.lines().any(|l| l == line), "{now}");
+        }
+        assert_eq!(now.matches("far:100/new-a.qcow2").count(), 2);
+        assert!(
+            is_cd(&config.current, &v("local:iso/a.iso")) && !is_cd(&config.current, &v("far:100/new-b.raw"))
+        );
+    }
+}

@@ -1,0 +1,418 @@
+//! Volumes that go along with a guest that does not run, from its node to one that has them not.
+//!
+//! ```text
+//!  source: ask for places ──▶ target: names them (loose), makes them ──▶ source sends each ──▶ one commit: the guest is the target's,
+//!          its configuration names the new ones, the old ones are loose ──▶ the source frees them
+//! ```
+//!
+//! They are sent byte for byte, as they lie in the storage, so that what an image keeps inside goes along. Holes are not sent.
+
+use super::loose;
+use crate::peers::{Duplex, call};
+use crate::store::GuestAt;
+use crate::{Ops, OpsError};
+use rustix::fs::SeekFrom;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use stead_conf::Revision;
+use stead_driver::storage::NewVolume;
+use stead_guest::carried::{self, StorageMap};
+use stead_model::vmconfig::VmConfig;
+use stead_model::{Epoch, NodeName, NodeRecord, StorageId, Vmid, VolumeId, cloudinit};
+use stead_tasks::TaskContext;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+/// Asks a node to make room for volumes.
+pub const ROOM_CALL: &str = "guest/room";
+/// Tells a node that they do not come.
+pub const NO_ROOM_CALL: &str = "guest/no-room";
+/// What the stream of a volume is called: guest and place in the list follow.
+pub const STREAM: &str = "guest/volume-stream/";
+
+/// How long a node may take to make room: storages that answer slowly, and blocks that are written.
+const ROOM: Duration = Duration::from_secs(120);
+/// Bytes that are sent as one.
+const PART: usize = 1 << 20;
+/// Parts that are read ahead.
+const AHEAD: usize = 4;
+/// What an image is made with, before it is what was sent.
+const SMALL: u64 = 1 << 20;
+
+/// A volume that goes along.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// As it is called at the source.
+    pub volume: VolumeId,
+    /// Where to.
+    pub storage: StorageId,
+    /// `raw` or `qcow2`.
+    pub format: String,
+    /// Bytes that it takes in its storage.
+    pub size: u64,
+}
+
+/// Asks for room.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RoomRequest {
+    /// The guest.
+    pub vmid: Vmid,
+    /// The ownership that it has.
+    pub epoch: Epoch,
+    /// Who asks.
+    pub source: NodeName,
+    /// Its configuration.
+    pub config: String,
+    /// What goes along.
+    pub volumes: Vec<Carried>,
+}
+
+/// Where they go, in the same order, and the record that names them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Room {
+    volumes: Vec<VolumeId>,
+    revision: Revision,
+}
+
+/// What was carried: the hand-over says it.
+#[derive(Debug)]
+pub(super) struct HandedOver {
+    /// From the old names to the new.
+    pub names: BTreeMap<VolumeId, VolumeId>,
+    /// The record that names the new ones.
+    pub revision: Revision,
+}
+
+impl HandedOver {
+    /// The old ones.
+    pub fn left(&self) -> Vec<VolumeId> {
+        self.names.keys().cloned().collect()
+    }
+}
+
+fn failed(what: &str, path: &Path) -> impl Fn(std::io::Error) -> OpsError {
+    move |e| OpsError::failed(format!("could not {what} '{}': {e}", path.display()))
+}
+
+impl Ops {
+    /// The volumes that go along with a VM that does not run, and what is to be said of those that can't.
+    pub(super) async fn carried(
+        &self,
+        config: &VmConfig,
+        storages: &StorageMap,
+    ) -> Result<(Vec<Carried>, Vec<String>), OpsError> {
+        let (mut all, mut why) = (vec![], vec![]);
+        for volume in config.all_volumes() {
+            if self.storage(&volume.storage)?.shared {
+                continue;
+            }
+            if carried::is_cd(&config.current, &volume) && !cloudinit::is_drive(&volume) {
+                why.push(format!("the CD '{volume}' is on a storage that is not shared: take it out"));
+                continue;
+            }
+            let info = match self.volume_info(&volume).await {
+                Ok(info) => info,
+                Err(e) => {
+                    why.push(e.to_string());
+                    continue;
+                }
+            };
+            if info.parent.is_some() || volume.name.rsplit('/').next().is_some_and(|f| f.starts_with("base-"))
+            {
+                why.push(format!(
+                    "volume '{volume}' is a template's disk, or built on one, on a storage that is not shared"
+                ));
+                continue;
+            }
+            let storage = storages.of(&volume.storage);
+            all.push(Carried { volume, storage, format: info.format, size: info.used });
+        }
+        Ok((all, why))
+    }
+
+    /// Sends the volumes that go along with a VM to where it goes.
+    pub(super) async fn carry(
+        &self,
+        cx: &TaskContext,
+        guest: &GuestAt,
+        target: &NodeRecord,
+        volumes: &[Carried],
+        limit: Option<u64>,
+    ) -> Result<HandedOver, OpsError> {
+        let request = RoomRequest {
+            vmid: guest.vmid,
+            epoch: guest.own.value.epoch,
+            source: self.me.name.clone(),
+            config: guest.config.value.clone(),
+            volumes: volumes.to_vec(),
+        };
+        let asked = call::<_, Room>(&*self.peers, target, ROOM_CALL, &request, ROOM);
+        let room = cx.or_cancelled(asked).await.map_err(|e| OpsError::failed(e.to_string()))??;
+        let mut names = BTreeMap::new();
+        for (n, (from, to)) in volumes.iter().zip(&room.volumes).enumerate() {
+            cx.log(format!(
+                "sending '{}' to '{to}' on node '{}': {} MiB",
+                from.volume,
+                target.name,
+                from.size >> 20
+            ));
+            let sent = self.send_volume(cx, guest.vmid, target, n, from, limit);
+            let bytes = cx.or_cancelled(sent).await.map_err(|e| OpsError::failed(e.to_string()))??;
+            cx.log(format!("'{}' is there: {} MiB were sent", from.volume, bytes >> 20));
+            names.insert(from.volume.clone(), to.clone());
+        }
+        Ok(HandedOver { names, revision: room.revision })
+    }
+
+    /// Sends one volume; says how much of it that was.
+    async fn send_volume(
+        &self,
+        cx: &TaskContext,
+        vmid: Vmid,
+        target: &NodeRecord,
+        n: usize,
+        from: &Carried,
+        limit: Option<u64>,
+    ) -> Result<u64, OpsError> {
+        let path = self.resolve_volume(&from.volume).await?.path;
+        let lost = |e: std::io::Error| {
+            OpsError::failed(format!("the stream of '{}' to node '{}' broke: {e}", from.volume, target.name))
+        };
+        let mut far = self.peers.open(target, &format!("{STREAM}{vmid}/{n}")).await?;
+        let (parts, mut read) = mpsc::channel(AHEAD);
+        let reading = path.clone();
+        let reader = tokio::task::spawn_blocking(move || read_parts(&reading, &parts));
+        let (begun, mut sent, mut told) = (tokio::time::Instant::now(), 0_u64, begun_at());
+        while let Some((offset, part)) = read.recv().await {
+            far.write_u64(offset).await.map_err(lost)?;
+            far.write_u32(u32::try_from(part.len()).unwrap_or(u32::MAX)).await.map_err(lost)?;
+            far.write_all(&part).await.map_err(lost)?;
+            sent += part.len() as u64;
+            if let Some(limit) = limit {
+                tokio::time::sleep_until(begun + Duration::from_secs_f64(sent as f64 / limit as f64)).await;
+            }
+            if told.elapsed() >= Duration::from_secs(1) {
+                told = begun_at();
+                cx.progress(sent as f64 / from.size.max(1) as f64);
+                cx.log(format!("{} of {} MiB", sent >> 20, from.size >> 20));
+            }
+        }
+        let size =
+            reader.await.map_err(|e| OpsError::failed(e.to_string()))?.map_err(failed("read", &path))?;
+        far.write_u64(size).await.map_err(lost)?;
+        far.write_u32(0).await.map_err(lost)?;
+        far.flush().await.map_err(lost)?;
+        let mut answer = String::new();
+        far.read_to_string(&mut answer).await.map_err(lost)?;
+        match answer.as_str() {
+            "kept" => Ok(sent),
+            "" => Err(lost(std::io::ErrorKind::UnexpectedEof.into())),
+            why => Err(OpsError::failed(format!(
+                "node '{}' could not keep '{}': {why}",
+                target.name, from.volume
+            ))),
+        }
+    }
+
+    /// Tells a target that nothing comes. One that does not hear it finds out.
+    pub(super) async fn give_up_room(&self, vmid: Vmid, target: &NodeRecord) {
+        let told = call::<_, ()>(&*self.peers, target, NO_ROOM_CALL, &vmid, Duration::from_secs(30)).await;
+        if let Err(e) = told {
+            tracing::info!("guest {vmid}: node '{}' was not told to free what it has made: {e}", target.name);
+        }
+    }
+
+    /// Makes volumes for a guest of another node.
+    pub async fn make_room(&self, rq: RoomRequest) -> Result<Room, OpsError> {
+        let _lock = self.guest_locks.lock(rq.vmid).await?;
+        self.conf.barrier().await?;
+        let own = self.guest_at(rq.vmid)?.own.value;
+        if own.owner != rq.source || own.epoch != rq.epoch {
+            return Err(OpsError::failed(format!(
+                "guest {} belongs to '{}' under epoch {}, not to '{}' under epoch {}",
+                rq.vmid, own.owner, own.epoch, rq.source, rq.epoch
+            )));
+        }
+        if self.guests.state(rq.vmid).await.is_some() {
+            return Err(OpsError::failed(format!("an old copy of it is still on node '{}'", self.me.name)));
+        }
+        self.free_loose(rq.vmid).await?;
+        let mut taken = super::config::parse(&rq.config)?.all_volumes();
+        let mut volumes = vec![];
+        for wanted in &rq.volumes {
+            let storage = self.active(&wanted.storage).await?;
+            let name = match cloudinit::is_drive(&wanted.volume) {
+                // It goes by its name, and is made anew whenever it is not what the options say.
+                true => VolumeId { storage: wanted.storage.clone(), name: wanted.volume.name.clone() },
+                false => storage.next_name(rq.vmid, Some(&wanted.format), None, &taken).await?,
+            };
+            taken.push(name.clone());
+            volumes.push(name);
+        }
+        let revision = self.name_loose(rq.vmid, &rq.source, &volumes).await?;
+        for (volume, wanted) in volumes.iter().zip(&rq.volumes) {
+            if let Err(e) = self.make_empty(rq.vmid, volume, wanted).await {
+                if let Err(left) = self.free_loose(rq.vmid).await {
+                    tracing::warn!("{left}");
+                }
+                return Err(OpsError::failed(format!("no room for '{}': {e}", wanted.volume)));
+            }
+        }
+        Ok(Room { volumes, revision })
+    }
+
+    async fn make_empty(&self, vmid: Vmid, volume: &VolumeId, wanted: &Carried) -> Result<(), OpsError> {
+        let file = volume.name.rsplit('/').next().unwrap_or(&volume.name).to_owned();
+        let new = NewVolume { vmid, name: Some(file), format: Some(wanted.format.clone()), size: SMALL };
+        self.alloc(&volume.storage, &new).await.map(drop)
+    }
+
+    /// The source has given up: what was made for it goes, unless it is the guest's.
+    pub async fn free_room(&self, from: &NodeName, vmid: Vmid) -> Result<(), OpsError> {
+        let _lock = self.guest_locks.lock(vmid).await?;
+        self.conf.barrier().await?;
+        let found = self.conf.view(|t| loose::of(t, &self.me.name, vmid))?;
+        match found {
+            Some(found) if found.value.source.as_ref() == Some(from) => self.free_loose(vmid).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the stream of a volume that this node has made room for, and says how it went.
+    pub async fn take_volume(&self, from: &NodeName, which: &str, mut stream: impl Duplex) {
+        let answer = match self.write_volume(from, which, &mut stream).await {
+            Ok(()) => "kept".to_owned(),
+            Err(e) => {
+                tracing::warn!("volume {which} from node '{from}': {e}");
+                e.to_string()
+            }
+        };
+        // A source that does not hear it takes it for a failure.
+        let _ = stream.write_all(answer.as_bytes()).await;
+        let _ = stream.shutdown().await;
+    }
+
+    async fn write_volume(
+        &self,
+        from: &NodeName,
+        which: &str,
+        stream: &mut impl Duplex,
+    ) -> Result<(), OpsError> {
+        let unknown = || OpsError::failed(format!("node '{}' has made no room for {which}", self.me.name));
+        let (vmid, n) = which.split_once('/').ok_or_else(unknown)?;
+        let (vmid, n): (Vmid, usize) =
+            (vmid.parse().map_err(|_| unknown())?, n.parse().map_err(|_| unknown())?);
+        let _lock = self.guest_locks.lock(vmid).await?;
+        let found = self.conf.view(|t| loose::of(t, &self.me.name, vmid))?.ok_or_else(unknown)?.value;
+        if found.source.as_ref() != Some(from) || found.claimed {
+            return Err(unknown());
+        }
+        let path = self.resolve_volume(found.volumes.get(n).ok_or_else(unknown)?).await?.path;
+        write_parts(&path, stream).await.map_err(failed("write", &path))
+    }
+}
+
+fn begun_at() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
+/// Reads a file without its holes. Its size.
+fn read_parts(path: &PathBuf, to: &mpsc::Sender<(u64, Vec<u8>)>) -> std::io::Result<u64> {
+    let file = std::fs::File::open(path)?;
+    let size = rustix::fs::seek(&file, SeekFrom::End(0))?;
+    let mut at = 0;
+    while at < size {
+        at = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            // Nothing but a hole follows.
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(e) => return Err(e.into()),
+        };
+        let end = rustix::fs::seek(&file, SeekFrom::Hole(at))?;
+        while at < end {
+            let mut part = vec![0; usize::try_from(end - at).unwrap_or(PART).min(PART)];
+            let n = file.read_at(&mut part, at)?;
+            if n == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            part.truncate(n);
+            if to.blocking_send((at, part)).is_err() {
+                // Nobody takes it any more, and says why.
+                return Ok(size);
+            }
+            at += n as u64;
+        }
+    }
+    Ok(size)
+}
+
+/// Writes what was sent over a file, to disk.
+async fn write_parts(path: &Path, from: &mut impl Duplex) -> std::io::Result<()> {
+    let file = tokio::fs::File::options().write(true).truncate(true).open(path).await?;
+    let file = std::sync::Arc::new(file.into_std().await);
+    let mut part = Vec::with_capacity(PART);
+    loop {
+        let offset = from.read_u64().await?;
+        let size = from.read_u32().await? as usize;
+        if size > PART {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a part is too large"));
+        }
+        let file = file.clone();
+        if size == 0 {
+            let end = move || file.set_len(offset).and_then(|()| file.sync_all());
+            return tokio::task::spawn_blocking(end).await.map_err(std::io::Error::other)?;
+        }
+        part.resize(size, 0);
+        from.read_exact(&mut part).await?;
+        let write = move || file.write_all_at(&part, offset).map(|()| part);
+        part = tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other)??;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[tokio::test]
+    async fn a_file_goes_over_with_its_holes() {
+        let folder = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|n| folder.path().join(n));
+        let size: u64 = 64 << 20;
+        let file = std::fs::File::create(&from).unwrap();
+        for (at, byte) in [(0, 1_u8), (7 << 20, 2), (40 << 20, 3)] {
+            file.write_all_at(&vec![byte; (2 << 20) + 5], at).unwrap();
+        }
+        file.set_len(size).unwrap();
+        // What was there before is not there then.
+        std::fs::write(&to, vec![9; 1 << 20]).unwrap();
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        let (parts, mut read) = mpsc::channel(AHEAD);
+        let reading = from.clone();
+        let reader = tokio::task::spawn_blocking(move || read_parts(&reading, &parts));
+        let sent = tokio::spawn(async move {
+            let mut near = near;
+            while let Some((offset, part)) = read.recv().await {
+                near.write_u64(offset).await.unwrap();
+                near.write_u32(part.len() as u32).await.unwrap();
+                near.write_all(&part).await.unwrap();
+            }
+            near.write_u64(size).await.unwrap();
+            near.write_u32(0).await.unwrap();
+        });
+        write_parts(&to, &mut far).await.unwrap();
+        sent.await.unwrap();
+        assert_eq!(reader.await.unwrap().unwrap(), size);
+        assert!(std::fs::read(&from).unwrap() == std::fs::read(&to).unwrap());
+        assert!(std::fs::metadata(&to).unwrap().blocks() * 512 < 10 << 20, "its holes were filled");
+        // Cut short, it is no volume.
+        let (mut near, mut far) = tokio::io::duplex(1 << 16);
+        near.write_u64(0).await.unwrap();
+        near.write_u32(9).await.unwrap();
+        drop(near);
+        assert!(write_parts(&to, &mut far).await.is_err());
+    }
+}

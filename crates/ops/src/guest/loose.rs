@@ -1,0 +1,142 @@
+//! Volumes on a node that are nobody's: made for a guest that is to come, or left by one that has gone.
+//!
+//! A record names them before they are made, and in the commit that hands the guest over: so nothing is left over unnamed, whoever
+//! dies when. A node frees what its record names, unless the guest is its own now and its configuration names it too.
+//!
+//! Whoever frees them writes the record anew before. A hand-over that would make them the guest's names the revision of the record on
+//! which it was built, so it can't be committed any more then: never is freed what a guest has.
+
+use crate::store::{self, At};
+use crate::{Ops, OpsError};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use stead_conf::{Check, Op, Revision, Tree, Txn};
+use stead_driver::storage::StorageError;
+use stead_model::{NodeName, Vmid, VolumeId};
+
+/// Below it, by node: whose volumes are nobody's.
+const LOOSE: &str = "stead/loose/";
+
+/// Volumes of a guest on a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Loose {
+    /// Which.
+    pub volumes: Vec<VolumeId>,
+    /// The node whose guest they are made for; none: they are of no use any more.
+    pub source: Option<NodeName>,
+    /// They are being freed.
+    #[serde(default)]
+    pub claimed: bool,
+}
+
+fn path(node: &NodeName, vmid: Vmid) -> String {
+    format!("{LOOSE}{node}/{vmid}")
+}
+
+/// The guests of which a node has such volumes.
+pub(crate) fn all_of(tree: &Tree, node: &NodeName) -> BTreeSet<Vmid> {
+    let prefix = format!("{LOOSE}{node}/");
+    tree.list(&prefix).filter_map(|(p, _)| p.strip_prefix(&prefix)?.parse().ok()).collect()
+}
+
+/// What a node has of a guest.
+pub(crate) fn of(tree: &Tree, node: &NodeName, vmid: Vmid) -> Result<Option<At<Loose>>, OpsError> {
+    store::record(tree, &path(node, vmid))
+}
+
+/// Adds to a hand-over that what was made at the target is the guest's, and that the source has no use for what it had.
+pub(crate) fn hand_over(
+    tree: &Tree,
+    txn: &mut Txn,
+    vmid: Vmid,
+    (target, made): (&NodeName, Revision),
+    (source, left): (&NodeName, &[VolumeId]),
+) -> Result<(), OpsError> {
+    txn.checks.push(Check::Revision(path(target, vmid), made));
+    txn.ops.push(Op::Delete(path(target, vmid)));
+    let before = of(tree, source, vmid)?;
+    let mut volumes = before.as_ref().map(|b| b.value.volumes.clone()).unwrap_or_default();
+    volumes.extend(left.iter().filter(|v| !volumes.contains(v)).cloned().collect::<Vec<_>>());
+    let record = store::bytes(&Loose { volumes, ..Loose::default() })?;
+    store::put_over(txn, &path(source, vmid), before.map(|b| b.revision), record);
+    Ok(())
+}
+
+impl Ops {
+    /// Names volumes that this node is to make for a guest of another one. The record's revision.
+    pub(super) async fn name_loose(
+        &self,
+        vmid: Vmid,
+        source: &NodeName,
+        volumes: &[VolumeId],
+    ) -> Result<Revision, OpsError> {
+        let loose = Loose { volumes: volumes.to_vec(), source: Some(source.clone()), claimed: false };
+        self.write_loose(vmid, None, &loose).await
+    }
+
+    async fn write_loose(
+        &self,
+        vmid: Vmid,
+        over: Option<Revision>,
+        loose: &Loose,
+    ) -> Result<Revision, OpsError> {
+        let path = path(&self.me.name, vmid);
+        let mut txn = store::txn("root@pam", format!("guest {vmid}: its volumes on node '{}'", self.me.name));
+        store::put_over(&mut txn, &path, over, store::bytes(loose)?);
+        self.conf.transact(txn).await?;
+        let written = self.conf.view(|t| of(t, &self.me.name, vmid))?;
+        let gone = || OpsError::failed(format!("the record '{path}' has gone at once"));
+        Ok(written.ok_or_else(gone)?.revision)
+    }
+
+    /// Frees what this node has of a guest that is nobody's. Under the guest's mutex. What can't be freed now stays named, and is
+    /// tried again.
+    pub(super) async fn free_loose(&self, vmid: Vmid) -> Result<(), OpsError> {
+        let Some(found) = self.conf.view(|t| of(t, &self.me.name, vmid))? else { return Ok(()) };
+        let mut loose = found.value;
+        loose.claimed = true;
+        let revision = self.write_loose(vmid, Some(found.revision), &loose).await?;
+        let named = match self.ownership(vmid)? {
+            Some(own) if own.owner == self.me.name => {
+                super::config::parse(&self.guest_at(vmid)?.config.value)?.all_volumes()
+            }
+            _ => vec![],
+        };
+        let mut failed = vec![];
+        for volume in loose.volumes.iter().filter(|v| !named.contains(v)) {
+            match self.active(&volume.storage).await {
+                Ok(storage) => match storage.free(&volume.name).await {
+                    Ok(()) | Err(StorageError::NoVolume(_)) => {}
+                    Err(e) => failed.push(format!("'{volume}': {e}")),
+                },
+                Err(e) => failed.push(format!("'{volume}': {e}")),
+            }
+        }
+        if !failed.is_empty() {
+            return Err(OpsError::failed(format!(
+                "volumes of guest {vmid} that are of no use any more could not be freed yet: {}",
+                failed.join("; ")
+            )));
+        }
+        let path = path(&self.me.name, vmid);
+        let mut txn =
+            store::txn("root@pam", format!("guest {vmid}: nothing left on node '{}'", self.me.name));
+        txn.checks.push(Check::Revision(path.clone(), revision));
+        txn.ops.push(Op::Delete(path));
+        self.conf.transact(txn).await?;
+        Ok(())
+    }
+
+    /// As [`Self::free_loose`], unless they are for a guest that is on its way.
+    pub(super) async fn free_loose_unless_awaited(&self, vmid: Vmid) -> Result<(), OpsError> {
+        let Some(found) = self.conf.view(|t| of(t, &self.me.name, vmid))? else { return Ok(()) };
+        if let Some(source) = &found.value.source
+            && !found.value.claimed
+            && self.ownership(vmid)?.is_some_and(|own| own.owner == *source)
+            && self.source_still_sends(vmid, source).await
+        {
+            return Ok(());
+        }
+        self.free_loose(vmid).await
+    }
+}

@@ -1,0 +1,142 @@
+//! Volumes that go along with a VM: what a target makes, and what is left when nothing comes of it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use stead_conf::Txn;
+use stead_driver::storage::{NewVolume, StorageDriver};
+use stead_model::{Epoch, GuestKind, Ownership, paths};
+use stead_ops::guest::Asked;
+use stead_ops::guest::carry::{Carried, RoomRequest};
+use stead_ops::guest::migrate::MigrateOptions;
+use stead_ops::store;
+use stead_ops_testing::{Node, name, root, vmid};
+
+const CONFIG: &str = "scsi0: local:100/vm-100-disk-0.qcow2,size=1M\n";
+const RECORD: &str = "stead/loose/n1/100";
+
+/// A VM of n3, which asks n1 for room.
+async fn asked() -> (Node, RoomRequest) {
+    let node = Node::of_three().await;
+    node.record_guest(100, "n3", |own| own.epoch = Epoch(4), CONFIG).await;
+    let wanted = Carried {
+        volume: "local:100/vm-100-disk-0.qcow2".parse().unwrap(),
+        storage: "local".parse().unwrap(),
+        format: "qcow2".into(),
+        size: 1 << 20,
+    };
+    let request = RoomRequest {
+        vmid: vmid(100),
+        epoch: Epoch(4),
+        source: name("n3"),
+        config: CONFIG.into(),
+        volumes: vec![wanted],
+    };
+    (node, request)
+}
+
+fn record(node: &Node) -> Option<String> {
+    node.ops.conf.view(|t| t.get(RECORD).map(|e| String::from_utf8(e.data.to_vec()).unwrap()))
+}
+
+async fn volumes(node: &Node) -> Vec<String> {
+    let all = node.storage("local").list(None, Some(vmid(100))).await.unwrap();
+    all.into_iter().map(|v| v.volid.to_string()).collect()
+}
+
+#[tokio::test]
+async fn a_target_names_what_it_makes_and_never_as_the_source_does() {
+    let (node, request) = asked().await;
+    node.ops.make_room(request.clone()).await.unwrap();
+    assert_eq!(volumes(&node).await, ["local:100/vm-100-disk-1.qcow2"]);
+    let named = record(&node).unwrap();
+    assert!(named.contains("vm-100-disk-1.qcow2") && named.contains("n3"), "{named}");
+    // Asked again, it begins anew.
+    node.ops.make_room(request.clone()).await.unwrap();
+    assert_eq!(volumes(&node).await.len(), 1);
+    // Another node can't take it back; the one that asked can.
+    node.ops.free_room(&name("n2"), vmid(100)).await.unwrap();
+    assert!(record(&node).is_some());
+    node.ops.free_room(&name("n3"), vmid(100)).await.unwrap();
+    assert_eq!((record(&node), volumes(&node).await.len()), (None, 0));
+    // One that does not own it asks for nothing.
+    let refused = node.ops.make_room(RoomRequest { source: name("n2"), ..request.clone() }).await;
+    assert!(refused.unwrap_err().to_string().contains("belongs to 'n3' under epoch 4"));
+    let refused = node.ops.make_room(RoomRequest { epoch: Epoch(3), ..request }).await;
+    assert!(refused.is_err() && record(&node).is_none());
+}
+
+#[tokio::test]
+async fn what_can_not_be_made_leaves_nothing() {
+    let (node, mut request) = asked().await;
+    let second = Carried { storage: "gone".parse().unwrap(), ..request.volumes[0].clone() };
+    request.volumes.push(second);
+    let refused = node.ops.make_room(request).await.unwrap_err().to_string();
+    assert!(refused.contains("storage 'gone' does not exist"), "{refused}");
+    assert_eq!((record(&node), volumes(&node).await.len()), (None, 0));
+}
+
+/// The VM is n1's, whatever it was.
+async fn owned_here(node: &Node, config: &str) {
+    let own = Ownership { owner: name("n1"), epoch: Epoch(5), ..node.own(100) };
+    let path = |n: &str| paths::guest(&name(n), GuestKind::Qemu, vmid(100));
+    let txn = Txn::new("test").delete(path("n3")).put(path("n1"), config.to_owned());
+    node.commit(txn.put(paths::ownership(vmid(100)), store::bytes(&own).unwrap())).await;
+}
+
+/// A source that cannot be reached may still be sending; one that has lost the VM is not.
+#[tokio::test]
+async fn what_nobody_sends_is_freed_in_the_end_and_what_is_the_vm_s_is_not() {
+    let (node, request) = asked().await;
+    node.ops.make_room(request.clone()).await.unwrap();
+    node.ops.reconcile().await.unwrap();
+    assert!(record(&node).is_some() && volumes(&node).await.len() == 1, "n3 is silent, and may be at it");
+    // Recovered to this node meanwhile: its configuration names what n3 has.
+    owned_here(&node, CONFIG).await;
+    node.ops.reconcile().await.unwrap();
+    assert_eq!((record(&node), volumes(&node).await.len()), (None, 0));
+
+    // It came, and its record of before is still there: what it names is kept.
+    let (node, request) = asked().await;
+    node.ops.make_room(request).await.unwrap();
+    let config = CONFIG.replace("disk-0", "disk-1");
+    owned_here(&node, &config).await;
+    node.ops.reconcile().await.unwrap();
+    assert_eq!((record(&node), volumes(&node).await.len()), (None, 1));
+}
+
+/// Nobody can be asked for room here: the VM stays, unlocked, with its disk.
+#[tokio::test]
+async fn a_vm_that_finds_no_room_stays_as_it_is() {
+    let node = Node::of_three().await;
+    node.record_guest(100, "n1", |_| {}, CONFIG).await;
+    let new = NewVolume {
+        vmid: vmid(100),
+        name: Some("vm-100-disk-0.qcow2".into()),
+        format: Some("qcow2".into()),
+        size: 1 << 20,
+    };
+    node.storage("local").alloc(&new).await.unwrap();
+    let to = MigrateOptions::to(name("n3"), false);
+    let upid = node.ops.migrate(&root(), vmid(100), to, Asked::default()).await.unwrap();
+    let (status, _) = node.ended(&upid).await;
+    assert!(status.contains("node 'n3' does not answer"), "{status}");
+    assert_eq!(node.ops.guest_at(vmid(100)).unwrap().config.value, CONFIG);
+    assert_eq!(volumes(&node).await.len(), 1);
+}
+
+/// A source that died after the commit: what it had is named, and goes.
+#[tokio::test]
+async fn what_a_source_has_left_goes() {
+    let node = Node::of_three().await;
+    node.record_guest(100, "n3", |_| {}, "scsi0: local:100/vm-100-disk-7.qcow2\n").await;
+    let new = NewVolume {
+        vmid: vmid(100),
+        name: Some("vm-100-disk-0.qcow2".into()),
+        format: Some("qcow2".into()),
+        size: 1 << 20,
+    };
+    node.storage("local").alloc(&new).await.unwrap();
+    let left = r#"{"volumes":["local:100/vm-100-disk-0.qcow2","local:100/vm-100-disk-9.raw"],"source":null}"#;
+    node.commit(Txn::new("test").put(RECORD, left)).await;
+    node.ops.reconcile().await.unwrap();
+    assert_eq!((record(&node), volumes(&node).await.len()), (None, 0));
+}
