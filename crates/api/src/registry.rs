@@ -191,7 +191,7 @@ fn at_nodes(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<nodes::qemu::status::PostResume>::new())
 }
 
-/// What VMs were.
+/// What VMs were, and what others are made of them.
 fn of_snapshots(r: Registry<Backend>) -> Registry<Backend> {
     r.with(Of::<nodes::qemu::snapshot::List>::new())
         .with(Of::<nodes::qemu::snapshot::Take>::new())
@@ -199,5 +199,8 @@ fn of_snapshots(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<nodes::qemu::snapshot::ReadConfig>::new())
         .with(Of::<nodes::qemu::snapshot::PutConfig>::new())
         .with(Of::<nodes::qemu::snapshot::PostRollback>::new())
-        .with(Of::<nodes::qemu::snapshot::ReadFeature>::new())
+        .with(Of::<nodes::qemu::clone::Post>::new())
+        .with(Of::<nodes::qemu::clone::PostTemplate>::new())
+        .with(Of::<nodes::qemu::clone::ReadFeature>::new())
+        .with(Of::<nodes::qemu::disks::Move>::new())
 }

@@ -4,6 +4,7 @@
 //! ([`saved`]), and which volumes go along with a guest ([`carried`]).
 
 pub mod carried;
+pub mod clones;
 pub mod copy;
 pub mod hotplug;
 pub mod migration;

@@ -69,6 +69,12 @@ pub enum Request {
     RemoveSnapshot,
     /// Give it back what is kept under a name. One that runs is stopped for it.
     Rollback,
+    /// Make another guest of it. Many may at once.
+    Clone,
+    /// Make it one of which others are made, and which never runs.
+    Template,
+    /// Give a disk another place, or another guest.
+    MoveDisk,
 }
 
 impl fmt::Display for Request {
@@ -87,6 +93,9 @@ impl fmt::Display for Request {
             Self::Snapshot => "take a snapshot of",
             Self::RemoveSnapshot => "remove a snapshot of",
             Self::Rollback => "roll back",
+            Self::Clone => "clone",
+            Self::Template => "make a template of",
+            Self::MoveDisk => "move a disk of",
         })
     }
 }
@@ -149,6 +158,13 @@ pub fn decide(facts: &Facts, request: Request, skip_lock: bool, from_ha: bool) -
         Request::Rollback if facts.ha && !absent => Verdict::Refuse(format!(
             "can't roll back VM {vmid} while it runs under HA: have HA stop it first (state stopped of its HA resource)"
         )),
+        Request::Template if !absent => {
+            Verdict::Refuse(format!("you can't convert a VM to template if VM is running (VM {vmid})"))
+        }
+        // It would be started and fail, again and again.
+        Request::Template if facts.ha => {
+            Verdict::Refuse(format!("can't make a template of VM {vmid} under HA: take it out of HA first"))
+        }
         Request::MigrateOffline if !absent => {
             Verdict::Refuse(format!("can't migrate running VM {vmid} without --online"))
         }
@@ -168,6 +184,8 @@ fn opens(request: Request, lock: &str) -> bool {
     match request {
         // Only going back again makes a guest whole that has gone back half-way.
         Request::Rollback => lock == crate::snapshots::ROLLBACK,
+        // Whoever clones a guest changes nothing of it. That the lock is a clone's, its holder knows.
+        Request::Clone => lock == crate::clones::CLONING,
         // It goes on with its memory, here or where it is moved.
         Request::Start | Request::MigrateOffline => lock == crate::saved::SAVED,
         _ => false,
@@ -178,7 +196,13 @@ fn opens(request: Request, lock: &str) -> bool {
 fn of_template(request: Request) -> bool {
     matches!(
         request,
-        Request::Destroy | Request::Configure | Request::MigrateOffline | Request::RemoveSnapshot
+        Request::Destroy
+            | Request::Configure
+            | Request::MigrateOffline
+            | Request::RemoveSnapshot
+            | Request::Clone
+            | Request::Template
+            | Request::MoveDisk
     )
 }
 
@@ -277,6 +301,22 @@ mod tests {
         let f = Facts { template: true, ..facts(Process::Absent) };
         assert!(refused(decide(&f, Request::Snapshot, false, false)).contains("template"));
         assert_eq!(decide(&f, Request::RemoveSnapshot, false, false), Verdict::Accept);
+    }
+
+    #[test]
+    fn many_clone_at_once_and_only_what_stands_becomes_a_template() {
+        let f = Facts { lock: Some("clone".into()), template: true, ..facts(Process::Absent) };
+        assert_eq!(decide(&f, Request::Clone, false, false), Verdict::Accept);
+        for r in [Request::Destroy, Request::Configure, Request::MoveDisk, Request::Template] {
+            assert_eq!(refused(decide(&f, r, false, false)), "VM is locked (clone)", "{r}");
+        }
+        assert_eq!(decide(&facts(Process::Running), Request::Clone, false, false), Verdict::Accept);
+        assert!(
+            refused(decide(&facts(Process::Paused), Request::Template, false, false)).contains("running")
+        );
+        let f = Facts { ha: true, ..facts(Process::Absent) };
+        assert!(refused(decide(&f, Request::Template, false, false)).contains("HA"));
+        assert_eq!(decide(&facts(Process::Absent), Request::Template, false, false), Verdict::Accept);
     }
 
     #[test]

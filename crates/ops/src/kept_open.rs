@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stead_driver::guest::ResolvedVolume;
 use stead_driver::storage::{
-    Content, NewVolume, Space, StorageDriver, StorageError, StorageType, VolumeInfo,
+    Content, NewCopy, NewVolume, Space, StorageDriver, StorageError, StorageType, VolumeInfo, Watch,
 };
-use stead_model::{StorageId, Vmid};
+use stead_model::{StorageId, Vmid, VolumeId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -214,6 +214,37 @@ impl StorageDriver for Watched {
         self.inner.rollback_snapshot(name, snapshot).await
     }
 
+    async fn next_name(
+        &self,
+        vmid: Vmid,
+        format: Option<&str>,
+        base: Option<&str>,
+        besides: &[VolumeId],
+    ) -> Result<VolumeId, StorageError> {
+        self.inner.next_name(vmid, format, base, besides).await
+    }
+
+    async fn copy(&self, new: &NewCopy, watch: Watch<'_>) -> Result<VolumeInfo, StorageError> {
+        self.inner.copy(new, watch).await
+    }
+
+    async fn clone_base(
+        &self,
+        base: &str,
+        vmid: Vmid,
+        name: Option<&str>,
+    ) -> Result<VolumeInfo, StorageError> {
+        self.inner.clone_base(base, vmid, name).await
+    }
+
+    async fn make_base(&self, name: &str) -> Result<VolumeInfo, StorageError> {
+        self.inner.make_base(name).await
+    }
+
+    async fn rename(&self, name: &str, vmid: Vmid, to: Option<&str>) -> Result<VolumeInfo, StorageError> {
+        self.inner.rename(name, vmid, to).await
+    }
+
     async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError> {
         self.inner.resolve(name).await
     }
@@ -278,6 +309,22 @@ mod tests {
         s.rollback_snapshot(&name, "one").await.unwrap();
         s.delete_snapshot(&name, "one").await.unwrap();
         assert_eq!(s.snapshots(&name).await.unwrap(), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn copies_and_clones_are_made_by_the_driver() {
+        let (dir, vmid) = (tempfile::tempdir().unwrap(), Vmid::new(100).unwrap());
+        let s = Watched::new(Arc::new(fake(dir.path())), PATIENCE);
+        let new = NewVolume { vmid, name: None, format: None, size: 512 };
+        let name = s.alloc(&new).await.unwrap().volid.name;
+        assert!(s.next_name(vmid, None, None, &[]).await.unwrap().name.contains("disk-1"));
+        let (path, format) = (s.resolve(&name).await.unwrap().path, "raw".to_owned());
+        let of = stead_driver::storage::Image { path, format, snapshot: None, foreign: false };
+        let copy = NewCopy { vmid, name: None, format: None, of, size: Some(512), limit: None };
+        let copied = s.copy(&copy, &|_| {}).await.unwrap().volid.name;
+        let base = s.make_base(&copied).await.unwrap().volid.name;
+        s.clone_base(&base, vmid, None).await.unwrap();
+        s.rename(&name, "101".parse().unwrap(), None).await.unwrap();
     }
 
     /// A storage that hangs until it is let go.

@@ -146,7 +146,7 @@ pub struct Ops {
     pub departure: departure::Departure,
 }
 
-/// One mutex a guest, and the moves of guests to this node, which go on without it.
+/// One mutex a guest, and what goes on without it: moves of guests to this node, copies of disks.
 #[derive(Debug, Default)]
 pub struct GuestLocks {
     all: Mutex<HashMap<Vmid, Arc<tokio::sync::Mutex<()>>>>,
@@ -154,6 +154,8 @@ pub struct GuestLocks {
     closed: Mutex<Option<&'static str>>,
     /// Moves to this node.
     pub incoming: guest::incoming::Incomings,
+    /// Tasks that read guests' disks.
+    pub readers: guest::copies::Readers,
 }
 
 impl GuestLocks {

@@ -209,10 +209,10 @@ impl Ops {
         });
         for guest in all {
             let config = crate::guest::config::parse(&guest.config.value)?;
-            if let Some((key, _)) = config.current.volumes().into_iter().find(|(_, v)| v == volume) {
+            if let Some((key, _)) = config.current.volumes().into_iter().find(|(_, v)| v.is_same(volume)) {
                 return Ok(Some((guest.vmid, key.to_owned())));
             }
-            if config.all_volumes().contains(volume) {
+            if config.all_volumes().iter().any(|v| v.is_same(volume)) {
                 return Ok(Some((guest.vmid, "pending or snapshot".to_owned())));
             }
         }
@@ -367,6 +367,12 @@ impl Ops {
         let disk = disk.ok_or_else(|| OpsError::invalid("disk", format!("disk '{key}' does not exist")))?;
         let volume =
             disk.volume().ok_or_else(|| OpsError::invalid("disk", format!("'{key}' has no volume")))?;
+        if stead_guest::clones::is_fixed(&config, key) {
+            let why = format!(
+                "can't resize disk '{key}' of VM {vmid}: it is a template, and clones may be built on it"
+            );
+            return Err(OpsError::failed(why));
+        }
         let driver = self.active(&volume.storage).await?;
         let old = driver.info(&volume.name).await?.size;
         let new = size.of(old)?;

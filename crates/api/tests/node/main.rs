@@ -3,6 +3,7 @@
 
 mod agent;
 mod bed;
+mod clones;
 mod cloudinit;
 mod life;
 mod many;

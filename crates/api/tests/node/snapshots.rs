@@ -96,7 +96,7 @@ async fn what_cannot_be_is_refused_with_its_reason() {
     };
     assert_eq!(feature("snapshot").await, json!({"hasFeature": 0, "nodes": ["n1"]}));
     let (node, root) = start("local:1,format=qcow2").await;
-    for (name, has) in [("snapshot", 1), ("clone", 0), ("copy", 0)] {
+    for (name, has) in [("snapshot", 1), ("clone", 0), ("copy", 1)] {
         let path = format!("/nodes/n1/qemu/100/feature?feature={name}");
         let told = node.ask(&root, "GET", &path, "").await.data();
         assert_eq!(told["hasFeature"], has, "{name}");

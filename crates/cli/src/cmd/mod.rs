@@ -1,6 +1,7 @@
 //! The verbs of `stead`: each parses, calls the API, shows the answer.
 
 pub mod agent;
+pub mod clone;
 pub mod cloudinit;
 pub mod cluster;
 pub mod events;

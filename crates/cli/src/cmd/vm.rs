@@ -1,6 +1,6 @@
 //! `stead vm`.
 
-use super::{Cx, agent, cloudinit, snapshot};
+use super::{Cx, agent, clone, cloudinit, snapshot};
 use crate::api::{rows, text};
 use crate::failure::Failure;
 use crate::output::{self, Column, Format, Kind};
@@ -171,6 +171,64 @@ pub enum Command {
         #[arg(long, value_name = "STORAGE", requires = "quick")]
         statestorage: Option<String>,
     },
+    /// Make another VM of one, or of a template
+    #[command(
+        after_help = "Examples:\n  stead vm clone 100 101 --name web2\n  stead vm clone 100 101 --storage nfs --format qcow2"
+    )]
+    Clone {
+        #[command(flatten)]
+        which: Which,
+        /// The clone's number
+        newid: String,
+        #[command(flatten)]
+        what: clone::What,
+    },
+    /// Make a template of a VM: it never runs again, and others are made of it
+    Template {
+        #[command(flatten)]
+        which: Which,
+        /// Only this disk becomes one of which others are made
+        #[arg(long)]
+        disk: Option<String>,
+        /// Don't ask
+        #[arg(long, short = 'y')]
+        yes: bool,
+    },
+    /// Move a disk to another storage or format; a running VM keeps running
+    #[command(
+        name = "move-disk",
+        after_help = "Example:\n  stead vm move-disk 100 scsi0 nfs --format qcow2 --delete"
+    )]
+    MoveDisk {
+        #[command(flatten)]
+        which: Which,
+        /// The disk
+        disk: String,
+        /// The storage where it is to lie
+        storage: Option<String>,
+        /// The format: raw or qcow2
+        #[arg(long)]
+        format: Option<String>,
+        /// Remove the old volume, instead of keeping it as unused
+        #[arg(long)]
+        delete: bool,
+        /// At most so many KiB/s
+        #[arg(long, value_name = "KIB_PER_S")]
+        bwlimit: Option<u64>,
+    },
+    /// Give a disk to another VM of the same node
+    #[command(after_help = "Example:\n  stead vm reassign 100 scsi1 101 --target-disk scsi2")]
+    Reassign {
+        #[command(flatten)]
+        which: Which,
+        /// The disk
+        disk: String,
+        /// The VM that is to have it
+        target: String,
+        /// As which disk it is to have it
+        #[arg(long, value_name = "DISK")]
+        target_disk: Option<String>,
+    },
     /// Delete a VM and its disks
     Delete {
         #[command(flatten)]
@@ -332,6 +390,26 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             switch(&mut p, "online", !offline);
             put(&mut p, "bwlimit", bwlimit);
             migrate(cx, &which.vmid, &p).await
+        }
+        Command::Clone { which, newid, what } => clone::make(cx, &which.vmid, &newid, what.params(p)).await,
+        Command::Template { which, disk, yes } => {
+            put(&mut p, "disk", disk);
+            if !yes {
+                confirm(&format!("Make a template of VM {}, which then never runs again", which.vmid))?;
+            }
+            clone::template(cx, &which.vmid, &p).await
+        }
+        Command::MoveDisk { which, disk, storage, format, delete, bwlimit } => {
+            put(&mut p, "storage", storage);
+            put(&mut p, "format", format);
+            switch(&mut p, "delete", delete);
+            put(&mut p, "bwlimit", bwlimit);
+            clone::move_disk(cx, &which.vmid, &disk, p).await
+        }
+        Command::Reassign { which, disk, target, target_disk } => {
+            put(&mut p, "target-vmid", Some(target));
+            put(&mut p, "target-disk", target_disk);
+            clone::move_disk(cx, &which.vmid, &disk, p).await
         }
         Command::Delete { which, purge, yes } => {
             switch(&mut p, "purge", purge);

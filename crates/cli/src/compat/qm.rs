@@ -2,7 +2,7 @@
 
 use super::{Tool, Words, no_more, unknown};
 use crate::api::{text, truth};
-use crate::cmd::{Cx, agent, cloudinit, snapshot, vm};
+use crate::cmd::{Cx, agent, clone, cloudinit, snapshot, vm};
 use crate::connect::ask_password;
 use crate::failure::Failure;
 use crate::output::{self, Column, Format, Kind};
@@ -24,8 +24,12 @@ qm: virtual machines
   qm shutdown VMID [--timeout S] [--forceStop]
   qm reboot VMID [--timeout S]
   qm migrate VMID NODE [--online] [--with-local-disks]
+  qm clone VMID NEWID [--name N] [--full] [--storage S] [--format F] [--snapname S] [--target NODE]
+  qm template VMID [--disk DISK]
   qm destroy VMID [--purge]
   qm disk resize VMID DISK SIZE            as +8G; also qm resize
+  qm disk move VMID DISK [STORAGE] [--format F] [--delete] [--target-vmid VMID --target-disk DISK]
+                                           also qm move-disk, qm disk reassign
   qm disk unlink VMID --idlist DISKS [--force]
   qm snapshot VMID NAME [--description TEXT] [--vmstate]
   qm listsnapshot VMID
@@ -44,7 +48,10 @@ qm: virtual machines
 ";
 
 /// Those that concern one VM.
-const VERBS: [&str; 24] = [
+const VERBS: [&str; 27] = [
+    "clone",
+    "move-disk",
+    "template",
     "unlock",
     "status",
     "config",
@@ -97,12 +104,14 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
     let below;
     let verb = match verb {
         "disk" => {
-            below = words.next("what to do: resize or unlink")?;
+            below = words.next("what to do: move, reassign, resize or unlink")?;
             match below.as_str() {
+                "move" | "reassign" => "move-disk",
                 verb @ ("resize" | "unlink") => verb,
                 other => return Err(Failure::failed(format!("qm disk {other}: that is not supported yet"))),
             }
         }
+        "move_disk" => "move-disk",
         verb => verb,
     };
     if !VERBS.contains(&verb) {
@@ -141,6 +150,20 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
             }
             words.nothing()?;
             return terminal::open(&cx.api, &cx.api.vm(&vmid).await?, serial.as_deref()).await;
+        }
+        "clone" => {
+            let newid = words.next("the clone's VMID")?;
+            words.end()?;
+            return clone::make(cx, &vmid, &newid, words.params).await;
+        }
+        "move-disk" => {
+            let disk = words.next("the disk")?;
+            if !words.alone.is_empty() {
+                let storage = words.next("the storage")?;
+                put(&mut words.params, "storage", Some(storage));
+            }
+            words.end()?;
+            return clone::move_disk(cx, &vmid, &disk, words.params).await;
         }
         "migrate" => {
             let target = words.next("the target node")?;
@@ -260,6 +283,7 @@ async fn act(cx: &Cx, verb: &str, vmid: &str, mut p: Params) -> Result<(), Failu
             vm::status(cx, vmid, verb, &p).await
         }
         "migrate" => vm::migrate(cx, vmid, &p).await,
+        "template" => clone::template(cx, vmid, &p).await,
         "destroy" => vm::delete(cx, vmid, &p).await,
         "resize" | "unlink" => {
             let answer = cx.api.put(&format!("{}/{verb}", cx.api.vm(vmid).await?), &p).await?;

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 use tokio::net::UnixListener;
 use tokio::process::Command;
 
+mod clones;
 mod cluster;
 
 const UPID: &str = "UPID:pve1:0000A1B2:00C3D4E5:6564F3A0:qmstart:100:root@pam:";
@@ -598,7 +599,7 @@ async fn what_the_tools_do_not_know_is_said_and_sent_nowhere() {
     for (words, said) in [
         ("pvesh get /version --noheader", "not supported yet"),
         ("pvesh get /version --output-format yaml", "yaml is not supported yet"),
-        ("qm disk move 100 scsi0 x", "not supported yet"),
+        ("qm disk rescan", "not supported yet"),
         ("pvesh get /version --quiet", "--quiet: that is not supported yet"),
         ("qm terminal 100 --escape ^A", "--escape ^A: that is not supported yet"),
         ("qm status 100 --snapshot s1", "there is no option --snapshot here"),

@@ -401,7 +401,7 @@ pub async fn what_has_linked_clones_stays(h: &dyn StorageHarness) {
         let clone = s.clone_base(&base.volid.name, vmid(101), file(&name.name).as_deref()).await.unwrap();
         assert_eq!((&clone.volid, clone.size, clone.vmid), (&name, 4 * MIB, Some(vmid(101))));
         assert_eq!(clone, s.info(&name.name).await.unwrap());
-        assert_eq!(s.list(None, Some(vmid(101))).await.unwrap(), [clone.clone()]);
+        assert_eq!(s.list(None, Some(vmid(101))).await.unwrap(), std::slice::from_ref(&clone));
         let refused = s.free(&base.volid.name).await.unwrap_err().to_string();
         assert!(refused.contains("linked clones") && refused.contains("vm-101-disk-0"), "{refused}");
         s.free(&clone.volid.name).await.unwrap();

@@ -33,7 +33,11 @@ pub enum Refusal {
 }
 
 impl KeyError {
-    pub(crate) fn value<T>(key: &str, why: impl fmt::Display) -> Result<T, Self> {
+    /// That the value of an option is wrong.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn value<T>(key: &str, why: impl fmt::Display) -> Result<T, Self> {
         Err(Self { key: key.to_owned(), refusal: Refusal::Value, why: why.to_string() })
     }
 

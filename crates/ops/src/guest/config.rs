@@ -184,6 +184,12 @@ impl Ops {
             return Err(OpsError::failed(format!("VM is locked ({lock})")));
         }
         let changes = change.changes()?;
+        if let Some(fixed) = changes.iter().find(|c| stead_guest::clones::is_fixed(config, c.key())) {
+            return Err(OpsError::failed(format!(
+                "can't change disk '{}' of VM {vmid}: it is a template, and clones may be built on it",
+                fixed.key()
+            )));
+        }
         Self::may_use_storages(actor, &changes)?;
         if let Some(cpu) = change.set.get("cpu") {
             self.check_options(&BTreeMap::from([("cpu".to_owned(), cpu.clone())])).await?;
@@ -470,6 +476,8 @@ impl Ops {
                 if let Some(other) = info.vmid.filter(|v| *v != vmid) {
                     return Err(OpsError::invalid(key, format!("volume '{volume}' belongs to VM {other}")));
                 }
+                // A linked clone is written by the name that says what it is built on.
+                let volume = &info.volid;
                 let fits = match info.content {
                     Content::Iso => disk.cdrom,
                     Content::Images => info.vmid == Some(vmid),
@@ -601,7 +609,7 @@ fn fulfil_net(config: &VmConfig, key: &str, value: &str, prefix: String) -> Resu
 }
 
 /// A random address that begins as the cluster's option `mac_prefix` says.
-fn random_mac(prefix: String) -> String {
+pub(super) fn random_mac(prefix: String) -> String {
     let random: [u8; 6] = rand::random();
     let mut mac = prefix;
     for byte in &random[mac.split(':').count().min(6)..] {

@@ -4,6 +4,7 @@ use super::config::Made;
 use crate::{Actor, Ops, OpsError, store};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use stead_conf::Txn;
 use stead_model::vmconfig::{Change, VmConfig};
 use stead_model::{Epoch, GuestKind, Ownership, Upid, Vmid, paths};
 use stead_tasks::TaskContext;
@@ -51,7 +52,7 @@ impl Ops {
         Ok(self.guests.check(&config.to_string()).await?)
     }
 
-    fn check_free(&self, vmid: Vmid) -> Result<(), OpsError> {
+    pub(super) fn check_free(&self, vmid: Vmid) -> Result<(), OpsError> {
         let taken = self.conf.view(|t| {
             let path = paths::ownership(vmid);
             t.get(&path).is_some().then(|| t.guest(vmid.get()).unwrap_or(&path).to_owned())
@@ -100,6 +101,19 @@ impl Ops {
         config.change(vmid, &changes, |_| true)?;
         config.current.check()?;
         config.current.check_boot()?;
+        let txn = store::txn(&actor.who, format!("VM {vmid} made"));
+        let (txn, _) = self.new_guest(vmid, &config, txn)?;
+        self.conf.transact(txn).await?;
+        Ok(())
+    }
+
+    /// Adds to a transaction that this node has a new guest; under which epoch.
+    pub(super) fn new_guest(
+        &self,
+        vmid: Vmid,
+        config: &VmConfig,
+        mut txn: Txn,
+    ) -> Result<(Txn, Epoch), OpsError> {
         // Above every epoch that any guest of this number ever had, so that an old copy of an earlier guest
         // can never be taken for this one: each change of an owner costs a revision and one epoch.
         let epoch = Epoch(self.conf.view(stead_conf::Tree::revision).0 + 1);
@@ -111,11 +125,9 @@ impl Ops {
             running: false,
             recovered: false,
         };
-        let mut txn = store::txn(&actor.who, format!("VM {vmid} made"));
         store::put_over(&mut txn, &paths::ownership(vmid), None, store::bytes(&own)?);
         let path = paths::guest(&self.me.name, GuestKind::Qemu, vmid);
         store::put_over(&mut txn, &path, None, config.to_string());
-        self.conf.transact(txn).await?;
-        Ok(())
+        Ok((txn, epoch))
     }
 }

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use stead_conf::{Check, Op, Tree, Txn};
 use stead_driver::guest::RunState;
-use stead_guest::{saved, snapshots};
+use stead_guest::{clones, saved, snapshots};
 use stead_model::vmconfig::VmConfig;
-use stead_model::{Epoch, Upid, Vmid, paths};
+use stead_model::{Epoch, Upid, Vmid, VolumeId, paths};
 
 /// Below it: who holds a guest's lock.
 const LOCKS: &str = "stead/lock/";
@@ -26,10 +26,28 @@ struct Holder {
     task: Upid,
     /// The ownership under which it was taken.
     epoch: Epoch,
+    /// Volumes that the task makes, and which are to go with it unless the configuration names them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    making: Vec<VolumeId>,
 }
 
 fn path(vmid: Vmid) -> String {
     format!("{LOCKS}{vmid}")
+}
+
+/// Adds to a transaction that a task holds a guest's lock, and makes these volumes.
+pub(super) fn hold(
+    vmid: Vmid,
+    what: &str,
+    task: &Upid,
+    epoch: Epoch,
+    making: Vec<VolumeId>,
+    txn: &mut Txn,
+) -> Result<(), OpsError> {
+    let holder = Holder { what: what.to_owned(), task: task.clone(), epoch, making };
+    // What an earlier one has left is void: the configuration had no lock, or that of what is repeated now.
+    txn.ops.push(Op::Put(path(vmid), store::bytes(&holder)?.into()));
+    Ok(())
 }
 
 /// Adds to a transaction that nobody holds a guest's lock any more.
@@ -68,15 +86,26 @@ impl Ops {
     pub(crate) async fn lock_with(
         &self,
         guest: GuestAt,
-        mut config: VmConfig,
+        config: VmConfig,
         what: &str,
         task: &Upid,
+        txn: Txn,
+    ) -> Result<GuestAt, OpsError> {
+        self.lock_making(guest, config, (what, task), vec![], txn).await
+    }
+
+    /// As [`Self::lock_with`], for a task that makes these volumes. Whoever finds the lock void removes those that the configuration
+    /// does not name by then.
+    pub(super) async fn lock_making(
+        &self,
+        guest: GuestAt,
+        mut config: VmConfig,
+        (what, task): (&str, &Upid),
+        making: Vec<VolumeId>,
         mut txn: Txn,
     ) -> Result<GuestAt, OpsError> {
         config.current.set("lock", what)?;
-        let holder = Holder { what: what.to_owned(), task: task.clone(), epoch: guest.own.value.epoch };
-        // What an earlier one has left is void: the configuration had no lock, or that of what is repeated now.
-        txn.ops.push(Op::Put(path(guest.vmid), store::bytes(&holder)?.into()));
+        hold(guest.vmid, what, task, guest.own.value.epoch, making, &mut txn)?;
         self.commit_with(&guest, &config, txn).await
     }
 
@@ -145,16 +174,25 @@ impl Ops {
         let vmid = guest.vmid;
         let config = super::config::parse(&guest.config.value)?;
         let holder = self.conf.view(|t| store::record::<Holder>(t, &path(vmid)))?.map(|h| h.value);
+        let lives = |task: &Upid| {
+            // A task of another node was ended by the change of owner that brought the guest here.
+            let runs = |t: &Upid| self.tasks.get(t).is_some_and(|t| t.endtime.is_none());
+            task.node == self.me.name && (runs(task) || self.guest_locks.readers.any(vmid))
+        };
+        let making = holder.as_ref().map(|h| h.making.clone()).unwrap_or_default();
         let lock = match (config.current.lock(), &holder) {
             (Some(lock), _) => lock,
             // The lock went with a recovery, which knows no more of it.
             (None, Some(h)) if h.what == snapshots::TAKING => return self.end_half_taken(guest).await,
+            (None, Some(h)) if !making.is_empty() && !lives(&h.task) => {
+                // On another node it may be out of reach.
+                if let Err(e) = self.end_half_copied(guest, &making).await {
+                    tracing::warn!("guest {vmid}: what a dead task has made of it may be left over: {e}");
+                }
+                return self.unlock(&self.vm_at(vmid)?).await;
+            }
             (None, Some(_)) => return self.unlock(guest).await,
             (None, None) => return Ok(()),
-        };
-        let lives = |task: &Upid| {
-            // A task of another node was ended by the change of owner that brought the guest here.
-            task.node == self.me.name && self.tasks.get(task).is_some_and(|t| t.endtime.is_none())
         };
         if !is_void(lock, holder.as_ref(), guest.own.value.epoch, lives) {
             return Ok(());
@@ -163,6 +201,8 @@ impl Ops {
             // Only its user can go on with it.
             snapshots::ROLLBACK => return Ok(()),
             snapshots::TAKING => return self.end_half_taken(guest).await,
+            clones::MAKING => return self.end_half_made(guest).await,
+            clones::CLONING => return self.end_half_copied(guest, &making).await,
             // The memory of a VM that does not run was whole before it was to move.
             super::migrate::LOCK if saved::memory(&config).is_some() && !guest.own.value.running => {
                 let mut config = config;
@@ -199,7 +239,7 @@ mod tests {
     #[test]
     fn a_lock_lives_as_long_as_its_task_and_its_epoch() {
         let task: Upid = "UPID:n1:00000001:00000001:00000001:qmigrate:100:root@pam:".parse().unwrap();
-        let holder = Holder { what: "migrate".into(), task, epoch: Epoch(3) };
+        let holder = Holder { what: "migrate".into(), task, epoch: Epoch(3), making: vec![] };
         assert!(!is_void("migrate", Some(&holder), Epoch(3), |_| true));
         assert!(is_void("migrate", Some(&holder), Epoch(3), |_| false), "its task is dead");
         assert!(is_void("migrate", Some(&holder), Epoch(4), |_| true), "recovered since");

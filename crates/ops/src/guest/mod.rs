@@ -2,9 +2,11 @@
 
 pub mod agent;
 pub mod carry;
+pub mod clone;
 pub mod cloudinit;
 pub mod config;
 pub mod console;
+pub mod copies;
 pub mod create;
 pub mod destroy;
 mod held;
@@ -14,13 +16,16 @@ pub mod incoming;
 pub(crate) mod lock;
 mod loose;
 pub mod migrate;
+pub mod move_disk;
 mod note;
 pub mod power;
 pub mod preconditions;
+mod reassign;
 pub mod reconcile;
 mod snapshot_memory;
 pub mod snapshots;
 mod suspend;
+pub mod template;
 pub mod view;
 
 use crate::store::{self, GuestAt};

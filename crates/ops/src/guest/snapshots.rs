@@ -267,7 +267,7 @@ impl Ops {
     }
 
     /// The VM is this node's still, under the same ownership: what changes its images is no process that a fence could stop.
-    async fn still_own(&self, guest: &GuestAt) -> Result<(), OpsError> {
+    pub(super) async fn still_own(&self, guest: &GuestAt) -> Result<(), OpsError> {
         let now = self.own_guest(guest.vmid).await?.own.value.epoch;
         if now == guest.own.value.epoch {
             return Ok(());
@@ -277,7 +277,7 @@ impl Ops {
     }
 
     /// Whether the guest's agent is there and is to freeze file systems.
-    async fn can_freeze(&self, vmid: Vmid, config: &VmConfig) -> bool {
+    pub(super) async fn can_freeze(&self, vmid: Vmid, config: &VmConfig) -> bool {
         let agent = config.current.agent().is_ok_and(|a| a.enabled && a.freeze);
         agent && self.agent(vmid, "guest-ping", &json!({})).await.is_ok()
     }

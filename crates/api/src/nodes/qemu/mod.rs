@@ -1,6 +1,7 @@
 //! `/nodes/{node}/qemu` and below: VMs.
 
 pub mod agent;
+pub mod clone;
 pub mod cloudinit;
 pub mod config;
 pub mod console;

@@ -1,10 +1,9 @@
-//! `/nodes/{node}/qemu/{vmid}/snapshot` and below, and `feature`.
+//! `/nodes/{node}/qemu/{vmid}/snapshot` and below.
 
 use super::OneVm;
 use crate::framework::{Access, Json, Null};
-use serde::Serialize;
 use std::collections::BTreeMap;
-use stead_api_derive::{Params, Schema};
+use stead_api_derive::Params;
 use stead_model::{NodeName, Upid, Vmid};
 use stead_ops::guest::snapshots::SnapshotEntry;
 use stead_ops::guest::view::NumberOrText;
@@ -84,34 +83,6 @@ pub struct RollBack {
     start: bool,
 }
 
-choice! {
-    /// What may be done with a VM's disks.
-    pub enum Ability { Snapshot = "snapshot", Clone = "clone", Copy = "copy" }
-}
-
-#[derive(Params)]
-pub struct AskFeature {
-    /// The node.
-    node: NodeName,
-    /// The VM.
-    vmid: Vmid,
-    /// What is asked for. Clones and copies can't be made yet.
-    feature: Ability,
-    /// Ask of the VM as it is in this snapshot.
-    #[param(max_length = 40)]
-    snapname: Option<String>,
-}
-
-/// Whether it can be done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
-pub struct Feature {
-    /// It can.
-    #[serde(rename = "hasFeature")]
-    has_feature: bool,
-    /// The nodes that see all of the VM's volumes.
-    nodes: Vec<NodeName>,
-}
-
 endpoint! {
     /// A VM's snapshots, and as `current` what it is now.
     List = get("/nodes/{node}/qemu/{vmid}/snapshot"), AtGuest, AUDIT;
@@ -167,15 +138,5 @@ endpoint! {
     fn call(cx, p: RollBack) -> Upid {
         cx.ops().member(&p.node)?;
         Ok(cx.ops().roll_back(&cx.actor(), p.vmid, &p.snapname, p.start).await?)
-    }
-}
-
-endpoint! {
-    /// Whether something can be done with a VM's disks.
-    ReadFeature = get("/nodes/{node}/qemu/{vmid}/feature"), AtGuest, AUDIT;
-    fn call(cx, p: AskFeature) -> Json<Feature> {
-        cx.ops().member(&p.node)?;
-        let (can, nodes) = cx.ops().can_snapshot(p.vmid, p.snapname.as_deref()).await?;
-        Ok(Json(Feature { has_feature: can && p.feature == Ability::Snapshot, nodes }))
     }
 }

@@ -4,6 +4,7 @@ mod admit;
 mod agent;
 mod boot;
 mod clocks;
+mod clones;
 mod demo;
 mod departure;
 mod devices;
