@@ -131,6 +131,7 @@ fn at_nodes(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<nodes::storage::List>::new())
         .with(Of::<nodes::storage::Status>::new())
         .with(Of::<nodes::storage::content::List>::new())
+        .with(Of::<nodes::storage::content::ImportMetadata>::new())
         .with(Of::<nodes::storage::content::Alloc>::new())
         .with(Of::<nodes::storage::content::Read>::new())
         .with(Of::<nodes::storage::content::Remove>::new())

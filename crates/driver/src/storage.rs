@@ -208,6 +208,8 @@ pub struct Image {
     pub snapshot: Option<String>,
     /// Somebody has brought it: one that names other files is refused, since it could name any of this host.
     pub foreign: bool,
+    /// Where it is in the file: from which byte on, and how many; none: the file is the image.
+    pub within: Option<(u64, u64)>,
 }
 
 /// What [`StorageDriver::copy`] is to make.

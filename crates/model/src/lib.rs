@@ -13,6 +13,7 @@ pub mod ha_groups;
 pub mod ha_options;
 pub mod ids;
 pub mod link;
+pub mod ova;
 pub mod ownership;
 pub mod paths;
 pub mod property;

@@ -319,7 +319,7 @@ mod tests {
         let name = s.alloc(&new).await.unwrap().volid.name;
         assert!(s.next_name(vmid, None, None, &[]).await.unwrap().name.contains("disk-1"));
         let (path, format) = (s.resolve(&name).await.unwrap().path, "raw".to_owned());
-        let of = stead_driver::storage::Image { path, format, snapshot: None, foreign: false };
+        let of = stead_driver::storage::Image { path, format, snapshot: None, foreign: false, within: None };
         let copy = NewCopy { vmid, name: None, format: None, of, size: Some(512), limit: None };
         let copied = s.copy(&copy, &|_| {}).await.unwrap().volid.name;
         let base = s.make_base(&copied).await.unwrap().volid.name;

@@ -42,7 +42,8 @@ fn reads(path: &Path, format: &str, byte: &str) -> bool {
 }
 
 fn copy_of(path: &Path, format: &str) -> NewCopy {
-    let of = Image { path: path.to_owned(), format: format.into(), snapshot: None, foreign: false };
+    let of =
+        Image { path: path.to_owned(), format: format.into(), snapshot: None, foreign: false, within: None };
     NewCopy { vmid: vmid(101), name: None, format: None, of, size: None, limit: None }
 }
 
@@ -162,6 +163,16 @@ async fn an_image_from_elsewhere_names_no_file_of_this_host() {
         let refused = s.copy(&foreign(wrong), &|_| {}).await.unwrap_err().to_string();
         assert!(refused.starts_with("import-from: the image can't be taken"), "{wrong}: {refused}");
     }
+    // In the middle of another file, as in an archive.
+    let mut inside = vec![3; 512];
+    inside.extend(std::fs::read(at("stream.vmdk")).unwrap());
+    let size = inside.len() as u64 - 512;
+    inside.extend([4; 512]);
+    std::fs::write(at("archive.ova"), inside).unwrap();
+    let mut within = foreign("archive.ova");
+    (within.of.format, within.of.within) = ("vmdk".into(), Some((512, size)));
+    let made = s.copy(&NewCopy { vmid: vmid(102), ..within }, &|_| {}).await.unwrap();
+    assert!(reads(&s.resolve(&made.volid.name).await.unwrap().path, "raw", "9"));
     for right in ["sparse.vmdk", "stream.vmdk"] {
         let made = s.copy(&foreign(right), &|_| {}).await.unwrap();
         assert!(reads(&s.resolve(&made.volid.name).await.unwrap().path, "raw", "9"), "{right}");

@@ -1,8 +1,9 @@
-//! Copies of VMs and of their disks: `stead vm clone`, `template`, `move-disk`, `reassign`.
+//! Copies of VMs and of their disks: `stead vm clone`, `template`, `move-disk`, `reassign`, `import`.
 
 use super::Cx;
 use crate::failure::Failure;
-use crate::params::{Params, put, switch};
+use crate::output;
+use crate::params::{Params, put, switch, take};
 
 /// What a clone is to be.
 #[derive(Debug, clap::Args)]
@@ -72,4 +73,40 @@ pub async fn move_disk(cx: &Cx, vmid: &str, disk: &str, mut p: Params) -> Result
     put(&mut p, "disk", Some(disk));
     let answer = cx.api.post(&format!("{}/move_disk", cx.api.vm(vmid).await?), &p).await?;
     cx.answer(&answer, &format!("disk {disk} of VM {vmid} moved")).await
+}
+
+/// Makes a disk of an image: a volume, or a file of the VM's node. `unused`: the VM owns it and does not use it.
+pub async fn import(
+    cx: &Cx,
+    vmid: &str,
+    image: &str,
+    storage: &str,
+    mut p: Params,
+    unused: bool,
+) -> Result<(), Failure> {
+    let config = format!("{}/config", cx.api.vm(vmid).await?);
+    let disk = match take(&mut p, "target-disk").or_else(|| take(&mut p, "disk")) {
+        Some(disk) => disk,
+        None => {
+            let there = cx.api.get(&config).await?;
+            let free = (0..31).map(|n| format!("scsi{n}")).find(|key| there[key.as_str()].is_null());
+            free.ok_or_else(|| Failure::failed("the VM has no free SCSI disk: give --disk"))?
+        }
+    };
+    // The API's node may stand in another folder.
+    let image = match std::fs::canonicalize(image) {
+        Ok(path) if !image.contains(':') => path.display().to_string(),
+        _ => image.to_owned(),
+    };
+    let format = take(&mut p, "format").map_or_else(String::new, |format| format!(",format={format}"));
+    put(&mut p, &disk, Some(format!("{storage}:0,import-from={image}{format}")));
+    let answer = cx.api.post(&config, &p).await?;
+    cx.answer(&answer, &format!("{image} is disk {disk} of VM {vmid}")).await?;
+    if !unused {
+        return Ok(());
+    }
+    let mut p = Params::new();
+    put(&mut p, "idlist", Some(&disk));
+    cx.api.put(&format!("{}/unlink", cx.api.vm(vmid).await?), &p).await?;
+    output::print("it is an unused disk of the VM")
 }

@@ -216,6 +216,24 @@ pub enum Command {
         #[arg(long, value_name = "KIB_PER_S")]
         bwlimit: Option<u64>,
     },
+    /// Make a disk of an image: of qcow2, raw or vmdk, also in an OVA archive
+    #[command(
+        after_help = "Examples:\n  stead vm import 100 nas:import/x.qcow2 local\n  stead vm import 100 nas:import/x.ova/disk.vmdk local --disk sata0"
+    )]
+    Import {
+        #[command(flatten)]
+        which: Which,
+        /// A volume, or a file of the VM's node
+        image: String,
+        /// The storage where the disk is to lie
+        storage: String,
+        /// The disk; the first free SCSI disk if it is left out
+        #[arg(long)]
+        disk: Option<String>,
+        /// The format: raw or qcow2
+        #[arg(long)]
+        format: Option<String>,
+    },
     /// Give a disk to another VM of the same node
     #[command(after_help = "Example:\n  stead vm reassign 100 scsi1 101 --target-disk scsi2")]
     Reassign {
@@ -405,6 +423,11 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             switch(&mut p, "delete", delete);
             put(&mut p, "bwlimit", bwlimit);
             clone::move_disk(cx, &which.vmid, &disk, p).await
+        }
+        Command::Import { which, image, storage, disk, format } => {
+            put(&mut p, "disk", disk);
+            put(&mut p, "format", format);
+            clone::import(cx, &which.vmid, &image, &storage, p, false).await
         }
         Command::Reassign { which, disk, target, target_disk } => {
             put(&mut p, "target-vmid", Some(target));

@@ -30,6 +30,7 @@ qm: virtual machines
   qm disk resize VMID DISK SIZE            as +8G; also qm resize
   qm disk move VMID DISK [STORAGE] [--format F] [--delete] [--target-vmid VMID --target-disk DISK]
                                            also qm move-disk, qm disk reassign
+  qm disk import VMID IMAGE STORAGE [--format F] [--target-disk DISK]    also qm importdisk
   qm disk unlink VMID --idlist DISKS [--force]
   qm snapshot VMID NAME [--description TEXT] [--vmstate]
   qm listsnapshot VMID
@@ -48,7 +49,8 @@ qm: virtual machines
 ";
 
 /// Those that concern one VM.
-const VERBS: [&str; 27] = [
+const VERBS: [&str; 28] = [
+    "importdisk",
     "clone",
     "move-disk",
     "template",
@@ -104,8 +106,9 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
     let below;
     let verb = match verb {
         "disk" => {
-            below = words.next("what to do: move, reassign, resize or unlink")?;
+            below = words.next("what to do: import, move, reassign, resize or unlink")?;
             match below.as_str() {
+                "import" => "importdisk",
                 "move" | "reassign" => "move-disk",
                 verb @ ("resize" | "unlink") => verb,
                 other => return Err(Failure::failed(format!("qm disk {other}: that is not supported yet"))),
@@ -155,6 +158,12 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
             let newid = words.next("the clone's VMID")?;
             words.end()?;
             return clone::make(cx, &vmid, &newid, words.params).await;
+        }
+        "importdisk" => {
+            let (image, storage) = (words.next("the image")?, words.next("the storage")?);
+            words.end()?;
+            let unused = !words.params.iter().any(|(name, _)| name == "target-disk");
+            return clone::import(cx, &vmid, &image, &storage, words.params, unused).await;
         }
         "move-disk" => {
             let disk = words.next("the disk")?;

@@ -40,3 +40,29 @@ async fn vms_are_cloned_and_their_disks_moved() {
         ]
     );
 }
+
+#[tokio::test]
+async fn images_become_disks() {
+    const VM: &str = "/nodes/pve1/qemu/100";
+    let fake = Fake::new(&[
+        (&format!("GET {VM}/config"), serde_json::json!({"scsi0": "local:100/vm-100-disk-0.raw"})),
+        (&format!("POST {VM}/config"), Value::Null),
+        (&format!("PUT {VM}/unlink"), Value::Null),
+    ])
+    .await;
+    for words in [
+        "stead vm import 100 nas:import/x.qcow2 local --format qcow2",
+        "stead vm import 100 nas:import/x.ova/d.vmdk local --disk sata0",
+        "qm disk import 100 nas:import/x.raw local --target-disk scsi3",
+        "qm importdisk 100 nas:import/x.raw local",
+    ] {
+        let ended = fake.run(&words.split(' ').collect::<Vec<_>>()).await;
+        assert_eq!(ended.code, 0, "{words}: {ended:?}");
+    }
+    let sent: Vec<String> =
+        fake.changes().iter().map(|c| c.replace("%3A", ":").replace("%2F", "/")).collect();
+    assert_eq!(sent.len(), 5, "{sent:?}");
+    assert!(sent[0].contains("scsi1=local:0") && sent[0].contains("x.qcow2"), "{sent:?}");
+    assert!(sent[1].contains("sata0=local:0") && sent[2].contains("scsi3=local:0"), "{sent:?}");
+    assert!(sent[4].contains("unlink idlist=scsi1"), "{sent:?}");
+}

@@ -350,7 +350,7 @@ pub async fn space_adds_up(h: &dyn StorageHarness) {
 /// The image of a disk, to be copied.
 async fn image_of(s: &dyn StorageDriver, v: &VolumeInfo) -> Image {
     let path = s.resolve(&v.volid.name).await.unwrap().path;
-    Image { path, format: v.format.clone(), snapshot: None, foreign: false }
+    Image { path, format: v.format.clone(), snapshot: None, foreign: false, within: None }
 }
 
 fn file(name: &str) -> Option<String> {

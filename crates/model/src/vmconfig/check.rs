@@ -112,8 +112,7 @@ impl Rules {
 }
 
 /// Properties of disks that do not work yet.
-pub(super) const DISK_LATER: &[(&str, &[&str])] =
-    &[("import-from", &[]), ("scsiblock", &["0"]), ("snapshot", &["0"])];
+pub(super) const DISK_LATER: &[(&str, &[&str])] = &[("scsiblock", &["0"]), ("snapshot", &["0"])];
 
 /// Properties of disks that work. `backup`, `replicate` and `shared` are for other parts of the system to read.
 pub(super) const DISK_WORKS: &[&str] = &[
@@ -131,6 +130,7 @@ pub(super) const DISK_WORKS: &[&str] = &[
     "detect_zeroes",
     "discard",
     "format",
+    "import-from",
     "iops",
     "iops_max",
     "iops_max_length",
@@ -189,6 +189,7 @@ pub(super) fn disk(key: &str, value: &str) -> Result<(), KeyError> {
         }
     }
     let disk = Disk::parse(key, value)?;
+    disk.import_from()?;
     if !disk.details()?.limits.is_none() && disk.cdrom {
         return KeyError::unsupported(key, "a CD drive has no limits of its input and output");
     }
@@ -263,10 +264,11 @@ pub(super) fn args(key: &str, value: &str) -> Result<(), KeyError> {
 
 /// The UEFI firmware's disk. Its size is that of the variables, whatever is asked for.
 pub(super) fn efidisk(key: &str, value: &str) -> Result<(), KeyError> {
-    let works = &["efitype", "format", "pre-enrolled-keys", "size", "volume"];
-    let later: &[(&str, &[&str])] = &[("import-from", &[]), ("ms-cert", &["2011"])];
+    let works = &["efitype", "format", "import-from", "pre-enrolled-keys", "size", "volume"];
+    let later: &[(&str, &[&str])] = &[("ms-cert", &["2011"])];
     Rules { default: "file", works, later }.check(key, value)?;
     let disk = Disk::parse(key, value)?;
+    disk.import_from()?;
     match disk.source {
         DiskSource::New { .. } | DiskSource::Volume(_) => disk.efi().map(drop),
         _ => KeyError::value(key, "it is kept on a volume: give one, or a storage for a new one ('local:1')"),

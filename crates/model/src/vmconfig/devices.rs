@@ -361,6 +361,22 @@ impl Disk {
         })
     }
 
+    /// What a volume that is to be made is to hold: an image, on a storage or at a path of the host.
+    ///
+    /// # Errors
+    /// If that names no image, or nothing is to be made.
+    pub fn import_from(&self) -> Result<Option<DiskSource>, KeyError> {
+        let Some(text) = self.props.get("import-from") else { return Ok(None) };
+        let refuse = |why: &str| KeyError::value(&self.key, format_args!("import-from: {why}"));
+        if self.cdrom || !matches!(self.source, DiskSource::New { .. }) {
+            return refuse("it needs a new disk: STORAGE:0,import-from=IMAGE");
+        }
+        match decode(text).parse() {
+            Ok(source @ (DiskSource::Volume(_) | DiskSource::Path(_))) => Ok(Some(source)),
+            _ => refuse("it is neither a volume nor a path of the host"),
+        }
+    }
+
     /// Its volume, if it has one.
     pub fn volume(&self) -> Option<&VolumeId> {
         match &self.source {

@@ -62,7 +62,11 @@ impl Change {
         if key.starts_with("rng") && value.contains("/dev/hwrng") {
             return Some("to the host's hardware generator");
         }
-        match Disk::parse(key, value).map(|disk| disk.source) {
+        let disk = Disk::parse(key, value);
+        if let Ok(Ok(Some(DiskSource::Path(_)))) = disk.as_ref().map(Disk::import_from) {
+            return Some("to import a file of the host");
+        }
+        match disk.map(|disk| disk.source) {
             Ok(DiskSource::Path(_) | DiskSource::HostDrive) => Some("to a path or drive of the host"),
             _ => None,
         }

@@ -228,10 +228,48 @@ impl Ops {
         let config = parse(&self.vm_at(vmid)?.config.value)?;
         self.check_change(actor, vmid, &config, &change, asked).await?;
         let (ops, by) = (self.clone(), actor.clone());
-        self.task("qmconfig", &vmid.to_string(), &actor.who, move |_| async move {
-            let lock = ops.guest_locks.lock(vmid).await?;
-            ops.configure_under(lock, &by, vmid, change, asked, Made::default()).await
+        self.task("qmconfig", &vmid.to_string(), &actor.who, move |cx| async move {
+            let mut made = Made::default();
+            let change = match ops.import_for(&cx, &by, vmid, change, &mut made).await {
+                Ok(change) => change,
+                Err(e) => {
+                    ops.undo_made(&e, &made).await;
+                    return Err(e);
+                }
+            };
+            let lock = match ops.guest_locks.lock(vmid).await {
+                Ok(lock) => lock,
+                Err(e) => {
+                    ops.undo_made(&e, &made).await;
+                    return Err(e);
+                }
+            };
+            ops.configure_under(lock, &by, vmid, change, asked, made).await
         })
+    }
+
+    /// A change whose disks that are to hold images from elsewhere are there.
+    async fn import_for(
+        &self,
+        cx: &stead_tasks::TaskContext,
+        actor: &Actor,
+        vmid: Vmid,
+        mut change: ConfigChange,
+        made: &mut Made,
+    ) -> Result<ConfigChange, OpsError> {
+        let sets = change.set.iter().map(|(key, value)| Change::set(key, value));
+        let sets = sets.collect::<Result<Vec<_>, _>>()?;
+        if super::import::imports(&sets).is_none() {
+            return Ok(change);
+        }
+        for set in self.import_disks(cx, actor, vmid, sets, made).await? {
+            if let Change::Set { key, value } = set
+                && as_disk(&key).is_some()
+            {
+                change.set.insert(key, value);
+            }
+        }
+        Ok(change)
     }
 
     /// Changes a VM's configuration within a request: at once where it can be, else with the next start.
@@ -243,6 +281,10 @@ impl Ops {
         asked: Asked,
     ) -> Result<(), OpsError> {
         change.admit(actor, vmid, asked)?;
+        if let Some(key) = super::import::imports(&change.changes()?) {
+            let why = "import-from: it may take longer than a request: use POST /nodes/{node}/qemu/{vmid}/config, which is a task";
+            return Err(OpsError::invalid(key, why));
+        }
         let lock = self.guest_locks.lock_for_request(vmid).await?;
         let made = Made { in_request: true, ..Made::default() };
         self.configure_under(lock, actor, vmid, change, asked, made).await
@@ -257,9 +299,20 @@ impl Ops {
         asked: Asked,
         mut made: Made,
     ) -> Result<(), OpsError> {
-        let guest = self.true_before(self.own_guest(vmid).await?, &change).await?;
-        let mut config = parse(&guest.config.value)?;
-        let changes = self.check_change(actor, vmid, &config, &change, asked).await?;
+        let checked = async {
+            let guest = self.true_before(self.own_guest(vmid).await?, &change).await?;
+            let config = parse(&guest.config.value)?;
+            let changes = self.check_change(actor, vmid, &config, &change, asked).await?;
+            Ok((guest, config, changes))
+        };
+        let (guest, mut config, changes) = match checked.await {
+            Ok(checked) => checked,
+            Err(e) => {
+                // What was imported for it.
+                self.undo_made(&e, &made).await;
+                return Err(e);
+            }
+        };
         for key in change.revert_keys()? {
             config.revert(key);
         }

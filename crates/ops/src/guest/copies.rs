@@ -119,7 +119,7 @@ impl Ops {
         let info = self.volume_info(volume).await?;
         let found = self.resolve_volume(volume).await?;
         let snapshot = snapshot.map(str::to_owned);
-        Ok((Image { path: found.path, format: found.format, snapshot, foreign: false }, info))
+        Ok((Image { path: found.path, format: found.format, snapshot, foreign: false, within: None }, info))
     }
 
     /// Refuses a storage that holds no disks.

@@ -72,17 +72,34 @@ impl Ops {
         vmid: Vmid,
         changes: Vec<Change>,
     ) -> Result<(), OpsError> {
-        let _lock = self.guest_locks.lock(vmid).await?;
         self.conf.barrier().await?;
         self.check_free(vmid)?;
         let mut made = Made::default();
-        match self.create_with(cx, actor, vmid, changes, &mut made).await {
+        let done = match self.import_disks(cx, actor, vmid, changes, &mut made).await {
+            Ok(changes) => self.create_locked(cx, actor, vmid, changes, &mut made).await,
+            Err(e) => Err(e),
+        };
+        match done {
             Ok(()) => Ok(()),
             Err(e) => {
                 self.undo_made(&e, &made).await;
                 Err(OpsError::failed(format!("unable to create VM {vmid} - {e}")))
             }
         }
+    }
+
+    async fn create_locked(
+        &self,
+        cx: &TaskContext,
+        actor: &Actor,
+        vmid: Vmid,
+        changes: Vec<Change>,
+        made: &mut Made,
+    ) -> Result<(), OpsError> {
+        let _lock = self.guest_locks.lock(vmid).await?;
+        self.conf.barrier().await?;
+        self.check_free(vmid)?;
+        self.create_with(cx, actor, vmid, changes, made).await
     }
 
     async fn create_with(

@@ -12,6 +12,7 @@ pub mod destroy;
 mod held;
 mod hook;
 mod hotplug;
+pub mod import;
 pub mod incoming;
 pub(crate) mod lock;
 mod loose;

@@ -28,6 +28,10 @@ const READ: [&str; 3] = ["raw", "qcow2", "vmdk"];
 fn opened(image: &Image) -> OsString {
     let driver = if image.path.starts_with("/dev") { "host_device" } else { "file" };
     let file = json!({ "driver": driver, "filename": image.path.to_string_lossy() });
+    let file = match image.within {
+        Some((offset, size)) => json!({ "driver": "raw", "offset": offset, "size": size, "file": file }),
+        None => file,
+    };
     let mut node = json!({ "driver": image.format, "file": file });
     if image.foreign && image.format == "qcow2" {
         // Whatever its header says.

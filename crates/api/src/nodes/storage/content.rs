@@ -55,6 +55,16 @@ pub struct ListContent {
 }
 
 #[derive(Params)]
+pub struct AskImport {
+    /// The node.
+    node: NodeName,
+    /// The storage.
+    storage: StorageId,
+    /// The archive: `storage:import/x.ova`, or its name on the storage.
+    volume: String,
+}
+
+#[derive(Params)]
 pub struct AllocDisk {
     /// The node.
     node: NodeName,
@@ -217,6 +227,19 @@ endpoint! {
         cx.ops().member(&p.node)?;
         let volume = volume_id(p.storage.as_ref(), &p.volume)?;
         Ok(cx.ops().remove_volume(&cx.actor(), volume)?)
+    }
+}
+
+endpoint! {
+    /// What a VM would be made with, of an OVA archive that was brought: options, and what its disks are to be imported from.
+    ImportMetadata = get("/nodes/{node}/storage/{storage}/import-metadata"), AtNode, LOOK;
+    fn call(cx, p: AskImport) -> Json<stead_ops::guest::import::ImportMetadata> {
+        cx.ops().member(&p.node)?;
+        let name = p.volume.strip_prefix(&format!("{}:", p.storage)).unwrap_or(&p.volume);
+        let volume: VolumeId = format!("{}:{name}", p.storage)
+            .parse()
+            .map_err(|e: stead_model::IdError| Error::parameter("volume", e.to_string()))?;
+        Ok(Json(cx.ops().import_metadata(&volume).await?))
     }
 }
 
