@@ -119,7 +119,7 @@ fn is_pluggable(current: &Settings, key: &str, value: &str) -> bool {
             let hardware = current.scsihw();
             hardware.is_ok_and(|hw| matches!(hw, ScsiHw::VirtioScsiPci | ScsiHw::VirtioScsiSingle))
         }
-        Bus::Ide | Bus::Sata | Bus::Efidisk | Bus::Unused => false,
+        Bus::Ide | Bus::Sata | Bus::Efidisk | Bus::Tpmstate | Bus::Unused => false,
     };
     controller && Disk::parse(key, value).is_ok()
 }

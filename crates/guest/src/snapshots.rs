@@ -149,8 +149,10 @@ fn shared(from: &Settings) -> impl Iterator<Item = (&str, &str)> {
 /// Names the first disk of which no snapshot can be taken.
 pub fn disks(settings: &Settings, running: bool) -> Result<Vec<Held>, SnapshotError> {
     let refuse = |key: &str, why: &str| Err(SnapshotError::Disk { key: key.to_owned(), why: why.to_owned() });
-    if settings.get("tpmstate0").is_some() {
-        return refuse("tpmstate0", "is not supported yet, so its state would be lost: take it out first");
+    if running && settings.get("tpmstate0").is_some() {
+        let why =
+            "is what the VM's TPM keeps, in which it may be writing at any moment: shut the VM down first";
+        return refuse("tpmstate0", why);
     }
     if running && settings.get("efidisk0").is_some() && settings.bios()? != Bios::Ovmf {
         return refuse("efidisk0", "is of no use to the VM, whose firmware is not UEFI: take it out first");

@@ -8,7 +8,7 @@ use crate::plug::{self, Plug};
 use crate::probe::{self, Machines};
 use crate::process::{self, Process};
 use crate::rundir::{self, RunDir};
-use crate::{Accel, QemuOptions, agent, copies, cpu_group, huge, migration, net, snapshots};
+use crate::{Accel, QemuOptions, agent, copies, cpu_group, huge, migration, net, snapshots, tpm};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -144,11 +144,13 @@ impl Inner {
             && let Ok(process) = Process::open(pid, Some(start))
         {
             tracing::info!(%vmid, pid, "adopted a running guest");
-            self.take_in(Guest::new(dir, meta.clone(), process, None));
+            let tpm = tpm::find(meta.tpm);
+            self.take_in(Guest::new(dir, meta.clone(), process, tpm, None));
             return;
         }
         // A launch that was cut short: it never ran, since nobody was told of it.
-        for (pid, _) in processes.iter().filter(|(_, path)| *path == dir.pidfile()) {
+        let of_it = |path: &PathBuf| *path == dir.pidfile() || *path == dir.tpm_pid();
+        for (pid, _) in processes.iter().filter(|(_, path)| of_it(path)) {
             if let Ok(process) = Process::open(*pid, None) {
                 tracing::warn!(%vmid, pid, "ending what an unfinished launch left");
                 let _ = process.kill();
@@ -168,7 +170,7 @@ impl Inner {
 
     /// What the program can do, asked again when it was replaced.
     async fn machines(&self) -> Answer<Arc<Machines>> {
-        let path = resolve(&self.options.binary);
+        let path = process::resolve(&self.options.binary);
         let stamp = std::fs::metadata(&path).map_or((0, 0, 0), |m| (m.ino(), m.mtime(), m.size()));
         let mut probed = self.probed.lock().await;
         if let Some((known, machines)) = &*probed
@@ -229,22 +231,12 @@ impl Inner {
     }
 }
 
-/// Where the search path finds a program.
-fn resolve(binary: &Path) -> PathBuf {
-    if binary.components().count() > 1 {
-        return binary.to_owned();
-    }
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&paths).map(|dir| dir.join(binary)).find(|p| p.exists());
-    found.unwrap_or_else(|| binary.to_owned())
-}
-
 /// Follows a guest to its end and tells of it.
 async fn watch(inner: Weak<Inner>, guest: Arc<Guest>, events: broadcast::Sender<GuestEvent>) {
     let clean = guest.watch(&events).await;
     let (vmid, epoch) = (guest.vmid, guest.meta().epoch);
     tracing::info!(%vmid, %epoch, clean, "a guest's process has ended");
-    guest.clear();
+    guest.clear().await;
     if let Some(inner) = inner.upgrade() {
         inner.guests().remove(&vmid);
     }

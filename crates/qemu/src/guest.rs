@@ -6,7 +6,7 @@ use crate::process::{self, Process};
 use crate::qmp::{Event, Qmp, QmpError};
 use crate::rundir::{Meta, RunDir};
 use crate::stats::{self, CpuMeter};
-use crate::{accel::Accel, cpu_group, huge, net};
+use crate::{accel::Accel, cpu_group, huge, net, tpm};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +30,8 @@ pub struct Guest {
     pub dir: RunDir,
     /// Its process.
     pub process: Process,
+    /// Its TPM's process.
+    tpm: Option<Process>,
     /// Its cgroup.
     pub cgroup: Option<Cgroup>,
     meta: Mutex<Meta>,
@@ -43,10 +45,11 @@ pub struct Guest {
 
 impl Guest {
     /// A guest with its monitor, or one whose monitor is yet to be reached.
-    pub fn new(dir: RunDir, meta: Meta, process: Process, qmp: Option<Qmp>) -> Self {
+    pub fn new(dir: RunDir, meta: Meta, process: Process, tpm: Option<Process>, qmp: Option<Qmp>) -> Self {
         Self {
             vmid: meta.vmid,
             process,
+            tpm,
             cgroup: meta.cgroup.clone().and_then(Cgroup::at),
             meta: Mutex::new(meta),
             link: watch::channel(qmp.map(Arc::new)).0,
@@ -232,15 +235,11 @@ impl Guest {
 
     /// SIGKILL to all of it.
     pub fn kill(&self) -> std::io::Result<()> {
-        match &self.cgroup {
-            Some(cgroup) => {
-                let group = cgroup.kill();
-                // Where the process could not be made a member, it must die all the same.
-                self.process.kill()?;
-                group
-            }
-            None => self.process.kill(),
-        }
+        let group = self.cgroup.as_ref().map_or(Ok(()), Cgroup::kill);
+        // Where a process could not be made a member, it must die all the same.
+        self.process.kill()?;
+        self.tpm.as_ref().map_or(Ok(()), Process::kill)?;
+        group
     }
 
     /// Returns when nothing of it is left.
@@ -323,9 +322,12 @@ impl Guest {
         }
     }
 
-    /// Removes what it leaves, once its process has ended.
-    pub fn clear(&self) {
+    /// Removes what it leaves, once its process has ended, and waits for its TPM's end.
+    pub async fn clear(&self) {
         self.process.reap();
+        if let Some(tpm) = &self.tpm {
+            tpm::gone(tpm).await;
+        }
         self.dir.remove();
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove();

@@ -7,6 +7,7 @@ use crate::probe::Machines;
 use crate::process::{Process, Program};
 use crate::qmp::{PATIENCE, Qmp, QmpError};
 use crate::rundir::{FORMAT, Meta, RunDir};
+use crate::tpm::{self, Tpm};
 use crate::{Accel, QemuOptions, cgroup::Cgroup, cpu_group, huge, migration, net, tune};
 use rustix::thread::CpuSet;
 use std::collections::BTreeSet;
@@ -106,6 +107,7 @@ impl<'a> Job<'a> {
             }
             Err(e) => found.push(e.to_string()),
         }
+        found.extend(self.tpm().err().map(|e| e.to_string()));
         let nets: Vec<NetPlan> =
             settings.nets().unwrap_or_default().iter().map(|_| NetPlan::User { forward: None }).collect();
         // Machine type, accelerator, firmware, disks: the first of them.
@@ -157,6 +159,11 @@ impl<'a> Job<'a> {
         Ok(Some(Firmware { code, secure, vars, format, node: command::node_name(&disk.key) }))
     }
 
+    /// Its TPM, if it has one.
+    fn tpm(&self) -> Result<Option<Tpm>, GuestError> {
+        Tpm::of(&self.config.current, &self.launch.volumes, &self.options.tpm)
+    }
+
     /// The command line with its firmware, if it needs one.
     pub fn line(
         &self,
@@ -193,6 +200,7 @@ impl<'a> Job<'a> {
         let nets = self.nets().await?;
         // A refusal by configuration costs nothing yet.
         self.line([Endpoint::Path; 2], &nets, true)?;
+        self.tpm()?;
         let mut outcome = self.attempt(&nets, true).await;
         if let Err(Attempt::Failed(Failure { why, locked: true })) = &outcome {
             tracing::warn!(vmid = %self.launch.vmid, epoch = %self.launch.epoch,
@@ -208,14 +216,13 @@ impl<'a> Job<'a> {
 
     async fn attempt(&self, nets: &[NetPlan], locks: bool) -> Result<Guest, Attempt> {
         let started = self.start(nets, locks).await;
-        let (process, meta) = match started {
-            Ok(started) => started,
+        let (cleaner, meta) = match started {
+            Ok((process, tpm, meta)) => (Cleaner { job: self, process: Some(process), tpm }, meta),
             Err(e) => {
                 self.clear();
                 return Err(e);
             }
         };
-        let cleaner = Cleaner { job: self, process: Some(process) };
         match self.greet(cleaner.process.as_ref(), nets).await {
             Ok(qmp) => self.finish(cleaner, meta, qmp),
             Err(trouble) => {
@@ -230,10 +237,11 @@ impl<'a> Job<'a> {
     fn finish(&self, mut cleaner: Cleaner<'_>, meta: Meta, qmp: Qmp) -> Result<Guest, Attempt> {
         let (major, minor, micro) = qmp.version();
         let process = cleaner.process.as_ref().map(|p| (p.pid, p.start));
-        let meta = Meta { version: format!("{major}.{minor}.{micro}"), process, ..meta };
+        let tpm = cleaner.tpm.as_ref().map(|p| (p.pid, p.start));
+        let meta = Meta { version: format!("{major}.{minor}.{micro}"), process, tpm, ..meta };
         self.dir.store(&meta).map_err(|e| failed(format!("its record could not be written: {e}")))?;
         match cleaner.process.take() {
-            Some(process) => Ok(Guest::new(self.dir.clone(), meta, process, Some(qmp))),
+            Some(process) => Ok(Guest::new(self.dir.clone(), meta, process, cleaner.tpm.take(), Some(qmp))),
             None => Err(failed("it has no process".to_owned())),
         }
     }
@@ -265,7 +273,11 @@ impl<'a> Job<'a> {
     }
 
     /// Executes the program.
-    async fn start(&self, nets: &[NetPlan], locks: bool) -> Result<(Process, Meta), Attempt> {
+    async fn start(
+        &self,
+        nets: &[NetPlan],
+        locks: bool,
+    ) -> Result<(Process, Option<Process>, Meta), Attempt> {
         let vmid = self.launch.vmid;
         let io = |what: &'static str| move |e: std::io::Error| failed(format!("{what}: {e}"));
         let cgroup = make_room(self.options, vmid).map_err(io("its run directory could not be made"))?;
@@ -284,15 +296,44 @@ impl<'a> Job<'a> {
         ];
         let endpoints = [Endpoint::Fd(monitors[0].as_raw_fd()), Endpoint::Fd(monitors[1].as_raw_fd())];
         let line = self.line(endpoints, nets, locks).map_err(Attempt::Refused)?;
+        let cpu_group = self.cpu_group()?;
+        let groups: Vec<&Cgroup> = cgroup.iter().chain(&cpu_group).collect();
+        let mut meta = self.record(line, nets)?;
+        let folder = |group: &Cgroup| group.path().to_owned();
+        meta.cgroup = cgroup.as_ref().map(folder);
+        meta.cpu_cgroup = cpu_group.as_ref().map(folder);
+        // Written before the process exists: what a dying daemon leaves is known to be unfinished.
+        self.dir.store(&meta).map_err(io("its record could not be written"))?;
+        let program = Program {
+            binary: &self.options.binary,
+            argv: &meta.argv,
+            inherit: &monitors,
+            cgroups: entrances(&groups).map_err(io("its cgroup"))?,
+            affinity: self.affinity().map_err(Attempt::Refused)?.0,
+            stderr: self.stderr().map_err(io("the file for its messages"))?,
+        };
+        let tpm = self.start_tpm(&groups)?;
+        match program.spawn() {
+            Ok(process) => Ok((process, tpm, meta)),
+            Err(e) => {
+                if let Some(tpm) = &tpm {
+                    tpm::gone(tpm).await;
+                }
+                Err(failed(format!("'{}' could not be started: {e}", self.options.binary.display())))
+            }
+        }
+    }
+
+    /// What a later daemon is to know of it, without its groups and what only a process has.
+    fn record(&self, line: CommandLine, nets: &[NetPlan]) -> Result<Meta, Attempt> {
         let agent = self.config.current.agent().map_err(|e| Attempt::Refused(unusable(e)))?;
         let taps = nets.iter().filter_map(|n| match n {
             NetPlan::Tap { ifname, .. } => Some(ifname.clone()),
             NetPlan::User { .. } => None,
         });
-        let cpu_group = self.cpu_group()?;
-        let meta = Meta {
+        Ok(Meta {
             format: FORMAT,
-            vmid,
+            vmid: self.launch.vmid,
             epoch: self.launch.epoch,
             machine: line.machine,
             accel: line.accel,
@@ -301,29 +342,26 @@ impl<'a> Job<'a> {
             agent: agent.enabled,
             incoming: self.launch.incoming.is_some(),
             taps: taps.collect(),
-            cgroup: cgroup.as_ref().map(|c| c.path().to_owned()),
+            cgroup: None,
             huge: self.huge()?,
-            cpu_cgroup: cpu_group.as_ref().map(|c| c.path().to_owned()),
+            cpu_cgroup: None,
             argv: line.argv,
             asked: BTreeSet::new(),
             process: None,
-        };
-        // Written before the process exists: what a dying daemon leaves is known to be unfinished.
-        self.dir.store(&meta).map_err(io("its record could not be written"))?;
-        let stderr = std::fs::File::options().create(true).append(true).open(self.dir.stderr());
-        let entrances = cgroup.iter().chain(&cpu_group).map(Cgroup::entrance).collect::<std::io::Result<_>>();
-        let program = Program {
-            binary: &self.options.binary,
-            argv: &meta.argv,
-            inherit: &monitors,
-            cgroups: entrances.map_err(io("its cgroup"))?,
-            affinity: self.affinity().map_err(Attempt::Refused)?.0,
-            stderr: stderr.map_err(io("the file for its messages"))?,
-        };
-        let process = program
-            .spawn()
-            .map_err(|e| failed(format!("'{}' could not be started: {e}", self.options.binary.display())))?;
-        Ok((process, meta))
+            tpm: None,
+        })
+    }
+
+    /// Takes what a process says.
+    fn stderr(&self) -> std::io::Result<std::fs::File> {
+        std::fs::File::options().create(true).append(true).open(self.dir.stderr())
+    }
+
+    fn start_tpm(&self, groups: &[&Cgroup]) -> Result<Option<Process>, Attempt> {
+        let Some(tpm) = self.tpm().map_err(Attempt::Refused)? else { return Ok(None) };
+        let program = &self.options.tpm;
+        let start = || tpm.start(program, &self.dir, entrances(groups)?, self.stderr()?);
+        start().map(Some).map_err(|e| failed(format!("'{}' could not be started: {e}", program.display())))
     }
 
     /// Waits until QEMU answers, and does what can only be done then.
@@ -394,6 +432,9 @@ impl<'a> Job<'a> {
             let _ = process.kill();
             process.exited().await;
         }
+        if let Some(tpm) = &cleaner.tpm {
+            tpm::gone(tpm).await;
+        }
         let why = match trouble {
             Trouble::Refused(why) => return why,
             Trouble::Silent(why) => why,
@@ -450,6 +491,7 @@ fn failed(why: String) -> Attempt {
 struct Cleaner<'a> {
     job: &'a Job<'a>,
     process: Option<Process>,
+    tpm: Option<Process>,
 }
 
 impl Drop for Cleaner<'_> {
@@ -457,6 +499,10 @@ impl Drop for Cleaner<'_> {
         if let Some(process) = self.process.take() {
             let _ = process.kill();
             process.reap();
+            if let Some(tpm) = &self.tpm {
+                let _ = tpm.kill();
+                tpm.reap();
+            }
             self.job.clear();
         }
     }
@@ -468,6 +514,10 @@ fn lists(list: &str, cpu: u32) -> bool {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
         from.parse().is_ok_and(|from: u32| from <= cpu) && to.parse().is_ok_and(|to: u32| cpu <= to)
     })
+}
+
+fn entrances(groups: &[&Cgroup]) -> std::io::Result<Vec<std::fs::File>> {
+    groups.iter().map(|group| group.entrance()).collect()
 }
 
 /// Where a guest's cgroup is made.

@@ -32,6 +32,7 @@ pub mod qmp;
 mod rundir;
 mod snapshots;
 mod stats;
+mod tpm;
 mod tune;
 
 pub use accel::Accel;
@@ -56,6 +57,8 @@ pub struct QemuOptions {
     pub accel: Option<Accel>,
     /// The program.
     pub binary: PathBuf,
+    /// The program that is a guest's TPM.
+    pub tpm: PathBuf,
     /// How network devices with a bridge are attached.
     pub bridges: Bridges,
     /// A port of guests in a user-mode network that is reachable from outside.
@@ -63,7 +66,7 @@ pub struct QemuOptions {
 }
 
 impl QemuOptions {
-    /// The defaults, with `qemu-system-x86_64` from the search path.
+    /// The defaults, with `qemu-system-x86_64` and `swtpm` from the search path.
     pub fn new(run_dir: impl Into<PathBuf>) -> Self {
         Self {
             run_dir: run_dir.into(),
@@ -71,6 +74,7 @@ impl QemuOptions {
             cpu_root: None,
             accel: None,
             binary: "qemu-system-x86_64".into(),
+            tpm: tpm::program(),
             bridges: Bridges::Auto,
             forward: None,
         }

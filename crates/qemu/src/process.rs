@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -87,7 +87,16 @@ impl Process {
 
     /// SIGKILL to this very process.
     pub fn kill(&self) -> io::Result<()> {
-        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
+        self.send(Signal::KILL)
+    }
+
+    /// SIGTERM to this very process.
+    pub fn terminate(&self) -> io::Result<()> {
+        self.send(Signal::TERM)
+    }
+
+    fn send(&self, signal: Signal) -> io::Result<()> {
+        match pidfd_send_signal(self.pidfd.get_ref(), signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(e) => Err(e.into()),
         }
@@ -161,8 +170,18 @@ impl Program<'_> {
     }
 }
 
-/// Every process whose command line has the words `-pidfile PATH` for a path below `root`: pid and path.
-pub fn find_by_pidfile(root: &Path) -> Vec<(u32, std::path::PathBuf)> {
+/// Where the search path finds a program.
+pub fn resolve(binary: &Path) -> PathBuf {
+    if binary.components().count() > 1 {
+        return binary.to_owned();
+    }
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&paths).map(|dir| dir.join(binary)).find(|p| p.exists());
+    found.unwrap_or_else(|| binary.to_owned())
+}
+
+/// Every process whose command line has the words `-pidfile PATH`, or `--pid file=PATH`, for a path below `root`: pid and path.
+pub fn find_by_pidfile(root: &Path) -> Vec<(u32, PathBuf)> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
     pids.filter_map(|pid| {
@@ -173,10 +192,11 @@ pub fn find_by_pidfile(root: &Path) -> Vec<(u32, std::path::PathBuf)> {
     .collect()
 }
 
-fn pidfile_of(cmdline: &[u8]) -> Option<std::path::PathBuf> {
+fn pidfile_of(cmdline: &[u8]) -> Option<PathBuf> {
     let mut words = cmdline.split(|b| *b == 0);
-    words.find(|w| *w == b"-pidfile")?;
-    Some(std::str::from_utf8(words.next()?).ok()?.into())
+    let flag = words.find(|w| matches!(*w, b"-pidfile" | b"--pid"))?;
+    let path = std::str::from_utf8(words.next()?).ok()?;
+    if flag == b"-pidfile" { Some(path.into()) } else { path.strip_prefix("file=").map(Into::into) }
 }
 
 #[cfg(test)]
@@ -217,6 +237,7 @@ mod tests {
         assert_eq!(parse_stat(&line), Some(Stat { state: 'T', ticks: 11 + 12, start: 19 }));
         assert_eq!(parse_stat("7 (a"), None);
         assert_eq!(pidfile_of(b"qemu\0-pidfile\0/r/100/pid\0-S\0").unwrap(), Path::new("/r/100/pid"));
+        assert_eq!(pidfile_of(b"swtpm\0--pid\0file=/r/100/tpm.pid\0").unwrap(), Path::new("/r/100/tpm.pid"));
         assert_eq!(pidfile_of(b"qemu\0-S\0"), None);
     }
 

@@ -52,6 +52,16 @@ impl RunDir {
         self.0.join("qga")
     }
 
+    /// Its TPM.
+    pub fn tpm(&self) -> PathBuf {
+        self.0.join("tpm")
+    }
+
+    /// Where its TPM writes its pid.
+    pub fn tpm_pid(&self) -> PathBuf {
+        self.0.join("tpm.pid")
+    }
+
     /// Where an incoming migration's stream goes.
     pub fn inlet(&self) -> PathBuf {
         self.0.join("mig")
@@ -163,6 +173,9 @@ pub struct Meta {
     pub asked: BTreeSet<String>,
     /// Its process: pid and start in clock ticks since boot. None while it is being launched.
     pub process: Option<(u32, u64)>,
+    /// The same of its TPM, if it has one.
+    #[serde(default)]
+    pub tpm: Option<(u32, u64)>,
 }
 
 /// Every guest that has a directory.

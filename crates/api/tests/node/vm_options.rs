@@ -199,6 +199,55 @@ async fn a_disk_for_the_firmware_is_made_of_its_variables() {
     assert!(config["efidisk0"].is_null() && config["unused0"].is_string(), "{config}");
 }
 
+/// What a TPM keeps has one size and one format, and is a volume like any other.
+#[tokio::test]
+async fn a_tpm_keeps_its_state_on_a_volume() {
+    let (node, root, _) = start().await;
+    for (value, why) in [
+        ("none", "only a CD drive"),
+        ("local:1,version=v3.0", "version"),
+        ("local:1,format=qcow2", "not supported yet"),
+        ("local:0,import-from=local:100/vm-100-disk-0.raw", "import-from"),
+        ("/dev/sdb", "kept on a volume"),
+    ] {
+        let form = format!("tpmstate0={}", value.replace('=', "%3D"));
+        let refused = node.ask(&root, "PUT", CONFIG, &form).await;
+        assert!(error(&refused, "tpmstate0").contains(why), "{}", refused.line);
+    }
+    let form = "tpmstate0=local:1,version%3Dv2.0";
+    assert_eq!(node.ask(&root, "PUT", CONFIG, form).await.data(), Value::Null);
+    let config = node.ask(&root, "GET", CONFIG, "").await.data();
+    let state = config["tpmstate0"].as_str().unwrap();
+    assert!(
+        state.starts_with("local:100/vm-100-disk-") && state.ends_with(".raw,version=v2.0,size=4M"),
+        "{state}"
+    );
+    let grown = node.ask(&root, "PUT", "/nodes/n1/qemu/100/resize", "disk=tpmstate0&size=%2B1M").await;
+    assert!(error(&grown, "disk").contains("is not one of"), "{}", grown.line);
+    // The first disk of the VM is a file that no TPM could read.
+    assert_eq!(node.ask(&root, "PUT", CONFIG, "sata3=local:1,format%3Dqcow2").await.data(), Value::Null);
+    assert_eq!(node.ask(&root, "PUT", CONFIG, "delete=sata3,tpmstate0").await.data(), Value::Null);
+    let config = node.ask(&root, "GET", CONFIG, "").await.data();
+    let unused = ["unused0", "unused1"].map(|key| config[key].as_str().unwrap().to_owned());
+    let (raw, other): (Vec<&String>, Vec<&String>) = unused.iter().partition(|v| v.ends_with(".raw"));
+    let refused = node.ask(&root, "PUT", CONFIG, &format!("tpmstate0={}", other[0])).await;
+    assert!(error(&refused, "tpmstate0").contains("in the format qcow2"), "{}", refused.line);
+    assert_eq!(node.ask(&root, "PUT", CONFIG, &format!("tpmstate0={}", raw[0])).await.data(), Value::Null);
+
+    // While it runs it may be writing at any moment; it is another TPM with the next start alone.
+    let upid = node.ask(&root, "POST", "/nodes/n1/qemu/100/status/start", "").await.data();
+    assert_eq!(node.done(&upid).await, "OK");
+    let refused = node.ask(&root, "POST", "/nodes/n1/qemu/100/snapshot", "snapname=a").await;
+    assert!(
+        refused.line.contains("'tpmstate0'") && refused.line.contains("shut the VM down first"),
+        "{}",
+        refused.line
+    );
+    assert_eq!(node.ask(&root, "PUT", CONFIG, "delete=tpmstate0").await.data(), Value::Null);
+    let current = node.ask(&root, "GET", &format!("{CONFIG}?current=1"), "").await.data();
+    assert!(current["tpmstate0"].is_string(), "{current}");
+}
+
 /// What a running VM takes without a device that comes or goes.
 #[tokio::test]
 async fn limits_links_and_the_balloon_change_at_once() {

@@ -275,6 +275,19 @@ pub(super) fn efidisk(key: &str, value: &str) -> Result<(), KeyError> {
     }
 }
 
+/// What a TPM keeps. Its size is always the same, whatever is asked for.
+pub(super) fn tpmstate(key: &str, value: &str) -> Result<(), KeyError> {
+    let works = &["size", "version", "volume"];
+    // The program that is the TPM opens a file or block device by itself, and knows of no format.
+    let later: &[(&str, &[&str])] = &[("format", &["raw"]), ("import-from", &[])];
+    Rules { default: "file", works, later }.check(key, value)?;
+    let disk = Disk::parse(key, value)?;
+    match disk.source {
+        DiskSource::New { .. } | DiskSource::Volume(_) => disk.tpm().map(drop),
+        _ => KeyError::value(key, "it is kept on a volume: give one, or a storage for a new one ('local:1')"),
+    }
+}
+
 pub(super) fn audio(key: &str, value: &str) -> Result<(), KeyError> {
     let later: &[(&str, &[&str])] = &[("driver", &["none"])];
     Rules { default: "", works: &["device"], later }.check(key, value)?;

@@ -54,6 +54,8 @@ spelled!(
         Virtio = "virtio",
         /// Not on a bus: the variables that the UEFI firmware keeps.
         Efidisk = "efidisk",
+        /// Not on a bus: what a TPM keeps.
+        Tpmstate = "tpmstate",
         /// Not attached: a volume that the VM owns and does not use.
         Unused = "unused",
     }
@@ -129,6 +131,16 @@ spelled!(
         Report = "report",
         /// The guest stops.
         Stop = "stop",
+    }
+);
+
+spelled!(
+    /// The specification that a TPM follows.
+    TpmVersion {
+        /// The older one.
+        V12 = "v1.2",
+        /// The one that Windows 11 asks for.
+        V20 = "v2.0",
     }
 );
 
@@ -281,7 +293,7 @@ impl Disk {
                 );
             }
         };
-        let no_drive = matches!(bus, Bus::Virtio | Bus::Efidisk);
+        let no_drive = matches!(bus, Bus::Virtio | Bus::Efidisk | Bus::Tpmstate);
         let cdrom = cdrom || (source == DiskSource::Empty && !no_drive);
         if cdrom && no_drive {
             let why = format!("a CD drive cannot be attached to '{bus}'; use ide, sata or scsi");
@@ -377,6 +389,15 @@ impl Disk {
         }
     }
 
+    /// Of the volume that a TPM keeps its state on: which kind of TPM it is. Default: the older one.
+    ///
+    /// # Errors
+    /// If there is no such kind.
+    pub fn tpm(&self) -> Result<TpmVersion, KeyError> {
+        let named = spelled_prop(&self.key, &self.props, "version", TpmVersion::from_text, TpmVersion::ALL)?;
+        Ok(named.unwrap_or(TpmVersion::V12))
+    }
+
     /// Its volume, if it has one.
     pub fn volume(&self) -> Option<&VolumeId> {
         match &self.source {
@@ -415,7 +436,7 @@ impl Disk {
 impl Bus {
     /// Whether a guest sees a drive there.
     pub fn has_drives(self) -> bool {
-        !matches!(self, Self::Efidisk | Self::Unused)
+        !matches!(self, Self::Efidisk | Self::Tpmstate | Self::Unused)
     }
 }
 
@@ -428,7 +449,7 @@ pub fn as_disk(key: &str) -> Option<(Bus, u32)> {
         Bus::Sata => 6,
         Bus::Scsi => 31,
         Bus::Virtio => 16,
-        Bus::Efidisk => 1,
+        Bus::Efidisk | Bus::Tpmstate => 1,
         Bus::Unused => 256,
     };
     (index < count).then_some((bus, index))

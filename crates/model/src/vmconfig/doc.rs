@@ -64,6 +64,7 @@ const TESTED: &[(&str, &str)] = &[
     ("tags", KEPT),
     ("tdf", TAKEN),
     ("template", API),
+    ("tpmstate0", SEEN),
     ("unused", API),
     ("vcpus", SEEN),
     ("vga", TAKEN),
@@ -202,6 +203,10 @@ without. `cpuunits` is 1 to 10,000 in version 2 (100 unless set; more counts as 
 `queues`, `mtu` and `rate` of a network device need a bridge: with a user-mode network the VM is not started. `mtu=1` is the bridge's.
 `rate` is in MiB a second for each direction; it needs the kernel's `tbf`, `ingress`, `matchall` and `police` of traffic control, without
 which the VM is not started.
+
+`tpmstate0` needs the package `swtpm` on the node. Its volume is made empty, of 4 MiB and raw; one of `version=v2.0` is what Windows 11 asks for. The
+program runs beside QEMU, in the VM's cgroup: it is frozen with the VM, and ends with it. The VM moves while it runs if the volume is on a shared
+storage. A snapshot has the TPM's state where the storage can keep one of a raw volume, and is taken while the VM is stopped.
 
 `freeze=1` leaves the VM paused at its start. Under HA it is refused: what HA guards is continued whenever a lease comes back.
 

@@ -28,7 +28,9 @@ mod pending;
 mod typed;
 mod values;
 
-pub use devices::{Aio, Bus, Cache, Disk, DiskDetails, DiskSource, EfiVariables, Net, NetModel, OnError};
+pub use devices::{
+    Aio, Bus, Cache, Disk, DiskDetails, DiskSource, EfiVariables, Net, NetModel, OnError, TpmVersion,
+};
 pub use doc::options_page;
 pub use keys::{KeyError, KeySpec, Kind, Live, Refusal, Support};
 pub use limits::{Limits, Rate, Rates};

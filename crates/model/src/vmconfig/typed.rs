@@ -306,9 +306,9 @@ impl Settings {
         self.spelled("scsihw", ScsiHw::from_text, ScsiHw::ALL, ScsiHw::Lsi)
     }
 
-    /// Disks and CD drives, by bus (ide, sata, scsi, virtio) and number; last the UEFI firmware's. Unused ones: [`Self::unused`].
+    /// Disks and CD drives, by bus (ide, sata, scsi, virtio) and number; last the UEFI firmware's and the TPM's. Unused ones: [`Self::unused`].
     pub fn disks(&self) -> Result<Vec<Disk>, KeyError> {
-        [Bus::Ide, Bus::Sata, Bus::Scsi, Bus::Virtio, Bus::Efidisk]
+        [Bus::Ide, Bus::Sata, Bus::Scsi, Bus::Virtio, Bus::Efidisk, Bus::Tpmstate]
             .iter()
             .flat_map(|bus| self.family(bus.as_str()))
             .map(|(key, value)| Disk::parse(key, value))
@@ -318,6 +318,14 @@ impl Settings {
     /// The disk for the UEFI firmware's variables.
     pub fn efidisk(&self) -> Result<Option<Disk>, KeyError> {
         self.get("efidisk0").map(|value| Disk::parse("efidisk0", value)).transpose()
+    }
+
+    /// What its TPM keeps its state on.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn tpmstate(&self) -> Result<Option<Disk>, KeyError> {
+        self.get("tpmstate0").map(|value| Disk::parse("tpmstate0", value)).transpose()
     }
 
     /// Volumes that the guest owns and does not use.
@@ -422,7 +430,7 @@ impl Settings {
         self.iter()
             .filter_map(|(key, value)| {
                 let family = split_index(key).map_or(key, |(name, _)| name);
-                if as_disk(key).is_none() && !matches!(family, "efidisk" | "tpmstate" | "vmstate") {
+                if as_disk(key).is_none() && family != "vmstate" {
                     return None;
                 }
                 let props: PropertyString = value.parse().ok()?;

@@ -83,6 +83,9 @@ fn of_option(key: &str, e: OpsError) -> OpsError {
     }
 }
 
+/// How large the volume for a TPM's state is, in bytes: far more than that has, as elsewhere.
+const TPM_STATE: u64 = 4 << 20;
+
 /// Options that reach into the host, or take CPUs and memory from it and from other guests.
 pub(super) const ROOT_ONLY: &[&str] =
     &["affinity", "args", "hookscript", "hugepages", "keephugepages", "lock"];
@@ -509,6 +512,10 @@ impl Ops {
                 actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
                 self.make_efidisk(vmid, &disk, storage, made).await
             }
+            DiskSource::New { storage, .. } if disk.bus == Bus::Tpmstate => {
+                actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
+                self.make_tpmstate(vmid, &disk, storage, made).await
+            }
             DiskSource::New { storage, size } => {
                 actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
                 if made.in_request {
@@ -536,6 +543,13 @@ impl Ops {
                     Content::Images => info.vmid == Some(vmid),
                     _ => false,
                 };
+                if disk.bus == Bus::Tpmstate && info.format != "raw" {
+                    let why = format!(
+                        "volume '{volume}' is in the format {}, and a TPM reads raw alone",
+                        info.format
+                    );
+                    return Err(OpsError::invalid(key, why));
+                }
                 if !fits {
                     let what = if disk.cdrom { "CD image" } else { "disk of this VM" };
                     return Err(OpsError::invalid(key, format!("volume '{volume}' is no {what}")));
@@ -566,6 +580,24 @@ impl Ops {
         let spooled = self.spool_for(&info.volid).await?;
         let copied = tokio::fs::copy(&variables, &spooled).await.map(drop).map_err(failed);
         let info = self.fill(&info.volid, spooled, copied).await?;
+        Ok(disk.with_volume(&info.volid, Some(Size::bytes(info.size)))?)
+    }
+
+    /// A volume for what a TPM keeps. It is empty, whatever was there before: another VM's secrets perhaps.
+    async fn make_tpmstate(
+        &self,
+        vmid: Vmid,
+        disk: &Disk,
+        storage: &StorageId,
+        made: &mut Made,
+    ) -> Result<String, OpsError> {
+        let info = self.alloc_disk(storage, vmid, Some("raw"), TPM_STATE).await?;
+        made.volumes.push(info.volid.clone());
+        let spooled = self.spool_for(&info.volid).await?;
+        let emptied = async { tokio::fs::File::create(&spooled).await?.set_len(TPM_STATE).await };
+        let failed = |e: std::io::Error| OpsError::failed(format!("{}: {e}", spooled.display()));
+        let emptied = emptied.await.map_err(failed);
+        let info = self.fill(&info.volid, spooled, emptied).await?;
         Ok(disk.with_volume(&info.volid, Some(Size::bytes(info.size)))?)
     }
 

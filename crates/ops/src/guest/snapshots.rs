@@ -418,8 +418,11 @@ impl Ops {
 
     /// Has a disk forget a snapshot; one that has none of that name, or is gone, is no error.
     async fn forget(&self, vmid: Vmid, config: &VmConfig, disk: &Held, name: &str) -> Result<(), OpsError> {
-        // No process has open what is kept for a firmware that it has not.
-        let open = |key: &str| key != "efidisk0" || config.current.bios().is_ok_and(|b| b == Bios::Ovmf);
+        // No process has open what is kept for a firmware that it has not; what a TPM keeps is none of its disks.
+        let open = |key: &str| match key {
+            "efidisk0" => config.current.bios().is_ok_and(|b| b == Bios::Ovmf),
+            key => key != "tpmstate0",
+        };
         if let Some(key) = snapshots::attached(config, &disk.volume).filter(|key| open(key))
             && self.guests.state(vmid).await.is_some()
         {

@@ -42,7 +42,7 @@ pub(super) fn parts(hw: &Hardware<'_>) -> Result<Vec<Part>, GuestError> {
                 (Some(controller), vec![("bus", json!(format!("ahci0.{}", disk.index)))])
             }
             Bus::Ide => (None, ide(hw.chipset, disk.index)),
-            Bus::Efidisk | Bus::Unused => continue,
+            Bus::Efidisk | Bus::Tpmstate | Bus::Unused => continue,
         };
         parts.extend(controller.filter(|c| !parts.iter().any(|p| p.is(c))));
         parts.push(device(hw, disk, place)?);

@@ -30,7 +30,7 @@ pub(crate) use pci::Chipset;
 use std::path::Path;
 use stead_driver::guest::{GuestError, Incoming, ResolvedVolume};
 use stead_model::Vmid;
-use stead_model::vmconfig::{Audio, Bios, Boot, KeyError, Serial, Settings, WatchdogModel};
+use stead_model::vmconfig::{Audio, Bios, Boot, KeyError, Serial, Settings, TpmVersion, WatchdogModel};
 
 /// How a network device reaches the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -406,6 +406,15 @@ fn small_devices(argv: &mut Argv, cx: &Context<'_>, chipset: Chipset) -> Result<
             bytes => format!(",max-bytes={bytes},period={}", rng.period_ms),
         };
         argv.device(format!("virtio-rng-pci,id=rng-dev0,rng=rng0{limit},{}", text(&chipset.main(pci::RNG))));
+    }
+    if let Some(state) = s.tpmstate().map_err(unusable)? {
+        argv.option("-chardev", format!("socket,id=tpmchar,path={}", path(&cx.dir.tpm())?));
+        argv.option("-tpmdev", "emulator,id=tpmdev,chardev=tpmchar");
+        argv.device(match state.tpm().map_err(unusable)? {
+            // Of the newer interface the older TPM knows nothing.
+            TpmVersion::V12 => "tpm-tis,id=tpm0,tpmdev=tpmdev",
+            TpmVersion::V20 => "tpm-crb,id=tpm0,tpmdev=tpmdev",
+        });
     }
     if let Some(watchdog) = s.watchdog().map_err(unusable)? {
         argv.device(match watchdog.model {

@@ -10,7 +10,7 @@ const DISKS: [&str; 3] = ["scsi1", "virtio5", "virtio9"];
 const CARDS: [&str; 3] = ["net1", "net5", "net9"];
 
 /// What the guest's system answers to a line of shell.
-async fn ask(api: &ApiClient, node: usize, line: &str) -> Result<String> {
+pub(super) async fn ask(api: &ApiClient, node: usize, line: &str) -> Result<String> {
     let path = format!("/nodes/n{}/qemu/{VM}/agent", node + 1);
     let words = [("command", "/bin/busybox"), ("command", "sh"), ("command", "-c"), ("command", line)];
     let pid = api.post(&format!("{path}/exec"), &words).await?["pid"].to_string();
@@ -58,7 +58,7 @@ fn is_settled(pending: &serde_json::Value) -> bool {
     !rows.iter().any(|row| row.get("pending").is_some() || row.get("delete").is_some())
 }
 
-async fn moves(cluster: &Cluster, api: &ApiClient, from: usize, to: usize) -> Result<()> {
+pub(super) async fn moves(cluster: &Cluster, api: &ApiClient, from: usize, to: usize) -> Result<()> {
     let target = format!("n{}", to + 1);
     let form = [("target", target.as_str()), ("online", "1")];
     api.post_and_wait(&format!("/nodes/n{}/qemu/{VM}/migrate", from + 1), &form, BOOT).await?;

@@ -23,5 +23,6 @@ mod power;
 mod standstill;
 mod storages;
 mod story;
+mod tpm;
 mod witness;
 mod word;
