@@ -138,10 +138,13 @@ pub struct GuestProcess {
 pub struct Inventory {
     /// The options (`net0`, `scsi1`) whose devices are there.
     pub devices: BTreeSet<String>,
-    /// Those of them that its guest was asked for and may let go of at any time; `vcpus` for CPUs. Nobody can take that back.
+    /// Those of them that its guest was asked for and may let go of at any time; `vcpus` for CPUs, `memory` for its
+    /// modules. Nobody can take that back.
     pub asked: BTreeSet<String>,
     /// The first CPU and those that were plugged in.
     pub cpus: u32,
+    /// Modules of memory.
+    pub modules: usize,
 }
 
 /// What a driver noticed by itself.
@@ -426,6 +429,9 @@ pub trait GuestDriver: Send + Sync {
     /// Gives a running guest as many CPUs as `vcpus` of this configuration says, or asks it to let go of some and waits for so long.
     /// How many are there then.
     async fn set_cpus(&self, vmid: Vmid, config: &str, patience: Duration) -> Result<u32, GuestError>;
+    /// Gives a running guest as many modules of memory as this configuration has, or asks it to let go of some and waits for so long.
+    /// What stands behind those that are gone goes too. How many are there then.
+    async fn set_modules(&self, vmid: Vmid, config: &str, patience: Duration) -> Result<usize, GuestError>;
     /// Keeps the present state of these disks (by their options) under a name, in their images, all at one moment. After an error
     /// none has it, unless the process did not answer in time.
     async fn snapshot_disks(&self, vmid: Vmid, disks: &[String], name: &str) -> Result<(), GuestError>;

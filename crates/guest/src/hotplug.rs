@@ -6,6 +6,7 @@
 //!   old       deletion    to be unplugged, or it is gone and that is yet to be written
 //!   old       new         of a network device: unplugged, then as in the first row; of a disk: waits for the next start
 //!   vcpus     vcpus       CPUs come, or go as far as the guest lets them
+//!   memory    memory      its modules, the same
 //! ```
 //!
 //! A disk that its guest uses is never exchanged by itself: what a guest has not written yet would be lost.
@@ -31,6 +32,11 @@ pub enum Step {
         /// The configuration that the machine will have.
         with: Settings,
     },
+    /// Modules of memory come or go one by one, in the same way.
+    Memory {
+        /// The configuration that the machine will have.
+        with: Settings,
+    },
 }
 
 /// What can be done for one option now. None where nothing is pending, or where it waits for the next start.
@@ -46,6 +52,11 @@ pub fn next(config: &VmConfig, key: &str) -> Option<Step> {
         // Where the VM was started with all its CPUs, each is part of the machine.
         let new = config.pending.set.get(key).filter(|_| current.get(key).is_some())?;
         return with(new).filter(|_| current.hotplug().contains(&"cpu")).map(|with| Step::Cpus { with });
+    }
+    if key == "memory" {
+        // A machine that was not started with places for modules never gets them.
+        let new = config.pending.set.get(key).filter(|_| has_modules(current))?;
+        return with(new).filter(has_modules).map(|with| Step::Memory { with });
     }
     match (current.get(key), config.pending.set.get(key)) {
         (None, Some(new)) if !waits(new) => with(new).map(|with| Step::Plug { with, value: new.to_owned() }),
@@ -66,16 +77,32 @@ pub enum Truth {
     Lost,
     /// It has another number of CPUs.
     Cpus(u32),
+    /// It has another number of modules of memory.
+    Memory(usize),
 }
 
-/// What is yet to be written of a VM whose machine has these devices and so many CPUs. A device that its guest was asked for, and
-/// still has, has neither come nor gone.
-pub fn truths(
-    config: &VmConfig,
-    there: &BTreeSet<String>,
-    asked: &BTreeSet<String>,
-    cpus: u32,
-) -> Vec<(String, Truth)> {
+/// What a running machine has of all that can come and go.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine<'a> {
+    /// The options whose devices are there.
+    pub there: &'a BTreeSet<String>,
+    /// Those that its guest was asked for and may let go of at any time.
+    pub asked: &'a BTreeSet<String>,
+    /// Its CPUs.
+    pub cpus: u32,
+    /// Its modules of memory.
+    pub modules: usize,
+}
+
+/// Whether memory is made of modules.
+fn has_modules(settings: &Settings) -> bool {
+    settings.modules().is_ok_and(|modules| modules.is_some())
+}
+
+/// What is yet to be written of a VM with this machine. A device that its guest was asked for, and still has, has neither come nor
+/// gone.
+pub fn truths(config: &VmConfig, machine: Machine<'_>) -> Vec<(String, Truth)> {
+    let Machine { there, asked, cpus, modules } = machine;
     let (current, pending) = (&config.current, &config.pending);
     let all = current.iter().chain(pending.set.iter()).map(|(key, _)| key);
     let mut keys: Vec<&str> = all.collect();
@@ -87,6 +114,10 @@ pub fn truths(
             (Some(_), _) if key == "vcpus" => {
                 current.vcpus().is_ok_and(|n| n != Some(cpus)).then_some(Truth::Cpus(cpus))
             }
+            (Some(_), _) if key == "memory" => match current.modules() {
+                Ok(Some(known)) if known.number != modules => Some(Truth::Memory(modules)),
+                _ => None,
+            },
             (Some(old), new) if is_pluggable(current, key, old) && !there.contains(key) => {
                 let wanted = pending.delete.contains_key(key) || new.is_some_and(|_| as_net(key).is_some());
                 Some(if wanted { Truth::Went } else { Truth::Lost })
@@ -193,7 +224,11 @@ mod tests {
         let set = |keys: &[&str]| keys.iter().map(|k| (*k).to_owned()).collect::<BTreeSet<String>>();
         let text = "cores: 4\nide2: none,media=cdrom\nnet0: virtio\nnet1: virtio\nnet2: virtio\nvcpus: 4\nvirtio0: local:100/a.raw\n\n\
                     [PENDING]\nnet1: e1000\nnet3: virtio\nnet4: virtio\nvirtio0: local:100/b.raw\nvirtio1: local:100/c.raw\ndelete: net0\n";
-        let found = truths(&config(text), &set(&["net3", "net4", "virtio0"]), &set(&["net4"]), 3);
+        let truths = |text: &str, there: &[&str], asked: &[&str], cpus, modules| {
+            let (there, asked) = (set(there), set(asked));
+            super::truths(&config(text), Machine { there: &there, asked: &asked, cpus, modules })
+        };
+        let found = truths(text, &["net3", "net4", "virtio0"], &["net4"], 3, 0);
         let expected = [
             ("net0", Truth::Went),
             ("net1", Truth::Went),
@@ -202,8 +237,30 @@ mod tests {
             ("vcpus", Truth::Cpus(3)),
         ];
         assert_eq!(found, expected.map(|(key, truth)| (key.to_owned(), truth)));
-        let there = set(&["net0", "net1", "net2", "virtio0"]);
-        assert_eq!(truths(&config(text), &there, &set(&["net0"]), 4), [], "all of it is still to be done");
+        let there = ["net0", "net1", "net2", "virtio0"];
+        assert_eq!(truths(text, &there, &["net0"], 4, 0), [], "all of it is still to be done");
+        let text = "hotplug: memory\nmemory: 2048\nnuma: 1\n\n[PENDING]\nmemory: 3072\n";
+        assert_eq!(truths(text, &[], &[], 1, 2), []);
+        assert_eq!(truths(text, &[], &[], 1, 3), [("memory".to_owned(), Truth::Memory(3))]);
+    }
+
+    #[test]
+    fn memory_is_as_large_as_its_modules() {
+        let machine = "hotplug: memory\nmemory: 2048\nnuma: 1\n\n[PENDING]\n";
+        let of = |text: &str| due(&config(text)).into_iter().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(of(&format!("{machine}memory: 1024\n")), ["memory"]);
+        assert_eq!(of(&format!("{machine}memory: 1000\n")), [""; 0], "no modules have that size");
+        assert_eq!(
+            of(&machine.replace("hotplug: memory\n", "memory: 1024\n")),
+            [""; 0],
+            "it has no places for modules"
+        );
+        assert_eq!(of(&format!("{machine}delete: memory\n")), [""; 0]);
+        let mut config = config(&format!("{machine}memory: current=3072\n"));
+        config.has_modules(3).unwrap();
+        assert_eq!((config.current.get("memory"), due(&config)), (Some("2560"), vec!["memory"]));
+        config.has_modules(4).unwrap();
+        assert!(config.pending.is_empty() && config.current.get("memory") == Some("3072"));
     }
 
     #[test]

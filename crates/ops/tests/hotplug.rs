@@ -209,3 +209,36 @@ async fn as_many_cpus_are_written_as_are_there() {
     node.ops.device_gone(vmid(100)).await.unwrap();
     assert_eq!(config(&node).to_string(), "cores: 4\nhotplug: cpu\nvcpus: 2\n");
 }
+
+#[tokio::test]
+async fn as_much_memory_is_written_as_is_there() {
+    let node = running().await;
+    let path = paths::guest(&name("n1"), GuestKind::Qemu, vmid(100));
+    let machine = "hotplug: memory\nmemory: 1024\nnuma: 1\n";
+    node.commit(Txn::new("test").put(path.clone(), machine)).await;
+    let with = |memory: &str| machine.replace("1024", memory);
+    assert_eq!(change(&node, &[("memory", "2048")], &[], false).await, "OK");
+    assert_eq!(config(&node).to_string(), with("2048"));
+    node.machines.hold_devices("n1", vmid(100), true);
+    assert_eq!(change(&node, &[("memory", "1536")], &[], false).await, "OK");
+    assert_eq!(config(&node).to_string(), format!("{}\n[PENDING]\nmemory: 1536\n", with("2048")));
+    let refused = change(&node, &[("memory", "1024")], &[], false).await;
+    assert!(refused.contains("has been asked to let go of it"), "{refused}");
+    node.machines.hold_devices("n1", vmid(100), false);
+    node.ops.device_gone(vmid(100)).await.unwrap();
+    assert_eq!(config(&node).to_string(), with("1536"));
+
+    // What came while nobody was there to write it.
+    node.ops.guests.set_modules(vmid(100), &with("2560"), std::time::Duration::ZERO).await.unwrap();
+    node.commit(Txn::new("test").put(path, format!("{}\n[PENDING]\nmemory: 2560\n", with("1536")))).await;
+    node.ops.reconcile().await.unwrap();
+    assert_eq!(config(&node).to_string(), with("2560"));
+
+    // Places for modules are part of the machine, and need a size that is made of them.
+    let refused = change_error(&node, &[("memory", "2000")]).await;
+    assert!(refused.contains("memory") && refused.contains("1536 and 2048"), "{refused}");
+    assert_eq!(change(&node, &[("hotplug", "disk")], &[], false).await, "OK");
+    assert_eq!(config(&node).to_string(), format!("{}\n[PENDING]\nhotplug: disk\n", with("2560")));
+    assert_eq!(change(&node, &[("hotplug", "memory,disk")], &[], false).await, "OK");
+    assert!(config(&node).pending.is_empty(), "it makes no other machine");
+}

@@ -603,6 +603,19 @@ impl GuestDriver for QemuDriver {
         plug::set_cpus(&*self.guest(vmid).await?, config, patience).await
     }
 
+    async fn set_modules(&self, vmid: Vmid, config: &str, patience: Duration) -> Answer<usize> {
+        let guest = self.guest(vmid).await?;
+        let there = plug::set_modules(&guest, config, patience).await?;
+        // The balloon has taken so much, whatever the memory is; what is wanted of it is what it leaves.
+        let settings =
+            VmConfig::parse(config).or_else(|e| crate::command::refuse("config", e.to_string()))?.current;
+        if settings.balloon().is_ok_and(|target| target.is_some_and(|t| t.0 > 0)) {
+            let (command, arguments) = crate::tune::command(&settings, "balloon")?;
+            guest.ask("tune", command, arguments).await?;
+        }
+        Ok(there)
+    }
+
     async fn snapshot_disks(&self, vmid: Vmid, disks: &[String], name: &str) -> Answer<()> {
         snapshots::take(&*self.guest(vmid).await?, disks, name).await
     }

@@ -10,7 +10,7 @@
 //! ```
 
 use crate::accel::Accel;
-use crate::command::{self, Chipset, Hardware, NetPlan, Part, refuse, unusable};
+use crate::command::{self, Chipset, Hardware, Module, NetPlan, Part, refuse, unusable};
 use crate::guest::Guest;
 use crate::rundir::Meta;
 use crate::{copies, net, tune};
@@ -30,6 +30,8 @@ type Answer<T> = Result<T, GuestError>;
 const TAKE_BACK: Duration = Duration::from_secs(2);
 /// The option for all CPUs.
 const CPUS: &str = "vcpus";
+/// The option for all modules of memory.
+const MEMORY: &str = "memory";
 const PLUG: &str = "plug a device into";
 const UNPLUG: &str = "unplug a device from";
 
@@ -182,6 +184,7 @@ pub async fn inventory(guest: &Guest) -> Answer<Inventory> {
         devices: there.iter().map(|id| option_of(id)).filter(|key| is_option(key)).collect(),
         asked,
         cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        modules: there.iter().filter(|id| option_of(id) == MEMORY).count(),
     })
 }
 
@@ -194,8 +197,13 @@ fn option_of(id: &str) -> String {
     if let Some(number) = id.strip_prefix("virtioscsi") {
         return format!("scsi{number}");
     }
-    match id.strip_prefix("cpu") {
-        Some(number) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => CPUS.to_owned(),
+    let numbered = |kind: &str| {
+        let number = id.strip_prefix(kind).unwrap_or_default();
+        !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+    };
+    match id {
+        _ if numbered("cpu") => CPUS.to_owned(),
+        _ if numbered("dimm") => MEMORY.to_owned(),
         _ => id.strip_suffix("-dev").unwrap_or(id).to_owned(),
     }
 }
@@ -229,14 +237,7 @@ pub async fn set_cpus(guest: &Guest, config: &str, patience: Duration) -> Answer
     let (before, after) = (count(&there), count(&devices(guest, PLUG).await?));
     let number = u32::try_from(after).unwrap_or(u32::MAX);
     note(guest, |meta| meta.cpus = number);
-    match changed {
-        // What has come of it tells the number.
-        Err(e) if before != after => {
-            tracing::warn!(vmid = %guest.vmid, "not all CPUs have come or gone: {e}");
-        }
-        Err(e @ GuestError::TimedOut { .. }) => tracing::debug!(vmid = %guest.vmid, "{e}"),
-        done => done?,
-    }
+    come_of(guest, changed, before != after)?;
     Ok(number)
 }
 
@@ -248,6 +249,65 @@ fn can_lose_cpus(guest: &Guest) -> Answer<()> {
     }
     let why = "it runs without KVM, where QEMU can't do without a CPU once it is there".to_owned();
     Err(GuestError::Refused { what: UNPLUG, vmid: guest.vmid, why })
+}
+
+/// The failure of what came and went one by one, where nothing has. What has come of it else its number tells.
+fn come_of(guest: &Guest, result: Answer<()>, has_changed: bool) -> Answer<()> {
+    match result {
+        Err(e) if has_changed => tracing::warn!(vmid = %guest.vmid, "not all have come or gone: {e}"),
+        Err(e @ GuestError::TimedOut { .. }) => tracing::debug!(vmid = %guest.vmid, "{e}"),
+        done => return done,
+    }
+    Ok(())
+}
+
+/// Gives the guest as many modules of memory as its configuration has, or asks for the last of them back. How many are there then.
+pub async fn set_modules(guest: &Guest, config: &str, patience: Duration) -> Answer<usize> {
+    let settings = VmConfig::parse(config).or_else(|e| refuse("config", e.to_string()))?.current;
+    let (all, wanted) = command::modules(&settings)?;
+    let (mine, others) = all.split_at(wanted);
+    let until = Instant::now() + patience;
+    let there = devices(guest, PLUG).await?;
+    let changed = async {
+        for module in mine.iter().filter(|module| !there.contains(module.device.id())) {
+            add_module(guest, module).await?;
+        }
+        // Each has the place that follows from those before it: what stays are always the first.
+        for module in others.iter().rev().filter(|module| there.contains(module.device.id())) {
+            let_go(guest, &module.device, until, patience).await?;
+        }
+        Ok(())
+    };
+    let changed = changed.await;
+    let now = devices(guest, PLUG).await?;
+    free_memory(guest, &all, &now).await?;
+    let count =
+        |there: &BTreeSet<String>| all.iter().filter(|module| there.contains(module.device.id())).count();
+    come_of(guest, changed, count(&there) != count(&now))?;
+    Ok(count(&now))
+}
+
+async fn add_module(guest: &Guest, module: &Module) -> Answer<()> {
+    // Of a try that was cut short.
+    remove(guest, &module.backend).await?;
+    for part in [&module.backend, &module.device] {
+        let (command, arguments) = part.add();
+        if let Err(e) = guest.ask(PLUG, command, arguments).await {
+            // Where the device is there all the same, this is refused.
+            let _ = remove(guest, &module.backend).await;
+            return Err(e);
+        }
+    }
+    Ok(())
+}
+
+/// Gives the host the memory of modules that are gone, however late their guest let go of them.
+async fn free_memory(guest: &Guest, all: &[Module], there: &BTreeSet<String>) -> Answer<()> {
+    let objects = named(guest, UNPLUG, "/objects").await?;
+    for module in all.iter().filter(|m| objects.contains(m.backend.id()) && !there.contains(m.device.id())) {
+        remove(guest, &module.backend).await?;
+    }
+    Ok(())
 }
 
 /// Records whether the guest was asked for a device and has yet to answer: another daemon must know it too.
@@ -290,7 +350,12 @@ fn parts<'a>(
 
 /// The ids of all devices that have one.
 async fn devices(guest: &Guest, what: &'static str) -> Answer<BTreeSet<String>> {
-    let all = guest.ask(what, "qom-list", json!({ "path": "/machine/peripheral" })).await?;
+    named(guest, what, "/machine/peripheral").await
+}
+
+/// The ids of all that is in a folder of the machine.
+async fn named(guest: &Guest, what: &'static str, folder: &str) -> Answer<BTreeSet<String>> {
+    let all = guest.ask(what, "qom-list", json!({ "path": folder })).await?;
     let named = all.as_array().map(Vec::as_slice).unwrap_or_default();
     // Beside the devices there is the property `type`, of the folder itself.
     let is_device = |type_: &str| type_.starts_with("child<");

@@ -7,7 +7,7 @@ mod common;
 
 use common::Machines;
 use std::time::Duration;
-use stead_driver::guest::{GuestDriver, GuestError, GuestEvent, Launch, ResolvedVolume};
+use stead_driver::guest::{GuestDriver, GuestError, GuestEvent, Incoming, Launch, ResolvedVolume};
 use stead_driver::suite::guest::GuestHarness;
 use stead_model::{Epoch, Vmid};
 use stead_qemu::{Accel, Bridges, QemuDriver, QemuOptions};
@@ -172,4 +172,52 @@ async fn cpus_come_one_by_one_and_are_counted() {
     assert_eq!(guest.ask("info cpus").await.matches("CPU #").count(), 4);
     let none = guest.base.replace("vcpus: 2\n", "");
     assert!(guest.driver.set_cpus(guest.id, &none, SOON).await.is_err());
+}
+
+/// What `info memory-devices` says of each module, but for whether it came later.
+fn modules(said: &str) -> Vec<&str> {
+    let told = said.lines().map(str::trim);
+    told.filter(|line| ["addr:", "slot:", "node:", "size:", "memdev:"].iter().any(|p| line.starts_with(p)))
+        .collect()
+}
+
+#[tokio::test]
+async fn memory_comes_in_modules_and_moves_with_them() {
+    for machine in ["pc", "q35"] {
+        let h = Machines::new().await;
+        let (driver, target) = (QemuDriver::new(h.options(0)), QemuDriver::new(h.options(1)));
+        let mut launch: Launch = h.launch(Vmid::new(100).unwrap(), Epoch(1));
+        let id = launch.vmid;
+        let more = format!("hotplug: memory\nmachine: {machine}\nnuma: 1\nsockets: 2\n");
+        launch.config = more + &launch.config.replace("memory: 16", "memory: 1536");
+        let with = |memory: u64| launch.config.replace("memory: 1536", &format!("memory: {memory}"));
+        driver.prepare(id, Epoch(1)).await.unwrap();
+        driver.launch(launch.clone()).await.unwrap_or_else(|e| panic!("{machine}: {e}"));
+        driver.resume(id).await.unwrap();
+        assert_eq!(driver.inventory(id).await.unwrap().modules, 1);
+        assert_eq!(driver.set_modules(id, &with(2560), SOON).await.unwrap(), 3);
+        assert_eq!(driver.set_modules(id, &with(2560), SOON).await.unwrap(), 3, "again");
+        assert_eq!(driver.inventory(id).await.unwrap().modules, 3);
+        let there = driver.monitor(id, "info memory-devices").await.unwrap();
+        assert_eq!(modules(&there).len(), 15, "{there}");
+
+        let process = driver.state(id).await.unwrap();
+        target.prepare(id, Epoch(2)).await.unwrap();
+        let incoming = Some(Incoming { machine: process.machine, accel: process.accel });
+        let copy = Launch { epoch: Epoch(2), incoming, config: with(2560), ..launch.clone() };
+        target.launch(copy).await.unwrap();
+        driver.migrate(id, target.migration_inlet(id).await.unwrap(), None).await.unwrap();
+        let mut now = driver.migration(id).await.unwrap();
+        while !now.phase.is_terminal() {
+            now = driver.migration_changed(id, now.phase).await.unwrap();
+        }
+        assert_eq!(now.error, None, "{machine}");
+        driver.kill(id).await.unwrap();
+        let moved = target.monitor(id, "info memory-devices").await.unwrap();
+        assert_eq!(modules(&moved), modules(&there), "{machine}: they are elsewhere");
+        // Its guest knows nothing of memory that goes: it keeps all of it, and is asked for the last module.
+        assert_eq!(target.set_modules(id, &with(1536), SOON).await.unwrap(), 3);
+        assert_eq!(target.inventory(id).await.unwrap().asked, ["memory".to_owned()].into());
+        target.kill(id).await.unwrap();
+    }
 }

@@ -149,7 +149,7 @@ async fn values_that_clients_send_as_a_matter_of_course_are_taken() {
     let config = node.ask(&root, "GET", CONFIG, "").await.data();
     assert_eq!(config["vmgenid"].as_str().unwrap().len(), 36, "one was made: {config}");
     let later = node.ask(&root, "PUT", CONFIG, "hotplug=memory").await;
-    assert!(error(&later, "hotplug").contains("not supported yet"));
+    assert!(error(&later, "hotplug").contains("needs numa=1"));
 }
 
 #[tokio::test]

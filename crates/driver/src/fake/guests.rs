@@ -1,7 +1,7 @@
 //! Guests without machines: a driver whose processes are entries of a map.
 
 use super::images::{self, Kept};
-use super::machines::{FakeMachines, Process, World, no_migration};
+use super::machines::{FakeMachines, Process, World, modules_of, no_migration};
 use crate::fence::Registration;
 use crate::guest::{
     CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestDriver, GuestError, GuestEvent, GuestProcess,
@@ -242,6 +242,7 @@ impl GuestDriver for FakeGuests {
                 cpus: None,
                 copies: None,
                 copying: watch::Sender::default(),
+                modules: None,
             };
             node.guests.insert(vmid, process);
         }
@@ -433,9 +434,12 @@ impl GuestDriver for FakeGuests {
     async fn inventory(&self, vmid: Vmid) -> Answer<Inventory> {
         self.with(vmid, |p| match p.state {
             RunState::Unresponsive => Self::refused(vmid, "look into", "it does not answer"),
-            _ => {
-                Ok(Inventory { devices: p.devices(), asked: p.asked_back.clone(), cpus: p.cpus.unwrap_or(1) })
-            }
+            _ => Ok(Inventory {
+                devices: p.devices(),
+                asked: p.asked_back.clone(),
+                cpus: p.cpus.unwrap_or(1),
+                modules: p.modules(),
+            }),
         })?
     }
 
@@ -480,6 +484,18 @@ impl GuestDriver for FakeGuests {
                 return there;
             }
             *p.cpus.insert(wanted)
+        })
+    }
+
+    async fn set_modules(&self, vmid: Vmid, config: &str, _: Duration) -> Answer<usize> {
+        let wanted = modules_of(config);
+        self.with(vmid, |p| {
+            let there = p.modules();
+            if p.holds_devices && wanted < there {
+                p.asked_back.insert("memory".to_owned());
+                return there;
+            }
+            *p.modules.insert(wanted)
         })
     }
 

@@ -7,7 +7,14 @@ use crate::guest::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_model::Vmid;
+use stead_model::vmconfig::VmConfig;
 use tokio::sync::{broadcast, watch};
+
+/// How many modules of memory a configuration has.
+pub(super) fn modules_of(config: &str) -> usize {
+    let modules = VmConfig::parse(config).ok().and_then(|config| config.current.modules().ok()?);
+    modules.map_or(0, |modules| modules.number)
+}
 
 /// A guest's process on a fake node.
 #[derive(Debug)]
@@ -30,6 +37,8 @@ pub(super) struct Process {
     /// The copies of its disks that are under way.
     pub copies: Option<(Vec<DiskCopy>, CopyKind)>,
     pub copying: watch::Sender<CopyProgress>,
+    /// Its modules of memory, once they were changed.
+    pub modules: Option<usize>,
 }
 
 impl Process {
@@ -55,6 +64,11 @@ impl Process {
             Some((_, CopyKind::Mirror)) => CopyPhase::InStep,
             None => CopyPhase::None,
         }
+    }
+
+    /// How many modules of memory it has.
+    pub fn modules(&self) -> usize {
+        self.modules.unwrap_or_else(|| modules_of(&self.launch.config))
     }
 
     /// The device of an option leaves its machine.
@@ -195,6 +209,9 @@ impl FakeMachines {
             for key in std::mem::take(&mut process.asked_back) {
                 if key == "vcpus" {
                     process.cpus = process.cpus.map(|n| n - 1);
+                }
+                if key == "memory" {
+                    process.modules = Some(process.modules().saturating_sub(1));
                 }
                 process.take_out(&key);
                 let _ = node.events.send(GuestEvent::Unplugged { vmid });

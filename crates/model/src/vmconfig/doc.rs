@@ -151,8 +151,9 @@ pub fn options_page() -> String {
         configuration made elsewhere brings is kept, and named in the log of each start. So is a part of an option's value.\n\n\
         *A running VM takes a change* at once, in parts at once (network devices, and disks of the buses `virtio` and `scsi`, the latter with\n\
         a `virtio-scsi` controller, come and go as `hotplug` lets them, CPUs where `vcpus` was set at the start and `hotplug` names `cpu`, and\n\
-        leave again where it runs with KVM; media of CD drives; limits of disks; links, bridges and limits of network devices; the balloon's\n\
-        target; limit and weight of its CPUs), or with its next start: until then the change is pending, and shown as such.\n\n\
+        leave again where it runs with KVM; memory where `hotplug` named `memory` at the start; media of CD drives; limits of disks; links,\n\
+        bridges and limits of network devices; the balloon's target; limit and weight of its CPUs), or with its next start: until then the\n\
+        change is pending, and shown as such.\n\n\
         *Tested by*: **effect**: a test sees what the option does, to a real guest or in a real cluster. **QEMU**: a real QEMU takes it.\n\
         **API**: a test of the API sees it, with QEMU modelled. **command line**: the text that QEMU would be given. **kept**: it is\n\
         read, kept and shown.\n\n\
@@ -209,6 +210,11 @@ program runs beside QEMU, in the VM's cgroup: it is frozen with the VM, and ends
 storage. A snapshot has the TPM's state where the storage can keep one of a raw volume, and is taken while the VM is stopped.
 
 `freeze=1` leaves the VM paused at its start. Under HA it is refused: what HA guards is continued whenever a lease comes back.
+
+`hotplug=memory` needs `numa=1`, and has a running VM take more `memory`, and give some back if its system lets go of it: what it keeps stays pending. 1024
+MiB are always there; the rest is in modules, 32 of 512 MiB, 32 of 1 GiB and so on, which are plugged in in this order: of these sums alone can
+`memory` be. The most is half of what the CPU addresses (`phys-bits` of `cpu`; 40: 497 GiB). Whether `hotplug` names `memory` changes with the next
+start. Linux may have to be told to use what comes (`memhp_default_state=online_movable`, with which it also gives back more).
 
 `hugepages` needs `numa=1`. Pages that are not there are made at the start and given back at the end, but for `keephugepages=1`. Where the
 kernel finds no memory in one piece the VM is not started.

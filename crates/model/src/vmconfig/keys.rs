@@ -214,7 +214,7 @@ pub static KEYS: &[KeySpec] = &[
     works("kvm", Kind::Bool),
     works("localtime", Kind::Bool),
     works("machine", Kind::Checked(check::machine)),
-    works("memory", Kind::Checked(check::memory)),
+    works("memory", Kind::Checked(check::memory)).device(),
     // QEMU takes 2,000 seconds at most.
     works("migrate_downtime", number(0.0, 2000.0)).device(),
     works("name", Kind::Checked(check::name)).now(),
@@ -408,6 +408,7 @@ mod tests {
             ("hotplug", "0"),
             ("hotplug", "network,disk"),
             ("hotplug", "network,memory"),
+            ("hotplug", "network,floppy"),
             ("hotplug", "network,cloudinit"),
             ("autostart", "1"),
             ("tablet", "0"),

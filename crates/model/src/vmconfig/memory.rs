@@ -1,5 +1,7 @@
-//! How a guest's memory is cut: the NUMA nodes that it sees, where on the host each lies, and of pages of which size.
+//! How a guest's memory is cut: the NUMA nodes that it sees, where on the host each lies, and of pages of which size; and the modules that
+//! may be plugged into it while it runs.
 
+use super::PhysBits;
 use super::Settings;
 use super::check::{choice, integer};
 use super::devices::{named, spelled, spelled_prop};
@@ -29,6 +31,54 @@ pub struct NumaNode {
     pub memory: Mebibytes,
     /// The nodes of the host that its memory lies on, as ranges with both ends; `None`: any.
     pub host: Option<(Vec<(u32, u32)>, NumaPolicy)>,
+}
+
+/// The part of a guest's memory that is always there, where the rest of it is in modules.
+pub const FIXED: Mebibytes = Mebibytes(1024);
+/// Modules come in sizes that double: so many of each, beginning with that one.
+const OF_A_SIZE: usize = 32;
+const FIRST: u64 = 512;
+const SIZES: u32 = 8;
+/// As many as the firmware's tables describe, but for one.
+const MAX_MODULES: usize = 255;
+/// What a CPU can address unless something else is said, as a power of two.
+const ADDRESS_BITS: u64 = 40;
+
+/// Memory that is made of modules. Which they are follows from its size alone, and each is plugged in after those before it: so a
+/// migration's target has the same ones in the same places.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Modules {
+    /// The sizes of those that can be, in their order.
+    places: Vec<Mebibytes>,
+    /// How many of them there are to be.
+    pub number: usize,
+}
+
+impl Modules {
+    /// The sizes of all that can be.
+    pub fn places(&self) -> &[Mebibytes] {
+        &self.places
+    }
+
+    /// The most memory that there can be.
+    pub fn most(&self) -> Mebibytes {
+        self.memory_of(self.places.len())
+    }
+
+    /// The memory with so many modules.
+    pub fn memory_of(&self, number: usize) -> Mebibytes {
+        Mebibytes(FIXED.0 + self.places.iter().take(number).map(|size| size.0).sum::<u64>())
+    }
+}
+
+/// The sizes of all modules below a limit of the whole memory.
+fn places(most: u64) -> Vec<Mebibytes> {
+    let sizes = (0..SIZES).flat_map(|n| std::iter::repeat_n(FIRST << n, OF_A_SIZE)).take(MAX_MODULES);
+    let below = sizes.scan(FIXED.0, |sum, size| {
+        *sum += size;
+        (*sum <= most).then_some(Mebibytes(size))
+    });
+    below.collect()
 }
 
 /// `0-1;4`: ranges with both ends.
@@ -69,6 +119,52 @@ impl NumaNode {
 }
 
 impl Settings {
+    /// The modules of its memory, if `hotplug` lets some come and go.
+    ///
+    /// # Errors
+    /// Names the option that does not fit the others.
+    pub fn modules(&self) -> Result<Option<Modules>, KeyError> {
+        if !self.hotplug().contains(&"memory") {
+            return Ok(None);
+        }
+        if !self.boolean("numa", false) {
+            return KeyError::value("hotplug", "memory that comes and goes needs numa=1");
+        }
+        if self.get("hugepages").is_some() {
+            return KeyError::unsupported(
+                "hugepages",
+                "memory that comes and goes (hotplug) is made of other pages",
+            );
+        }
+        // The half of what can be addressed: devices and gaps between modules are in it, too.
+        let bits = match self.cpu()?.phys_bits {
+            Some(PhysBits::Bits(bits)) => bits,
+            // Not as many as this host has: another one may have fewer.
+            Some(PhysBits::Host) | None => ADDRESS_BITS,
+        };
+        let most = (1_u64 << bits.saturating_sub(21).min(42)).min(MAX_MEMORY);
+        let mut modules = Modules { places: places(most), number: 0 };
+        let memory = self.memory()?;
+        while modules.memory_of(modules.number) < memory && modules.number < modules.places.len() {
+            modules.number += 1;
+        }
+        let there = modules.memory_of(modules.number);
+        if there == memory {
+            return Ok(Some(modules));
+        }
+        let why = match modules.number {
+            _ if memory > there => format!("value must be at most {}", there.0),
+            0 => format!("value must be at least {}", there.0),
+            n => format!("next to it are {} and {}", modules.memory_of(n - 1).0, there.0),
+        };
+        KeyError::value("memory", format_args!("of memory that comes and goes (hotplug), {why}"))
+    }
+
+    /// The memory that it always has.
+    fn fixed_memory(&self) -> Result<Mebibytes, KeyError> {
+        Ok(if self.modules()?.is_some() { FIXED } else { self.memory()? })
+    }
+
     /// The nodes that the guest sees, by number; none: it sees one machine. They are as `numa0` and so on say, or else one a socket.
     ///
     /// # Errors
@@ -77,7 +173,7 @@ impl Settings {
         if !self.boolean("numa", false) {
             return Ok(vec![]);
         }
-        let (memory, cpus) = (self.memory()?, self.cpus()?);
+        let (memory, cpus) = (self.fixed_memory()?, self.cpus()?);
         let own: Vec<(&str, &str)> = self.family("numa").collect();
         if own.is_empty() {
             return self.node_a_socket(memory);
@@ -105,7 +201,11 @@ impl Settings {
         if sum != memory.0 {
             return KeyError::value(
                 "numa0",
-                format_args!("the nodes have {sum} MiB together, and the VM has {} MiB", memory.0),
+                format_args!(
+                    "the nodes have {sum} MiB together, and the VM has {} MiB{}",
+                    memory.0,
+                    if memory == self.memory()? { "" } else { " that stay (hotplug)" }
+                ),
             );
         }
         Ok(nodes)
@@ -113,6 +213,13 @@ impl Settings {
 
     fn node_a_socket(&self, memory: Mebibytes) -> Result<Vec<NumaNode>, KeyError> {
         let (sockets, cores) = (self.sockets()?, self.cores()?);
+        if !memory.0.is_multiple_of(u64::from(sockets)) && memory != self.memory()? {
+            let why = format!(
+                "value must divide {} MiB, which stay of memory that comes and goes (hotplug)",
+                memory.0
+            );
+            return KeyError::value("sockets", why);
+        }
         if !memory.0.is_multiple_of(u64::from(sockets)) {
             return KeyError::value(
                 "memory",
@@ -196,6 +303,40 @@ mod tests {
             let e = of(wrong).unwrap_err();
             assert!(e.key == key && e.why.contains(why), "{wrong}: {e}");
         }
+    }
+
+    #[test]
+    fn modules_follow_from_the_size_alone() {
+        let of = |more: &str| read(&format!("hotplug: memory\nnuma: 1\n{more}")).modules();
+        assert_eq!(read("memory: 2048\nnuma: 1\n").modules(), Ok(None));
+        let number = |more: &str| of(more).unwrap().unwrap().number;
+        assert_eq!(number("memory: 1024\n"), 0);
+        assert_eq!(number("memory: 2560\n"), 3);
+        assert_eq!(number("memory: 17408\n"), 32);
+        assert_eq!(number("memory: 18432\n"), 33, "the next ones are of 1 GiB");
+        let all = of("memory: 1024\n").unwrap().unwrap();
+        assert!(all.most() <= Mebibytes(512 << 10) && all.places().len() <= MAX_MODULES);
+        let larger = of("memory: 1024\ncpu: max,phys-bits=46\n").unwrap().unwrap();
+        assert_eq!((larger.places().len(), &larger.places()[..160]), (MAX_MODULES, &all.places()[..160]));
+        let nodes = read("hotplug: memory\nnuma: 1\nmemory: 4096\nsockets: 2\n").numa_nodes().unwrap();
+        assert_eq!(
+            nodes.iter().map(|n| n.memory.0).sum::<u64>(),
+            FIXED.0,
+            "modules are not in the nodes yet"
+        );
+        for (wrong, key, why) in [
+            ("memory: 512\n", "memory", "at least 1024"),
+            ("memory: 1025\n", "memory", "1024 and 1536"),
+            ("memory: 4194304\n", "memory", "at most"),
+            ("memory: 1024\nhugepages: 2\n", "hugepages", "other pages"),
+        ] {
+            let e = of(wrong).unwrap_err();
+            assert!(e.key == key && e.why.contains(why), "{wrong}: {e}");
+        }
+        let e = read("hotplug: memory\nmemory: 1024\n").modules().unwrap_err();
+        assert_eq!(e.to_string(), "hotplug: memory that comes and goes needs numa=1");
+        let e = read("hotplug: memory\nmemory: 3072\nnuma: 1\nsockets: 3\n").numa_nodes().unwrap_err();
+        assert_eq!(e.key, "sockets");
     }
 
     #[test]

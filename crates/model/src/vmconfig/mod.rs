@@ -34,7 +34,7 @@ pub use devices::{
 pub use doc::options_page;
 pub use keys::{KeyError, KeySpec, Kind, Live, Refusal, Support};
 pub use limits::{Limits, Rate, Rates};
-pub use memory::{NumaNode, NumaPolicy};
+pub use memory::{Modules, NumaNode, NumaPolicy};
 pub use pending::{Change, Changed, PendingItem};
 pub use values::{
     Agent, Audio, Bios, Boot, Cpu, CpuShare, OsType, PhysBits, Rng, ScsiHw, Serial, Startup, Vga, Watchdog,

@@ -72,6 +72,19 @@ impl Change {
         }
     }
 
+    /// Whether it makes another machine of the VM, which a running one cannot become: memory has places for modules from its start on,
+    /// or never.
+    pub fn makes_room_for_modules(&self, current: &Settings) -> bool {
+        let mut then = current.clone();
+        let changed = match self {
+            Self::Set { key, value } if key == "hotplug" => then.set(key, value).is_ok(),
+            Self::Delete { key, .. } if key == "hotplug" => then.remove(key).is_some(),
+            _ => return false,
+        };
+        let has = |settings: &Settings| settings.hotplug().contains(&"memory");
+        changed && has(&then) != has(current)
+    }
+
     /// The option.
     pub fn key(&self) -> &str {
         match self {
@@ -211,6 +224,22 @@ impl VmConfig {
         self.current.set("vcpus", &number)?;
         if self.pending.set.get("vcpus") == Some(&number) {
             self.pending.set.remove("vcpus");
+        }
+        Ok(())
+    }
+
+    /// Writes down how much memory a running VM has by the modules that are there. Another size that is wanted stays pending.
+    ///
+    /// # Errors
+    /// If its memory is not made of modules.
+    pub fn has_modules(&mut self, number: usize) -> Result<(), KeyError> {
+        let Some(modules) = self.current.modules()? else {
+            return KeyError::value("memory", "nothing of it comes or goes");
+        };
+        let memory = modules.memory_of(number);
+        self.current.set("memory", &memory.0.to_string())?;
+        if self.pending.set.get("memory").is_some() && self.pending.set.memory()? == memory {
+            self.pending.set.remove("memory");
         }
         Ok(())
     }

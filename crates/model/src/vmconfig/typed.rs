@@ -486,6 +486,7 @@ impl Settings {
         if self.vcpus()?.is_some_and(|n| n > cpus) {
             return KeyError::value("vcpus", "value must not be larger than sockets times cores");
         }
+        self.modules()?;
         self.huge_pages()?;
         self.numa_nodes()?;
         self.boot()?;

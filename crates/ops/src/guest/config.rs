@@ -12,7 +12,7 @@ use stead_model::size::Size;
 use stead_model::vmconfig::devices::{as_disk, as_net};
 use stead_model::vmconfig::keys::{canonical_key, live, split_index};
 use stead_model::vmconfig::{
-    Bus, Change, Changed, Disk, DiskDetails, DiskSource, KeyError, Live, Net, VmConfig,
+    Bus, Change, Changed, Disk, DiskDetails, DiskSource, KeyError, Live, Net, Settings, VmConfig,
 };
 use stead_model::{StorageId, Upid, Vmid, VolumeId};
 use tokio::sync::OwnedMutexGuard;
@@ -209,11 +209,16 @@ impl Ops {
         for key in change.revert_keys()? {
             new.revert(key);
         }
-        new.change(vmid, &changes, |c| !running || live(c.key()) == Live::Now)?;
+        new.change(vmid, &changes, |c| !running || is_now(&config.current, c))?;
         new.current.check()?;
-        if change.set.contains_key("boot") {
+        let touches = |keys: &[&str]| changes.iter().any(|c| keys.contains(&c.key()));
+        // What its next start would make of it.
+        if touches(&["boot", "hotplug", "memory"]) {
             new.apply_pending(vmid)?;
-            new.current.check_boot()?;
+            new.current.modules()?;
+            if change.set.contains_key("boot") {
+                new.current.check_boot()?;
+            }
         }
         cloudinit::check_password(&changes, &new.current)?;
         Ok(changes)
@@ -369,7 +374,8 @@ impl Ops {
             }
         }
         let by_process = |key: &str| media.iter().chain(&tuned).any(|k| k == key);
-        let at_once = |c: &Change| !running || live(c.key()) == Live::Now || by_process(c.key());
+        let before = config.current.clone();
+        let at_once = |c: &Change| !running || is_now(&before, c) || by_process(c.key());
         let changed = config.change(vmid, &changes, at_once)?;
         config.current.check()?;
         let mut loads = vec![];
@@ -639,6 +645,11 @@ struct LiveChanges {
     loads: Vec<(String, Option<ResolvedVolume>)>,
     /// Options of whose new values it is told.
     tuned: Vec<String>,
+}
+
+/// Whether a running process has no part in a change.
+fn is_now(current: &Settings, change: &Change) -> bool {
+    live(change.key()) == Live::Now && !change.makes_room_for_modules(current)
 }
 
 /// Whether a change puts a medium into, or takes one out of, a CD drive that is there.

@@ -10,7 +10,7 @@ use crate::{Actor, Ops, OpsError};
 use std::sync::Arc;
 use std::time::Duration;
 use stead_driver::guest::{GuestError, Inventory, Launch, RunState};
-use stead_guest::hotplug::{Step, Truth, next, truths};
+use stead_guest::hotplug::{Machine, Step, Truth, next, truths};
 use stead_model::vmconfig::{Disk, Settings, VmConfig, devices, keys};
 use stead_model::{Vmid, VolumeId};
 use tokio::sync::OwnedMutexGuard;
@@ -105,6 +105,15 @@ impl Ops {
                     }
                     return Ok(());
                 }
+                Some(Step::Memory { with }) => {
+                    let there = self.guests.set_modules(vmid, &text(with), patience).await?;
+                    let known = config.current.modules()?.map(|modules| modules.number);
+                    if known != Some(there) {
+                        config.has_modules(there)?;
+                        self.write_devices(actor, &guest, &config, vec![]).await?;
+                    }
+                    return Ok(());
+                }
             };
             self.write_devices(actor, &guest, &config, freed).await?;
         }
@@ -157,7 +166,8 @@ impl Ops {
         let found = self.guests.inventory(vmid).await?;
         let guest = self.vm_at(vmid)?;
         let mut config = parse(&guest.config.value)?;
-        let truths = truths(&config, &found.devices, &found.asked, found.cpus);
+        let Inventory { devices: there, asked, cpus, modules } = &found;
+        let truths = truths(&config, Machine { there, asked, cpus: *cpus, modules: *modules });
         if truths.is_empty() {
             return Ok(found);
         }
@@ -168,6 +178,11 @@ impl Ops {
             match truth {
                 Truth::Came => freed.extend(config.plugged(vmid, &key)?.freed),
                 Truth::Cpus(number) => config.has_cpus(number)?,
+                Truth::Memory(number) => {
+                    config.has_modules(number)?;
+                    // They are gone; what they were made of is not.
+                    self.guests.set_modules(vmid, &text(config.current.clone()), Duration::ZERO).await?;
+                }
                 Truth::Went | Truth::Lost => {
                     // It is gone; what stood behind it is not.
                     self.guests.unplug(vmid, &key, &before, Duration::ZERO).await?;
@@ -199,8 +214,10 @@ impl Ops {
         let _lock = self.guest_locks.lock(vmid).await?;
         self.own_guest(vmid).await?;
         self.true_up(vmid).await?;
-        // CPUs are asked for one after the other.
-        self.hotplug_one(&Actor::system(), vmid, "vcpus", Instant::now() + IN_REQUEST).await
+        // CPUs are asked for one after the other, and so is memory.
+        let (system, until) = (Actor::system(), Instant::now() + IN_REQUEST);
+        self.hotplug_one(&system, vmid, "vcpus", until).await?;
+        self.hotplug_one(&system, vmid, "memory", until).await
     }
 
     /// Before a running VM is changed: its configuration says what its machine is, and nothing is changed of a device that its
@@ -217,8 +234,11 @@ impl Ops {
         }
         let named = change.set.keys().chain(&change.delete).chain(&change.revert);
         let named: Vec<&str> = named.filter_map(|key| keys::canonical_key(key).ok()).collect();
-        let is_device =
-            |key: &&str| *key == "vcpus" || devices::as_net(key).is_some() || devices::as_disk(key).is_some();
+        let is_device = |key: &&str| {
+            matches!(*key, "vcpus" | "memory")
+                || devices::as_net(key).is_some()
+                || devices::as_disk(key).is_some()
+        };
         if !named.iter().any(is_device) {
             return Ok(guest);
         }

@@ -1,8 +1,50 @@
 //! A guest's memory where it is more than one piece of no particular kind.
 
+use super::part::Part;
 use super::{Argv, Context, unusable};
 use stead_driver::guest::GuestError;
-use stead_model::vmconfig::NumaNode;
+use stead_model::size::Mebibytes;
+use stead_model::vmconfig::{NumaNode, Settings};
+
+/// A module of memory: what it is made of, and what the guest sees.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Module {
+    /// The host's memory.
+    pub backend: Part,
+    /// What is plugged in.
+    pub device: Part,
+}
+
+/// How much of it there is at the start, and how much there may be.
+pub fn size(settings: &Settings) -> Result<String, GuestError> {
+    Ok(match settings.modules().map_err(unusable)? {
+        None => format!("size={}M", settings.memory().map_err(unusable)?.0),
+        Some(modules) => {
+            format!(
+                "size={}M,slots={},maxmem={}M",
+                modules.memory_of(0).0,
+                modules.places().len(),
+                modules.most().0
+            )
+        }
+    })
+}
+
+/// All modules that can be, in the order in which each finds the place that it has on every other machine, and how many of them are to
+/// be there.
+pub fn modules(settings: &Settings) -> Result<(Vec<Module>, usize), GuestError> {
+    let Some(modules) = settings.modules().map_err(unusable)? else { return Ok((vec![], 0)) };
+    let nodes = settings.numa_nodes().map_err(unusable)?.len().max(1);
+    let module = |(number, size): (usize, &Mebibytes)| {
+        let backend = format!("mem-dimm{number}");
+        let device = Part::device("pc-dimm", format!("dimm{number}"));
+        Module {
+            device: device.with("memdev", backend.as_str()).with("node", number % nodes),
+            backend: Part::object("memory-backend-ram", backend).with("size", size.0 << 20),
+        }
+    };
+    Ok((modules.places().iter().enumerate().map(module).collect(), modules.number))
+}
 
 /// Each NUMA node with the memory that it has. The names of the pieces are part of what a migration sends.
 pub fn add(argv: &mut Argv, cx: &Context<'_>) -> Result<(), GuestError> {

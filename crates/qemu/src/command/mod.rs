@@ -25,6 +25,7 @@ pub(crate) fn cpus(settings: &Settings) -> Result<Vec<Part>, GuestError> {
 }
 
 pub(crate) use disks::{image_of, medium, node_name};
+pub(crate) use memory::{Module, modules};
 pub(crate) use part::Part;
 pub(crate) use pci::Chipset;
 use std::path::Path;
@@ -197,8 +198,10 @@ pub fn build(cx: &Context<'_>) -> Result<CommandLine, GuestError> {
     let fixed = if vcpus.is_some() { 1 } else { cpus };
     argv.option("-smp", format!("{fixed},sockets={sockets},cores={cores},maxcpus={cpus}"));
     argv.option("-cpu", cpu::model(&s.cpu().map_err(unusable)?, accel, s.ostype().map_err(unusable)?)?);
-    argv.option("-m", format!("size={}M", s.memory().map_err(unusable)?.0));
+    argv.option("-m", memory::size(s)?);
     memory::add(&mut argv, cx)?;
+    let (modules, number) = memory::modules(s)?;
+    modules.iter().take(number).flat_map(|m| [&m.backend, &m.device]).for_each(|part| argv.part(part));
     if vcpus.is_some() {
         cpu::parts(s, present)?.iter().for_each(|cpu| argv.part(cpu));
     }

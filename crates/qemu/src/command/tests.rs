@@ -243,6 +243,7 @@ fn what_cannot_be_done_is_refused_by_name() {
         ("vga: qxl\n", None, "vga", "SPICE"),
         ("cpu: host\nkvm: 0\n", None, "cpu", "KVM"),
         ("machine: pc-q35-99.0\n", None, "machine", "newest"),
+        ("hotplug: memory\nmemory: 2048\n", None, "hotplug", "numa=1"),
         ("bios: ovmf\n", None, "bios", "ovmf"),
         ("scsi0: local:100/missing.raw\n", None, "scsi0", "not found"),
         ("scsi0: local:8\n", None, "scsi0", "never made"),

@@ -49,6 +49,18 @@ async fn has_cpus(api: &ApiClient, node: usize, number: usize) -> Result<()> {
     .await
 }
 
+/// Waits until the guest's system uses so many MiB. It uses what comes so that it can give it back.
+async fn has_memory(api: &ApiClient, node: usize, wanted: std::ops::Range<u64>) -> Result<()> {
+    let line = "cd /sys/devices/system/memory; for f in memory*/state; do \
+                grep -q offline $f && echo online_movable >$f; done; grep MemTotal /proc/meminfo";
+    until(&format!("the guest has {wanted:?} MiB"), BOOT, async || {
+        let seen = ask(api, node, line).await?;
+        let kib = seen.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok());
+        Ok(wanted.contains(&(kib.context(seen)? >> 10)).then_some(()))
+    })
+    .await
+}
+
 async fn config(api: &ApiClient, node: usize) -> Result<serde_json::Value> {
     api.get(&format!("/nodes/n{}/qemu/{VM}/pending", node + 1)).await
 }
@@ -90,7 +102,9 @@ fn come_go_and_move(machine: &'static str) {
             ("scsihw", "virtio-scsi-single"),
             ("cores", "3"),
             ("vcpus", "1"),
-            ("hotplug", "network,disk,cpu"),
+            ("hotplug", "network,disk,cpu,memory"),
+            ("numa", "1"),
+            ("memory", "1024"),
         ];
         api.put(&path(0), &options).await?;
         start(&cluster, &api, 0, VM).await?;
@@ -103,11 +117,12 @@ fn come_go_and_move(machine: &'static str) {
         let values = DISKS.map(|key| format!("shared:1,iothread=1,serial={key}"));
         let mut form: Vec<(&str, &str)> = DISKS.into_iter().zip(values.iter().map(String::as_str)).collect();
         form.extend(CARDS.map(|key| (key, "virtio")));
-        form.push(("vcpus", "3"));
+        form.extend([("vcpus", "3"), ("memory", "2048")]);
         api.post_and_wait(&path(0), &form, BOOT).await.context("plugging in")?;
         ensure!(is_settled(&config(&api, 0).await?), "pending: {}", config(&api, 0).await?);
         sees(&api, 0, 4, &DISKS).await?;
         has_cpus(&api, 0, 3).await?;
+        has_memory(&api, 0, 1536..2048).await?;
         let disk = "$(grep -l virtio9 /sys/block/vd*/serial | cut -d/ -f4)";
         ask(&api, 0, &format!("echo kept >/dev/{disk}; sync")).await?;
 
@@ -116,8 +131,10 @@ fn come_go_and_move(machine: &'static str) {
         ensure!(ask(&api, 1, &format!("head -c 4 /dev/{disk}")).await? == "kept", "it lost what it wrote");
 
         let gone = DISKS.into_iter().chain(CARDS).collect::<Vec<_>>().join(",");
-        api.post_and_wait(&path(1), &[("delete", gone.as_str())], BOOT).await.context("unplugging")?;
+        let form = [("delete", gone.as_str()), ("memory", "1536")];
+        api.post_and_wait(&path(1), &form, BOOT).await.context("unplugging")?;
         sees(&api, 1, 1, &[]).await?;
+        has_memory(&api, 1, 1024..1536).await?;
         let cpus = fewer_cpus(&api, 1).await?;
         until("the configuration is without them", BOOT, async || {
             Ok(is_settled(&config(&api, 1).await?).then_some(()))
@@ -125,9 +142,11 @@ fn come_go_and_move(machine: &'static str) {
         .await?;
         let now = api.get(&path(1)).await?;
         ensure!(now["net1"].is_null() && now["unused2"].is_string(), "{now}");
+        ensure!(now["memory"] == "1536" || now["memory"] == 1536, "{now}");
         moves(&cluster, &api, 1, 2).await.context("without what was unplugged")?;
         sees(&api, 2, 1, &[]).await?;
-        has_cpus(&api, 2, cpus).await
+        has_cpus(&api, 2, cpus).await?;
+        has_memory(&api, 2, 1024..1536).await
     });
 }
 
