@@ -100,6 +100,34 @@ pub enum RunState {
     Unresponsive,
 }
 
+/// What a guest's balloon has left it, and what its system tells of its memory. Bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balloon {
+    /// Its memory without what the balloon has taken.
+    pub actual: u64,
+    /// What its system says; none where it has no driver for it, or has said nothing yet.
+    pub stats: Option<BalloonStats>,
+}
+
+/// What a guest's system tells of its memory; none of what it does not know. Bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStats {
+    /// When it was told: seconds since 1970.
+    pub at: u64,
+    /// All that it can use.
+    pub total: Option<u64>,
+    /// What nothing is in.
+    pub free: Option<u64>,
+    /// Read back from disk since its start.
+    pub swapped_in: Option<u64>,
+    /// Put out to disk since its start.
+    pub swapped_out: Option<u64>,
+    /// Pages that had to be read, since its start.
+    pub major_faults: Option<u64>,
+    /// Pages that only had to be found, since its start.
+    pub minor_faults: Option<u64>,
+}
+
 /// A running guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GuestProcess {
@@ -117,6 +145,9 @@ pub struct GuestProcess {
     pub cpu: f64,
     /// Resident memory in bytes.
     pub mem: u64,
+    /// Its balloon, if it has one that answers.
+    #[serde(default)]
+    pub balloon: Option<Box<Balloon>>,
     /// Bytes received and sent by its network devices, read and written on its disks: since launch.
     pub net_in: u64,
     /// See `net_in`.
@@ -410,6 +441,8 @@ pub trait GuestDriver: Send + Sync {
     /// Tells a running guest what an option says in this configuration, where no device comes or goes by it: limits of a disk,
     /// a network device's link, the balloon's target, its share of the CPUs.
     async fn tune(&self, vmid: Vmid, key: &str, config: &str) -> Result<(), GuestError>;
+    /// Has a running guest's balloon leave it so many bytes.
+    async fn set_balloon(&self, vmid: Vmid, bytes: u64) -> Result<(), GuestError>;
     /// What is in the running machine of all that can come and go.
     async fn inventory(&self, vmid: Vmid) -> Result<Inventory, GuestError>;
     /// Plugs in the device that an option of this configuration names, and which is not there. After an error nothing of it is left,

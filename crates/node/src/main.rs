@@ -227,6 +227,7 @@ fn start_agents(
         return;
     }
     tokio::spawn(stead_agents::guests::run(ops.clone()));
+    tokio::spawn(stead_agents::balloon::run(ops.clone()));
     tokio::spawn(stead_agents::ha::agent(ops.clone(), reports));
     tokio::spawn(stead_agents::lease::run(ops.clone(), grant, lease, leases));
 }

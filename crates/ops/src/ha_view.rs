@@ -281,6 +281,7 @@ mod tests {
             uptime,
             cpu: 0.0,
             mem: 100,
+            balloon: None,
             net_in: 0,
             net_out: 0,
             disk_read: 0,

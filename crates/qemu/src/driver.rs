@@ -574,6 +574,11 @@ impl GuestDriver for QemuDriver {
         }
     }
 
+    async fn set_balloon(&self, vmid: Vmid, bytes: u64) -> Answer<()> {
+        let wanted = json!({ "value": bytes });
+        self.guest(vmid).await?.ask("set the balloon of", "balloon", wanted).await.map(drop)
+    }
+
     async fn inventory(&self, vmid: Vmid) -> Answer<Inventory> {
         plug::inventory(&*self.guest(vmid).await?).await
     }

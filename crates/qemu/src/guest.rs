@@ -6,13 +6,13 @@ use crate::process::{self, Process};
 use crate::qmp::{Event, Qmp, QmpError};
 use crate::rundir::{Meta, RunDir};
 use crate::stats::{self, CpuMeter};
-use crate::{accel::Accel, cpu_group, huge, net, tpm};
+use crate::{accel::Accel, balloon, cpu_group, huge, net, tpm};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use stead_driver::fence::Registration;
-use stead_driver::guest::{GuestError, GuestEvent, GuestProcess, RunState};
+use stead_driver::guest::{Balloon, GuestError, GuestEvent, GuestProcess, RunState};
 use stead_model::Vmid;
 use tokio::sync::{broadcast, watch};
 
@@ -181,9 +181,9 @@ impl Guest {
     pub async fn report(&self) -> GuestProcess {
         let state = self.run_state().await;
         let meta = self.meta();
-        let (disk_read, disk_write) = match state {
-            RunState::Unresponsive => (0, 0),
-            _ => self.disk_bytes().await,
+        let ((disk_read, disk_write), balloon) = match state {
+            RunState::Unresponsive => ((0, 0), None),
+            _ => (self.disk_bytes().await, self.balloon().await),
         };
         let (net_in, net_out) = net::traffic(&meta.taps);
         let pid = self.process.pid;
@@ -201,6 +201,7 @@ impl Guest {
             uptime: stat.as_ref().map_or(0, stats::uptime),
             cpu,
             mem: stats::resident(pid),
+            balloon: balloon.map(Box::new),
             net_in,
             net_out,
             disk_read,
@@ -221,6 +222,10 @@ impl Guest {
             disks.iter().filter_map(|d| d["stats"][which].as_u64()).sum()
         };
         (sum("rd_bytes"), sum("wr_bytes"))
+    }
+
+    async fn balloon(&self) -> Option<Balloon> {
+        balloon::ask(&*self.monitor("ask").await.ok()?, STATE).await
     }
 
     /// QEMU appends to the file, so that it goes on at its new beginning.

@@ -13,6 +13,7 @@
 
 pub mod accel;
 mod agent;
+mod balloon;
 mod cgroup;
 pub mod command;
 mod copies;

@@ -149,6 +149,7 @@ impl FakeGuests {
             uptime: 0,
             cpu: 0.0,
             mem: RAM,
+            balloon: p.balloon.map(Box::new),
             net_in: 0,
             net_out: 0,
             disk_read: 0,
@@ -242,6 +243,7 @@ impl GuestDriver for FakeGuests {
                 cpus: None,
                 copies: None,
                 copying: watch::Sender::default(),
+                balloon: None,
                 modules: None,
             };
             node.guests.insert(vmid, process);
@@ -428,6 +430,16 @@ impl GuestDriver for FakeGuests {
             }
             config.clone_into(&mut p.launch.config);
             Ok(())
+        })?
+    }
+
+    async fn set_balloon(&self, vmid: Vmid, bytes: u64) -> Answer<()> {
+        self.with(vmid, |p| match &mut p.balloon {
+            Some(balloon) => {
+                balloon.actual = bytes;
+                Ok(())
+            }
+            None => Self::refused(vmid, "tune", "it has no balloon"),
         })?
     }
 

@@ -1,8 +1,8 @@
 //! The machines below [`super::FakeGuests`]: what stays when a daemon ends.
 
 use crate::guest::{
-    CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestEvent, Launch, MigrationPhase, MigrationProgress,
-    RunState,
+    Balloon, CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestEvent, Launch, MigrationPhase,
+    MigrationProgress, RunState,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,6 +37,8 @@ pub(super) struct Process {
     /// The copies of its disks that are under way.
     pub copies: Option<(Vec<DiskCopy>, CopyKind)>,
     pub copying: watch::Sender<CopyProgress>,
+    /// Its balloon.
+    pub balloon: Option<Balloon>,
     /// Its modules of memory, once they were changed.
     pub modules: Option<usize>,
 }
@@ -197,6 +199,13 @@ impl FakeMachines {
             .get_mut(&vmid)
             .map(|p| std::mem::take(&mut p.asked))
             .unwrap_or_default()
+    }
+
+    /// Gives the guest a balloon, or takes it; what it has now.
+    pub fn set_balloon(&self, node: &str, vmid: Vmid, balloon: Option<Balloon>) {
+        if let Some(process) = self.world().node(node).guests.get_mut(&vmid) {
+            process.balloon = balloon;
+        }
     }
 
     /// Makes the guest keep the devices that it is asked for, or let go of all that it was asked for.

@@ -12,7 +12,7 @@ const TESTED: &[(&str, &str)] = &[
     ("allow-ksm", TAKEN),
     ("args", LINE),
     ("audio0", TAKEN),
-    ("balloon", TAKEN),
+    ("balloon", SEEN),
     ("bios", LINE),
     ("boot", SEEN),
     ("bootdisk", LINE),
@@ -55,6 +55,7 @@ const TESTED: &[(&str, &str)] = &[
     ("scsihw", TAKEN),
     ("searchdomain", API),
     ("serial", SEEN),
+    ("shares", SEEN),
     ("smbios1", TAKEN),
     ("sockets", TAKEN),
     ("sshkeys", API),
@@ -210,6 +211,10 @@ program runs beside QEMU, in the VM's cgroup: it is frozen with the VM, and ends
 storage. A snapshot has the TPM's state where the storage can keep one of a raw volume, and is taken while the VM is stopped.
 
 `freeze=1` leaves the VM paused at its start. Under HA it is refused: what HA guards is continued whenever a lease comes back.
+
+A VM whose `balloon` is less than its `memory` starts with so little, and never has less. Once its system has a driver for the balloon, it gets more as long as
+less than 80 % of the node's memory are taken, and gives some back when more are: every ten seconds 2 % of the node's memory at the most, shared
+out among such VMs by `shares` (1,000 unless set). `balloon=0` takes the balloon out; with `shares=0` it stays where it was set.
 
 `hotplug=memory` needs `numa=1`, and has a running VM take more `memory`, and give some back if its system lets go of it: what it keeps stays pending. 1024
 MiB are always there; the rest is in modules, 32 of 512 MiB, 32 of 1 GiB and so on, which are plugged in in this order: of these sums alone can

@@ -155,6 +155,8 @@ const fn number(min: f64, max: f64) -> Kind {
 pub const MAX_CPUS: u64 = 4096;
 /// The greatest weight, that of the older of the kernel's scales.
 pub const MAX_CPU_UNITS: u64 = 262_144;
+/// The greatest weight when memory is shared out.
+pub const MAX_SHARES: u64 = 50_000;
 /// The most memory in MiB: 4 TiB.
 pub const MAX_MEMORY: u64 = 4 << 20;
 
@@ -236,6 +238,7 @@ pub static KEYS: &[KeySpec] = &[
     ),
     works("searchdomain", Kind::Checked(check::searchdomain)).now(),
     works("serial", Kind::Checked(check::serial)).of(4),
+    works("shares", int(0, MAX_SHARES)).now(),
     works("smbios1", Kind::Checked(check::smbios1)),
     works("sockets", int(1, MAX_CPUS)),
     works("sshkeys", Kind::Checked(check::sshkeys)).now(),
@@ -275,7 +278,6 @@ pub static KEYS: &[KeySpec] = &[
     later("intel-tdx", LINE),
     later("ivshmem", LINE),
     inert("migrate_speed", int(0, u64::MAX), &["0"]),
-    later("shares", int(0, 50_000)),
     later("smp", int(1, MAX_CPUS)),
     later("spice_enhancements", LINE),
     later("usb", LINE).of(14),

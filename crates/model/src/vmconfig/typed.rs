@@ -5,7 +5,9 @@
 use super::Settings;
 use super::check::integer;
 use super::devices::{Bus, Disk, DiskSource, Net, as_disk, flag};
-use super::keys::{KeyError, MAX_CPU_UNITS, MAX_CPUS, MAX_MEMORY, Refusal, accept, lookup, split_index};
+use super::keys::{
+    KeyError, MAX_CPU_UNITS, MAX_CPUS, MAX_MEMORY, MAX_SHARES, Refusal, accept, lookup, split_index,
+};
 use super::values::{self, split_words};
 use super::{Agent, Audio, Bios, Boot, Cpu, CpuShare, OsType, Rng, ScsiHw, Serial, Startup, Vga, Watchdog};
 use crate::cloudinit::options::NO_PASSWORD;
@@ -268,6 +270,14 @@ impl Settings {
     /// The balloon's target; `Some(0)`: no balloon; `None`: a balloon that takes nothing.
     pub fn balloon(&self) -> Result<Option<Mebibytes>, KeyError> {
         Ok(self.integer("balloon", 0, MAX_MEMORY)?.map(Mebibytes))
+    }
+
+    /// Its weight when the memory that its balloon may take is shared out; 0: the balloon stays where it was set. Default 1000.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn shares(&self) -> Result<u32, KeyError> {
+        Ok(self.integer("shares", 0, MAX_SHARES)?.and_then(|n| u32::try_from(n).ok()).unwrap_or(1000))
     }
 
     /// The machine type as it is written; `None`: the driver's default. May have no version.

@@ -1,6 +1,7 @@
 //! Guests: what is known of one, and what may be done with it now.
 
 pub mod agent;
+mod balloon;
 pub mod carry;
 pub mod clone;
 pub mod cloudinit;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use stead_api_derive::Schema;
-use stead_driver::guest::RunState;
+use stead_driver::guest::{Balloon, RunState};
 use stead_model::cloudinit::MASK;
 use stead_model::vmconfig::VmConfig;
 use stead_model::{GuestKind, NodeName, Vmid};
@@ -29,10 +29,13 @@ pub struct VmStatus {
     pub cpus: u32,
     /// Share of its CPUs.
     pub cpu: f64,
-    /// Memory taken.
+    /// Memory taken: by its system's word, if that tells; else what its process takes on the host.
     pub mem: u64,
     /// Memory in all.
     pub maxmem: u64,
+    /// Memory that its process takes on the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memhost: Option<u64>,
     /// Not measured from outside: 0.
     pub disk: u64,
     /// Size of its first disk.
@@ -92,6 +95,65 @@ pub struct VmCurrent {
     /// What runs its CPUs: `kvm` or `tcg`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accel: Option<String>,
+    /// What its balloon leaves it, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<u64>,
+    /// Memory in which its system has nothing, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freemem: Option<u64>,
+    /// What its system tells by its balloon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ballooninfo: Option<BalloonInfo>,
+    /// Its weight when memory is shared out, where its balloon follows the host's memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shares: Option<u32>,
+}
+
+/// What a VM's balloon tells. Bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct BalloonInfo {
+    /// What it leaves the VM.
+    pub actual: u64,
+    /// What the VM was given.
+    pub max_mem: u64,
+    /// When its system told the rest: seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_update: Option<u64>,
+    /// All that its system can use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_mem: Option<u64>,
+    /// What nothing is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free_mem: Option<u64>,
+    /// Read back from disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_swapped_in: Option<u64>,
+    /// Put out to disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_swapped_out: Option<u64>,
+    /// Pages that had to be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub major_page_faults: Option<u64>,
+    /// Pages that only had to be found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minor_page_faults: Option<u64>,
+}
+
+impl BalloonInfo {
+    fn of(balloon: &Balloon, memory: u64) -> Self {
+        let told = balloon.stats.unwrap_or_default();
+        Self {
+            actual: balloon.actual,
+            max_mem: memory,
+            last_update: balloon.stats.map(|stats| stats.at),
+            total_mem: told.total,
+            free_mem: told.free,
+            mem_swapped_in: told.swapped_in,
+            mem_swapped_out: told.swapped_out,
+            major_page_faults: told.major_faults,
+            minor_page_faults: told.minor_faults,
+        }
+    }
 }
 
 /// An option of a VM with what is pending.
@@ -138,6 +200,12 @@ fn run_state_name(state: RunState) -> &'static str {
     }
 }
 
+/// The memory that a guest's system has taken, or, where it does not tell, what its process takes.
+fn taken(report: &GuestReport) -> u64 {
+    let told = report.balloon.as_deref().and_then(|balloon| balloon.stats);
+    told.and_then(|stats| stats.total?.checked_sub(stats.free?)).unwrap_or(report.mem)
+}
+
 /// A VM's status from its configuration and what is known of its process.
 fn status_of(guest: &GuestAt, known: &GuestKnown) -> VmStatus {
     // A configuration that cannot be read must not hide the guest.
@@ -165,7 +233,8 @@ fn status_of(guest: &GuestAt, known: &GuestKnown) -> VmStatus {
         template: config.template(),
         cpus: config.cpus().unwrap_or(1),
         cpu: report.map_or(0.0, |r| r.cpu),
-        mem: count(|r| r.mem),
+        mem: count(taken),
+        memhost: report.map(|r| r.mem),
         maxmem: config.memory().map_or(0, |m| m.0 << 20),
         disk: 0,
         maxdisk: config.root_size().map_or(0, stead_model::Size::get),
@@ -211,8 +280,19 @@ impl Ops {
             None => GuestKnown::Absent,
         };
         let config = super::config::parse(&guest.config.value)?;
+        let status = status_of(&guest, &known);
+        let balloon = match &known {
+            GuestKnown::Process(report) => report.balloon.as_deref().copied(),
+            GuestKnown::Absent | GuestKnown::Unknown => None,
+        };
+        let memory = config.current.memory()?;
+        let least = config.current.balloon()?.filter(|least| least.0 > 0 && *least < memory);
         Ok(VmCurrent {
-            status: status_of(&guest, &known),
+            balloon: balloon.map(|b| b.actual),
+            freemem: balloon.and_then(|b| b.stats?.free),
+            ballooninfo: balloon.map(|b| BalloonInfo::of(&b, status.maxmem)),
+            shares: least.map(|_| config.current.shares()).transpose()?,
+            status,
             ha: self.ha_of(vmid)?,
             agent: config.current.agent()?.enabled,
             epoch: guest.own.value.epoch.0,

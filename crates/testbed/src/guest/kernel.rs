@@ -31,7 +31,7 @@ pub const OF_A_GUEST: &[&str] = &[
 ];
 
 /// What QEMU's guest agent needs beside that: its port, a file system that it can freeze, and CDs.
-pub const OF_AN_AGENT: &[&str] = &["virtio_console", "ext4", "sr_mod", "isofs"];
+pub const OF_AN_AGENT: &[&str] = &["virtio_console", "ext4", "sr_mod", "isofs", "virtio_balloon"];
 
 /// The parts that an image is made of.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 mod admit;
 mod agent;
+mod balloon;
 mod boot;
 mod clocks;
 mod clones;
