@@ -17,6 +17,7 @@ use stead_ops::guest::incoming::{ContinueRequest, IncomingRequest};
 use stead_ops::guest::migrate::GO_ON_CALL;
 use stead_ops::guest::preconditions::FITS_CALL;
 use stead_ops::leave::{LEAVE_CALL, LEFT_CALL};
+use stead_ops::mapping::CHECK_CALL;
 use stead_ops::status::NodeReport;
 use stead_ops::{Ops, OpsError};
 
@@ -78,6 +79,7 @@ impl Rpc {
             LEAVE_CALL => give(call, &ops.let_go(from, &take(call, body)?).await?),
             LEFT_CALL => give(call, &ops.forget_left(from, &take(call, body)?).await?),
             FITS_CALL => give(call, &ops.fits(take(call, body)?).await?),
+            CHECK_CALL => give(call, &ops.mapping_faults(take(call, body)?).await?),
             "guest/incoming" => {
                 let request: IncomingRequest = take(call, body)?;
                 same(from, &request.source)?;

@@ -5,7 +5,7 @@ use crate::framework::{Access, Index, Of, Registry};
 use crate::{access, cluster, nodes, pools, storage, version};
 
 /// Where indexes are: path, the key that names a child, who may.
-const INDEXES: [(&str, &str, Access); 14] = [
+const INDEXES: [(&str, &str, Access); 17] = [
     ("/access", "subdir", Access::Authenticated),
     ("/cluster", "name", Access::Authenticated),
     ("/cluster/bulk-action/guest", "name", Access::Authenticated),
@@ -13,6 +13,9 @@ const INDEXES: [(&str, &str, Access); 14] = [
     ("/cluster/config", "name", Access::All("/", &["Sys.Audit"])),
     ("/cluster/ha", "id", Access::All("/", &["Sys.Audit"])),
     ("/cluster/ha/status", "name", Access::Authenticated),
+    ("/cluster/mapping", "name", Access::Authenticated),
+    ("/nodes/{node}/hardware/pci/{pci-id-or-mapping}", "method", Access::Authenticated),
+    ("/nodes/{node}/hardware", "type", Access::Authenticated),
     ("/nodes/{node}", "name", Access::Authenticated),
     ("/nodes/{node}/qemu/{vmid}", "subdir", Access::Authenticated),
     ("/nodes/{node}/qemu/{vmid}/agent", "name", Access::Authenticated),
@@ -24,7 +27,7 @@ const INDEXES: [(&str, &str, Access); 14] = [
 
 /// Every endpoint.
 pub fn registry() -> Registry<Backend> {
-    let mut all = of_snapshots(at_nodes(of_cluster(Registry::default())));
+    let mut all = of_hardware(of_snapshots(at_nodes(of_cluster(Registry::default()))));
     for (path, key, access) in INDEXES {
         let children = all.children(path);
         all = all.with(Index::new(path, key, access, children));
@@ -190,6 +193,28 @@ fn at_nodes(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<nodes::qemu::status::PostReset>::new())
         .with(Of::<nodes::qemu::status::PostSuspend>::new())
         .with(Of::<nodes::qemu::status::PostResume>::new())
+}
+
+/// What nodes have of their own, and the cluster's names for it.
+fn of_hardware(r: Registry<Backend>) -> Registry<Backend> {
+    r.with(Of::<nodes::hardware::Pci>::new())
+        .with(Of::<nodes::hardware::Mdev>::new())
+        .with(Of::<nodes::hardware::Usb>::new())
+        .with(Of::<cluster::mapping::pci::List>::new())
+        .with(Of::<cluster::mapping::pci::Add>::new())
+        .with(Of::<cluster::mapping::pci::Read>::new())
+        .with(Of::<cluster::mapping::pci::Change>::new())
+        .with(Of::<cluster::mapping::pci::Remove>::new())
+        .with(Of::<cluster::mapping::usb::List>::new())
+        .with(Of::<cluster::mapping::usb::Add>::new())
+        .with(Of::<cluster::mapping::usb::Read>::new())
+        .with(Of::<cluster::mapping::usb::Change>::new())
+        .with(Of::<cluster::mapping::usb::Remove>::new())
+        .with(Of::<cluster::mapping::dir::List>::new())
+        .with(Of::<cluster::mapping::dir::Add>::new())
+        .with(Of::<cluster::mapping::dir::Read>::new())
+        .with(Of::<cluster::mapping::dir::Change>::new())
+        .with(Of::<cluster::mapping::dir::Remove>::new())
 }
 
 /// What VMs were, and what others are made of them.

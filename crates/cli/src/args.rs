@@ -1,6 +1,6 @@
 //! The command line of `stead`.
 
-use crate::cmd::{cluster, events, fence, ha, node, raw, sim, storage, tasks, token, vm, witness};
+use crate::cmd::{cluster, events, fence, ha, mapping, node, raw, sim, storage, tasks, token, vm, witness};
 use crate::options::Options;
 use clap::{Parser, Subcommand};
 
@@ -57,6 +57,9 @@ pub enum Command {
     /// Fence devices: what takes a lost node's power
     #[command(subcommand)]
     Fence(fence::Command),
+    /// Names for what each node has of its own: PCI and USB devices, directories
+    #[command(subcommand)]
+    Mapping(mapping::Command),
     /// The cluster itself: create, join, remove
     #[command(subcommand)]
     Cluster(cluster::Command),

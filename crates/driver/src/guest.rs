@@ -11,6 +11,7 @@
 //! The process belongs to the operating system: a driver that is restarted finds it again by [`GuestDriver::adopt`].
 
 use crate::fence::Registration;
+use crate::hardware::Hardware;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -374,6 +375,10 @@ pub trait GuestDriver: Send + Sync {
     /// volumes. An answer of yes is no promise.
     async fn check(&self, _config: &str) -> Result<(), GuestError> {
         Ok(())
+    }
+    /// What the host has that could be given to a guest.
+    async fn hardware(&self) -> Hardware {
+        Hardware::default()
     }
     /// A file with the variables that the UEFI firmware of a new guest begins with.
     async fn efi_variables(&self, of: EfiVariables) -> Result<PathBuf, GuestError>;

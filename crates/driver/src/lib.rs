@@ -8,5 +8,6 @@ pub mod fake;
 pub mod fake_fence;
 pub mod fence;
 pub mod guest;
+pub mod hardware;
 pub mod storage;
 pub mod suite;

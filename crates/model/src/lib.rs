@@ -13,6 +13,7 @@ pub mod ha_groups;
 pub mod ha_options;
 pub mod ids;
 pub mod link;
+pub mod mapping;
 pub mod ova;
 pub mod ownership;
 pub mod paths;
@@ -39,6 +40,7 @@ pub use ids::{
     BootId, DeviceId, Epoch, GuestKind, IdError, NodeName, NodeUuid, RaftId, ServiceId, StorageId, TokenId,
     Upid, UserId, Vmid, VolumeId,
 };
+pub use mapping::{Mapping, MappingEntry, MappingError, MappingKind, Mappings};
 pub use ownership::Ownership;
 pub use property::PropertyString;
 pub use sectionconfig::SectionConfig;

@@ -26,6 +26,14 @@ pub const HA_GROUPS: &str = "ha/groups.cfg";
 pub const FENCE_CFG: &str = "ha/fence.cfg";
 /// Fence devices' passwords (sealed).
 pub const FENCE_SECRETS: &str = "priv/fence.cfg";
+/// What nodes have of PCI devices, by names of the cluster's.
+pub const MAPPING_PCI: &str = "mapping/pci.cfg";
+/// The same of USB devices.
+pub const MAPPING_USB: &str = "mapping/usb.cfg";
+/// The same of directories.
+pub const MAPPING_DIR: &str = "mapping/dir.cfg";
+/// CPU models that administrators have made.
+pub const CPU_MODELS: &str = "virtual-guest/cpu-models.conf";
 /// The HA manager's state.
 pub const HA_STATUS: &str = "ha/manager_status";
 /// The cluster CA's certificate.

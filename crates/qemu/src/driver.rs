@@ -8,7 +8,9 @@ use crate::plug::{self, Plug};
 use crate::probe::{self, Machines};
 use crate::process::{self, Process};
 use crate::rundir::{self, RunDir};
-use crate::{Accel, QemuOptions, agent, copies, cpu_group, huge, migration, net, snapshots, tpm};
+use crate::{
+    Accel, QemuOptions, agent, copies, cpu_group, huge, migration, net, snapshots, sys, tpm,
+};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -21,6 +23,7 @@ use stead_driver::guest::{
     CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestDriver, GuestError, GuestEvent, GuestProcess,
     Inventory, Launch, MigrationPhase, MigrationProgress, ResolvedVolume, RunState,
 };
+use stead_driver::hardware::Hardware;
 use stead_model::vmconfig::{EfiVariables, VmConfig};
 use stead_model::{Epoch, Vmid};
 use tokio::net::UnixStream;
@@ -346,6 +349,12 @@ impl GuestDriver for QemuDriver {
             // That the program is missing is no fault of the configuration: a start will say so.
             Err(_) => Ok(()),
         }
+    }
+
+    async fn hardware(&self) -> Hardware {
+        let root = self.0.options.sys.clone();
+        // Some drivers are slow to tell.
+        tokio::task::spawn_blocking(move || sys::hardware(&root)).await.unwrap_or_default()
     }
 
     async fn efi_variables(&self, of: EfiVariables) -> Answer<PathBuf> {

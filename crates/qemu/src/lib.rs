@@ -33,6 +33,7 @@ pub mod qmp;
 mod rundir;
 mod snapshots;
 mod stats;
+mod sys;
 mod tpm;
 mod tune;
 
@@ -62,6 +63,8 @@ pub struct QemuOptions {
     pub tpm: PathBuf,
     /// How network devices with a bridge are attached.
     pub bridges: Bridges,
+    /// Where the kernel tells of the host's devices: `/sys`.
+    pub sys: PathBuf,
     /// A port of guests in a user-mode network that is reachable from outside.
     pub forward: Option<Forward>,
 }
@@ -77,6 +80,7 @@ impl QemuOptions {
             binary: "qemu-system-x86_64".into(),
             tpm: tpm::program(),
             bridges: Bridges::Auto,
+            sys: "/sys".into(),
             forward: None,
         }
     }

@@ -5,6 +5,7 @@ pub mod config;
 pub mod epoch;
 pub mod events;
 pub mod ha;
+pub mod mapping;
 pub mod off;
 pub mod options;
 pub mod qdevice;

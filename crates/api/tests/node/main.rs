@@ -7,6 +7,7 @@ mod clones;
 mod cloudinit;
 mod life;
 mod many;
+mod mapping;
 mod schema;
 mod snapshots;
 mod vm_options;

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod events;
 pub mod fence;
 pub mod ha;
+pub mod mapping;
 pub mod node;
 pub mod raw;
 pub mod sim;
@@ -84,6 +85,7 @@ pub async fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Task(c) => tasks::run(&cx, c).await,
         Command::Ha(c) => ha::run(&cx, c).await,
         Command::Fence(c) => fence::run(&cx, c).await,
+        Command::Mapping(c) => mapping::run(&cx, c).await,
         Command::Cluster(c) => cluster::run(&cx, c).await,
         Command::Token(c) => token::run(&cx, c).await,
         Command::Api(a) => raw::api(&cx, a).await,

@@ -28,6 +28,15 @@ pub enum Command {
         /// Its name (default: the node that is spoken to)
         node: Option<String>,
     },
+    /// List the devices of a node that it could give to a VM
+    #[command(after_help = "Examples:\n  stead node devices pve1 pci\n  stead node devices pve1 usb")]
+    Devices {
+        /// The node
+        node: String,
+        /// On which bus
+        #[arg(value_enum)]
+        bus: Bus,
+    },
     /// Start the guests of a node that start with it (`onboot`), in their order
     #[command(
         after_help = "Examples:\n  stead node start-all pve1\n  stead node start-all pve1 --force --vms 100,101"
@@ -106,6 +115,40 @@ pub enum Command {
     },
 }
 
+/// A bus with devices.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Bus {
+    /// PCI
+    Pci,
+    /// USB
+    Usb,
+}
+
+const PCI_COLUMNS: [Column; 5] = [
+    ("ADDRESS", "id", Kind::Text),
+    ("CLASS", "class", Kind::Text),
+    ("VENDOR", "vendor", Kind::Text),
+    ("DEVICE", "device", Kind::Text),
+    ("IOMMU GROUP", "iommugroup", Kind::Number),
+];
+const USB_COLUMNS: [Column; 6] = [
+    ("BUS", "busnum", Kind::Number),
+    ("PORTS", "usbpath", Kind::Text),
+    ("VENDOR", "vendid", Kind::Text),
+    ("PRODUCT", "prodid", Kind::Text),
+    ("SPEED", "speed", Kind::Text),
+    ("NAME", "product", Kind::Text),
+];
+
+async fn devices(cx: &Cx, node: &str, bus: Bus) -> Result<(), Failure> {
+    let (word, columns): (_, &[Column]) = match bus {
+        Bus::Pci => ("pci", &PCI_COLUMNS),
+        Bus::Usb => ("usb", &USB_COLUMNS),
+    };
+    let all = cx.api.get(&format!("/nodes/{}/hardware/{word}", escape(node))).await?;
+    cx.format().list(&all, columns)
+}
+
 /// Which host goes down.
 #[derive(Debug, Args)]
 pub struct Down {
@@ -163,6 +206,7 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
         Command::MigrateAll { all, target } => {
             all.ask(cx, "migrateall", &[("target", Some(target))], "moved the guests").await
         }
+        Command::Devices { node, bus } => devices(cx, &node, bus).await,
         Command::List => cx.format().list(&cx.api.get("/nodes").await?, &COLUMNS),
         Command::Show { node } => {
             let node = given_or_local(cx, node).await?;

@@ -7,6 +7,7 @@ use crate::guest::{
     CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestDriver, GuestError, GuestEvent, GuestProcess,
     Inventory, Launch, MigrationPhase, MigrationProgress, ResolvedVolume, RunState,
 };
+use crate::hardware::Hardware;
 use async_trait::async_trait;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -258,6 +259,10 @@ impl GuestDriver for FakeGuests {
             }
         }
         self.with(vmid, |p| self.report(p))
+    }
+
+    async fn hardware(&self) -> Hardware {
+        self.world().node(&self.node).hardware.clone()
     }
 
     async fn efi_variables(&self, of: EfiVariables) -> Answer<PathBuf> {

@@ -4,6 +4,7 @@ use crate::guest::{
     Balloon, CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestEvent, Launch, MigrationPhase,
     MigrationProgress, RunState,
 };
+use crate::hardware::Hardware;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_model::Vmid;
@@ -112,6 +113,8 @@ pub(super) struct Node {
     pub hold_copies: bool,
     /// Guests go over to no copy.
     pub refuse_pivot: bool,
+    /// What could be given to guests.
+    pub hardware: Hardware,
 }
 
 #[derive(Debug, Default)]
@@ -133,6 +136,7 @@ impl World {
             delay_agent: None,
             hold_copies: false,
             refuse_pivot: false,
+            hardware: Hardware::default(),
         })
     }
 
@@ -304,6 +308,11 @@ impl FakeMachines {
             let phase = process.whole();
             process.copying.send_modify(|p| p.phase = phase);
         }
+    }
+
+    /// What a node has that could be given to guests.
+    pub fn set_hardware(&self, node: &str, hardware: Hardware) {
+        self.world().node(node).hardware = hardware;
     }
 
     /// What the guest's process on a node was told of its configuration last.
