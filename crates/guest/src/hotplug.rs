@@ -4,7 +4,7 @@
 //!   current   pending     device in the machine
 //!   -         new         to be plugged in, or it is there and that is yet to be written
 //!   old       deletion    to be unplugged, or it is gone and that is yet to be written
-//!   old       new         of a network device: unplugged, then as in the first row; of a disk: waits for the next start
+//!   old       new         of a network or USB device: unplugged, then as in the first row; of a disk: waits for the next start
 //!   vcpus     vcpus       CPUs come, or go as far as the guest lets them
 //!   memory    memory      its modules, the same
 //! ```
@@ -13,7 +13,8 @@
 
 use std::collections::BTreeSet;
 use stead_model::vmconfig::devices::{as_disk, as_net};
-use stead_model::vmconfig::{Bus, Disk, Net, NetModel, ScsiHw, Settings, VmConfig};
+use stead_model::vmconfig::host::as_usb;
+use stead_model::vmconfig::{Bus, Disk, Net, NetModel, ScsiHw, Settings, Usb, UsbSource, VmConfig};
 
 /// What is to be done for a pending change. Each may be done again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +62,7 @@ pub fn next(config: &VmConfig, key: &str) -> Option<Step> {
     match (current.get(key), config.pending.set.get(key)) {
         (None, Some(new)) if !waits(new) => with(new).map(|with| Step::Plug { with, value: new.to_owned() }),
         (Some(old), None) if going && !waits(old) => Some(Step::Unplug),
-        (Some(old), Some(new)) if as_net(key).is_some() && !waits(old) && !waits(new) => Some(Step::Unplug),
+        (Some(old), Some(new)) if is_exchanged(key) && !waits(old) && !waits(new) => Some(Step::Unplug),
         _ => None,
     }
 }
@@ -119,7 +120,7 @@ pub fn truths(config: &VmConfig, machine: Machine<'_>) -> Vec<(String, Truth)> {
                 _ => None,
             },
             (Some(old), new) if is_pluggable(current, key, old) && !there.contains(key) => {
-                let wanted = pending.delete.contains_key(key) || new.is_some_and(|_| as_net(key).is_some());
+                let wanted = pending.delete.contains_key(key) || new.is_some_and(|_| is_exchanged(key));
                 Some(if wanted { Truth::Went } else { Truth::Lost })
             }
             (None, Some(new)) if is_pluggable(current, key, new) => {
@@ -132,9 +133,18 @@ pub fn truths(config: &VmConfig, machine: Machine<'_>) -> Vec<(String, Truth)> {
     found
 }
 
+/// Whether another device may take its place at once.
+fn is_exchanged(key: &str) -> bool {
+    as_net(key).is_some() || as_usb(key).is_some()
+}
+
 /// Whether a device of this kind can come and go while the VM runs, and its administrator lets it.
 fn can_come_and_go(current: &Settings, key: &str, value: &str) -> bool {
-    let feature = if as_net(key).is_some() { "network" } else { "disk" };
+    let feature = match key {
+        _ if as_net(key).is_some() => "network",
+        _ if as_usb(key).is_some() => "usb",
+        _ => "disk",
+    };
     current.hotplug().contains(&feature) && is_pluggable(current, key, value)
 }
 
@@ -142,6 +152,9 @@ fn can_come_and_go(current: &Settings, key: &str, value: &str) -> bool {
 fn is_pluggable(current: &Settings, key: &str, value: &str) -> bool {
     if as_net(key).is_some() {
         return Net::parse(key, value).is_ok_and(|net| net.model != NetModel::Ne2kIsa);
+    }
+    if as_usb(key).is_some() {
+        return Usb::parse(key, value).is_ok_and(|usb| usb.source != UsbSource::Spice);
     }
     let Some((bus, _)) = as_disk(key) else { return false };
     let controller = match bus {
@@ -183,12 +196,15 @@ mod tests {
         assert_eq!(of("scsi0: local:100/c.raw"), [""; 0], "a disk is not exchanged");
         assert_eq!(of("delete: scsi0,virtio1,net0"), ["net0", "scsi0", "virtio1"]);
         assert_eq!(of("sata0: local:100/c.raw\nide0: local:100/d.raw"), [""; 0]);
+        assert_eq!(of("usb0: mapping=key\nusb1: spice"), ["usb0"]);
         assert_eq!(of("memory: 512\ndelete: cores"), [""; 0]);
         let other =
             |first: &str, pending: &str| owned(&config(&format!("{first}\n\n[PENDING]\n{pending}\n")));
         assert_eq!(other("hotplug: disk", "net1: virtio\nvirtio1: local:100/b.raw"), ["virtio1"]);
         assert_eq!(other("hotplug: 0", "net1: virtio\nvirtio1: local:100/b.raw"), [""; 0]);
         assert_eq!(other("hotplug: 1", "net1: virtio"), ["net1"]);
+        assert_eq!(other("hotplug: disk", "usb0: 046d:c52b"), [""; 0]);
+        assert_eq!(other("usb0: 046d:c52b", "usb0: 1-2"), ["usb0"], "another device");
         assert_eq!(other("name: a", "scsi0: local:100/b.raw"), [""; 0], "the default controller takes none");
         let cpus = "cores: 4\nhotplug: cpu\nvcpus: 1";
         assert_eq!(other(cpus, "vcpus: 3"), ["vcpus"]);

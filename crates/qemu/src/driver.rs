@@ -1,6 +1,7 @@
 //! The VM driver: every guest of this node, by number.
 
 use crate::agent::AgentError;
+use crate::command::{passed_addresses, shared_file, shared_files};
 use crate::firmware;
 use crate::guest::Guest;
 use crate::launch::{self, Job};
@@ -8,6 +9,7 @@ use crate::plug::{self, Plug};
 use crate::probe::{self, Machines};
 use crate::process::{self, Process};
 use crate::rundir::{self, RunDir};
+use crate::vfio::Mdev;
 use crate::{
     Accel, QemuOptions, agent, copies, cpu_group, huge, migration, net, snapshots, sys, tpm,
 };
@@ -56,7 +58,8 @@ type Stamp = (u64, i64, u64);
 
 #[derive(Debug)]
 enum Slot {
-    Launching,
+    /// With the shared memory that it is to have.
+    Launching(Option<PathBuf>),
     Here(Arc<Guest>, AbortHandle),
 }
 
@@ -114,7 +117,7 @@ impl Inner {
     fn all(&self) -> Vec<Arc<Guest>> {
         let here = |slot: &Slot| match slot {
             Slot::Here(guest, _) => Some(guest.clone()),
-            Slot::Launching => None,
+            Slot::Launching(_) => None,
         };
         self.guests().values().filter_map(here).collect()
     }
@@ -132,14 +135,18 @@ impl Inner {
         self.adopted
             .get_or_init(|| async {
                 let processes = process::find_by_pidfile(&self.options.run_dir);
+                let mut left = vec![];
                 for vmid in rundir::guests(&self.options.run_dir) {
-                    self.adopt_one(vmid, &processes).await;
+                    left.extend(self.adopt_one(vmid, &processes).await);
                 }
+                // Those that run may have it too.
+                self.release_shared(left);
             })
             .await;
     }
 
-    async fn adopt_one(self: &Arc<Self>, vmid: Vmid, processes: &[(u32, PathBuf)]) {
+    /// Takes a guest in, or removes what it has left. Which shared memory it had, if it is gone.
+    async fn adopt_one(self: &Arc<Self>, vmid: Vmid, processes: &[(u32, PathBuf)]) -> Vec<PathBuf> {
         let dir = RunDir::new(&self.options.run_dir, vmid);
         let meta = dir.load();
         if let Some(meta) = &meta
@@ -149,7 +156,7 @@ impl Inner {
             tracing::info!(%vmid, pid, "adopted a running guest");
             let tpm = tpm::find(meta.tpm);
             self.take_in(Guest::new(dir, meta.clone(), process, tpm, None));
-            return;
+            return vec![];
         }
         // A launch that was cut short: it never ran, since nobody was told of it.
         let of_it = |path: &PathBuf| *path == dir.pidfile() || *path == dir.tpm_pid();
@@ -162,13 +169,38 @@ impl Inner {
             }
         }
         dir.remove();
-        let Some(meta) = meta else { return };
+        let Some(meta) = meta else { return vec![] };
         if let Some(cgroup) = meta.cgroup.and_then(crate::cgroup::Cgroup::at) {
             let _ = cgroup.kill();
             cgroup.remove();
         }
         cpu_group::clear(meta.cpu_cgroup);
         huge::give_back(&meta.huge);
+        meta.mdevs.iter().for_each(Mdev::remove);
+        shared_files(&meta.argv)
+    }
+
+    /// What a guest needs to be launched.
+    fn job<'a>(&'a self, machines: &'a Machines, launch: &'a Launch) -> Answer<Job<'a>> {
+        let mut job = Job::new(&self.options, machines, self.accel, launch)?;
+        let others = self.all().into_iter().filter(|guest| guest.vmid != launch.vmid);
+        job.taken = others.flat_map(|guest| passed_addresses(&guest.meta().argv)).collect();
+        Ok(job)
+    }
+
+    /// Removes the shared memory of a guest that has ended, unless another one has it too.
+    fn release_shared(&self, files: impl IntoIterator<Item = PathBuf>) {
+        // Held until they are gone: a launch that comes now makes them anew.
+        let guests = self.guests();
+        let of = |slot: &Slot| match slot {
+            Slot::Here(guest, _) => shared_files(&guest.meta().argv),
+            Slot::Launching(file) => file.iter().cloned().collect(),
+        };
+        let used: Vec<PathBuf> = guests.values().flat_map(of).collect();
+        for file in files.into_iter().filter(|file| !used.contains(file)) {
+            // One that somebody has removed is removed.
+            let _ = std::fs::remove_file(file);
+        }
     }
 
     /// What the program can do, asked again when it was replaced.
@@ -190,21 +222,24 @@ impl Inner {
     async fn launch(self: Arc<Self>, launch: Launch) -> Answer<GuestProcess> {
         self.adopt_once().await;
         let vmid = launch.vmid;
+        let memory = VmConfig::parse(&launch.config).ok().and_then(|config| config.current.ivshmem().ok()?);
+        let shared = memory.map(|memory| shared_file(vmid, &memory));
         {
             let mut guests = self.guests();
             if guests.contains_key(&vmid) {
                 return Err(GuestError::Running(vmid));
             }
-            guests.insert(vmid, Slot::Launching);
+            guests.insert(vmid, Slot::Launching(shared.clone()));
         }
         let result = async {
             let machines = self.machines().await?;
-            Job::new(&self.options, &machines, self.accel, &launch)?.run().await
+            self.job(&machines, &launch)?.run().await
         };
         match result.await {
             Ok(guest) => Ok(self.take_in(guest).report().await),
             Err(e) => {
                 self.guests().remove(&vmid);
+                self.release_shared(shared);
                 Err(e)
             }
         }
@@ -242,6 +277,7 @@ async fn watch(inner: Weak<Inner>, guest: Arc<Guest>, events: broadcast::Sender<
     guest.clear().await;
     if let Some(inner) = inner.upgrade() {
         inner.guests().remove(&vmid);
+        inner.release_shared(shared_files(&guest.meta().argv));
     }
     guest.announce_gone();
     // Nobody listening is no error.
@@ -366,7 +402,7 @@ impl GuestDriver for QemuDriver {
             Ok(machines) => machines,
             Err(e) => return vec![e.to_string()],
         };
-        match Job::new(&self.0.options, &machines, self.0.accel, launch) {
+        match self.0.job(&machines, launch) {
             Ok(job) => job.obstacles().await,
             Err(e) => vec![e.to_string()],
         }
@@ -374,7 +410,7 @@ impl GuestDriver for QemuDriver {
 
     async fn warnings(&self, launch: &Launch) -> Vec<String> {
         let Ok(machines) = self.0.machines().await else { return vec![] };
-        match Job::new(&self.0.options, &machines, self.0.accel, launch) {
+        match self.0.job(&machines, launch) {
             Ok(job) => job.warnings().await,
             Err(_) => vec![],
         }
@@ -382,7 +418,7 @@ impl GuestDriver for QemuDriver {
 
     async fn describe(&self, launch: &Launch) -> Answer<Vec<String>> {
         let machines = self.0.machines().await?;
-        Job::new(&self.0.options, &machines, self.0.accel, launch)?.describe().await
+        self.0.job(&machines, launch)?.describe().await
     }
 
     async fn list(&self) -> Vec<GuestProcess> {

@@ -6,6 +6,7 @@ use crate::process::{self, Process};
 use crate::qmp::{Event, Qmp, QmpError};
 use crate::rundir::{Meta, RunDir};
 use crate::stats::{self, CpuMeter};
+use crate::vfio::Mdev;
 use crate::{accel::Accel, balloon, cpu_group, huge, net, tpm};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -340,6 +341,7 @@ impl Guest {
         let meta = self.meta();
         cpu_group::clear(meta.cpu_cgroup);
         huge::give_back(&meta.huge);
+        meta.mdevs.iter().for_each(Mdev::remove);
     }
 
     /// Tells those who wait that nothing is left.

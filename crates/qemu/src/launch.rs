@@ -8,7 +8,8 @@ use crate::process::{Process, Program};
 use crate::qmp::{PATIENCE, Qmp, QmpError};
 use crate::rundir::{FORMAT, Meta, RunDir};
 use crate::tpm::{self, Tpm};
-use crate::{Accel, QemuOptions, cgroup::Cgroup, cpu_group, huge, migration, net, tune};
+use crate::vfio::{self, Mdev, Passed};
+use crate::{Accel, QemuOptions, cgroup::Cgroup, cpu_group, huge, migration, net, sys, tune};
 use rustix::thread::CpuSet;
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use stead_driver::guest::{GuestError, Launch};
 use stead_model::Vmid;
-use stead_model::vmconfig::{Bios, VmConfig};
+use stead_model::vmconfig::{Bios, Usb, UsbSource, VmConfig};
 
 /// A launch with all that it needs.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub struct Job<'a> {
     pub launch: &'a Launch,
     pub config: VmConfig,
     pub dir: RunDir,
+    /// PCI devices that other guests have.
+    pub taken: BTreeSet<String>,
 }
 
 /// Why a try failed, and whether another one without image locks may be made.
@@ -49,7 +52,7 @@ impl<'a> Job<'a> {
             Err(e) => return refuse("config", e.to_string()),
         };
         let dir = RunDir::new(&options.run_dir, launch.vmid);
-        Ok(Self { options, machines, accel, launch, config, dir })
+        Ok(Self { options, machines, accel, launch, config, dir, taken: BTreeSet::new() })
     }
 
     /// What a launch would do otherwise than the configuration says.
@@ -60,6 +63,7 @@ impl<'a> Job<'a> {
         all.extend(missing.map(|why| format!("affinity: {why}")));
         all.extend(cpu_group::warning(self.options, &self.config.current));
         all.extend(self.firmware_warning());
+        all.extend(self.missing_usb());
         // Where they can't be read the launch will say so.
         if let Ok(nets) = self.config.current.nets() {
             all.extend(net::warnings(&nets, self.options.bridges).await);
@@ -164,6 +168,35 @@ impl<'a> Job<'a> {
         Tpm::of(&self.config.current, &self.launch.volumes, &self.options.tpm)
     }
 
+    /// The host's PCI devices that it gets.
+    fn passed(&self) -> Result<Vec<Passed>, GuestError> {
+        vfio::plan(&self.options.sys, self.launch.vmid, &self.config.current, &self.taken)
+    }
+
+    /// What is said of its USB devices that are not plugged in.
+    fn missing_usb(&self) -> Vec<String> {
+        let all = self.config.current.usbs().unwrap_or_default();
+        if all.is_empty() {
+            return vec![];
+        }
+        let hardware = sys::hardware(&self.options.sys);
+        let missing = |usb: &Usb| {
+            let (there, what) = match &usb.source {
+                UsbSource::Id(vendor, product) => {
+                    let id = format!("{vendor}:{product}");
+                    (hardware.usb.iter().any(|d| d.id() == id), id)
+                }
+                UsbSource::Port(bus, ports) => {
+                    let path = format!("{bus}-{ports}");
+                    (hardware.usb_at(&path).is_some(), path)
+                }
+                UsbSource::Mapping(_) | UsbSource::Spice => return None,
+            };
+            (!there).then(|| format!("{}: {what} is not plugged in; the guest sees it once it is", usb.key))
+        };
+        all.iter().filter_map(missing).collect()
+    }
+
     /// The command line with its firmware, if it needs one.
     pub fn line(
         &self,
@@ -181,6 +214,7 @@ impl<'a> Job<'a> {
             machines: self.machines,
             dir: &self.dir,
             nets,
+            passed: &self.passed()?,
             firmware: firmware.as_ref(),
             monitors,
             locks,
@@ -254,7 +288,10 @@ impl<'a> Job<'a> {
             cgroup.remove();
         }
         cpu_group::clear(cpu_group::own_group(self.options, self.launch.vmid));
-        huge::give_back(&meta.map(|meta| meta.huge).unwrap_or_default());
+        if let Some(meta) = meta {
+            huge::give_back(&meta.huge);
+            meta.mdevs.iter().for_each(Mdev::remove);
+        }
     }
 
     /// Makes the huge pages that its memory needs. Those that were added and go back at its end.
@@ -298,7 +335,9 @@ impl<'a> Job<'a> {
         let line = self.line(endpoints, nets, locks).map_err(Attempt::Refused)?;
         let cpu_group = self.cpu_group()?;
         let groups: Vec<&Cgroup> = cgroup.iter().chain(&cpu_group).collect();
-        let mut meta = self.record(line, nets)?;
+        let passed = self.passed().map_err(Attempt::Refused)?;
+        let mdevs = vfio::take(&self.options.sys, &passed).await.map_err(Attempt::Refused)?;
+        let mut meta = Meta { mdevs, ..self.record(line, nets)? };
         let folder = |group: &Cgroup| group.path().to_owned();
         meta.cgroup = cgroup.as_ref().map(folder);
         meta.cpu_cgroup = cpu_group.as_ref().map(folder);
@@ -345,6 +384,7 @@ impl<'a> Job<'a> {
             cgroup: None,
             huge: self.huge()?,
             cpu_cgroup: None,
+            mdevs: vec![],
             argv: line.argv,
             asked: BTreeSet::new(),
             process: None,

@@ -36,6 +36,7 @@ mod stats;
 mod sys;
 mod tpm;
 mod tune;
+mod vfio;
 
 pub use accel::Accel;
 pub use cgroup::find_cgroup_root;

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use stead_driver::guest::{GuestError, Inventory, ResolvedVolume};
 use stead_model::vmconfig::devices::{as_disk, as_net};
+use stead_model::vmconfig::host::as_usb;
 use stead_model::vmconfig::{Boot, Net, Settings, VmConfig};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
@@ -189,7 +190,7 @@ pub async fn inventory(guest: &Guest) -> Answer<Inventory> {
 }
 
 fn is_option(key: &str) -> bool {
-    as_disk(key).is_some() || as_net(key).is_some()
+    as_disk(key).is_some() || as_net(key).is_some() || as_usb(key).is_some()
 }
 
 /// The option by which a device is there: of a controller that a disk has for itself, the disk's.

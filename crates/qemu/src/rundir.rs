@@ -2,6 +2,7 @@
 
 use crate::accel::Accel;
 use crate::huge::Added;
+use crate::vfio::Mdev;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -166,6 +167,9 @@ pub struct Meta {
     /// The huge pages that were added for it, and go back with its end.
     #[serde(default)]
     pub huge: Vec<Added>,
+    /// Devices that were made for it, and go with its end.
+    #[serde(default)]
+    pub mdevs: Vec<Mdev>,
     /// The command line.
     pub argv: Vec<String>,
     /// The devices, by QEMU's ids, that its guest was asked for and has not let go of.

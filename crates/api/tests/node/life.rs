@@ -149,13 +149,10 @@ async fn a_vm_is_made_started_changed_and_removed() {
     assert!(stale.line.starts_with("500 detected modified configuration"), "{}", stale.line);
     let put = node.ask(&root, "PUT", "/nodes/n1/qemu/100/config", "cores=2&onboot=yes").await;
     assert_eq!(put.data(), Value::Null);
-    let unknown = node.ask(&root, "PUT", "/nodes/n1/qemu/100/config", "hostpci0=host=01:00").await;
+    let unknown =
+        node.ask(&root, "PUT", "/nodes/n1/qemu/100/config", "spice_enhancements=foldersharing=1").await;
     assert_eq!(unknown.line, "400 Parameter verification failed.");
-    assert!(
-        unknown.body["errors"]["hostpci0"].as_str().unwrap().contains("not supported yet"),
-        "{}",
-        unknown.body
-    );
+    assert!(unknown.body["errors"]["spice_enhancements"].is_string(), "{}", unknown.body);
 
     // No content type and no body, as clients send it.
     let upid = node.ask(&root, "POST", "/nodes/n1/qemu/100/status/start", "").await.data();

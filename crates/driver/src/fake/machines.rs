@@ -55,7 +55,7 @@ impl Process {
         let keys = self.machine().0.lines().filter_map(|line| line.split_once(':')).map(|(key, _)| key);
         let is_device = |key: &&str| {
             let kind = key.trim_end_matches(|c: char| c.is_ascii_digit());
-            matches!(kind, "net" | "scsi" | "virtio" | "ide" | "sata") && kind.len() < key.len()
+            matches!(kind, "net" | "scsi" | "virtio" | "ide" | "sata" | "usb") && kind.len() < key.len()
         };
         keys.filter(is_device).map(str::to_owned).collect()
     }

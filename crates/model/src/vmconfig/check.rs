@@ -76,17 +76,17 @@ pub(super) fn choice(key: &str, value: &str, all: &[&str]) -> Result<(), KeyErro
 }
 
 /// The rules for the properties of one option.
-struct Rules {
+pub(super) struct Rules {
     /// What a value without a key means.
-    default: &'static str,
+    pub default: &'static str,
     /// Properties that work.
-    works: &'static [&'static str],
+    pub works: &'static [&'static str],
     /// Properties that do not, with the values that ask for what happens anyway.
-    later: &'static [(&'static str, &'static [&'static str])],
+    pub later: &'static [(&'static str, &'static [&'static str])],
 }
 
 impl Rules {
-    fn check(&self, key: &str, text: &str) -> Result<PropertyString, KeyError> {
+    pub fn check(&self, key: &str, text: &str) -> Result<PropertyString, KeyError> {
         let props: PropertyString = text.parse().or_else(|e| KeyError::value(key, e))?;
         if props.is_empty() {
             return KeyError::value(key, "value must not be empty");

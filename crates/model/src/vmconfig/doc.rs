@@ -29,10 +29,12 @@ const TESTED: &[(&str, &str)] = &[
     ("efidisk0", SEEN),
     ("freeze", SEEN),
     ("hookscript", SEEN),
+    ("hostpci", LINE),
     ("hotplug", SEEN),
     ("hugepages", SEEN),
     ("ide", TAKEN),
     ("ipconfig", SEEN),
+    ("ivshmem", SEEN),
     ("keephugepages", SEEN),
     ("keyboard", TAKEN),
     ("kvm", LINE),
@@ -67,6 +69,7 @@ const TESTED: &[(&str, &str)] = &[
     ("template", API),
     ("tpmstate0", SEEN),
     ("unused", API),
+    ("usb", TAKEN),
     ("vcpus", SEEN),
     ("vga", TAKEN),
     ("virtio", SEEN),
@@ -150,11 +153,11 @@ pub fn options_page() -> String {
     let mut text = "# Options of a VM\n\n\
         Made from the rules that check them. An option that does not work yet is refused when somebody sets it; one that a\n\
         configuration made elsewhere brings is kept, and named in the log of each start. So is a part of an option's value.\n\n\
-        *A running VM takes a change* at once, in parts at once (network devices, and disks of the buses `virtio` and `scsi`, the latter with\n\
-        a `virtio-scsi` controller, come and go as `hotplug` lets them, CPUs where `vcpus` was set at the start and `hotplug` names `cpu`, and\n\
-        leave again where it runs with KVM; memory where `hotplug` named `memory` at the start; media of CD drives; limits of disks; links,\n\
-        bridges and limits of network devices; the balloon's target; limit and weight of its CPUs), or with its next start: until then the\n\
-        change is pending, and shown as such.\n\n\
+        *A running VM takes a change* at once, in parts at once (network devices, USB devices, and disks of the buses `virtio` and `scsi`, the\n\
+        latter with a `virtio-scsi` controller, come and go as `hotplug` lets them, CPUs where `vcpus` was set at the start and `hotplug` names\n\
+        `cpu`, and leave again where it runs with KVM; memory where `hotplug` named `memory` at the start; media of CD drives; limits of disks;\n\
+        links, bridges and limits of network devices; the balloon's target; limit and weight of its CPUs), or with its next start: until then\n\
+        the change is pending, and shown as such.\n\n\
         *Tested by*: **effect**: a test sees what the option does, to a real guest or in a real cluster. **QEMU**: a real QEMU takes it.\n\
         **API**: a test of the API sees it, with QEMU modelled. **command line**: the text that QEMU would be given. **kept**: it is\n\
         read, kept and shown.\n\n\
@@ -220,6 +223,15 @@ out among such VMs by `shares` (1,000 unless set). `balloon=0` takes the balloon
 MiB are always there; the rest is in modules, 32 of 512 MiB, 32 of 1 GiB and so on, which are plugged in in this order: of these sums alone can
 `memory` be. The most is half of what the CPU addresses (`phys-bits` of `cpu`; 40: 497 GiB). Whether `hotplug` names `memory` changes with the next
 start. Linux may have to be told to use what comes (`memhp_default_state=online_movable`, with which it also gives back more).
+
+`usbN` and `hostpciN` take `mapping=NAME`, what the cluster calls so (`stead mapping`), for whoever has Mapping.Use on it; `host=`, and
+`ivshmem`, is root@pam's alone. USB devices come and go while the VM runs, with `hotplug=usb`; one that is not plugged in is seen by the
+guest once it is. A PCI device is bound to the kernel's vfio-pci before the start, which needs an IOMMU; several behind one name are given away
+one by one. `pcie=1` needs the machine q35. A VM with a device of its host does not move: mapped, it moves while it is stopped to where
+the name has something, and while it runs if the mapping says `live-migration-capable`.
+
+`ivshmem` is the file `/dev/shm/pve-shm-NAME` (the VM's number unless named), which goes with the last VM of the node that has it. A VM that
+has it does not move while it runs.
 
 `hugepages` needs `numa=1`. Pages that are not there are made at the start and given back at the end, but for `keephugepages=1`. Where the
 kernel finds no memory in one piece the VM is not started.

@@ -3,7 +3,7 @@
 //! Every option of Proxmox VE's schema is here, so that configurations made elsewhere are read and kept.
 //! What does not work yet is refused when somebody sets it, never silently ignored.
 
-use super::check;
+use super::{check, host};
 use crate::cloudinit::options;
 use std::fmt;
 
@@ -207,10 +207,12 @@ pub static KEYS: &[KeySpec] = &[
     works("efidisk0", Kind::Checked(check::efidisk)),
     works("freeze", Kind::Bool),
     works("hookscript", Kind::Checked(check::hookscript)).now(),
+    works("hostpci", Kind::Checked(host::hostpci)).of(16),
     works("hotplug", Kind::Checked(check::hotplug)).now(),
     works("hugepages", Kind::Choice(&["any", "2", "1024"])),
     works("ide", Kind::Checked(check::disk)).of(4).device(),
     works("ipconfig", Kind::Checked(check::ipconfig)).of(32).now(),
+    works("ivshmem", Kind::Checked(host::ivshmem)),
     works("keephugepages", Kind::Bool),
     works("keyboard", KEYBOARDS),
     works("kvm", Kind::Bool),
@@ -250,6 +252,7 @@ pub static KEYS: &[KeySpec] = &[
     works("template", Kind::Bool).now(),
     works("tpmstate0", Kind::Checked(check::tpmstate)),
     works("unused", Kind::Checked(check::unused)).of(256).now(),
+    works("usb", Kind::Checked(host::usb)).of(14).device(),
     works("vcpus", int(1, MAX_CPUS)).device(),
     works("vga", Kind::Checked(check::vga)),
     works("virtio", Kind::Checked(check::disk)).of(16).device(),
@@ -274,13 +277,10 @@ pub static KEYS: &[KeySpec] = &[
     inert("arch", Kind::Choice(&["x86_64", "aarch64"]), &["x86_64"]),
     // Without effect for long, elsewhere too.
     inert("autostart", Kind::Bool, &["0", "1"]),
-    later("hostpci", LINE).of(16),
     later("intel-tdx", LINE),
-    later("ivshmem", LINE),
     inert("migrate_speed", int(0, u64::MAX), &["0"]),
     later("smp", int(1, MAX_CPUS)),
     later("spice_enhancements", LINE),
-    later("usb", LINE).of(14),
     later("virtiofs", LINE).of(10),
 ];
 
@@ -407,6 +407,15 @@ mod tests {
             ("numa", "no"),
             ("numa", "1"),
             ("hostpci0", "01:00"),
+            ("hostpci0", "mapping=gpu,pcie=1,x-vga=1"),
+            ("hostpci0", "01"),
+            ("hostpci0", "01:00,driver=nvidia"),
+            ("usb0", "046d:c52b,usb3=1"),
+            ("usb0", "spice"),
+            ("usb13", "mapping=key"),
+            ("usb14", "mapping=key"),
+            ("ivshmem", "size=32,name=frames"),
+            ("ivshmem", "size=31"),
             ("hotplug", "0"),
             ("hotplug", "network,disk"),
             ("hotplug", "network,memory"),

@@ -21,6 +21,7 @@
 mod check;
 pub mod devices;
 mod doc;
+pub mod host;
 pub mod keys;
 mod limits;
 mod memory;
@@ -32,6 +33,7 @@ pub use devices::{
     Aio, Bus, Cache, Disk, DiskDetails, DiskSource, EfiVariables, Net, NetModel, OnError, TpmVersion,
 };
 pub use doc::options_page;
+pub use host::{HostPci, Ivshmem, PciSource, Usb, UsbSource};
 pub use keys::{KeyError, KeySpec, Kind, Live, Refusal, Support};
 pub use limits::{Limits, Rate, Rates};
 pub use memory::{Modules, NumaNode, NumaPolicy};

@@ -1,6 +1,7 @@
 //! Changes of a VM's options: at once, or with its next start.
 
 use super::devices::as_disk;
+use super::host;
 use super::keys::{KeyError, accept, removable};
 use super::{Bus, Disk, DiskSource, Settings, VmConfig};
 use crate::cloudinit;
@@ -58,6 +59,10 @@ impl Change {
         }
         if key.starts_with("parallel") {
             return Some("for real devices");
+        }
+        let of_host = host::as_usb(key).is_some() || host::as_hostpci(key).is_some();
+        if of_host && !value.split(',').any(|part| part.starts_with("mapping=")) {
+            return Some("for real devices: use a mapping");
         }
         if key.starts_with("rng") && value.contains("/dev/hwrng") {
             return Some("to the host's hardware generator");

@@ -515,6 +515,9 @@ impl Settings {
         }
         self.nets()?;
         self.serials()?;
+        self.usbs()?;
+        self.hostpcis()?;
+        self.ivshmem()?;
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Reading and changing a VM's configuration.
 
+use super::spelled::mapped;
 use super::{Asked, cloudinit, hotplug};
 use crate::store::{self, GuestAt};
 use crate::{Actor, Ops, OpsError};
@@ -12,7 +13,7 @@ use stead_model::size::Size;
 use stead_model::vmconfig::devices::{as_disk, as_net};
 use stead_model::vmconfig::keys::{canonical_key, live, split_index};
 use stead_model::vmconfig::{
-    Bus, Change, Changed, Disk, DiskDetails, DiskSource, KeyError, Live, Net, Settings, VmConfig,
+    Bus, Change, Changed, Disk, DiskDetails, DiskSource, KeyError, Live, Net, Settings, VmConfig, host,
 };
 use stead_model::{StorageId, Upid, Vmid, VolumeId};
 use tokio::sync::OwnedMutexGuard;
@@ -88,7 +89,7 @@ const TPM_STATE: u64 = 4 << 20;
 
 /// Options that reach into the host, or take CPUs and memory from it and from other guests.
 pub(super) const ROOT_ONLY: &[&str] =
-    &["affinity", "args", "hookscript", "hugepages", "keephugepages", "lock"];
+    &["affinity", "args", "hookscript", "hugepages", "ivshmem", "keephugepages", "lock"];
 
 /// Privileges that options need, beyond `VM.Config.Options`.
 fn privilege_of(key: &str, value: Option<&str>) -> &'static str {
@@ -107,7 +108,7 @@ fn privilege_of(key: &str, value: Option<&str>) -> &'static str {
         }
         "memory" | "balloon" | "shares" => "VM.Config.Memory",
         "acpi" | "audio" | "bios" | "kvm" | "machine" | "parallel" | "rng" | "scsihw" | "serial"
-        | "tablet" | "vga" | "watchdog" => "VM.Config.HWType",
+        | "hostpci" | "tablet" | "usb" | "vga" | "watchdog" => "VM.Config.HWType",
         "bootdisk" => "VM.Config.Disk",
         _ => "VM.Config.Options",
     }
@@ -142,7 +143,7 @@ impl Ops {
         Ok(())
     }
 
-    /// Refuses disks on storages where the actor may not have them.
+    /// Refuses disks on storages where the actor may not have them, and devices behind mappings that it may not use.
     pub(crate) fn may_use_storages(actor: &Actor, changes: &[Change]) -> Result<(), OpsError> {
         for change in changes {
             let Change::Set { key, value } = change else { continue };
@@ -153,6 +154,13 @@ impl Ops {
             }
             if key == "vmstatestorage" {
                 actor.require(&format!("/storage/{value}"), &["Datastore.AllocateSpace"])?;
+            }
+            if host::as_usb(key).is_some() || host::as_hostpci(key).is_some() {
+                let mut alone = Settings::default();
+                alone.set(key, value)?;
+                for one in mapped(&alone)? {
+                    actor.require(&one.kind.acl(&one.id), &["Mapping.Use"])?;
+                }
             }
             if as_disk(key).is_none() {
                 continue;

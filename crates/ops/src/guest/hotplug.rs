@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use stead_driver::guest::{GuestError, Inventory, Launch, RunState};
 use stead_guest::hotplug::{Machine, Step, Truth, next, truths};
-use stead_model::vmconfig::{Disk, Settings, VmConfig, devices, keys};
+use stead_model::vmconfig::{Disk, Settings, VmConfig, devices, host, keys};
 use stead_model::{Vmid, VolumeId};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
@@ -80,6 +80,7 @@ impl Ops {
                         Some(volume) => Some(self.resolve_volume(&volume).await?),
                         None => None,
                     };
+                    let with = self.spelled_for(key, with).await?;
                     self.guests.plug(vmid, key, &text(with), volume).await?;
                     config.plugged(vmid, key)?.freed
                 }
@@ -119,10 +120,26 @@ impl Ops {
         }
     }
 
+    /// A configuration in which the name that one option has for its device is spelled out. What the others are called counts for
+    /// nothing: their devices are there.
+    async fn spelled_for(&self, key: &str, mut with: Settings) -> Result<Settings, OpsError> {
+        let mut alone = Settings::default();
+        let Some(value) = with.get(key) else { return Ok(with) };
+        alone.set(key, value)?;
+        if let Some(e) = self.spell_out(&mut alone).await.into_iter().next() {
+            return Err(e);
+        }
+        if let Some(value) = alone.get(key) {
+            with.set(key, value)?;
+        }
+        Ok(with)
+    }
+
     /// Refuses a network device that this node could not give a VM, before another one is given up for it.
     pub(super) async fn check_card(&self, vmid: Vmid, key: &str, value: &str) -> Result<(), OpsError> {
         let mut alone = Settings::default();
         alone.set(key, value)?;
+        let alone = self.spelled_for(key, alone).await?;
         let launch = Launch {
             vmid,
             epoch: stead_model::Epoch(0),
@@ -238,6 +255,7 @@ impl Ops {
             matches!(*key, "vcpus" | "memory")
                 || devices::as_net(key).is_some()
                 || devices::as_disk(key).is_some()
+                || host::as_usb(key).is_some()
         };
         if !named.iter().any(is_device) {
             return Ok(guest);

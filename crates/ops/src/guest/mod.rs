@@ -26,6 +26,7 @@ mod reassign;
 pub mod reconcile;
 mod snapshot_memory;
 pub mod snapshots;
+pub(crate) mod spelled;
 mod suspend;
 pub mod template;
 pub mod view;

@@ -330,7 +330,7 @@ impl Ops {
         Ok(Launch {
             vmid: guest.vmid,
             epoch: guest.own.value.epoch,
-            config: guest.config.value.clone(),
+            config: self.spelled_out(config).await?,
             volumes,
             recovered: guest.own.value.recovered && self.any_node_lost(),
             incoming,

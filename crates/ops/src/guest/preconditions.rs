@@ -4,6 +4,7 @@
 //! bridges, the machine type, the CPU. What it finds is no promise; it makes its copy before the source does anything.
 
 use super::carry::Carried;
+use crate::guest::spelled::{mapped, of_this_host};
 use crate::peers::{PeerError, call};
 use crate::store::GuestAt;
 use crate::{Ops, OpsError};
@@ -33,6 +34,8 @@ pub struct Preconditions {
     pub local_volumes: Vec<LocalVolume>,
     /// Options that give it devices of this host.
     pub local_resources: Vec<String>,
+    /// Options that give it devices under names of the cluster's, and the names.
+    pub mapped_resources: Vec<(String, String)>,
 }
 
 /// A volume, path or drive that other nodes do not have.
@@ -81,6 +84,14 @@ fn local_resources(config: &VmConfig) -> Result<Vec<String>, OpsError> {
     Ok(serials.chain(parallels).collect())
 }
 
+/// Whether an option's device is the host's, as a part of [`Preconditions::local_resources`].
+fn shown_local(config: &VmConfig) -> Result<Vec<String>, OpsError> {
+    let mut all = local_resources(config)?;
+    all.extend(of_this_host(&config.current)?);
+    all.extend(config.current.ivshmem()?.map(|_| "ivshmem".to_owned()));
+    Ok(all)
+}
+
 impl Ops {
     /// What speaks for and against migrating a VM of this node.
     pub async fn migrate_preconditions(&self, vmid: Vmid) -> Result<Preconditions, OpsError> {
@@ -90,7 +101,8 @@ impl Ops {
         let mut found = Preconditions {
             running: self.guests.state(vmid).await.is_some(),
             local_volumes: self.describe_local(&config, &local).await?,
-            local_resources: local_resources(&config)?,
+            local_resources: shown_local(&config)?,
+            mapped_resources: mapped(&config.current)?.into_iter().map(|m| (m.key, m.id)).collect(),
             ..Preconditions::default()
         };
         let others = self.guest_nodes().into_iter().filter(|n| n.name != self.me.name);
@@ -130,6 +142,7 @@ impl Ops {
             let devices = local_resources(&config)?.into_iter();
             why.extend(devices.map(|key| format!("{key} is a device of node '{}'", self.me.name)));
         }
+        why.extend(self.host_obstacles(&config.current, process.as_ref())?);
         let request = FitsRequest {
             vmid: guest.vmid,
             config: VmConfig { current: config.current, ..VmConfig::default() }.to_string(),
@@ -149,7 +162,7 @@ impl Ops {
 
     /// What on this node speaks against taking another node's guest.
     pub async fn fits(&self, rq: FitsRequest) -> Result<Vec<String>, OpsError> {
-        let config = super::config::parse(&rq.config)?;
+        let mut config = super::config::parse(&rq.config)?;
         let me = self.node_record(&self.me.name)?.value;
         let mut why = vec![];
         if me.state.is_lost() || *me.state.boot() != self.me.boot {
@@ -174,12 +187,14 @@ impl Ops {
             }
         }
         why.extend(self.no_room(&rq.carried).await);
+        let unknown = self.spell_out(&mut config.current).await;
+        why.extend(unknown.into_iter().map(|e| format!("on node '{}': {e}", self.me.name)));
         // A stopped VM can wait on a node where it can't be started.
         if let Some(incoming) = rq.incoming {
             let launch = Launch {
                 vmid: rq.vmid,
                 epoch: Epoch(0),
-                config: rq.config,
+                config: config.to_string(),
                 volumes,
                 recovered: false,
                 incoming: Some(incoming),

@@ -5,6 +5,7 @@
 
 mod cpu;
 mod disks;
+mod hostdevs;
 mod memory;
 mod nets;
 mod part;
@@ -14,6 +15,7 @@ use crate::accel::Accel;
 use crate::firmware::Firmware;
 use crate::probe::Machines;
 use crate::rundir::RunDir;
+use crate::vfio::Passed;
 /// Refuses a model of a CPU that the program does not know.
 pub(crate) fn check_cpu(model: &str, machines: &Machines) -> Result<(), GuestError> {
     cpu::check(model, &machines.cpus)
@@ -25,6 +27,7 @@ pub(crate) fn cpus(settings: &Settings) -> Result<Vec<Part>, GuestError> {
 }
 
 pub(crate) use disks::{image_of, medium, node_name};
+pub(crate) use hostdevs::{passed_addresses, shared_file, shared_files};
 pub(crate) use memory::{Module, modules};
 pub(crate) use part::Part;
 pub(crate) use pci::Chipset;
@@ -84,6 +87,8 @@ pub struct Context<'a> {
     pub dir: &'a RunDir,
     /// One for each network device.
     pub nets: &'a [NetPlan],
+    /// One for each PCI device of the host.
+    pub passed: &'a [Passed],
     /// Where the firmware is UEFI.
     pub firmware: Option<&'a Firmware>,
     /// The driver's and the fence process's monitor.
@@ -117,6 +122,7 @@ impl Hardware<'_> {
     pub fn parts(&self) -> Result<Vec<Part>, GuestError> {
         let mut parts = disks::parts(self)?;
         parts.extend(nets::parts(self)?);
+        parts.extend(hostdevs::usb_parts(self)?);
         Ok(parts)
     }
 }
@@ -207,12 +213,16 @@ pub fn build(cx: &Context<'_>) -> Result<CommandLine, GuestError> {
     }
     let chipset = Chipset::of(&machine);
     chipset.bridges().iter().for_each(|bridge| argv.part(bridge));
+    argv.device(format!("qemu-xhci,id=xhci,p2=15,p3=15,{}", text(&chipset.main(pci::XHCI))));
     graphics(&mut argv, cx, chipset)?;
     small_devices(&mut argv, cx, chipset)?;
     serials(&mut argv, cx)?;
     parallels(&mut argv, cx)?;
     let (settings, volumes, nets, locks) = (cx.settings, cx.volumes, cx.nets, cx.locks);
     Hardware { settings, volumes, nets, chipset, locks }.parts()?.iter().for_each(|part| argv.part(part));
+    hostdevs::check_spelled_out(s)?;
+    hostdevs::pci(&mut argv, cx, chipset)?;
+    hostdevs::shared_memory(&mut argv, cx, chipset)?;
     if cx.incoming.is_some() {
         argv.option("-incoming", "defer");
     }
@@ -367,7 +377,9 @@ fn graphics(argv: &mut Argv, cx: &Context<'_>, chipset: Chipset) -> Result<(), G
         }
         kind => return refuse("vga", format!("'{kind}' is not supported: use std or virtio")),
     };
-    argv.device(format!("{card},id=vga,{}", text(&chipset.main(pci::VGA))));
+    if !hostdevs::has_screen(cx.settings)? {
+        argv.device(format!("{card},id=vga,{}", text(&chipset.main(pci::VGA))));
+    }
     // A pointer that is where the screen's viewer has it.
     argv.device(format!("piix3-usb-uhci,id=uhci,{}", text(&chipset.usb())));
     if cx.settings.tablet() {

@@ -149,6 +149,12 @@ impl Part {
     }
 }
 
+/// The value of a property in the word that [`Part::words`] makes.
+pub fn text_of(word: &str, property: &str) -> Option<String> {
+    let mut parts = word.split(',').filter_map(|part| part.split_once('='));
+    parts.find(|(name, _)| *name == property).map(|(_, value)| value.to_owned())
+}
+
 /// A value as the command line has it; of a list each.
 fn texts(value: &Value) -> Vec<String> {
     match value {

@@ -3,15 +3,19 @@
 //! ```text
 //!  i440fx     main bus pci.0, where devices come and go while the guest runs:
 //!             01 chipset  02 screen  03 balloon  05 06 SCSI  07 SATA  08 agent  09 random  0a-0f virtio0-5
-//!             10 watchdog  11 sound  12-17 net0-5  18 clipboard  1b-1d bridges to pci.3, pci.2, pci.1
+//!             10 watchdog  11 sound  12-17 net0-5  18 clipboard  19 shared memory  1a bridge to pci.4
+//!             1b-1d bridges to pci.3, pci.2, pci.1  1e USB 3
 //!  q35        main bus pcie.0, where none comes or goes: as above, but for
-//!             04 USB   19 1a a root port for each of virtio0-5, net0-5 and the first two SCSI controllers
-//!             1b root ports to the bridges pci.1, pci.2, pci.3
+//!             04 USB   0a 0b a root port for each of hostpci0-15 that is on PCI Express
+//!             19 1a a root port for each of virtio0-5, net0-5 and the first two SCSI controllers
+//!             1b root ports to the bridges pci.1, pci.2, pci.3, pci.4   1c shared memory
 //!  both       pci.1: 01-1a net6-31        pci.2: 01-0a virtio6-15        pci.3: 01-1d further SCSI controllers
+//!             pci.4: 01-10 hostpci0-15
 //! ```
 //!
 //! Ports and bridges are there whether anything is behind them or not: a guest to which a device was plugged in, and from which it
-//! was unplugged again, is the same machine as one that never had it.
+//! was unplugged again, is the same machine as one that never had it. Those for devices of the host, which never come and go, are
+//! there with them alone: root ports cost the firmware time.
 
 use super::part::{Part, Place};
 use serde_json::json;
@@ -41,7 +45,14 @@ pub const WATCHDOG: u32 = 0x10;
 pub const AUDIO: u32 = 0x11;
 /// The clipboard's serial card's.
 pub const CLIPBOARD: u32 = 0x18;
+/// The USB controller's that devices of the host are plugged into. It is always there.
+pub const XHCI: u32 = 0x1e;
 const USB: u32 = 0x4;
+/// Root ports of devices of the host.
+const HOST_PORTS: u32 = 0xa;
+/// The bridge of devices of the host, and its slot on the older of the machines.
+const HOST_BRIDGE: u32 = 4;
+const HOST_BRIDGE_SLOT: u32 = 0x1a;
 const SCSI: u32 = 0x5;
 const VIRTIO: u32 = 0xa;
 const NET: u32 = 0x12;
@@ -76,6 +87,47 @@ impl Chipset {
             Self::I440fx => vec![("bus", json!("pci.0")), ("addr", json!("0x1.0x2"))],
             Self::Q35 => self.main(USB),
         }
+    }
+
+    /// Shared memory's card.
+    pub fn ivshmem(self) -> Place {
+        self.main(if self == Self::I440fx { 0x19 } else { 0x1c })
+    }
+
+    /// A function of `hostpciN`.
+    pub fn hostpci(self, index: u32, pcie: bool, function: u32) -> Place {
+        let (bus, slot) =
+            if pcie { (format!("hostport.{index}"), 0) } else { (format!("pci.{HOST_BRIDGE}"), index + 1) };
+        let addr = if function == 0 { format!("{slot:#x}") } else { format!("{slot:#x}.{function:#x}") };
+        vec![("bus", json!(bus)), ("addr", json!(addr))]
+    }
+
+    /// What devices of the host are behind: for each its number, and whether it is on PCI Express.
+    pub fn hostpci_bridges(self, devices: impl Iterator<Item = (u32, bool)>) -> Vec<Part> {
+        let (express, plain): (Vec<_>, Vec<_>) = devices.partition(|(_, pcie)| *pcie);
+        let mut ports: Vec<u32> = express.iter().map(|(n, _)| *n).collect();
+        // The first function of a slot must be there for the others to be found.
+        ports.extend(express.iter().map(|(n, _)| n / 8 * 8));
+        ports.sort_unstable();
+        ports.dedup();
+        let mut parts: Vec<Part> =
+            ports.into_iter().map(|n| self.port(format!("hostport.{n}"), HOST_PORTS, n)).collect();
+        if plain.is_empty() {
+            return parts;
+        }
+        let id = format!("pci.{HOST_BRIDGE}");
+        match self {
+            Self::I440fx => {
+                let bridge = Part::device("pci-bridge", id).with("chassis_nr", HOST_BRIDGE);
+                parts.push(bridge.at(self.main(HOST_BRIDGE_SLOT)));
+            }
+            Self::Q35 => {
+                let port = format!("bridge.{HOST_BRIDGE}");
+                parts.push(self.port(port.clone(), BRIDGE_PORTS, HOST_BRIDGE - 1));
+                parts.push(Part::device("pcie-pci-bridge", id).at(slot_of(&port, 0)));
+            }
+        }
+        parts
     }
 
     /// `netN`.
@@ -153,16 +205,25 @@ mod tests {
     #[test]
     fn no_two_devices_have_one_place_and_every_bus_is_there() {
         for chipset in [Chipset::I440fx, Chipset::Q35] {
-            let fixed =
-                [VGA, BALLOON, SATA, AGENT, RNG, WATCHDOG, AUDIO, CLIPBOARD].map(|slot| chipset.main(slot));
+            let fixed = [VGA, BALLOON, SATA, AGENT, RNG, WATCHDOG, AUDIO, CLIPBOARD, XHCI]
+                .map(|slot| chipset.main(slot));
             let places: Vec<Place> = fixed
                 .into_iter()
-                .chain([chipset.usb()])
+                .chain([chipset.usb(), chipset.ivshmem()])
+                .chain((0..16).map(|n| chipset.hostpci(n, false, 0)))
+                .chain((0..16).filter(|_| chipset == Chipset::Q35).map(|n| chipset.hostpci(n, true, 0)))
                 .chain((0..32).map(|n| chipset.net(n)))
                 .chain((0..16).map(|n| chipset.virtio(n)))
                 .chain((0..31).map(|n| chipset.scsi(n)))
                 .collect();
-            let bridges = chipset.bridges();
+            let mut bridges = chipset.bridges();
+            let express = chipset == Chipset::Q35;
+            let hosts = (0..16).flat_map(|n| [(n, false)].into_iter().chain(express.then_some((n, true))));
+            bridges.extend(chipset.hostpci_bridges(hosts));
+            let at =
+                |part: &Part| part.words()[1].split_once(",bus=").unwrap().1.replace(",multifunction=on", "");
+            let taken: BTreeSet<String> = bridges.iter().map(at).collect();
+            assert_eq!(taken.len(), bridges.len(), "no two bridges have one place");
             let buses: BTreeSet<&str> = bridges.iter().map(Part::id).chain(["pci.0", "pcie.0"]).collect();
             for place in &places {
                 assert!(buses.contains(place[0].1.as_str().unwrap()), "{place:?}");

@@ -18,11 +18,20 @@ struct Case {
     incoming: Option<Incoming>,
     nets: Vec<NetPlan>,
     firmware: Option<Firmware>,
+    passed: Vec<Passed>,
     page_mib: Option<u64>,
 }
 
 fn case(text: &'static str) -> Case {
-    Case { text, accel: Accel::Kvm, incoming: None, nets: vec![], firmware: None, page_mib: None }
+    Case {
+        text,
+        accel: Accel::Kvm,
+        incoming: None,
+        nets: vec![],
+        firmware: None,
+        passed: vec![],
+        page_mib: None,
+    }
 }
 
 fn line(case: &Case) -> Result<CommandLine, GuestError> {
@@ -48,6 +57,7 @@ fn line(case: &Case) -> Result<CommandLine, GuestError> {
         machines: &machines(),
         dir: &RunDir::new(Path::new("/run/stead"), vmid),
         nets: &case.nets,
+        passed: &case.passed,
         firmware: case.firmware.as_ref(),
         monitors: [Endpoint::Path; 2],
         locks: true,
@@ -264,4 +274,71 @@ fn what_cannot_be_done_is_refused_by_name() {
     c.accel = Accel::Tcg;
     c.incoming = Some(Incoming::stream("pc-i440fx-10.0", "kvm"));
     assert!(line(&c).unwrap_err().to_string().contains("cannot move here"));
+}
+
+fn passed(key: &str, functions: &[&str]) -> Passed {
+    let functions = functions.iter().map(|f| (*f).to_owned()).collect();
+    Passed { key: key.into(), functions, mdev: None, romfile: None }
+}
+
+/// The devices of a line that begin so.
+fn devices(case: &Case, driver: &str) -> Vec<String> {
+    let argv = line(case).unwrap().argv;
+    argv.into_iter().filter(|word| word.starts_with(driver)).collect()
+}
+
+#[test]
+fn devices_of_the_host_have_places_of_their_own() {
+    let usb = case("usb0: 046d:c52b\nusb2: 1-2.3\nusb5: spice\nboot: order=usb2");
+    let expected = [
+        "usb-host,id=usb0,bus=xhci.0,port=1,vendorid=1133,productid=50475",
+        "usb-host,id=usb2,bus=xhci.0,port=3,bootindex=100,hostbus=1,hostport=2.3",
+    ];
+    assert_eq!(devices(&usb, "usb-host"), expected);
+    let mut gpu =
+        case("machine: q35\nhostpci0: 01:00,pcie=1,x-vga=1,rombar=0,vendor-id=0x10de\nhostpci9: 02:00.0");
+    gpu.passed =
+        vec![passed("hostpci0", &["0000:01:00.0", "0000:01:00.1"]), passed("hostpci9", &["0000:02:00.0"])];
+    let expected = [
+        "vfio-pci,id=hostpci0.0,host=0000:01:00.0,bus=hostport.0,addr=0x0,multifunction=on,rombar=0,x-vga=on,x-pci-vendor-id=4318",
+        "vfio-pci,id=hostpci0.1,host=0000:01:00.1,bus=hostport.0,addr=0x0.0x1",
+        "vfio-pci,id=hostpci9,host=0000:02:00.0,bus=pci.4,addr=0xa",
+    ];
+    assert_eq!(devices(&gpu, "vfio-pci"), expected);
+    assert_eq!(devices(&gpu, "VGA"), [""; 0], "the guest's screen is the device's");
+    assert_eq!(devices(&gpu, "pcie-root-port,id=hostport").len(), 1);
+    let argv = line(&gpu).unwrap().argv;
+    assert_eq!(passed_addresses(&argv), ["0000:01:00.0", "0000:01:00.1", "0000:02:00.0"]);
+    let memory = case("ivshmem: size=32,name=frames");
+    assert_eq!(
+        devices(&memory, "ivshmem"),
+        ["ivshmem-plain,id=ivshmem,memdev=shmmem-ivshmem,bus=pci.0,addr=0x19"]
+    );
+    assert_eq!(shared_files(&line(&memory).unwrap().argv), [Path::new("/dev/shm/pve-shm-frames")]);
+}
+
+#[test]
+fn what_a_machine_has_no_place_for_is_refused() {
+    let why = |text: &'static str| {
+        let mut case = case(text);
+        case.passed = vec![passed("hostpci0", &["0000:01:00.0"])];
+        line(&case).unwrap_err().to_string()
+    };
+    assert_eq!(why("hostpci0: 01:00,pcie=1"), "hostpci0: pcie: PCI Express needs the machine type q35");
+    assert!(why("machine: q35\nhostpci0: 01:00,legacy-igd=1").contains("i440fx"));
+    assert!(why("hostpci1: 01:00").contains("was not told"));
+    assert!(why("usb0: mapping=key").contains("the mapping 'key'"));
+}
+
+/// What one device's option adds moves no other device.
+#[test]
+fn a_device_of_the_host_moves_no_other() {
+    let before = line(&case("scsi0: none,media=cdrom\nrng0: source=/dev/urandom")).unwrap().argv;
+    let mut with = case(
+        "scsi0: none,media=cdrom\nrng0: source=/dev/urandom\nhostpci3: 01:00\nusb1: 1-2\nivshmem: size=4",
+    );
+    with.passed = vec![passed("hostpci3", &["0000:01:00.0"])];
+    let after = line(&with).unwrap().argv;
+    let missing: Vec<&String> = before.iter().filter(|word| !after.contains(word)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

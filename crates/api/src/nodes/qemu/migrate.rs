@@ -68,6 +68,13 @@ pub struct LocalDisk {
     size: Option<u64>,
 }
 
+/// A device under a name of the cluster's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct MappedResource {
+    /// The name.
+    name: String,
+}
+
 /// What speaks against a migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
 pub struct MigrationCheck {
@@ -81,12 +88,12 @@ pub struct MigrationCheck {
     local_disks: Vec<LocalDisk>,
     /// Options that give it devices of the host.
     local_resources: Vec<String>,
-    /// Mapped devices of the host: there are none.
+    /// Options that give it devices of the host under names of the cluster's.
     #[serde(rename = "mapped-resources")]
     mapped_resources: Vec<String>,
-    /// There are none.
+    /// Their names.
     #[serde(rename = "mapped-resource-info")]
-    mapped_resource_info: BTreeMap<String, String>,
+    mapped_resource_info: BTreeMap<String, MappedResource>,
     /// There is no such state.
     #[serde(rename = "has-dbus-vmstate")]
     has_dbus_vmstate: bool,
@@ -103,8 +110,12 @@ fn shown(p: Preconditions, target: Option<&NodeName>) -> MigrationCheck {
         not_allowed_nodes: refused.map(|(n, reasons)| (n.to_string(), NotAllowed { reasons })).collect(),
         local_disks: p.local_volumes.into_iter().map(disk).collect(),
         local_resources: p.local_resources,
-        mapped_resources: vec![],
-        mapped_resource_info: BTreeMap::new(),
+        mapped_resources: p.mapped_resources.iter().map(|(key, _)| key.clone()).collect(),
+        mapped_resource_info: p
+            .mapped_resources
+            .into_iter()
+            .map(|(key, name)| (key, MappedResource { name }))
+            .collect(),
         has_dbus_vmstate: false,
     }
 }
