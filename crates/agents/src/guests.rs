@@ -13,8 +13,33 @@ use tokio::sync::broadcast::error::RecvError;
 /// How often everything is reconciled without a cause.
 const PERIOD: Duration = Duration::from_secs(5);
 
+/// How often a node looks whether its CPU can do what is recorded: it changes with packages and kernels.
+const LOOK_AT_CPU: Duration = Duration::from_secs(30);
+
 /// Runs for as long as the daemon does.
 pub async fn run(ops: Arc<Ops>) {
+    // Beside the guests: recording waits for a majority.
+    tokio::select! {
+        () = follow(ops.clone()) => {}
+        () = keep_cpu_recorded(ops) => {}
+    }
+}
+
+/// Never ends.
+async fn keep_cpu_recorded(ops: Arc<Ops>) {
+    loop {
+        let next = match ops.record_cpu().await {
+            Ok(()) => LOOK_AT_CPU,
+            Err(e) => {
+                tracing::debug!("what the CPU can do is not recorded now: {e}");
+                PERIOD
+            }
+        };
+        tokio::time::sleep(next).await;
+    }
+}
+
+async fn follow(ops: Arc<Ops>) {
     let mut events = ops.guests.events();
     let mut watch = ops.conf.watch();
     let mut period = tokio::time::interval(PERIOD);

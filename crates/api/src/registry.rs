@@ -5,7 +5,7 @@ use crate::framework::{Access, Index, Of, Registry};
 use crate::{access, cluster, nodes, pools, storage, version};
 
 /// Where indexes are: path, the key that names a child, who may.
-const INDEXES: [(&str, &str, Access); 17] = [
+const INDEXES: [(&str, &str, Access); 20] = [
     ("/access", "subdir", Access::Authenticated),
     ("/cluster", "name", Access::Authenticated),
     ("/cluster/bulk-action/guest", "name", Access::Authenticated),
@@ -14,6 +14,9 @@ const INDEXES: [(&str, &str, Access); 17] = [
     ("/cluster/ha", "id", Access::All("/", &["Sys.Audit"])),
     ("/cluster/ha/status", "name", Access::Authenticated),
     ("/cluster/mapping", "name", Access::Authenticated),
+    ("/cluster/qemu", "name", Access::Authenticated),
+    ("/nodes/{node}/capabilities/qemu", "name", Access::Authenticated),
+    ("/nodes/{node}/capabilities", "name", Access::Authenticated),
     ("/nodes/{node}/hardware/pci/{pci-id-or-mapping}", "method", Access::Authenticated),
     ("/nodes/{node}/hardware", "type", Access::Authenticated),
     ("/nodes/{node}", "name", Access::Authenticated),
@@ -197,7 +200,18 @@ fn at_nodes(r: Registry<Backend>) -> Registry<Backend> {
 
 /// What nodes have of their own, and the cluster's names for it.
 fn of_hardware(r: Registry<Backend>) -> Registry<Backend> {
-    r.with(Of::<nodes::hardware::Pci>::new())
+    r.with(Of::<cluster::qemu::Common>::new())
+        .with(Of::<cluster::qemu::Flags>::new())
+        .with(Of::<cluster::qemu::List>::new())
+        .with(Of::<cluster::qemu::Add>::new())
+        .with(Of::<cluster::qemu::Read>::new())
+        .with(Of::<cluster::qemu::Change>::new())
+        .with(Of::<cluster::qemu::Remove>::new())
+        .with(Of::<nodes::capabilities::Cpu>::new())
+        .with(Of::<nodes::capabilities::Flags>::new())
+        .with(Of::<nodes::capabilities::Machines>::new())
+        .with(Of::<nodes::capabilities::Migration>::new())
+        .with(Of::<nodes::hardware::Pci>::new())
         .with(Of::<nodes::hardware::Mdev>::new())
         .with(Of::<nodes::hardware::Usb>::new())
         .with(Of::<cluster::mapping::pci::List>::new())

@@ -204,8 +204,9 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 25] = [
+const BEYOND: [(&str, &str); 26] = [
     ("POST", "/nodes/{node}/qemu/{vmid}/quick_migrate"),
+    ("GET", "/cluster/qemu/common"),
     ("GET", "/cluster/config/expected"),
     ("POST", "/cluster/config/expected"),
     ("POST", "/cluster/config/rejoin"),

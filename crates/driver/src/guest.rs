@@ -10,6 +10,7 @@
 //!
 //! The process belongs to the operating system: a driver that is restarted finds it again by [`GuestDriver::adopt`].
 
+use crate::capabilities::Capabilities;
 use crate::fence::Registration;
 use crate::hardware::Hardware;
 use async_trait::async_trait;
@@ -58,6 +59,9 @@ pub struct Incoming {
     pub machine: String,
     /// `kvm` or `tcg`: a guest never moves between the two.
     pub accel: String,
+    /// The CPU that runs, in the driver's own words. None, from a version that does not say: the configuration's.
+    #[serde(default)]
+    pub cpu: Option<String>,
     /// The file with its state, which it reads by itself; none: it waits for a stream. A matter of its node's alone.
     #[serde(skip)]
     pub state: Option<SavedState>,
@@ -66,7 +70,7 @@ pub struct Incoming {
 impl Incoming {
     /// What waits for a stream.
     pub fn stream(machine: impl Into<String>, accel: impl Into<String>) -> Self {
-        Self { machine: machine.into(), accel: accel.into(), state: None }
+        Self { machine: machine.into(), accel: accel.into(), cpu: None, state: None }
     }
 }
 
@@ -163,6 +167,16 @@ pub struct GuestProcess {
     pub accel: String,
     /// The program's version, e.g. `10.0.2`.
     pub version: String,
+    /// The CPU that runs, in the driver's own words. Only its own node knows it.
+    #[serde(skip)]
+    pub model: Option<String>,
+}
+
+impl GuestProcess {
+    /// What a process that takes its place must have in common with it.
+    pub fn as_incoming(&self) -> Incoming {
+        Incoming { cpu: self.model.clone(), ..Incoming::stream(self.machine.as_str(), self.accel.as_str()) }
+    }
 }
 
 /// What a running machine has of all that can come and go.
@@ -375,6 +389,13 @@ pub trait GuestDriver: Send + Sync {
     /// volumes. An answer of yes is no promise.
     async fn check(&self, _config: &str) -> Result<(), GuestError> {
         Ok(())
+    }
+    /// What its program can make of guests.
+    async fn capabilities(&self) -> Result<Capabilities, GuestError> {
+        Err(GuestError::Config {
+            key: "cpu".to_owned(),
+            why: "this driver does not tell what it can do".to_owned(),
+        })
     }
     /// What the host has that could be given to a guest.
     async fn hardware(&self) -> Hardware {

@@ -3,6 +3,7 @@
 //! `ops` and `agents` know guests, storages and the fence process by these traits alone; `node` (and the
 //! testbed) name the concrete drivers. Whoever writes a driver gets its tests with the trait.
 
+pub mod capabilities;
 pub mod cd;
 pub mod fake;
 pub mod fake_fence;

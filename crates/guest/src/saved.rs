@@ -28,6 +28,9 @@ const KEYS: [&str; 4] = ["vmstate", "runningmachine", "runningaccel", "runningcp
 pub fn begin(config: &mut VmConfig, memory: &Memory) -> Result<(), KeyError> {
     config.current.set("vmstate", &memory.volume.to_string())?;
     config.current.set("runningmachine", &memory.machine)?;
+    if let Some(cpu) = &memory.cpu {
+        config.current.set("runningcpu", cpu)?;
+    }
     config.current.set("runningaccel", &memory.accel)
 }
 
@@ -42,6 +45,7 @@ pub fn memory(config: &VmConfig) -> Option<Memory> {
         volume: config.current.get("vmstate")?.parse().ok()?,
         machine: config.current.get("runningmachine")?.to_owned(),
         accel: config.current.get("runningaccel")?.to_owned(),
+        cpu: config.current.get("runningcpu").map(str::to_owned),
     })
 }
 
@@ -67,6 +71,7 @@ mod tests {
             volume: "local:100/vm-100-state-suspend-7.raw".parse().unwrap(),
             machine: "pc-i440fx-10.0".into(),
             accel: "tcg".into(),
+            cpu: Some("qemu64,+aes".into()),
         };
         begin(&mut config, &saved).unwrap();
         let read = VmConfig::parse(&config.to_string()).unwrap();

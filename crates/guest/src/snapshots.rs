@@ -95,6 +95,8 @@ pub struct Memory {
     pub machine: String,
     /// `kvm` or `tcg`: no memory goes from one to the other.
     pub accel: String,
+    /// The CPU that it ran with, in the driver's words; none, of one of an older version: the configuration's.
+    pub cpu: Option<String>,
 }
 
 /// A snapshot to be taken.
@@ -233,6 +235,9 @@ pub fn keep_memory(config: &mut VmConfig, name: &str, memory: &Memory) -> Result
     let taken = section_mut(config, name)?;
     taken.set("vmstate", &memory.volume.to_string())?;
     taken.set("runningmachine", &memory.machine)?;
+    if let Some(cpu) = &memory.cpu {
+        taken.set("runningcpu", cpu)?;
+    }
     Ok(taken.set("runningaccel", &memory.accel)?)
 }
 
@@ -243,6 +248,7 @@ pub fn memory(config: &VmConfig, name: &str) -> Option<Memory> {
         volume: from.get("vmstate")?.parse().ok()?,
         machine: from.get("runningmachine")?.to_owned(),
         accel: from.get("runningaccel")?.to_owned(),
+        cpu: from.get("runningcpu").map(str::to_owned),
     })
 }
 

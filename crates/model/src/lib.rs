@@ -5,6 +5,8 @@
 
 pub mod cloudinit;
 pub mod cluster;
+pub mod cpu;
+pub mod cpu_models;
 pub mod datacenter;
 pub mod era;
 pub mod fence_cfg;

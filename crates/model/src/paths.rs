@@ -6,6 +6,8 @@ use crate::{GuestKind, NodeName, Vmid};
 pub const CLUSTER: &str = "stead/cluster";
 /// Below it: a record a node.
 pub const NODES: &str = "stead/nodes/";
+/// Below it: a record a node of what its CPU can do.
+pub const CPUS: &str = "stead/cpu/";
 /// Below it: an ownership record a guest. Outside history and rollback.
 pub const OWNERSHIP: &str = "stead/owner/";
 /// Below it: secrets. Sealed; outside history, events and logs.
@@ -50,6 +52,11 @@ pub const SHADOW_CFG: &str = "priv/shadow.cfg";
 /// A node's record.
 pub fn node(name: &NodeName) -> String {
     format!("{NODES}{name}")
+}
+
+/// What a node's CPU can do.
+pub fn cpu(name: &NodeName) -> String {
+    format!("{CPUS}{name}")
 }
 
 /// A guest's ownership record.

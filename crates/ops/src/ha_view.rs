@@ -289,6 +289,7 @@ mod tests {
             machine: String::new(),
             accel: String::new(),
             version: String::new(),
+            model: None,
         };
         let stats = Stats { max: Load { cpu: 1.0, mem: 1000 }, used: Load { cpu: 0.5, mem: 100 } };
         let counted = |uptime| with_youth(stats, &process(uptime)).used;

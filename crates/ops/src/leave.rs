@@ -220,6 +220,7 @@ impl Ops {
         txn.checks.push(Check::Revision(paths::node(name), revision));
         txn.ops.push(Op::Delete(paths::node(name)));
         self.disconnect_fence(&mut txn, name);
+        self.forget_cpu(&mut txn, name);
         self.conf.transact(txn).await?;
         self.status.forget(name);
         Ok(LeaveAnswer::Done)

@@ -12,6 +12,8 @@ pub mod bulk;
 pub mod clock;
 pub mod cluster;
 pub mod confirm_off;
+pub mod cpu;
+pub mod cpu_models;
 pub mod datacenter;
 pub mod departure;
 pub mod epochs;

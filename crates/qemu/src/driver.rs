@@ -20,6 +20,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
+use stead_driver::capabilities::Capabilities;
 use stead_driver::fence::Registration;
 use stead_driver::guest::{
     CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestDriver, GuestError, GuestEvent, GuestProcess,
@@ -213,7 +214,7 @@ impl Inner {
         {
             return Ok(machines.clone());
         }
-        let asked = probe::machines(&self.options.binary).await;
+        let asked = probe::machines(&self.options.binary, self.accel).await;
         let machines = Arc::new(asked.or_else(|e| crate::command::refuse("qemu", e.to_string()))?);
         *probed = Some((stamp, machines.clone()));
         Ok(machines)
@@ -379,12 +380,29 @@ impl GuestDriver for QemuDriver {
             Err(e) => return crate::command::refuse("config", e.to_string()),
         };
         let cpu = config.current.cpu().map_err(crate::command::unusable)?;
-        let Some(model) = cpu.model else { return Ok(()) };
+        if config.current.get("cpu").is_none() {
+            return Ok(());
+        }
         match self.0.machines().await {
-            Ok(machines) => crate::command::check_cpu(&model, &machines),
+            Ok(machines) => crate::command::check_cpu(&cpu, &machines),
             // That the program is missing is no fault of the configuration: a start will say so.
             Err(_) => Ok(()),
         }
+    }
+
+    async fn capabilities(&self) -> Answer<Capabilities> {
+        let machines = self.0.machines().await?;
+        let cpuinfo = tokio::fs::read_to_string("/proc/cpuinfo").await.unwrap_or_default();
+        let vendor = cpuinfo.lines().find_map(|line| line.strip_prefix("vendor_id")?.split_once(": "));
+        Ok(Capabilities {
+            accel: self.0.accel.to_string(),
+            version: machines.version.clone(),
+            vendor: vendor.map(|(_, name)| name.trim().to_owned()).unwrap_or_default(),
+            machines: machines.names.clone(),
+            models: machines.cpus.clone(),
+            flags: machines.flags.clone(),
+            features: machines.features.clone(),
+        })
     }
 
     async fn hardware(&self) -> Hardware {

@@ -1,7 +1,7 @@
 //! One running guest: its process, its monitor, and the task that watches both.
 
 use crate::cgroup::Cgroup;
-use crate::command::REBOOT_ENDS;
+use crate::command::{self, REBOOT_ENDS};
 use crate::process::{self, Process};
 use crate::qmp::{Event, Qmp, QmpError};
 use crate::rundir::{Meta, RunDir};
@@ -210,6 +210,7 @@ impl Guest {
             machine: meta.machine,
             accel: Accel::as_str(meta.accel).to_owned(),
             version: meta.version,
+            model: command::cpu_of(&meta.argv).map(str::to_owned),
         }
     }
 

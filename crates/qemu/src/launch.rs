@@ -103,13 +103,13 @@ impl<'a> Job<'a> {
             }
             Err(e) => found.push(e.to_string()),
         }
-        match settings.cpu() {
-            Ok(cpu) => {
-                let model = cpu.model.as_deref();
-                let checked = model.map(|model| command::check_cpu(model, self.machines));
-                found.extend(checked.and_then(Result::err).map(|e| e.to_string()));
+        let runs_with = self.launch.incoming.as_ref().and_then(|incoming| incoming.cpu.as_deref());
+        match (settings.cpu(), runs_with) {
+            (_, Some(cpu)) => found.extend(command::cpu_lacks(cpu, self.machines)),
+            (Ok(cpu), None) => {
+                found.extend(command::check_cpu(&cpu, self.machines).err().map(|e| e.to_string()));
             }
-            Err(e) => found.push(e.to_string()),
+            (Err(e), None) => found.push(e.to_string()),
         }
         found.extend(self.tpm().err().map(|e| e.to_string()));
         let nets: Vec<NetPlan> =

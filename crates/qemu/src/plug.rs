@@ -215,7 +215,10 @@ pub async fn set_cpus(guest: &Guest, config: &str, patience: Duration) -> Answer
     let Some(wanted) = settings.vcpus().map_err(unusable)? else {
         return refuse("vcpus", "it does not say how many CPUs there are to be");
     };
-    let all = command::cpus(&settings)?;
+    let Some(model) = command::cpu_of(&guest.meta().argv).map(str::to_owned) else {
+        return refuse("vcpus", "nobody has written down which CPU it runs with");
+    };
+    let all = command::cpus(&settings, &model)?;
     let (mine, others) = all.split_at(all.len().min(wanted.saturating_sub(1) as usize));
     let until = Instant::now() + patience;
     let there = devices(guest, PLUG).await?;

@@ -1,7 +1,9 @@
 //! What a QEMU binary can do, asked once.
 
+use crate::accel::Accel;
 use crate::qmp::{Qmp, QmpError};
-use std::collections::BTreeSet;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
@@ -15,8 +17,12 @@ pub struct Machines {
     pub pc: String,
     /// The newest of the `pc-q35` family.
     pub q35: String,
-    /// Its models of CPUs.
-    pub cpus: BTreeSet<String>,
+    /// Its models of CPUs, each with the features that it has and this host has not.
+    pub cpus: BTreeMap<String, Vec<String>>,
+    /// Features of CPUs that it knows.
+    pub flags: BTreeSet<String>,
+    /// Those that a guest can have here.
+    pub features: BTreeSet<String>,
     /// The binary's version.
     pub version: String,
 }
@@ -35,8 +41,8 @@ pub enum ProbeError {
     Missing(&'static str),
 }
 
-/// Starts the binary without a machine and asks.
-pub async fn machines(binary: &Path) -> Result<Machines, ProbeError> {
+/// Starts the binary without a machine, under the accelerator that guests get, and asks.
+pub async fn machines(binary: &Path, accel: Accel) -> Result<Machines, ProbeError> {
     let start = |e: std::io::Error| ProbeError::Start(binary.display().to_string(), e.to_string());
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(start)?;
     ours.set_nonblocking(true).map_err(start)?;
@@ -46,6 +52,8 @@ pub async fn machines(binary: &Path) -> Result<Machines, ProbeError> {
         .args([
             "-machine",
             "none",
+            "-accel",
+            accel.as_str(),
             "-nodefaults",
             "-no-user-config",
             "-display",
@@ -79,14 +87,30 @@ async fn ask(stream: tokio::net::UnixStream) -> Result<Machines, ProbeError> {
     let listed = qmp.ask("query-cpu-definitions").await?;
     let cpus = listed.as_array().cloned().unwrap_or_default();
     let (major, minor, micro) = qmp.version();
-    let names = |list: &[serde_json::Value]| -> BTreeSet<String> {
+    let names = |list: &[Value]| -> BTreeSet<String> {
         list.iter().filter_map(|m| Some(m["name"].as_str()?.to_owned())).collect()
+    };
+    // A program that does not tell checks what it is given all the same.
+    let all_it_can = json!({ "type": "full", "model": { "name": "max" } });
+    let told = qmp.execute("query-cpu-model-expansion", all_it_can).await.unwrap_or_default();
+    let switches = told["model"]["props"].as_object().cloned().unwrap_or_default();
+    let those = |is: fn(&Value) -> bool| -> BTreeSet<String> {
+        switches.iter().filter(|(_, value)| is(value)).map(|(name, _)| name.clone()).collect()
     };
     Ok(Machines {
         names: names(&all),
-        cpus: names(&cpus),
+        cpus: cpus.iter().filter_map(model).collect(),
+        flags: those(Value::is_boolean),
+        features: those(|value| *value == Value::Bool(true)),
         pc: newest("pc")?,
         q35: newest("q35")?,
         version: format!("{major}.{minor}.{micro}"),
     })
+}
+
+/// A model's name, and what it has and this host has not.
+fn model(told: &Value) -> Option<(String, Vec<String>)> {
+    let missing = told["unavailable-features"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let missing = missing.iter().filter_map(|f| f.as_str().map(str::to_owned));
+    Some((told["name"].as_str()?.to_owned(), missing.collect()))
 }

@@ -10,7 +10,7 @@ use common::Machines;
 use host::{in_own_network, ip, skip, told_by};
 use std::path::PathBuf;
 use std::time::Duration;
-use stead_driver::guest::{GuestDriver, Incoming, Launch, RunState};
+use stead_driver::guest::{GuestDriver, Launch, RunState};
 use stead_driver::suite::guest::GuestHarness;
 use stead_model::{Epoch, Vmid};
 use stead_qemu::{Bridges, CpuRoot, QemuDriver, QemuOptions};
@@ -81,7 +81,7 @@ async fn a_guest_gets_its_share_of_the_cpus() {
     assert!(free > 1.5 * bounded, "without a limit it takes {free}");
 
     let target = QemuDriver::new(there);
-    let incoming = Some(Incoming::stream(process.machine, process.accel));
+    let incoming = Some(process.as_incoming());
     target.prepare(id, Epoch(2)).await.unwrap();
     target.launch(Launch { epoch: Epoch(2), incoming, ..launch }).await.unwrap();
     assert_eq!(told(&other, id), ("20000".into(), "300".into()));
@@ -270,4 +270,49 @@ async fn memory_is_cut_into_nodes_and_made_of_huge_pages() {
     let kept = read("nr_hugepages");
     std::fs::write(&nr, before.to_string()).unwrap();
     assert_eq!(kept, before + made);
+}
+
+/// What the program tells of CPUs is what it then takes: a guest with every feature that it names starts.
+#[tokio::test]
+async fn the_cpu_that_a_node_can_run_runs() {
+    let h = Machines::new().await;
+    let driver = QemuDriver::new(h.options(0));
+    let can = driver.capabilities().await.unwrap();
+    assert!(can.machines.contains("pc") || can.machines.iter().any(|m| m.starts_with("pc-i440fx")));
+    assert!(can.features.len() > 20 && can.features.is_subset(&can.flags), "{:?}", can.features);
+    assert!(can.models["max"].is_empty() && can.models.contains_key("EPYC"));
+    let facts = stead_model::cpu::CpuFacts {
+        accel: can.accel.clone(),
+        features: can.features.clone(),
+        ..stead_model::cpu::CpuFacts::default()
+    };
+    let nodes = [("n1".parse().unwrap(), facts)].into();
+    let common = stead_model::cpu::common(&nodes, &can.accel).unwrap().text();
+    let id = Vmid::new(100).unwrap();
+    let mut launch = h.launch(id, Epoch(1));
+    launch.config.push_str(&format!("cpu: {common}\n"));
+    driver.check(&launch.config).await.unwrap();
+    assert_eq!(driver.obstacles(&launch).await, [""; 0]);
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    let process = driver.launch(launch.clone()).await.unwrap_or_else(|e| panic!("{common}: {e}"));
+    let runs_with = process.model.clone().unwrap();
+    assert!(runs_with.starts_with("qemu64,svm=off,"), "{runs_with}");
+    driver.kill(id).await.unwrap();
+    // Where it moves to, the configuration says nothing of it any more.
+    launch.config = launch.config.replace(&common, "EPYC");
+    launch.incoming = Some(process.as_incoming());
+    assert_eq!(driver.obstacles(&launch).await, [""; 0]);
+    driver.prepare(id, Epoch(1)).await.unwrap();
+    let copy = driver.launch(launch.clone()).await.unwrap();
+    assert_eq!(copy.model, Some(runs_with));
+    driver.kill(id).await.unwrap();
+    let lacking = can.flags.iter().find(|flag| flag.starts_with("avx512") && !can.features.contains(*flag));
+    if let (Some(flag), Some(incoming)) = (lacking, launch.incoming.as_mut()) {
+        incoming.cpu = Some(format!("qemu64,{flag}=on,enforce"));
+        let why = driver.obstacles(&launch).await.join("; ");
+        assert_eq!(why, format!("cpu: the CPU of this node lacks {flag}, which the VM runs with"));
+    }
+    launch.config = launch.config.replace("cpu: EPYC", "cpu: max,flags=+no-such-feature");
+    let why = driver.check(&launch.config).await.unwrap_err().to_string();
+    assert!(why.contains("knows no feature 'no-such-feature'"), "{why}");
 }

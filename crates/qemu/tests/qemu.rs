@@ -450,7 +450,7 @@ async fn the_firmware_keeps_its_variables_on_their_disk() {
         let process = driver.state(id).await.unwrap();
         let target = QemuDriver::new(h.options(1));
         target.prepare(id, Epoch(2)).await.unwrap();
-        let incoming = Some(Incoming::stream(process.machine, process.accel));
+        let incoming = Some(process.as_incoming());
         target.launch(Launch { epoch: Epoch(2), incoming, ..launch }).await.unwrap();
         let mut events = target.events();
         driver.migrate(id, target.migration_inlet(id).await.unwrap(), None).await.unwrap();
@@ -536,7 +536,7 @@ async fn a_limit_holds_a_guest_back() {
     let process = driver.state(vmid(101)).await.unwrap();
     let mut launch = h.launch(vmid(101), Epoch(2));
     launch.config = launch.config.replace("disk-0.raw", "disk-0.raw,iops_wr=1");
-    launch.incoming = Some(Incoming::stream(process.machine, process.accel));
+    launch.incoming = Some(process.as_incoming());
     there.prepare(vmid(101), Epoch(2)).await.unwrap();
     there.launch(launch).await.unwrap();
     let inlet = there.migration_inlet(vmid(101)).await.unwrap();

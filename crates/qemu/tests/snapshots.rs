@@ -8,7 +8,7 @@ use common::{CONFIG, Machines};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use stead_driver::guest::{
-    GuestDriver, Incoming, Launch, MigrationPhase, ResolvedVolume, RunState, SavedState,
+    GuestDriver, Launch, MigrationPhase, ResolvedVolume, RunState, SavedState,
 };
 use stead_driver::suite::sector;
 use stead_model::{Epoch, Vmid};
@@ -208,7 +208,7 @@ async fn memory_is_of_the_same_moment_as_the_disks() {
     let (then, now) = (ticks(&h, &image, Some("one")), ticks(&h, &image, None));
     assert!(then + 10 < now, "{then}, {now}");
     // The guest counts in its memory: it goes on from there, whatever is on its disk.
-    let incoming = Incoming::stream(process.machine, process.accel);
+    let incoming = process.as_incoming();
     driver.prepare(vmid(), Epoch(1)).await.unwrap();
     driver.launch(Launch { incoming: Some(incoming), ..spec }).await.unwrap();
     let inlet = driver.migration_inlet(vmid()).await.unwrap();
@@ -240,7 +240,7 @@ async fn what_is_saved_to_a_file_goes_on_from_there() {
     let process = driver.state(vmid()).await.unwrap();
     driver.kill(vmid()).await.unwrap();
     let then = ticks(&h, &image[0], None);
-    let mut incoming = Incoming::stream(process.machine, process.accel);
+    let mut incoming = process.as_incoming();
     incoming.state = Some(SavedState { path: path.clone(), mapped: true });
     let again = Launch { incoming: Some(incoming), ..spec };
     driver.prepare(vmid(), Epoch(1)).await.unwrap();
@@ -293,7 +293,7 @@ async fn a_guest_of_a_gigabyte_hardly_stands() {
     let (mut spec, _) = launch(&h, "qcow2");
     spec.config = spec.config.replace("memory: 16", "memory: 1024");
     spec.epoch = Epoch(2);
-    spec.incoming = Some(Incoming::stream(process.machine, process.accel));
+    spec.incoming = Some(process.as_incoming());
     there.prepare(vmid(), Epoch(2)).await.unwrap();
     there.launch(spec).await.unwrap();
     let inlet = there.migration_inlet(vmid()).await.unwrap();

@@ -9,6 +9,7 @@ pub mod mapping;
 pub mod off;
 pub mod options;
 pub mod qdevice;
+pub mod qemu;
 
 use crate::framework::{Access, Json};
 use crate::version::Nothing;

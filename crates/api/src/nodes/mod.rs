@@ -1,6 +1,7 @@
 //! `/nodes`: one node.
 
 pub mod bulk;
+pub mod capabilities;
 pub mod hardware;
 pub mod qemu;
 pub mod storage;

@@ -5,6 +5,7 @@ mod agent;
 mod bed;
 mod clones;
 mod cloudinit;
+mod cpu;
 mod life;
 mod many;
 mod mapping;

@@ -125,6 +125,8 @@ pub enum Command {
         #[arg(long, short = 'y')]
         yes: bool,
     },
+    /// Show the CPU that every node can run, which a VM with 'cpu: cluster' has, and which node stands in the way of more
+    Cpu,
     /// Show what nodes had alone that came back from an older cluster epoch: changes to make again where they are wanted
     Asides,
     /// Forget what a node had alone that came back from an older cluster epoch; somebody has looked at it
@@ -166,6 +168,39 @@ pub enum Command {
     },
 }
 
+async fn cpu(cx: &Cx) -> Result<(), Failure> {
+    let common = cx.api.get("/cluster/qemu/common").await?;
+    if cx.format() == Format::Json {
+        return output::json(&common);
+    }
+    output::print(cpu_page(&common).trim_end())
+}
+
+/// The common CPU, and of each level that is not common who lacks what.
+fn cpu_page(common: &Value) -> String {
+    let list = |value: &Value| {
+        let words = value.as_array().into_iter().flatten().map(text);
+        words.collect::<Vec<_>>().join(", ")
+    };
+    let mut page = format!(
+        "cpu:    {}\nnodes:  {} ({})\nmakers: {}\n",
+        text(&common["cpu"]),
+        list(&common["nodes"]),
+        text(&common["accel"]),
+        list(&common["vendors"])
+    );
+    for (level, short) in common["lacking"].as_object().into_iter().flatten() {
+        for (node, missing) in short.as_object().into_iter().flatten() {
+            page += &format!("not {level}: node '{node}' lacks {}\n", list(missing));
+        }
+    }
+    let unknown = list(&common["unknown"]);
+    if !unknown.is_empty() {
+        page += &format!("nothing is known yet of {unknown}\n");
+    }
+    page
+}
+
 pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
     match command {
         Command::Create { name, links } => create(cx, &name, link_params(&links)?).await,
@@ -188,6 +223,7 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
         }
         Command::Expected { votes, off, yes } => expected(cx, votes, off, yes).await,
         Command::Rejoin { node, yes } => rejoin(cx, node, yes).await,
+        Command::Cpu => cpu(cx).await,
         Command::Asides => asides(cx).await,
         Command::ForgetAside { node } => {
             let path = format!("/cluster/config/aside/{}", escape(&node));
@@ -489,5 +525,19 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
         assert_eq!(information(&json!([])), "not in a cluster");
+    }
+
+    #[test]
+    fn who_stands_in_the_way_of_a_better_cpu_is_named() {
+        let common = serde_json::json!({
+            "accel": "kvm", "cpu": "x86-64-v2-AES,flags=+pcid", "nodes": ["n1", "n2"], "vendors": ["GenuineIntel"],
+            "lacking": {"x86-64-v3": {"n1": ["avx2", "fma"]}}, "unknown": ["n3"],
+        });
+        let page = super::cpu_page(&common);
+        assert!(page.starts_with("cpu:    x86-64-v2-AES,flags=+pcid\nnodes:  n1, n2 (kvm)\n"), "{page}");
+        assert!(
+            page.ends_with("not x86-64-v3: node 'n1' lacks avx2, fma\nnothing is known yet of n3\n"),
+            "{page}"
+        );
     }
 }

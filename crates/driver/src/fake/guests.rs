@@ -2,6 +2,7 @@
 
 use super::images::{self, Kept};
 use super::machines::{FakeMachines, Process, World, modules_of, no_migration};
+use crate::capabilities::Capabilities;
 use crate::fence::Registration;
 use crate::guest::{
     CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestDriver, GuestError, GuestEvent, GuestProcess,
@@ -32,6 +33,11 @@ pub struct FakeGuests {
 }
 
 type Answer<T> = Result<T, GuestError>;
+
+/// The CPU that a configuration names.
+fn cpu_of(config: &str) -> Option<String> {
+    config.lines().find_map(|line| line.strip_prefix("cpu: ")).map(str::to_owned)
+}
 
 impl FakeGuests {
     /// The driver of `node`; sockets lie in `folder`, whose path must be short.
@@ -158,6 +164,7 @@ impl FakeGuests {
             machine: incoming.map_or_else(|| "fake-1.0".to_owned(), |i| i.machine.clone()),
             accel: incoming.map_or_else(|| "tcg".to_owned(), |i| i.accel.clone()),
             version: "1.0.0".to_owned(),
+            model: incoming.and_then(|i| i.cpu.clone()).or_else(|| cpu_of(&p.launch.config)),
         }
     }
 
@@ -259,6 +266,11 @@ impl GuestDriver for FakeGuests {
             }
         }
         self.with(vmid, |p| self.report(p))
+    }
+
+    async fn capabilities(&self) -> Answer<Capabilities> {
+        let known = self.world().node(&self.node).capabilities.clone();
+        known.ok_or_else(|| GuestError::Config { key: "cpu".into(), why: "nothing is known of it".into() })
     }
 
     async fn hardware(&self) -> Hardware {

@@ -1,5 +1,6 @@
 //! The machines below [`super::FakeGuests`]: what stays when a daemon ends.
 
+use crate::capabilities::Capabilities;
 use crate::guest::{
     Balloon, CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestEvent, Launch, MigrationPhase,
     MigrationProgress, RunState,
@@ -115,6 +116,8 @@ pub(super) struct Node {
     pub refuse_pivot: bool,
     /// What could be given to guests.
     pub hardware: Hardware,
+    /// What its program can do, if it tells.
+    pub capabilities: Option<Capabilities>,
 }
 
 #[derive(Debug, Default)]
@@ -137,6 +140,7 @@ impl World {
             hold_copies: false,
             refuse_pivot: false,
             hardware: Hardware::default(),
+            capabilities: None,
         })
     }
 
@@ -313,6 +317,11 @@ impl FakeMachines {
     /// What a node has that could be given to guests.
     pub fn set_hardware(&self, node: &str, hardware: Hardware) {
         self.world().node(node).hardware = hardware;
+    }
+
+    /// What the program of a node can do.
+    pub fn set_capabilities(&self, node: &str, capabilities: Capabilities) {
+        self.world().node(node).capabilities = Some(capabilities);
     }
 
     /// What the guest's process on a node was told of its configuration last.

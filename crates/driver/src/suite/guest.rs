@@ -2,9 +2,7 @@
 //!
 //! The guests of this suite do one thing: they tick while their CPUs run, on whichever node.
 
-use crate::guest::{
-    GuestDriver, GuestError, GuestEvent, GuestProcess, Incoming, Launch, MigrationPhase, RunState,
-};
+use crate::guest::{GuestDriver, GuestError, GuestEvent, GuestProcess, Launch, MigrationPhase, RunState};
 use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::Duration;
@@ -284,7 +282,7 @@ async fn copy(
     epoch: Epoch,
 ) -> std::path::PathBuf {
     to.prepare(vmid(), epoch).await.unwrap();
-    let incoming = Incoming::stream(from.machine.clone(), from.accel.clone());
+    let incoming = from.as_incoming();
     let launch = Launch { incoming: Some(incoming), ..h.launch(vmid(), epoch) };
     let process = to.launch(launch).await.unwrap();
     assert_eq!((process.state, &process.machine), (RunState::Inmigrate, &from.machine));

@@ -150,7 +150,12 @@ fn memory_is_kept_with_a_snapshot_and_nowhere_else() {
     assert!(room_for_memory(&[], |_| true).is_err());
     prepare(&mut c, &new("with")).unwrap();
     let volume = "b1:100/vm-100-state-with.raw".parse().unwrap();
-    let kept = Memory { volume, machine: "pc-i440fx-10.0".to_owned(), accel: "tcg".to_owned() };
+    let kept = Memory {
+        volume,
+        machine: "pc-i440fx-10.0".to_owned(),
+        accel: "tcg".to_owned(),
+        cpu: Some("max".to_owned()),
+    };
     keep_memory(&mut c, "with", &kept).unwrap();
     finish(&mut c, "with").unwrap();
     assert_eq!(memory(&c, "with"), Some(kept.clone()));

@@ -310,11 +310,13 @@ pub(super) fn boot(key: &str, value: &str) -> Result<(), KeyError> {
 }
 
 pub(super) fn cpu(key: &str, value: &str) -> Result<(), KeyError> {
-    let later: &[(&str, &[&str])] = &[("reported-model", &[])];
-    let works = &["flags", "guest-phys-bits", "hidden", "hv-vendor-id", "phys-bits"];
-    let props = Rules { default: "cputype", works, later }.check(key, value)?;
-    if props.get_default("cputype").is_some_and(|t| t.starts_with("custom-")) {
-        return KeyError::unsupported(key, "custom CPU models are not supported yet");
+    let works = &["flags", "guest-phys-bits", "hidden", "hv-vendor-id", "phys-bits", "reported-model"];
+    let props = Rules { default: "cputype", works, later: &[] }.check(key, value)?;
+    if props.get("reported-model").is_some() {
+        return KeyError::value(
+            key,
+            "reported-model: it is said of a model of your own (/cluster/qemu/custom-cpu-models), which a VM has as 'custom-NAME'",
+        );
     }
     values::Cpu::parse(key, value).map(drop)
 }

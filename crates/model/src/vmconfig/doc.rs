@@ -230,6 +230,10 @@ guest once it is. A PCI device is bound to the kernel's vfio-pci before the star
 one by one. `pcie=1` needs the machine q35. A VM with a device of its host does not move: mapped, it moves while it is stopped to where
 the name has something, and while it runs if the mapping says `live-migration-capable`.
 
+`cpu: cluster` is what every node with the same accelerator can run (`stead cluster cpu` shows it, and which node stands in the way of
+more): found anew at each start, and kept by a running VM wherever it moves. `cpu: custom-NAME` is a model of `stead api ls
+/cluster/qemu/custom-cpu-models`. A VM with `host` or `max` moves while it runs only to a node whose CPU can do exactly the same.
+
 `ivshmem` is the file `/dev/shm/pve-shm-NAME` (the VM's number unless named), which goes with the last VM of the node that has it. A VM that
 has it does not move while it runs.
 

@@ -93,6 +93,8 @@ pub struct Cpu {
     pub guest_phys_bits: Option<u64>,
     /// What a Windows is told that its hypervisor is called: 1 to 12 letters and digits.
     pub hv_vendor_id: Option<String>,
+    /// The highest number of CPUID's leaves that it sees; `None`: the model's.
+    pub level: Option<u64>,
     /// All properties as they are written.
     pub props: PropertyString,
 }
@@ -107,7 +109,11 @@ pub enum PhysBits {
 }
 
 impl Cpu {
-    pub(super) fn parse(key: &str, text: &str) -> Result<Self, KeyError> {
+    /// Reads an option.
+    ///
+    /// # Errors
+    /// If it cannot be read; of what is said of a property, by its name.
+    pub fn parse(key: &str, text: &str) -> Result<Self, KeyError> {
         let props: PropertyString = text.parse().or_else(|e| KeyError::value(key, e))?;
         let plain =
             |s: &str| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
@@ -152,7 +158,12 @@ impl Cpu {
                 format_args!("hv-vendor-id: '{id}' must have 1 to 12 letters and digits"),
             );
         }
+        let level = match props.get("level") {
+            Some(text) => Some(named(key, "level", |key| integer(key, text, 0, u64::from(u32::MAX)))?),
+            None => None,
+        };
         Ok(Self {
+            level,
             hidden: flag(key, &props, "hidden", false)?,
             hv_vendor_id,
             phys_bits,

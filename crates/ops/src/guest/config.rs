@@ -9,11 +9,12 @@ use std::sync::Arc;
 use stead_driver::guest::ResolvedVolume;
 use stead_driver::storage::Content;
 use stead_model::cloudinit::{is_told, options};
+use stead_model::cpu::CUSTOM;
 use stead_model::size::Size;
 use stead_model::vmconfig::devices::{as_disk, as_net};
 use stead_model::vmconfig::keys::{canonical_key, live, split_index};
 use stead_model::vmconfig::{
-    Bus, Change, Changed, Disk, DiskDetails, DiskSource, KeyError, Live, Net, Settings, VmConfig, host,
+    Bus, Change, Changed, Cpu, Disk, DiskDetails, DiskSource, KeyError, Live, Net, Settings, VmConfig, host,
 };
 use stead_model::{StorageId, Upid, Vmid, VolumeId};
 use tokio::sync::OwnedMutexGuard;
@@ -154,6 +155,12 @@ impl Ops {
             }
             if key == "vmstatestorage" {
                 actor.require(&format!("/storage/{value}"), &["Datastore.AllocateSpace"])?;
+            }
+            if key == "cpu"
+                && let Some(name) =
+                    Cpu::parse(key, value)?.model.as_deref().and_then(|m| m.strip_prefix(CUSTOM))
+            {
+                actor.require(&format!("/mapping/cpu/{name}"), &["Mapping.Use"])?;
             }
             if host::as_usb(key).is_some() || host::as_hostpci(key).is_some() {
                 let mut alone = Settings::default();

@@ -5,6 +5,7 @@ use crate::{Actor, Ops, OpsError, store};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use stead_conf::Txn;
+use stead_model::cpu::CLUSTER_MODEL;
 use stead_model::vmconfig::{Change, VmConfig};
 use stead_model::{Epoch, GuestKind, Ownership, Upid, Vmid, paths};
 use stead_tasks::TaskContext;
@@ -49,6 +50,11 @@ impl Ops {
                 config.current.set(&key, &value)?;
             }
         }
+        // Of what nothing is recorded yet a start will tell.
+        if config.current.cpu()?.model.as_deref() == Some(CLUSTER_MODEL) && self.common_cpu().is_err() {
+            return Ok(());
+        }
+        self.spell_out_cpu(&mut config.current)?;
         Ok(self.guests.check(&config.to_string()).await?)
     }
 

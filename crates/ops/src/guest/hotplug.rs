@@ -126,7 +126,7 @@ impl Ops {
         let mut alone = Settings::default();
         let Some(value) = with.get(key) else { return Ok(with) };
         alone.set(key, value)?;
-        if let Some(e) = self.spell_out(&mut alone).await.into_iter().next() {
+        if let Some(e) = self.spell_out(&mut alone, true).await.into_iter().next() {
             return Err(e);
         }
         if let Some(value) = alone.get(key) {

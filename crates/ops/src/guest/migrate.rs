@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_conf::{Tree, TxnError};
-use stead_driver::guest::{GuestError, Incoming, MigrationPhase, MigrationProgress, RunState};
+use stead_driver::guest::{GuestError, MigrationPhase, MigrationProgress, RunState};
 pub use stead_guest::carried::StorageMap;
 use stead_guest::migration::{Command, Event, Migration};
 use stead_guest::request::{Process, Request, Verdict};
@@ -318,7 +318,7 @@ impl Source<'_> {
             epoch,
             source: self.ops.me.name.clone(),
             config: self.guest.config.value.clone(),
-            incoming: Incoming::stream(process.machine, process.accel),
+            incoming: process.as_incoming(),
             ha: self.ha,
             attempt: self.attempt,
         };

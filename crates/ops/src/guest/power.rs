@@ -330,7 +330,7 @@ impl Ops {
         Ok(Launch {
             vmid: guest.vmid,
             epoch: guest.own.value.epoch,
-            config: self.spelled_out(config).await?,
+            config: self.spelled_out(config, incoming.as_ref().is_some_and(|i| i.cpu.is_some())).await?,
             volumes,
             recovered: guest.own.value.recovered && self.any_node_lost(),
             incoming,

@@ -60,6 +60,9 @@ pub struct FitsRequest {
     pub config: String,
     /// Of a running guest: what the processes must have in common.
     pub incoming: Option<Incoming>,
+    /// Where it is. None from a version that does not say.
+    #[serde(default)]
+    pub source: Option<NodeName>,
     /// What of its volumes would go along.
     #[serde(default)]
     pub carried: Vec<Carried>,
@@ -146,7 +149,8 @@ impl Ops {
         let request = FitsRequest {
             vmid: guest.vmid,
             config: VmConfig { current: config.current, ..VmConfig::default() }.to_string(),
-            incoming: process.map(|p| Incoming::stream(p.machine, p.accel)),
+            incoming: process.map(|p| p.as_incoming()),
+            source: Some(self.me.name.clone()),
             carried: carried.clone(),
         };
         let mut silent = None;
@@ -187,7 +191,11 @@ impl Ops {
             }
         }
         why.extend(self.no_room(&rq.carried).await);
-        let unknown = self.spell_out(&mut config.current).await;
+        let runs_with = rq.incoming.as_ref().and_then(|incoming| incoming.cpu.as_deref());
+        if let (Some(cpu), Some(source)) = (runs_with, &rq.source) {
+            why.extend(self.cpu_obstacles(cpu, source)?);
+        }
+        let unknown = self.spell_out(&mut config.current, runs_with.is_some()).await;
         why.extend(unknown.into_iter().map(|e| format!("on node '{}': {e}", self.me.name)));
         // A stopped VM can wait on a node where it can't be started.
         if let Some(incoming) = rq.incoming {

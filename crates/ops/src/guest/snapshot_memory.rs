@@ -62,7 +62,7 @@ impl Ops {
             size: (config.current.memory()?.0 << 20) + DEVICES,
         };
         let volume = self.alloc(&storage, &new).await?.volid;
-        Ok(Memory { volume, machine: process.machine, accel: process.accel })
+        Ok(Memory { volume, machine: process.machine, accel: process.accel, cpu: process.model })
     }
 
     /// Has a VM's disks and its memory kept as they are at one moment.
@@ -197,6 +197,7 @@ impl Ops {
     ) -> Result<Launch, OpsError> {
         let path = self.resolve_volume(&memory.volume).await?.path;
         let mut incoming = Incoming::stream(memory.machine.clone(), memory.accel.clone());
+        incoming.cpu.clone_from(&memory.cpu);
         incoming.state = Some(SavedState { path, mapped });
         self.launch_spec(guest, Some(incoming)).await
     }

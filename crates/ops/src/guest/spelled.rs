@@ -51,11 +51,19 @@ fn place(entry: MappingEntry) -> String {
 
 impl Ops {
     /// Spells out every name in a configuration. Options whose names mean nothing here are left out, and named with the reason.
-    pub(super) async fn spell_out(&self, settings: &mut Settings) -> Vec<OpsError> {
+    /// `keeps_cpu`: of a VM that runs, whose CPU stays what it is.
+    pub(super) async fn spell_out(&self, settings: &mut Settings, keeps_cpu: bool) -> Vec<OpsError> {
         let mut failed = vec![];
+        if !keeps_cpu && let Err(e) = self.spell_out_cpu(settings) {
+            settings.remove("cpu");
+            failed.push(e);
+        }
         let mapped = match mapped(settings) {
             Ok(mapped) => mapped,
-            Err(e) => return vec![e],
+            Err(e) => {
+                failed.push(e);
+                return failed;
+            }
         };
         for one in mapped {
             if let Err(e) = self.spell_out_one(settings, &one).await {
@@ -79,8 +87,12 @@ impl Ops {
     ///
     /// # Errors
     /// The first name that means nothing here.
-    pub(super) async fn spelled_out(&self, mut config: VmConfig) -> Result<String, OpsError> {
-        match self.spell_out(&mut config.current).await.into_iter().next() {
+    pub(super) async fn spelled_out(
+        &self,
+        mut config: VmConfig,
+        keeps_cpu: bool,
+    ) -> Result<String, OpsError> {
+        match self.spell_out(&mut config.current, keeps_cpu).await.into_iter().next() {
             Some(e) => Err(e),
             None => Ok(config.to_string()),
         }

@@ -7,43 +7,69 @@
 use super::part::Part;
 use super::{refuse, unusable};
 use crate::accel::Accel;
-use std::collections::BTreeSet;
+use crate::probe::Machines;
 use stead_driver::guest::GuestError;
+use stead_model::cpu::{CLUSTER_MODEL, CUSTOM, DEFAULT_MODEL, LEVELS, LEVELS_ON, level_features};
 use stead_model::vmconfig::{Cpu, OsType, PhysBits, Settings};
 
-/// The model of guests that name none.
-const DEFAULT: &str = "x86-64-v2-AES";
+/// What is whatever there is.
+const ALL_THERE_IS: [&str; 2] = ["max", "host"];
 
-/// The model that the levels add their features to.
-const LEVELS_ON: &str = "qemu64";
-
-const V2: [&str; 7] = ["cx16", "lahf-lm", "popcnt", "pni", "sse4.1", "sse4.2", "ssse3"];
-const V3: [&str; 9] = ["abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"];
-const V4: [&str; 5] = ["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
-
-/// Levels of features that are no models of QEMU's, and what is whatever there is.
-const BEYOND: [&str; 6] = ["x86-64-v2", "x86-64-v2-AES", "x86-64-v3", "x86-64-v4", "max", "host"];
-
-/// Refuses a model that QEMU does not know.
-pub fn check(name: &str, known: &BTreeSet<String>) -> Result<(), GuestError> {
-    if BEYOND.contains(&name) || known.contains(name) {
+/// Refuses a model, or a feature, that QEMU does not know.
+pub fn check(cpu: &Cpu, machines: &Machines) -> Result<(), GuestError> {
+    let unknown =
+        cpu.flags.iter().find(|(_, flag)| !machines.flags.is_empty() && !machines.flags.contains(flag));
+    if let Some((_, flag)) = unknown {
+        return refuse(
+            "cpu",
+            format!("flags: QEMU {} of this node knows no feature '{flag}'", machines.version),
+        );
+    }
+    let Some(name) = cpu.model.as_deref() else { return Ok(()) };
+    let beyond = || LEVELS.iter().map(|level| level.name).chain(ALL_THERE_IS);
+    if beyond().any(|known| known == name) || machines.cpus.contains_key(name) {
         return Ok(());
     }
     let alike = |k: &&String| k.to_ascii_lowercase().contains(&name.to_ascii_lowercase());
-    let alike: Vec<&str> = known.iter().filter(alike).take(5).map(String::as_str).collect();
+    let alike: Vec<&str> = machines.cpus.keys().filter(alike).take(5).map(String::as_str).collect();
     let hint = if alike.is_empty() {
-        format!("there are {}, kvm64, qemu64 and others", BEYOND.join(", "))
+        let levels: Vec<&str> = beyond().collect();
+        format!("there are {}, kvm64, qemu64 and others", levels.join(", "))
     } else {
         format!("did you mean {}?", alike.join(", "))
     };
     refuse("cpu", format!("QEMU of this node has no CPU model '{name}'; {hint}"))
 }
 
-/// The CPUs up to a number as devices, but for the first, which the machine has by itself.
-pub fn parts(settings: &Settings, number: u32) -> Result<Vec<Part>, GuestError> {
-    let cpu = settings.cpu().map_err(unusable)?;
-    let name = cpu.model.as_deref().unwrap_or(DEFAULT);
-    let driver = format!("{}-x86_64-cpu", if name.starts_with("x86-64-v") { LEVELS_ON } else { name });
+/// What a node lacks of the CPU that a guest runs with, which is the value of its `-cpu`.
+pub fn lacks(runs_with: &str, machines: &Machines) -> Option<String> {
+    let mut words = runs_with.split(',');
+    let model = words.next().unwrap_or_default();
+    let Some(of_model) = machines.cpus.get(model) else {
+        let version = &machines.version;
+        return Some(format!(
+            "cpu: QEMU {version} of this node has no CPU model '{model}', which the VM runs with"
+        ));
+    };
+    let (mut on, mut off) = (vec![], vec![]);
+    for word in words {
+        match word.split_once('=') {
+            Some((flag, "on")) if machines.flags.contains(flag) => on.push(flag),
+            Some((flag, "off")) => off.push(flag),
+            _ => {}
+        }
+    }
+    let mut missing: Vec<&str> = on.into_iter().filter(|flag| !machines.features.contains(*flag)).collect();
+    missing.extend(of_model.iter().map(String::as_str).filter(|flag| !off.contains(flag)));
+    missing.sort_unstable();
+    missing.dedup();
+    (!missing.is_empty())
+        .then(|| format!("cpu: the CPU of this node lacks {}, which the VM runs with", missing.join(", ")))
+}
+
+/// The CPUs up to a number as devices, but for the first, which the machine has by itself. `model`: the value of `-cpu`.
+pub fn parts(settings: &Settings, model: &str, number: u32) -> Result<Vec<Part>, GuestError> {
+    let driver = format!("{}-x86_64-cpu", model.split(',').next().unwrap_or_default());
     let cores = settings.cores().map_err(unusable)?;
     Ok((1..number)
         .map(|n| {
@@ -55,15 +81,11 @@ pub fn parts(settings: &Settings, number: u32) -> Result<Vec<Part>, GuestError> 
 
 /// QEMU's `-cpu`.
 pub fn model(cpu: &Cpu, accel: Accel, ostype: OsType) -> Result<String, GuestError> {
-    let name = cpu.model.as_deref().unwrap_or(DEFAULT);
-    let level = match name {
-        "x86-64-v2" => Some(V2.to_vec()),
-        "x86-64-v2-AES" => Some([&V2[..], &["aes"]].concat()),
-        "x86-64-v3" => Some([&V2[..], &["aes"], &V3].concat()),
-        "x86-64-v4" => Some([&V2[..], &["aes"], &V3, &V4].concat()),
-        _ => None,
-    };
-    let mut words = match (level, name) {
+    let name = cpu.model.as_deref().unwrap_or(DEFAULT_MODEL);
+    if name == CLUSTER_MODEL || name.starts_with(CUSTOM) {
+        return refuse("cpu", format!("the driver was not told what '{name}' is"));
+    }
+    let mut words = match (level_features(name), name) {
         (Some(features), _) => {
             let mut words = vec![LEVELS_ON.to_owned(), "svm=off".to_owned()];
             words.extend(features.iter().map(|f| format!("{f}=on")));
@@ -91,8 +113,8 @@ pub fn model(cpu: &Cpu, accel: Accel, ostype: OsType) -> Result<String, GuestErr
         None => {}
     }
     words.extend(cpu.guest_phys_bits.map(|bits| format!("guest-phys-bits={bits}")));
-    // `max` and `host` are whatever there is.
-    if !matches!(name, "max" | "host") {
+    words.extend(cpu.level.map(|level| format!("level={level}")));
+    if !ALL_THERE_IS.contains(&name) {
         words.push("enforce".to_owned());
     }
     Ok(words.join(","))

@@ -16,16 +16,18 @@ use crate::firmware::Firmware;
 use crate::probe::Machines;
 use crate::rundir::RunDir;
 use crate::vfio::Passed;
-/// Refuses a model of a CPU that the program does not know.
-pub(crate) fn check_cpu(model: &str, machines: &Machines) -> Result<(), GuestError> {
-    cpu::check(model, &machines.cpus)
+/// The CPUs that a guest may have, as devices, but for the first. `model`: what it runs with.
+pub(crate) fn cpus(settings: &Settings, model: &str) -> Result<Vec<Part>, GuestError> {
+    cpu::parts(settings, model, settings.cpus().map_err(unusable)?)
 }
 
-/// The CPUs that a guest may have, as devices, but for the first.
-pub(crate) fn cpus(settings: &Settings) -> Result<Vec<Part>, GuestError> {
-    cpu::parts(settings, settings.cpus().map_err(unusable)?)
+/// What a command line says of the CPU.
+pub(crate) fn cpu_of(argv: &[String]) -> Option<&str> {
+    let at = argv.iter().position(|word| word == "-cpu")?;
+    argv.get(at + 1).map(String::as_str)
 }
 
+pub(crate) use cpu::{check as check_cpu, lacks as cpu_lacks};
 pub(crate) use disks::{image_of, medium, node_name};
 pub(crate) use hostdevs::{passed_addresses, shared_file, shared_files};
 pub(crate) use memory::{Module, modules};
@@ -203,13 +205,18 @@ pub fn build(cx: &Context<'_>) -> Result<CommandLine, GuestError> {
     // Of those that may go again each is a device.
     let fixed = if vcpus.is_some() { 1 } else { cpus };
     argv.option("-smp", format!("{fixed},sockets={sockets},cores={cores},maxcpus={cpus}"));
-    argv.option("-cpu", cpu::model(&s.cpu().map_err(unusable)?, accel, s.ostype().map_err(unusable)?)?);
+    let model = match cx.incoming.and_then(|incoming| incoming.cpu.clone()) {
+        // What it runs with, whatever the configuration says by now.
+        Some(model) => model,
+        None => cpu::model(&s.cpu().map_err(unusable)?, accel, s.ostype().map_err(unusable)?)?,
+    };
+    argv.option("-cpu", model.as_str());
     argv.option("-m", memory::size(s)?);
     memory::add(&mut argv, cx)?;
     let (modules, number) = memory::modules(s)?;
     modules.iter().take(number).flat_map(|m| [&m.backend, &m.device]).for_each(|part| argv.part(part));
     if vcpus.is_some() {
-        cpu::parts(s, present)?.iter().for_each(|cpu| argv.part(cpu));
+        cpu::parts(s, &model, present)?.iter().for_each(|cpu| argv.part(cpu));
     }
     let chipset = Chipset::of(&machine);
     chipset.bridges().iter().for_each(|bridge| argv.part(bridge));

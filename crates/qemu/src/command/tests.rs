@@ -7,7 +7,9 @@ fn machines() -> Machines {
         names: names.into_iter().map(str::to_owned).collect(),
         pc: "pc-i440fx-10.0".into(),
         q35: "pc-q35-10.0".into(),
-        cpus: ["EPYC", "EPYC-v1", "qemu64"].into_iter().map(str::to_owned).collect(),
+        cpus: ["EPYC", "EPYC-v1", "qemu64"].into_iter().map(|n| (n.to_owned(), vec![])).collect(),
+        flags: ["aes", "avx2", "pcid", "vmx"].into_iter().map(str::to_owned).collect(),
+        features: ["aes", "pcid"].into_iter().map(str::to_owned).collect(),
         version: "10.0.2".into(),
     }
 }
@@ -155,13 +157,46 @@ fn devices_stay_where_they_are_when_others_come_and_go() {
 
 #[test]
 fn a_cpu_that_qemu_does_not_know_is_refused() {
-    let check = |name| check_cpu(name, &machines()).map_err(|e| e.to_string());
+    let check = |text: &str| {
+        let cpu = stead_model::vmconfig::Cpu::parse("cpu", text).unwrap();
+        check_cpu(&cpu, &machines()).map_err(|e| e.to_string())
+    };
     for good in ["EPYC", "host", "max", "x86-64-v3"] {
         assert_eq!(check(good), Ok(()));
     }
     let said = check("nix").unwrap_err();
     assert!(said.starts_with("cpu: QEMU of this node has no CPU model 'nix'; there are x86-64-v2"), "{said}");
     assert!(check("epyc").unwrap_err().ends_with("did you mean EPYC, EPYC-v1?"));
+    assert_eq!(check("EPYC,flags=+pcid;-avx2"), Ok(()));
+    let said = check("EPYC,flags=+pcdi").unwrap_err();
+    assert_eq!(said, "cpu: flags: QEMU 10.0.2 of this node knows no feature 'pcdi'");
+}
+
+#[test]
+fn what_a_node_lacks_of_a_running_cpu_is_named() {
+    let mut machines = machines();
+    machines.cpus.insert("Haswell".into(), vec!["avx2".into(), "pcid".into()]);
+    let lacks = |cpu: &str| cpu_lacks(cpu, &machines);
+    assert_eq!(lacks("qemu64,svm=off,aes=on,pcid=on,hv_relaxed,enforce"), None);
+    let said = "cpu: the CPU of this node lacks avx2, which the VM runs with";
+    assert_eq!(lacks("qemu64,aes=on,avx2=on").as_deref(), Some(said));
+    assert_eq!(lacks("Haswell,pcid=off,enforce").as_deref(), Some(said));
+    assert!(lacks("Nehalem").unwrap().contains("no CPU model 'Nehalem'"));
+    assert_eq!(lacks("EPYC,phys-bits=40,enforce"), None);
+}
+
+/// What a guest runs with stays what it is where it moves to, whatever its configuration says by then.
+#[test]
+fn a_cpu_moves_as_it_is() {
+    let mut c = case("cpu: host\ncores: 4\nvcpus: 2");
+    let cpu = Some("EPYC,pcid=on,enforce".to_owned());
+    c.incoming = Some(Incoming { machine: "pc-q35-9.0".into(), accel: "tcg".into(), cpu });
+    let argv = line(&c).unwrap().argv;
+    assert_eq!(cpu_of(&argv), Some("EPYC,pcid=on,enforce"));
+    assert!(argv.iter().any(|word| word.starts_with("EPYC-x86_64-cpu,id=cpu1")), "{argv:?}");
+    let why = |text: &'static str| line(&case(text)).unwrap_err().to_string();
+    assert_eq!(why("cpu: cluster"), "cpu: the driver was not told what 'cluster' is");
+    assert_eq!(why("cpu: custom-fast"), "cpu: the driver was not told what 'custom-fast' is");
 }
 
 #[test]

@@ -213,3 +213,34 @@ fn a_vm_that_does_not_run_takes_its_disks_along() {
         start(&cluster, &api, 1, VM).await
     });
 }
+
+#[test]
+fn a_cpu_that_all_nodes_can_run_moves_as_it_is() {
+    loopback(async |builder| {
+        let cluster = cluster(builder.nodes(2)).await?;
+        let api = cluster.api(0).await?;
+        cluster.create_tick_guest(0, VM).await?;
+        let common = until("both nodes have said what their CPUs can do", BOOT, async || {
+            let found = api.get("/cluster/qemu/common").await;
+            Ok(found.ok().filter(|common| common["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2)))
+        })
+        .await?;
+        let level = common["model"].as_str().context("it has no model")?;
+        ensure!(level.starts_with("x86-64-v"), "{common}");
+        let config = format!("/nodes/n1/qemu/{VM}/config");
+        // The nodes of a test are one machine.
+        api.put(&config, &[("cpu", "cluster,flags=-rdrand"), ("vcpus", "1"), ("cores", "2")]).await?;
+        start(&cluster, &api, 0, VM).await?;
+        // What is said of it by now counts at its next start.
+        api.put(&config, &[("cpu", "qemu64")]).await?;
+        for (from, to) in [("n1", "n2"), ("n2", "n1")] {
+            let form = [("target", to), ("online", "1")];
+            api.post_and_wait(&format!("/nodes/{from}/qemu/{VM}/migrate"), &form, BOOT).await.context(to)?;
+        }
+        runs_on(&cluster, &api, VM, BOOT, |n| n == 0).await?;
+        let disk = cluster.disk_path(VM, 0);
+        let cell = until("it has ticked", BOOT, async || tick::read_cell(&disk)).await?;
+        ensure!(cell.conflicts == 0, "VM {VM} ran twice: {cell:?}");
+        Ok(())
+    });
+}
