@@ -379,6 +379,7 @@ impl GuestDriver for QemuDriver {
             Ok(config) => config,
             Err(e) => return crate::command::refuse("config", e.to_string()),
         };
+        crate::sys::encrypted(&self.0.options.dev, &config.current)?;
         let cpu = config.current.cpu().map_err(crate::command::unusable)?;
         if config.current.get("cpu").is_none() {
             return Ok(());

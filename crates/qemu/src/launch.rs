@@ -204,6 +204,7 @@ impl<'a> Job<'a> {
         nets: &[NetPlan],
         locks: bool,
     ) -> Result<CommandLine, GuestError> {
+        sys::encrypted(&self.options.dev, &self.config.current)?;
         let firmware = self.firmware()?;
         command::build(&Context {
             vmid: self.launch.vmid,

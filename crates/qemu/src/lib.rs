@@ -66,6 +66,8 @@ pub struct QemuOptions {
     pub bridges: Bridges,
     /// Where the kernel tells of the host's devices: `/sys`.
     pub sys: PathBuf,
+    /// Where its device files are: `/dev`.
+    pub dev: PathBuf,
     /// A port of guests in a user-mode network that is reachable from outside.
     pub forward: Option<Forward>,
 }
@@ -82,6 +84,7 @@ impl QemuOptions {
             tpm: tpm::program(),
             bridges: Bridges::Auto,
             sys: "/sys".into(),
+            dev: "/dev".into(),
             forward: None,
         }
     }

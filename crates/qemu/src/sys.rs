@@ -1,7 +1,10 @@
 //! The host's devices, as its kernel tells of them below `/sys`.
 
+use crate::command::refuse;
 use std::path::{Path, PathBuf};
+use stead_driver::guest::GuestError;
 use stead_driver::hardware::{Hardware, MdevType, PciDevice, UsbDevice};
+use stead_model::vmconfig::Settings;
 
 /// The first line of a file.
 pub fn line(path: impl AsRef<Path>) -> Option<String> {
@@ -21,6 +24,24 @@ fn entries(folder: &Path) -> Vec<(String, PathBuf)> {
         found.filter_map(|e| Some((e.file_name().to_str()?.to_owned(), e.path()))).collect();
     all.sort();
     all
+}
+
+/// Refuses a guest whose memory its host is not to read, with what this host lacks: it must never run without that. `dev` is `/dev`.
+pub fn encrypted(dev: &Path, settings: &Settings) -> Result<(), GuestError> {
+    if settings.get("amd-sev").is_some() {
+        let why = match dev.join("sev").exists() {
+            false => {
+                "/dev/sev is missing: the CPU has no SEV, or the firmware or the kernel has it switched off"
+            }
+            true => "this host has SEV, but this version does not start VMs with it: take the option out",
+        };
+        return refuse("amd-sev", why);
+    }
+    if settings.get("intel-tdx").is_some() {
+        let why = "it needs a CPU with TDX and QEMU 10.1 or newer, which this version does not use: take the option out";
+        return refuse("intel-tdx", why);
+    }
+    Ok(())
 }
 
 /// All devices. `root` is `/sys`.
@@ -138,6 +159,20 @@ pub mod tests {
             );
         }
         write(root, &[("bus/usb/devices/1-2.3:1.0/bInterfaceClass", "03\n")]);
+    }
+
+    #[test]
+    fn a_guest_that_is_to_be_encrypted_never_runs_without() {
+        let dev = tempfile::tempdir().unwrap();
+        let why = |text: &str| {
+            let config = stead_model::VmConfig::parse(text).unwrap();
+            encrypted(dev.path(), &config.current).map_err(|e| e.to_string())
+        };
+        assert_eq!(why("memory: 64"), Ok(()));
+        assert!(why("amd-sev: type=std").unwrap_err().starts_with("amd-sev: /dev/sev is missing"));
+        write(dev.path(), &[("sev", "")]);
+        assert!(why("amd-sev: type=std").unwrap_err().contains("does not start VMs with it"));
+        assert!(why("intel-tdx: type=tdx").unwrap_err().starts_with("intel-tdx: it needs a CPU with TDX"));
     }
 
     #[test]

@@ -281,6 +281,9 @@ async fn the_cpu_that_a_node_can_run_runs() {
     assert!(can.machines.contains("pc") || can.machines.iter().any(|m| m.starts_with("pc-i440fx")));
     assert!(can.features.len() > 20 && can.features.is_subset(&can.flags), "{:?}", can.features);
     assert!(can.models["max"].is_empty() && can.models.contains_key("EPYC"));
+    let unknown: Vec<_> =
+        stead_model::cpu::FLAGS.iter().filter(|(flag, _)| !can.flags.contains(*flag)).collect();
+    assert!(unknown.is_empty(), "QEMU knows no {unknown:?}");
     let facts = stead_model::cpu::CpuFacts {
         accel: can.accel.clone(),
         features: can.features.clone(),

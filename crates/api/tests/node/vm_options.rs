@@ -331,3 +331,26 @@ async fn keys_are_pressed_by_name() {
         "Only root may use this option."
     );
 }
+
+/// Options that change little: taken where they can be, and refused with the reason where they can't.
+#[tokio::test]
+async fn the_smallest_options_are_taken_or_say_why_not() {
+    let (node, root, _) = start().await;
+    let form = "arch=x86_64&autostart=1&migrate_speed=20&smp=2";
+    assert_eq!(node.ask(&root, "PUT", CONFIG, form).await.data(), Value::Null);
+    let config = node.ask(&root, "GET", CONFIG, "").await.data();
+    assert_eq!((&config["migrate_speed"], &config["smp"]), (&20.into(), &2.into()), "{config}");
+    let stored = node.ops.guest_at("100".parse().unwrap()).unwrap().config.value;
+    let stored = stead_model::VmConfig::parse(&stored).unwrap().current;
+    assert_eq!((stored.sockets(), stored.migrate_speed()), (Ok(2), Ok(Some(20 << 20))));
+    for (form, why) in [
+        ("arch=aarch64", "VMs here are x86_64"),
+        ("spice_enhancements=videostreaming%3Dall", "has no SPICE"),
+        ("usb0=spice", "does not have"),
+        ("cpu=max,reported-model%3DHaswell", "custom-cpu-models"),
+    ] {
+        let name = form.split('=').next().unwrap();
+        let refused = error(&node.ask(&root, "PUT", CONFIG, form).await, name);
+        assert!(refused.contains(why), "{form}: {refused}");
+    }
+}

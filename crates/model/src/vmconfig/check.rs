@@ -258,6 +258,17 @@ pub(super) fn agent(key: &str, value: &str) -> Result<(), KeyError> {
     values::agent(key, value).map(drop)
 }
 
+pub(super) fn arch(key: &str, value: &str) -> Result<(), KeyError> {
+    choice(key, value, &["x86_64", "aarch64"])?;
+    if value == "x86_64" {
+        return Ok(());
+    }
+    KeyError::unsupported(
+        key,
+        format_args!("'{value}' needs another QEMU and other firmware: VMs here are x86_64"),
+    )
+}
+
 pub(super) fn args(key: &str, value: &str) -> Result<(), KeyError> {
     split_words(value).map(drop).or_else(|why| KeyError::value(key, why))
 }

@@ -10,8 +10,10 @@ const TESTED: &[(&str, &str)] = &[
     ("affinity", SEEN),
     ("agent", TAKEN),
     ("allow-ksm", TAKEN),
+    ("arch", API),
     ("args", LINE),
     ("audio0", TAKEN),
+    ("autostart", KEPT),
     ("balloon", SEEN),
     ("bios", LINE),
     ("boot", SEEN),
@@ -42,6 +44,7 @@ const TESTED: &[(&str, &str)] = &[
     ("machine", SEEN),
     ("memory", SEEN),
     ("migrate_downtime", SEEN),
+    ("migrate_speed", API),
     ("name", SEEN),
     ("nameserver", API),
     ("net", SEEN),
@@ -59,6 +62,7 @@ const TESTED: &[(&str, &str)] = &[
     ("serial", SEEN),
     ("shares", SEEN),
     ("smbios1", TAKEN),
+    ("smp", LINE),
     ("sockets", TAKEN),
     ("sshkeys", API),
     ("startdate", TAKEN),
@@ -128,6 +132,8 @@ fn values(kind: Kind) -> String {
 fn row(spec: &KeySpec) -> String {
     let state = match spec.support {
         Support::Works => "works".to_owned(),
+        Support::Never(why) => format!("refused: {why}"),
+        Support::ByNode(needs) => format!("refused by a node, with its reason: it needs {needs}"),
         Support::NotYet([]) => "not yet".to_owned(),
         Support::NotYet(values) => format!("not yet, but for {}", values.join(", ")),
         Support::Internal => "the system's own".to_owned(),
@@ -233,6 +239,9 @@ the name has something, and while it runs if the mapping says `live-migration-ca
 `cpu: cluster` is what every node with the same accelerator can run (`stead cluster cpu` shows it, and which node stands in the way of
 more): found anew at each start, and kept by a running VM wherever it moves. `cpu: custom-NAME` is a model of `stead api ls
 /cluster/qemu/custom-cpu-models`. A VM with `host` or `max` moves while it runs only to a node whose CPU can do exactly the same.
+
+`smp` is an older name of `sockets`, which counts for more. `migrate_speed` is in MiB a second, for moves that say no limit of
+their own. `autostart` is kept, and has no effect.
 
 `ivshmem` is the file `/dev/shm/pve-shm-NAME` (the VM's number unless named), which goes with the last VM of the node that has it. A VM that
 has it does not move while it runs.

@@ -83,6 +83,10 @@ pub enum Support {
     Works,
     /// It is read and kept, and refused when set, except to these values, which ask for what happens anyway.
     NotYet(&'static [&'static str]),
+    /// It is read and kept, and refused when set, for this reason.
+    Never(&'static str),
+    /// It is taken as it is, and refused by a node that does not have what it needs, with its reason.
+    ByNode(&'static str),
     /// Set by the system alone.
     Internal,
     /// Another name of that option.
@@ -133,8 +137,11 @@ const fn works(name: &'static str, kind: Kind) -> KeySpec {
 const fn later(name: &'static str, kind: Kind) -> KeySpec {
     KeySpec { name, count: 0, kind, support: Support::NotYet(&[]), live: Live::Restart }
 }
-const fn inert(name: &'static str, kind: Kind, values: &'static [&'static str]) -> KeySpec {
-    KeySpec { name, count: 0, kind, support: Support::NotYet(values), live: Live::Now }
+const fn never(name: &'static str, why: &'static str) -> KeySpec {
+    KeySpec { name, count: 0, kind: LINE, support: Support::Never(why), live: Live::Now }
+}
+const fn by_node(name: &'static str, needs: &'static str) -> KeySpec {
+    KeySpec { name, count: 0, kind: LINE, support: Support::ByNode(needs), live: Live::Restart }
 }
 const fn internal(name: &'static str) -> KeySpec {
     KeySpec { name, count: 0, kind: LINE, support: Support::Internal, live: Live::Now }
@@ -188,8 +195,11 @@ pub static KEYS: &[KeySpec] = &[
     works("affinity", Kind::Checked(check::affinity)),
     works("agent", Kind::Checked(check::agent)),
     works("allow-ksm", Kind::Bool),
+    works("arch", Kind::Checked(check::arch)),
     works("args", Kind::Checked(check::args)),
     works("audio0", Kind::Checked(check::audio)),
+    // Without effect for long, elsewhere too.
+    works("autostart", Kind::Bool).now(),
     works("balloon", int(0, MAX_MEMORY)).device(),
     works("bios", Kind::Choice(&["seabios", "ovmf"])),
     works("boot", Kind::Checked(check::boot)),
@@ -221,6 +231,7 @@ pub static KEYS: &[KeySpec] = &[
     works("memory", Kind::Checked(check::memory)).device(),
     // QEMU takes 2,000 seconds at most.
     works("migrate_downtime", number(0.0, 2000.0)).device(),
+    works("migrate_speed", int(0, u64::MAX)).now(),
     works("name", Kind::Checked(check::name)).now(),
     works("nameserver", Kind::Checked(check::nameserver)).now(),
     works("net", Kind::Checked(check::net)).of(32).device(),
@@ -242,6 +253,7 @@ pub static KEYS: &[KeySpec] = &[
     works("serial", Kind::Checked(check::serial)).of(4),
     works("shares", int(0, MAX_SHARES)).now(),
     works("smbios1", Kind::Checked(check::smbios1)),
+    works("smp", int(1, MAX_CPUS)),
     works("sockets", int(1, MAX_CPUS)),
     works("sshkeys", Kind::Checked(check::sshkeys)).now(),
     works("startdate", Kind::Checked(check::startdate)),
@@ -273,14 +285,9 @@ pub static KEYS: &[KeySpec] = &[
     internal("snaptime"),
     internal("vmstate"),
     // Read and kept.
-    later("amd-sev", LINE),
-    inert("arch", Kind::Choice(&["x86_64", "aarch64"]), &["x86_64"]),
-    // Without effect for long, elsewhere too.
-    inert("autostart", Kind::Bool, &["0", "1"]),
-    later("intel-tdx", LINE),
-    inert("migrate_speed", int(0, u64::MAX), &["0"]),
-    later("smp", int(1, MAX_CPUS)),
-    later("spice_enhancements", LINE),
+    by_node("amd-sev", "a CPU with SEV, and a QEMU set up for it"),
+    by_node("intel-tdx", "a CPU with TDX, and QEMU 10.1 or newer"),
+    never("spice_enhancements", "QEMU on Debian has no SPICE"),
     later("virtiofs", LINE).of(10),
 ];
 
@@ -336,6 +343,9 @@ pub fn accept<'k>(key: &'k str, value: &str) -> Result<(&'k str, String), KeyErr
     };
     refuse_internal(key, spec)?;
     let value = check::normal(spec, stored, value).map_err(|e| KeyError { key: key.to_owned(), ..e })?;
+    if let Support::Never(why) = spec.support {
+        return KeyError::unsupported(key, why);
+    }
     if matches!(spec.support, Support::NotYet(except) if !except.contains(&value.as_str())) {
         let why = "not supported yet".to_owned();
         return Err(KeyError { key: key.to_owned(), refusal: Refusal::Unsupported, why });
@@ -410,6 +420,12 @@ mod tests {
             ("hostpci0", "mapping=gpu,pcie=1,x-vga=1"),
             ("hostpci0", "01"),
             ("hostpci0", "01:00,driver=nvidia"),
+            ("arch", "x86_64"),
+            ("arch", "aarch64"),
+            ("smp", "2"),
+            ("migrate_speed", "100"),
+            ("spice_enhancements", "foldersharing=1"),
+            ("amd-sev", "type=std"),
             ("cpu", "cluster"),
             ("cpu", "custom-fast,flags=+aes"),
             ("cpu", "max,reported-model=Haswell"),

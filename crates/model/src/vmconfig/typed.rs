@@ -130,6 +130,15 @@ impl Settings {
         text.map(|text| text.parse().or_else(|e| KeyError::value("migrate_downtime", e))).transpose()
     }
 
+    /// How many bytes a second a move of it may send, if it does not say itself; `None`: as many as there can be.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn migrate_speed(&self) -> Result<Option<u64>, KeyError> {
+        let mebibytes = self.integer("migrate_speed", 0, u64::MAX)?.filter(|n| *n > 0);
+        Ok(mebibytes.map(|n| n.saturating_mul(1 << 20)))
+    }
+
     /// Whether its clock is set by local time; `None`: as its system expects it.
     pub fn localtime(&self) -> Option<bool> {
         self.get("localtime").and_then(parse_bool)
@@ -214,9 +223,9 @@ impl Settings {
         self.count("cores")
     }
 
-    /// Sockets. Default 1.
+    /// Sockets, which an older configuration calls `smp`. Default 1.
     pub fn sockets(&self) -> Result<u32, KeyError> {
-        self.count("sockets")
+        self.count(if self.get("sockets").is_none() { "smp" } else { "sockets" })
     }
 
     /// CPUs present at the start; `None`: all of them.

@@ -209,9 +209,10 @@ impl Ops {
             )));
         }
         Self::may_use_storages(actor, &changes)?;
-        if let Some(cpu) = change.set.get("cpu") {
-            self.check_options(&BTreeMap::from([("cpu".to_owned(), cpu.clone())])).await?;
-        }
+        // What depends on the node.
+        let by_node = ["cpu", "amd-sev", "intel-tdx"].into_iter();
+        let by_node = by_node.filter_map(|key| Some((key.to_owned(), change.set.get(key)?.clone())));
+        self.check_options(&by_node.collect()).await?;
         let gone = |c: &&Change| matches!(c, Change::Delete { key, .. } if as_disk(key).is_some());
         if let Some(change) = changes.iter().find(gone).filter(|_| config.current.protection()) {
             return Err(OpsError::failed(format!(

@@ -209,7 +209,8 @@ impl Ops {
                 why.join("; ")
             )));
         }
-        let limit = options.bwlimit.filter(|k| *k > 0).map(|k| k * 1024);
+        let own = super::config::parse(&guest.config.value)?.current.migrate_speed()?;
+        let limit = options.bwlimit.filter(|k| *k > 0).map(|k| k * 1024).or(own);
         let ha = self.ha_maintains(vmid)?;
         let guest = match &options.quick {
             Some(quick) => self.make_room_to_save(cx, vmid, LOCK, self.shared_room(quick, &config)?).await?,

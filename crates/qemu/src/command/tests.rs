@@ -377,3 +377,14 @@ fn a_device_of_the_host_moves_no_other() {
     let missing: Vec<&String> = before.iter().filter(|word| !after.contains(word)).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
+
+#[test]
+fn sockets_have_an_older_name() {
+    let smp = |text: &'static str| {
+        let argv = line(&case(text)).unwrap().argv;
+        let at = argv.iter().position(|word| word == "-smp").unwrap();
+        argv[at + 1].clone()
+    };
+    assert_eq!(smp("smp: 2\ncores: 3"), "6,sockets=2,cores=3,maxcpus=6");
+    assert_eq!(smp("smp: 2\nsockets: 1"), "1,sockets=1,cores=1,maxcpus=1");
+}
