@@ -143,6 +143,13 @@ async fn devices_are_given_by_root_or_by_who_may_use_their_names() {
         let why = ask(key, value).await;
         assert!(why.contains(&format!("only root can set '{key}'")), "{why}");
     }
+    // What root has given, root takes away.
+    assert_eq!(change(&node, &[("usb2", "host=1-2")], &[]).await, "OK");
+    let put = ask("usb2", "mapping=key").await;
+    assert!(put.contains("only root can change 'usb2' for real devices"), "{put}");
+    let gone = ConfigChange { delete: vec!["usb2".into()], ..ConfigChange::default() };
+    let gone = node.ops.configure(&user, vmid(100), gone, Asked::default()).await.unwrap_err().to_string();
+    assert!(gone.contains("only root can change 'usb2'"), "{gone}");
 }
 
 #[tokio::test]

@@ -203,3 +203,46 @@ async fn the_status_of_ha_and_of_the_cluster_end_with_the_outlook() {
     let shown: Value = serde_json::from_str(&json.out).unwrap();
     assert_eq!(shown[0]["outlook"], line, "{json:?}");
 }
+
+#[tokio::test]
+async fn names_for_what_nodes_have_are_made_and_held_against_them() {
+    let keys = json!([{
+        "id": "key", "type": "usb", "map": ["id=046d:c52b,node=n1", "id=046d:c52b,node=n2,path=1-2"],
+        "error": [{"severity": "error", "message": "no USB device is plugged in at 1-2"}], "digest": "x",
+    }]);
+    let fake = Fake::new(&[
+        ("GET /cluster/mapping/usb", keys.clone()),
+        ("GET /cluster/mapping/usb/key", keys[0].clone()),
+        ("POST /cluster/mapping/pci", Value::Null),
+        ("PUT /cluster/mapping/usb/key", Value::Null),
+        ("DELETE /cluster/mapping/dir/iso", Value::Null),
+        (
+            "GET /nodes/n1/hardware/usb",
+            json!([{"busnum": 1, "usbpath": "2", "vendid": "046d", "prodid": "c52b"}]),
+        ),
+    ])
+    .await;
+    let shown = fake.run(&["stead", "mapping", "list", "usb", "--check", "n2"]).await;
+    assert!(fake.calls().contains(&"GET /cluster/mapping/usb?check-node=n2".to_owned()));
+    assert!(shown.out.contains("node=n2,path=1-2") && shown.out.contains("no USB device is"), "{shown:?}");
+    let devices = fake.run(&["stead", "node", "devices", "n1", "usb"]).await;
+    assert!(devices.out.contains("046d") && devices.out.contains("c52b"), "{devices:?}");
+    let map = "node=n1,id=10de:2204,path=0000:01:00";
+    for words in [
+        &["stead", "mapping", "add", "pci", "gpu", "--map", map, "--mdev", "1"][..],
+        // The API wants all of a USB mapping each time.
+        &["stead", "mapping", "set", "usb", "key", "--description", "mine"],
+        &["stead", "mapping", "remove", "dir", "iso"],
+    ] {
+        let ended = fake.run(words).await;
+        assert_eq!(ended.code, 0, "{words:?}: {ended:?}");
+    }
+    assert_eq!(
+        fake.changes(),
+        [
+            "POST /cluster/mapping/pci map=node%3Dn1%2Cid%3D10de%3A2204%2Cpath%3D0000%3A01%3A00&mdev=1&id=gpu",
+            "PUT /cluster/mapping/usb/key description=mine&map=id%3D046d%3Ac52b%2Cnode%3Dn1&map=id%3D046d%3Ac52b%2Cnode%3Dn2%2Cpath%3D1-2",
+            "DELETE /cluster/mapping/dir/iso",
+        ]
+    );
+}

@@ -62,7 +62,7 @@ impl Change {
         }
         let of_host = host::as_usb(key).is_some() || host::as_hostpci(key).is_some();
         if of_host && !value.split(',').any(|part| part.starts_with("mapping=")) {
-            return Some("for real devices: use a mapping");
+            return Some("for real devices");
         }
         if key.starts_with("rng") && value.contains("/dev/hwrng") {
             return Some("to the host's hardware generator");

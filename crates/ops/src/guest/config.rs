@@ -186,6 +186,24 @@ impl Ops {
         Ok(())
     }
 
+    /// Refuses to take a device of the host away, or to put another in its place, to who could not have given it.
+    fn may_take_away(
+        actor: &Actor,
+        vmid: Vmid,
+        current: &Settings,
+        changes: &[Change],
+    ) -> Result<(), OpsError> {
+        let of_host = |key: &&str| host::as_usb(key).is_some() || host::as_hostpci(key).is_some();
+        for key in changes.iter().map(Change::key).filter(of_host).filter(|_| !actor.root) {
+            let old = current.get(key).and_then(|old| Change::set(key, old).ok());
+            if let Some(what) = old.as_ref().and_then(Change::needs_root) {
+                let privilege = format!("only root can change '{key}' {what}");
+                return Err(OpsError::Forbidden { path: format!("/vms/{vmid}"), privilege });
+            }
+        }
+        Ok(())
+    }
+
     /// All that speaks against a change before anything of it is done.
     async fn check_change(
         &self,
@@ -209,6 +227,7 @@ impl Ops {
             )));
         }
         Self::may_use_storages(actor, &changes)?;
+        Self::may_take_away(actor, vmid, &config.current, &changes)?;
         // What depends on the node.
         let by_node = ["cpu", "amd-sev", "intel-tdx"].into_iter();
         let by_node = by_node.filter_map(|key| Some((key.to_owned(), change.set.get(key)?.clone())));
