@@ -3,14 +3,15 @@
 //! An acknowledged command is not a state: whatever is asked for here is then read back. To make a guest safe:
 //!
 //! ```text
-//!  yank migration (out of band) ─▶ cancel it, wait for its end ─▶ cancel jobs ─▶ drop exports ─▶ stop ─▶ verify all
+//!  yank migration (out of band) ─▶ cancel it, wait for its end ─▶ stop ─▶ cancel jobs ─▶ drop exports ─▶ verify all
 //!        ▲                          ▲                                                                     │    │
 //!  half of the time is gone:        └───────────────────────── not so ────────────────────────────────────┘    ▼
 //!  yank storage connections too                                            record it ─▶ freeze ─▶ verify ─▶ Safe
 //! ```
 //!
 //! The migration's end is awaited before `stop`, since QEMU may continue the CPUs by itself when a migration fails.
-//! `stop` returns when I/O in flight has been drained. Connections to network storage are yanked only when this
+//! `stop` returns when I/O in flight has been drained. Jobs are cancelled after it: a disk that is on its way to another place may be
+//! recorded there already, and the guest must hear of no write that has reached the old one alone. Connections to network storage are yanked only when this
 //! does not come about, since a guest that is thawed later would miss them.
 //!
 //! "Paused" is recorded *before* the freeze and withdrawn *before* the first `cont`. So a guest that is frozen and
@@ -190,9 +191,9 @@ impl Guard {
         }
         loop {
             self.end_migration().await?;
+            self.monitor.ask("stop").await?;
             self.end_jobs().await?;
             self.end_exports().await?;
-            self.monitor.ask("stop").await?;
             if self.is_quiet().await? {
                 break;
             }

@@ -140,9 +140,9 @@ async fn all_that_a_cpu_can_do_moves_to_its_like_alone() {
     node.ops.record_cpu().await.unwrap();
     record(&node, "n3", "x86-64-v3", &["rdrand"]).await;
     let why = async |cpu: &str, source: &str| {
-        let incoming = Incoming { machine: "pc".into(), accel: "kvm".into(), cpu: Some(cpu.to_owned()) };
+        let incoming = Incoming { cpu: Some(cpu.to_owned()), ..Incoming::stream("pc", "kvm") };
         let (config, source) = ("memory: 64\n".to_owned(), Some(name(source)));
-        let rq = FitsRequest { vmid: vmid(100), config, incoming: Some(incoming), source };
+        let rq = FitsRequest { vmid: vmid(100), config, incoming: Some(incoming), source, carried: vec![] };
         node.ops.fits(rq).await.unwrap().join("\n")
     };
     let unlike = why("host,kvm=off", "n3").await;

@@ -10,9 +10,7 @@ use crate::probe::{self, Machines};
 use crate::process::{self, Process};
 use crate::rundir::{self, RunDir};
 use crate::vfio::Mdev;
-use crate::{
-    Accel, QemuOptions, agent, copies, cpu_group, huge, migration, net, snapshots, sys, tpm,
-};
+use crate::{Accel, QemuOptions, agent, copies, cpu_group, huge, migration, net, snapshots, sys, tpm};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

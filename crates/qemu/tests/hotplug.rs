@@ -7,7 +7,7 @@ mod common;
 
 use common::Machines;
 use std::time::Duration;
-use stead_driver::guest::{GuestDriver, GuestError, GuestEvent, Incoming, Launch, ResolvedVolume};
+use stead_driver::guest::{GuestDriver, GuestError, GuestEvent, Launch, ResolvedVolume};
 use stead_driver::suite::guest::GuestHarness;
 use stead_model::{Epoch, Vmid};
 use stead_qemu::{Accel, Bridges, QemuDriver, QemuOptions};
@@ -203,7 +203,7 @@ async fn memory_comes_in_modules_and_moves_with_them() {
 
         let process = driver.state(id).await.unwrap();
         target.prepare(id, Epoch(2)).await.unwrap();
-        let incoming = Some(Incoming { machine: process.machine, accel: process.accel });
+        let incoming = Some(process.as_incoming());
         let copy = Launch { epoch: Epoch(2), incoming, config: with(2560), ..launch.clone() };
         target.launch(copy).await.unwrap();
         driver.migrate(id, target.migration_inlet(id).await.unwrap(), None).await.unwrap();

@@ -7,9 +7,7 @@ mod common;
 use common::{CONFIG, Machines};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use stead_driver::guest::{
-    GuestDriver, Launch, MigrationPhase, ResolvedVolume, RunState, SavedState,
-};
+use stead_driver::guest::{GuestDriver, Launch, MigrationPhase, ResolvedVolume, RunState, SavedState};
 use stead_driver::suite::sector;
 use stead_model::{Epoch, Vmid};
 use stead_qemu::QemuDriver;

@@ -11,7 +11,7 @@ use common::Machines;
 use host::skip;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use stead_driver::guest::{GuestDriver, GuestError, Incoming, Launch, ResolvedVolume, RunState};
+use stead_driver::guest::{GuestDriver, GuestError, Launch, ResolvedVolume, RunState};
 use stead_driver::suite::guest::GuestHarness;
 use stead_model::{Epoch, Vmid};
 use stead_qemu::{QemuDriver, QemuOptions};
@@ -65,7 +65,7 @@ async fn moved(source: &QemuDriver, target: &QemuDriver, launch: Launch) {
     let id = launch.vmid;
     let process = source.state(id).await.unwrap();
     target.prepare(id, Epoch(2)).await.unwrap();
-    let incoming = Some(Incoming { machine: process.machine, accel: process.accel });
+    let incoming = Some(process.as_incoming());
     target.launch(Launch { epoch: Epoch(2), incoming, ..launch }).await.unwrap();
     let mut events = target.events();
     source.migrate(id, target.migration_inlet(id).await.unwrap(), None).await.unwrap();

@@ -190,7 +190,7 @@ fn what_a_node_lacks_of_a_running_cpu_is_named() {
 fn a_cpu_moves_as_it_is() {
     let mut c = case("cpu: host\ncores: 4\nvcpus: 2");
     let cpu = Some("EPYC,pcid=on,enforce".to_owned());
-    c.incoming = Some(Incoming { machine: "pc-q35-9.0".into(), accel: "tcg".into(), cpu });
+    c.incoming = Some(Incoming { cpu, ..Incoming::stream("pc-q35-9.0", "tcg") });
     let argv = line(&c).unwrap().argv;
     assert_eq!(cpu_of(&argv), Some("EPYC,pcid=on,enforce"));
     assert!(argv.iter().any(|word| word.starts_with("EPYC-x86_64-cpu,id=cpu1")), "{argv:?}");
