@@ -70,7 +70,7 @@ async fn shared_memory_goes_with_the_last_that_has_it() {
     for pid in common::processes(&h.options(0).run_dir) {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
         if String::from_utf8_lossy(&line).contains("/103/pid") {
-            common::kill(pid);
+            common::end(pid);
         }
     }
     let driver = QemuDriver::new(QemuOptions { bridges: Bridges::Never, ..h.options(0) });

@@ -2,7 +2,7 @@
  * What the endpoints that the console calls take. Made by `npm run api` from crates/api/openapi.json; not to be
  * edited. It stays whole, as it is made.
  *
- * Document: f31ee70370bfcb708e605087c25e914b110c8cf2877f39dab6e0af7857bb4761
+ * Document: 1401c81242b98048085316a8e320c47434a8b7cf8e0499392c4e7e02cad2e432
  */
 
 export interface paths {
@@ -978,10 +978,12 @@ export interface paths {
                                 cpus: number;
                                 /** @description Share of its CPUs. */
                                 cpu: number;
-                                /** @description Memory taken. */
+                                /** @description Memory taken: by its system's word, if that tells; else what its process takes on the host. */
                                 mem: number;
                                 /** @description Memory in all. */
                                 maxmem: number;
+                                /** @description Memory that its process takes on the host. */
+                                memhost?: number;
                                 /** @description Not measured from outside: 0. */
                                 disk: number;
                                 /** @description Size of its first disk. */
@@ -1027,6 +1029,33 @@ export interface paths {
                                 epoch: number;
                                 /** @description What runs its CPUs: `kvm` or `tcg`. */
                                 accel?: string;
+                                /** @description What its balloon leaves it, in bytes. */
+                                balloon?: number;
+                                /** @description Memory in which its system has nothing, in bytes. */
+                                freemem?: number;
+                                /** @description What its system tells by its balloon. */
+                                ballooninfo?: {
+                                    /** @description What it leaves the VM. */
+                                    actual: number;
+                                    /** @description What the VM was given. */
+                                    max_mem: number;
+                                    /** @description When its system told the rest: seconds since 1970. */
+                                    last_update?: number;
+                                    /** @description All that its system can use. */
+                                    total_mem?: number;
+                                    /** @description What nothing is in. */
+                                    free_mem?: number;
+                                    /** @description Read back from disk. */
+                                    mem_swapped_in?: number;
+                                    /** @description Put out to disk. */
+                                    mem_swapped_out?: number;
+                                    /** @description Pages that had to be read. */
+                                    major_page_faults?: number;
+                                    /** @description Pages that only had to be found. */
+                                    minor_page_faults?: number;
+                                };
+                                /** @description Its weight when memory is shared out, where its balloon follows the host's memory. */
+                                shares?: number;
                             };
                         };
                     };
@@ -1158,11 +1187,14 @@ export interface paths {
                                 }[];
                                 /** @description Options that give it devices of the host. */
                                 local_resources: string[];
-                                /** @description Mapped devices of the host: there are none. */
+                                /** @description Options that give it devices of the host under names of the cluster's. */
                                 "mapped-resources": string[];
-                                /** @description There are none. */
+                                /** @description Their names. */
                                 "mapped-resource-info": {
-                                    [key: string]: string;
+                                    [key: string]: {
+                                        /** @description The name. */
+                                        name: string;
+                                    };
                                 };
                                 /**
                                  * @description There is no such state.
@@ -1208,6 +1240,8 @@ export interface paths {
                          * @enum {string}
                          */
                         migration_type?: "secure" | "insecure";
+                        /** @description Where the volumes of a VM that does not run go, if not to storages of the same names: `STORAGE` for all, or pairs `FROM:TO`, separated by commas. */
+                        targetstorage?: string;
                     };
                 };
             };

@@ -107,11 +107,11 @@ impl Case {
 
     /// Waits for the lease's end and judges.
     fn ends_held(self) {
-        drop(self.is_held());
+        drop(self.when_held());
     }
 
     /// As [`Case::ends_held`]; what it was can be looked at then.
-    fn is_held(mut self) -> Self {
+    fn when_held(mut self) -> Self {
         let writes = !changed(self.bench.dir.path()).is_empty();
         println!("before the end the disks {}", if writes { "change" } else { "rest" });
         self.bench.wait_for(100, Hold::Held, L * 2 + D);
@@ -289,7 +289,7 @@ fn with_a_mirror_that_is_ready() {
         "copy-mode": "write-blocking" });
     case.qemu.qmp("blockdev-mirror", &mirror);
     case.qemu.event("BLOCK_JOB_READY", |data| data["device"] == "m");
-    let case = case.is_held();
+    let case = case.when_held();
     // The VM's disk may be recorded as the copy by now: what the guest was told is written must be there, too.
     let [disk, copy] = ["guest.disk", "target.disk"].map(|name| std::fs::read(case.path(name)).unwrap());
     assert!(copy.starts_with(&disk) || disk.starts_with(&copy), "a write has reached one place alone");

@@ -58,6 +58,17 @@ pub fn kill(pid: u32) {
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
 }
 
+/// Kills a process and waits until it has ended.
+#[allow(dead_code, reason = "one binary's tests alone end processes so")]
+pub fn end(pid: u32) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let raw = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let end = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).unwrap();
+    kill(pid);
+    let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
+    assert!(poll(&mut [PollFd::new(&end, PollFlags::IN)], Some(&limit)).unwrap() > 0, "{pid} does not end");
+}
+
 impl Drop for Machines {
     fn drop(&mut self) {
         for node in ["0", "1"] {
