@@ -2,7 +2,7 @@
  * What the endpoints that the console calls take. Made by `npm run api` from crates/api/openapi.json; not to be
  * edited. It stays whole, as it is made.
  *
- * Document: 1401c81242b98048085316a8e320c47434a8b7cf8e0499392c4e7e02cad2e432
+ * Document: 4e0f89622b29908185faf664125cd8ffb44ef1f518fe434bd497089f2a96c914
  */
 
 export interface paths {
@@ -1242,6 +1242,11 @@ export interface paths {
                         migration_type?: "secure" | "insecure";
                         /** @description Where the volumes of a VM that does not run go, if not to storages of the same names: `STORAGE` for all, or pairs `FROM:TO`, separated by commas. */
                         targetstorage?: string;
+                        /**
+                         * @description Those of a VM that does not run go along in any case; one that runs is refused if it has any.
+                         * @default 0
+                         */
+                        "with-local-disks"?: boolean;
                     };
                 };
             };

@@ -149,6 +149,8 @@ pub enum Command {
     },
     /// Let a paused VM go on
     Resume(Which),
+    /// Remove a lock that nobody holds; of a VM that is suspended to disk, give its memory up
+    Unlock(Which),
     /// Move a VM to another node; a running one keeps running
     #[command(
         after_help = "Examples:\n  stead vm migrate 100 pve2\n  stead vm migrate 100 pve2 --quick     over a shared storage"
@@ -164,6 +166,9 @@ pub enum Command {
         /// At most so many KiB/s
         #[arg(long, value_name = "KIB_PER_S")]
         bwlimit: Option<u64>,
+        /// Where the disks of one that does not run go: STORAGE, or pairs FROM:TO
+        #[arg(long, value_name = "STORAGES", conflicts_with = "quick")]
+        targetstorage: Option<String>,
         /// Over a shared storage: its memory is written there while it runs, and read by the other node
         #[arg(long, conflicts_with_all = ["offline", "bwlimit"])]
         quick: bool,
@@ -398,13 +403,15 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             status(cx, &which.vmid, "suspend", &p).await
         }
         Command::Resume(w) => status(cx, &w.vmid, "resume", &p).await,
+        Command::Unlock(w) => unlock(cx, &w.vmid, p).await,
         Command::Migrate { which, target, quick: true, statestorage, .. } => {
             put(&mut p, "target", Some(target));
             put(&mut p, "statestorage", statestorage);
             quick_migrate(cx, &which.vmid, &p).await
         }
-        Command::Migrate { which, target, offline, bwlimit, .. } => {
+        Command::Migrate { which, target, offline, bwlimit, targetstorage, .. } => {
             put(&mut p, "target", Some(target));
+            put(&mut p, "targetstorage", targetstorage);
             switch(&mut p, "online", !offline);
             put(&mut p, "bwlimit", bwlimit);
             migrate(cx, &which.vmid, &p).await
@@ -564,6 +571,13 @@ pub async fn set(cx: &Cx, vmid: &str, p: &Params) -> Result<(), Failure> {
     // POST gives a task where disks must be made; PUT would have to make them within its answer's time.
     let answer = cx.api.post(&format!("{path}/config"), p).await?;
     cx.answer(&answer, &format!("VM {vmid} changed")).await
+}
+
+/// Removes a lock.
+pub async fn unlock(cx: &Cx, vmid: &str, mut p: Params) -> Result<(), Failure> {
+    put(&mut p, "delete", Some("lock"));
+    put(&mut p, "skiplock", Some(1));
+    set(cx, vmid, &p).await
 }
 
 /// One of the eight verbs of `status`.

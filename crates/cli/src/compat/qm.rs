@@ -23,7 +23,7 @@ qm: virtual machines
   qm suspend VMID [--todisk] [--statestorage STORAGE]
   qm shutdown VMID [--timeout S] [--forceStop]
   qm reboot VMID [--timeout S]
-  qm migrate VMID NODE [--online] [--with-local-disks]
+  qm migrate VMID NODE [--online] [--targetstorage STORAGES]
   qm clone VMID NEWID [--name N] [--full] [--storage S] [--format F] [--snapname S] [--target NODE]
   qm template VMID [--disk DISK]
   qm destroy VMID [--purge]
@@ -283,11 +283,7 @@ async fn act(cx: &Cx, verb: &str, vmid: &str, mut p: Params) -> Result<(), Failu
             vm::make(cx, &node, &p).await
         }
         "set" => vm::set(cx, vmid, &p).await,
-        "unlock" => {
-            put(&mut p, "delete", Some("lock"));
-            put(&mut p, "skiplock", Some(1));
-            vm::set(cx, vmid, &p).await
-        }
+        "unlock" => vm::unlock(cx, vmid, p).await,
         "start" | "stop" | "reset" | "shutdown" | "reboot" | "suspend" | "resume" => {
             vm::status(cx, vmid, verb, &p).await
         }

@@ -45,6 +45,9 @@ pub struct Migrate {
     /// Where the volumes of a VM that does not run go, if not to storages of the same names: `STORAGE` for all, or pairs
     /// `FROM:TO`, separated by commas.
     targetstorage: Option<String>,
+    /// Those of a VM that does not run go along in any case; one that runs is refused if it has any.
+    #[param(name = "with-local-disks", default = "0")]
+    _with_local_disks: bool,
 }
 
 /// Why a node cannot take the VM.
@@ -137,7 +140,6 @@ endpoint! {
         "force: devices of the host can't be migrated",
         "migration_network: nodes have one address each",
         "with-conntrack-state: there is no firewall yet",
-        "with-local-disks: disks of a running VM move over a shared storage alone; those of one that does not run go along",
     ];
     fn call(cx, p: Migrate) -> Upid {
         cx.ops().member(&p.node)?;
