@@ -150,6 +150,11 @@ pub struct Anew {
     pub uuid: String,
 }
 
+/// Whether an option is of the VM alone, and not of its clones.
+pub fn stays(key: &str) -> bool {
+    APART.contains(&key) || key.starts_with("unused")
+}
+
 /// The options of a clone, still with the disks of its source. `mac` makes hardware addresses.
 ///
 /// # Errors
@@ -161,8 +166,7 @@ pub fn options(
     mut mac: impl FnMut() -> String,
 ) -> Result<Settings, CloneError> {
     let mut new = Settings::default();
-    let unused = |key: &str| key.starts_with("unused");
-    for (key, value) in from.iter().filter(|(key, _)| !APART.contains(key) && !unused(key)) {
+    for (key, value) in from.iter().filter(|(key, _)| !stays(key)) {
         match key {
             _ if as_net(key).is_some() => new.set(key, &Net::parse(key, value)?.with_mac(&mac())?)?,
             "vmgenid" if value != "0" => new.set(key, &anew.generation)?,

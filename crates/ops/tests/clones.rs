@@ -371,3 +371,21 @@ async fn a_running_vm_whose_copies_vanish_has_no_clone() {
         nothing_is_left(&node, 101).await;
     }
 }
+
+/// What somebody could not give a VM of their own they do not get by a clone either.
+#[tokio::test]
+async fn what_only_root_may_have_is_cloned_by_root_alone() {
+    let node = made(&[VM[0], ("affinity", "0")]).await;
+    let user = stead_ops::Actor::new("user@pve", false, std::sync::Arc::new(|_: &str, _: &str| true));
+    let why = node.ops.clone_vm(&user, vmid(100), to(101)).await.unwrap_err().to_string();
+    assert!(why.contains("only root can clone a VM with 'affinity: 0'"), "{why}");
+    assert_eq!(clone(&node, to(101)).await.0, "OK");
+    let node = made(&[VM[0]]).await;
+    let with_cd =
+        format!("ide2: local:iso/a.iso,media=cdrom\n{}", node.ops.guest_at(vmid(100)).unwrap().config.value);
+    node.commit(Txn::new("test").put(paths::guest(&name("n1"), GuestKind::Qemu, vmid(100)), with_cd)).await;
+    let may = |path: &str, _: &str| path != "/storage/local";
+    let user = stead_ops::Actor::new("user@pve", false, std::sync::Arc::new(may));
+    let refused = node.ops.clone_vm(&user, vmid(100), to(101)).await.unwrap_err();
+    assert!(matches!(refused, OpsError::Forbidden { .. }), "{refused}");
+}

@@ -48,8 +48,10 @@ fn config(node: &Node) -> VmConfig {
     VmConfig::parse(&node.ops.guest_at(vmid(100)).unwrap().config.value).unwrap()
 }
 
-fn memory() -> String {
-    "100/vm-100-state-suspend-2.raw".to_owned()
+/// The volumes that could have the VM's memory.
+async fn memories(node: &Node) -> Vec<String> {
+    let all = node.storage("shared").list(None, Some(vmid(100))).await.unwrap();
+    all.into_iter().map(|v| v.volid.name).filter(|n| n.contains("state-suspend")).collect()
 }
 
 /// It runs, and nothing says that its memory was ever on disk.
@@ -58,7 +60,7 @@ async fn as_before(node: &Node) {
     assert_eq!(state(node), Some(RunState::Running));
     assert!(node.own(100).running);
     assert_eq!((c.lock(), c.get("vmstate"), c.get("runningmachine")), (None, None, None));
-    node.storage("shared").info(&memory()).await.unwrap_err();
+    assert_eq!(memories(node).await, [""; 0]);
     assert_eq!(node.ops.conf.view(|t| t.list("stead/lock/").count()), 0);
 }
 
@@ -66,11 +68,8 @@ async fn as_before(node: &Node) {
 async fn on_disk(node: &Node) {
     let c = config(node).current;
     assert_eq!((state(node), node.own(100).running), (None, false));
-    assert_eq!(
-        (c.lock(), c.get("vmstate")),
-        (Some("suspended"), Some(format!("shared:{}", memory()).as_str()))
-    );
-    node.storage("shared").info(&memory()).await.unwrap();
+    let [memory] = &memories(node).await[..] else { panic!("{:?}", memories(node).await) };
+    assert_eq!((c.lock(), c.get("vmstate")), (Some("suspended"), Some(format!("shared:{memory}").as_str())));
 }
 
 /// The configuration as a dead daemon has left it.
@@ -140,7 +139,7 @@ async fn a_daemon_that_dies_while_it_suspends_has_the_vm_go_on() {
         };
         node.storage("shared").alloc(&new).await.unwrap();
         let mut c = config(&node);
-        c.current.set("vmstate", &format!("shared:{}", memory())).unwrap();
+        c.current.set("vmstate", "shared:100/vm-100-state-suspend-2.raw").unwrap();
         c.current.set("runningmachine", "fake-1.0").unwrap();
         let path = paths::guest(&name("n1"), GuestKind::Qemu, vmid(100));
         node.commit(Txn::new("test").put(path, c.to_string())).await;
@@ -195,7 +194,7 @@ async fn a_daemon_that_dies_while_a_vm_is_to_go_on_has_it_go_on() {
 async fn memory_that_cannot_be_read_is_kept_until_it_is_given_up() {
     let node = running().await;
     assert_eq!(suspend(&node).await.0, "OK");
-    let path = node.storage("shared").resolve(&memory()).await.unwrap().path;
+    let path = node.storage("shared").resolve(&memories(&node).await[0]).await.unwrap().path;
     std::fs::write(&path, "short").unwrap();
     let (status, _) = start(&node).await;
     assert!(status.contains("Its memory is kept"), "{status}");
@@ -260,4 +259,52 @@ async fn a_quick_migration_that_fails_leaves_the_vm_as_it_was() {
     let (status, _) = node.ended(&upid).await;
     assert!(status.contains("storage 'local' is not shared"), "{status}");
     as_before(&node).await;
+}
+
+/// Of a move that was cut off: memory that was whole before stays the VM's, and what was only being written is given up.
+#[tokio::test]
+async fn a_move_that_was_cut_off_leaves_no_half_of_a_memory() {
+    for was_suspended in [true, false] {
+        let node = running().await;
+        assert_eq!(suspend(&node).await.0, "OK");
+        let mut c = config(&node);
+        c.current.set("lock", "migrate").unwrap();
+        let epoch = node.own(100).epoch.0;
+        let holder = format!(
+            r#"{{"what":"migrate","task":"{DEAD}","epoch":{epoch},"was_suspended":{was_suspended}}}"#
+        );
+        let path = paths::guest(&name("n1"), GuestKind::Qemu, vmid(100));
+        node.commit(Txn::new("test").put(path, c.to_string()).put("stead/lock/100", holder)).await;
+        node.ops.reconcile().await.unwrap();
+        if was_suspended {
+            on_disk(&node).await;
+            continue;
+        }
+        let c = config(&node).current;
+        assert_eq!((c.lock(), c.get("vmstate"), state(&node)), (None, None, None));
+        assert_eq!(memories(&node).await, [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn what_would_run_there_though_nobody_wants_it_to_is_not_moved_quickly() {
+    let node = Node::of_three().await;
+    created(&node).await;
+    node.machines.set_state("n1", vmid(100), RunState::Paused);
+    let upid = node.ops.migrate(&root(), vmid(100), quick("n3"), Asked::default()).await.unwrap();
+    let (status, _) = node.ended(&upid).await;
+    assert!(status.contains("or is paused, and would run there"), "{status}");
+    assert_eq!(state(&node), Some(RunState::Paused));
+    assert_eq!(memories(&node).await, [""; 0]);
+}
+
+/// Its memory is a disk that somebody makes.
+#[tokio::test]
+async fn who_may_make_no_disk_may_not_suspend_to_one() {
+    let node = running().await;
+    let may = |_: &str, privilege: &str| privilege == "VM.PowerMgmt";
+    let by = stead_ops::Actor::new("user@pve", false, std::sync::Arc::new(may));
+    let refused = node.ops.suspend_to_disk(&by, vmid(100), None, Asked::default()).await.unwrap_err();
+    assert!(matches!(refused, stead_ops::OpsError::Forbidden { .. }), "{refused}");
+    assert_eq!(state(&node), Some(RunState::Running));
 }

@@ -676,7 +676,9 @@ impl GuestDriver for QemuDriver {
         // The balloon has taken so much, whatever the memory is; what is wanted of it is what it leaves.
         let settings =
             VmConfig::parse(config).or_else(|e| crate::command::refuse("config", e.to_string()))?.current;
-        if settings.balloon().is_ok_and(|target| target.is_some_and(|t| t.0 > 0)) {
+        // One that follows what the host has left is where that has it.
+        let follows = settings.shares().is_ok_and(|shares| shares != 0);
+        if !follows && settings.balloon().is_ok_and(|target| target.is_some_and(|t| t.0 > 0)) {
             let (command, arguments) = crate::tune::command(&settings, "balloon")?;
             guest.ask("tune", command, arguments).await?;
         }

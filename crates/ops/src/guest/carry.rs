@@ -18,7 +18,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stead_conf::Revision;
-use stead_driver::storage::NewVolume;
+use stead_driver::storage::{Content, NewVolume};
 use stead_guest::carried::{self, StorageMap};
 use stead_model::vmconfig::VmConfig;
 use stead_model::{Epoch, NodeName, NodeRecord, StorageId, Vmid, VolumeId, cloudinit};
@@ -101,6 +101,7 @@ impl Ops {
     /// The volumes that go along with a VM that does not run, and what is to be said of those that can't.
     pub(super) async fn carried(
         &self,
+        vmid: Vmid,
         config: &VmConfig,
         storages: &StorageMap,
     ) -> Result<(Vec<Carried>, Vec<String>), OpsError> {
@@ -109,7 +110,9 @@ impl Ops {
             if self.storage(&volume.storage)?.shared {
                 continue;
             }
-            if carried::is_cd(&config.current, &volume) && !cloudinit::is_drive(&volume) {
+            let sections =
+                [&config.current, &config.pending.set].into_iter().chain(config.snapshots.values());
+            if sections.into_iter().any(|s| carried::is_cd(s, &volume)) && !cloudinit::is_drive(&volume) {
                 why.push(format!("the CD '{volume}' is on a storage that is not shared: take it out"));
                 continue;
             }
@@ -120,6 +123,10 @@ impl Ops {
                     continue;
                 }
             };
+            if info.content != Content::Images || info.vmid != Some(vmid) {
+                why.push(format!("volume '{volume}' is not the VM's own, on a storage that is not shared"));
+                continue;
+            }
             if info.parent.is_some() || volume.name.rsplit('/').next().is_some_and(|f| f.starts_with("base-"))
             {
                 why.push(format!(
@@ -240,17 +247,10 @@ impl Ops {
             return Err(OpsError::failed(format!("an old copy of it is still on node '{}'", self.me.name)));
         }
         self.free_loose(rq.vmid).await?;
-        let mut taken = super::config::parse(&rq.config)?.all_volumes();
         let mut volumes = vec![];
         for wanted in &rq.volumes {
-            let storage = self.active(&wanted.storage).await?;
-            let name = match cloudinit::is_drive(&wanted.volume) {
-                // It goes by its name, and is made anew whenever it is not what the options say.
-                true => VolumeId { storage: wanted.storage.clone(), name: wanted.volume.name.clone() },
-                false => storage.next_name(rq.vmid, Some(&wanted.format), None, &taken).await?,
-            };
-            taken.push(name.clone());
-            volumes.push(name);
+            self.active(&wanted.storage).await?;
+            volumes.push(new_name(rq.vmid, wanted)?);
         }
         let revision = self.name_loose(rq.vmid, &rq.source, &volumes).await?;
         for (volume, wanted) in volumes.iter().zip(&rq.volumes) {
@@ -264,6 +264,7 @@ impl Ops {
         Ok(Room { volumes, revision })
     }
 
+    /// The volume is there then, of no content.
     async fn make_empty(&self, vmid: Vmid, volume: &VolumeId, wanted: &Carried) -> Result<(), OpsError> {
         let file = volume.name.rsplit('/').next().unwrap_or(&volume.name).to_owned();
         let new = NewVolume { vmid, name: Some(file), format: Some(wanted.format.clone()), size: SMALL };
@@ -313,6 +314,23 @@ impl Ops {
         let path = self.resolve_volume(found.volumes.get(n).ok_or_else(unknown)?).await?.path;
         write_parts(&path, stream).await.map_err(failed("write", &path))
     }
+}
+
+/// How a volume that goes along is called where it goes: as no other is, on no node and at no time. What is freed as nobody's by this
+/// name is nothing else.
+fn new_name(vmid: Vmid, wanted: &Carried) -> Result<VolumeId, OpsError> {
+    let (folder, file) = wanted.volume.name.rsplit_once('/').unwrap_or(("", &wanted.volume.name));
+    // It goes by its name, and is made anew whenever it is not what the options say.
+    if cloudinit::is_drive(&wanted.volume) {
+        if !file.starts_with(&format!("vm-{vmid}-cloudinit.")) {
+            return Err(OpsError::failed(format!("'{}' is another VM's", wanted.volume)));
+        }
+        return Ok(VolumeId { storage: wanted.storage.clone(), name: wanted.volume.name.clone() });
+    }
+    let (format, mark) = (&wanted.format, rand::random::<u64>());
+    let name = format!("{folder}/vm-{vmid}-disk-{mark:016x}.{format}");
+    let name = name.trim_start_matches('/').to_owned();
+    Ok(VolumeId { storage: wanted.storage.clone(), name })
 }
 
 fn begun_at() -> std::time::Instant {

@@ -18,7 +18,8 @@ use stead_driver::guest::{CopyPhase, DiskCopy};
 use stead_driver::storage::{NewCopy, NewVolume};
 use stead_guest::clones::{self, Anew, MAKING, Part};
 use stead_guest::request::{Request, Verdict};
-use stead_model::vmconfig::{Bios, Change, Settings, VmConfig};
+use stead_model::vmconfig::devices::as_disk;
+use stead_model::vmconfig::{Bios, Change, Disk, Settings, VmConfig};
 use stead_model::{Epoch, NodeName, Ownership, StorageId, Upid, Vmid, VolumeId, paths};
 use stead_tasks::TaskContext;
 
@@ -88,6 +89,7 @@ impl Ops {
         if let Some(name) = &options.name {
             Change::set("name", name)?;
         }
+        Self::check_comes_along(actor, from)?;
         if linked && options.format.is_some() {
             return Err(OpsError::invalid(
                 "format",
@@ -113,6 +115,26 @@ impl Ops {
             }
         }
         Ok(())
+    }
+
+    /// Refuses what the actor could not have given the clone: what reaches into the host, mappings, media of other storages.
+    fn check_comes_along(actor: &Actor, from: &Settings) -> Result<(), OpsError> {
+        let mut taken = vec![];
+        for (key, value) in from.iter().filter(|(key, _)| !clones::stays(key)) {
+            if !actor.root && super::snapshots::root_only(key, value) {
+                return Err(OpsError::failed(format!(
+                    "only root can clone a VM with '{key}: {value}', which only root can set"
+                )));
+            }
+            let is_copied = as_disk(key).is_some() && {
+                let disk = Disk::parse(key, value)?;
+                !disk.cdrom && disk.volume().is_some()
+            };
+            if !is_copied {
+                taken.push(Change::Set { key: key.to_owned(), value: value.to_owned() });
+            }
+        }
+        Self::may_use_storages(actor, &taken)
     }
 
     /// Where a disk of a clone is to lie.
@@ -243,7 +265,7 @@ impl Ops {
             &config,
             store::txn(&actor.who, format!("VM {newid}: a clone of VM {vmid} begun")),
         )?;
-        super::lock::hold(newid, MAKING, cx.upid(), epoch, vec![], &mut txn)?;
+        super::lock::hold(newid, MAKING, cx.upid(), epoch, vec![], false, &mut txn)?;
         self.conf.transact(txn).await?;
         Ok(())
     }
@@ -326,11 +348,9 @@ impl Ops {
             return Ok(());
         }
         let tell = Telling::new(cx, Some(live.iter().map(|m| m.size).sum()));
-        let copied = async {
-            self.begin_copies(cx, vmid, config, &copies, limit(options.bwlimit)).await?;
-            self.follow_copies(cx, vmid, CopyPhase::Completed, &tell).await
-        };
-        let copied = copied.await;
+        // Where they were not begun, those under way are another task's.
+        self.begin_copies(cx, vmid, config, &copies, limit(options.bwlimit)).await?;
+        let copied = self.follow_copies(cx, vmid, CopyPhase::Completed, &tell).await;
         let ended = self.guests.end_copies(vmid).await;
         copied?;
         Ok(ended?)
@@ -394,6 +414,7 @@ impl Ops {
             return Err(OpsError::failed("it was never whole, and runs: nothing of it is removed"));
         }
         tracing::warn!("guest {vmid}: the task that made it is dead: what there is of it is removed");
+        let guest = &self.shut_out(guest).await?;
         for volume in super::config::parse(&guest.config.value)?.all_volumes() {
             if self.is_own_volume(&volume, vmid).await {
                 self.free_if_there(&volume).await?;

@@ -105,7 +105,11 @@ impl Ops {
     pub(super) async fn end_reading(&self, vmid: Vmid, task: &Upid) {
         let lock = self.guest_locks.lock_within(vmid, PATIENCE).await;
         // Where the mutex can't be had, the next round of all guests finds a lock that nobody holds.
-        if self.guest_locks.readers.leave(vmid, task) && lock.is_ok() {
+        let ours = || {
+            let config = super::config::parse(&self.vm_at(vmid).ok()?.config.value).ok()?;
+            (config.current.lock() == Some(CLONING)).then_some(())
+        };
+        if self.guest_locks.readers.leave(vmid, task) && lock.is_ok() && ours().is_some() {
             self.clear_lock(vmid).await;
         }
     }
@@ -222,6 +226,12 @@ impl Ops {
             if phase == CopyPhase::InStep && self.guests.pivot(vmid, &disk.key).await.is_ok() {
                 continue;
             }
+            // It may go over in this moment: where it is counts once nothing goes on any more.
+            self.guests.end_copies(vmid).await?;
+            let place = self.guests.disk_place(vmid, &disk.key).await?;
+            if place == self.resolve_volume(volume).await?.path {
+                continue;
+            }
             let mut old = None;
             for unused in config.current.unused()? {
                 if let Some(v) = unused.volume()
@@ -251,11 +261,18 @@ impl Ops {
         self.commit_with(guest, &config, said).await
     }
 
+    /// Writes a configuration anew as it is: no proposal that was built on what is read now can be committed any more.
+    pub(super) async fn shut_out(&self, guest: &GuestAt) -> Result<GuestAt, OpsError> {
+        let config = super::config::parse(&guest.config.value)?;
+        let said = store::txn("root@pam", format!("VM {}: what was left half-way is ended", guest.vmid));
+        self.commit_with(guest, &config, said).await
+    }
+
     /// Ends what a task has left that copied disks of a guest: the guest's part in it, and volumes that it made and the
     /// configuration does not name. Then the lock goes. Under the guest's mutex.
     pub(super) async fn end_half_copied(&self, guest: &GuestAt, making: &[VolumeId]) -> Result<(), OpsError> {
         let vmid = guest.vmid;
-        let mut guest = guest.clone();
+        let mut guest = self.shut_out(guest).await?;
         if self.guests.state(vmid).await.is_some() {
             guest = self.settle_places(&guest).await?;
             self.guests.end_copies(vmid).await?;

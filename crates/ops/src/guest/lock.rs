@@ -29,6 +29,9 @@ struct Holder {
     /// Volumes that the task makes, and which are to go with it unless the configuration names them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     making: Vec<VolumeId>,
+    /// The VM was suspended to disk before, and is so again when the task has come to nothing.
+    #[serde(default)]
+    was_suspended: bool,
 }
 
 fn path(vmid: Vmid) -> String {
@@ -42,9 +45,10 @@ pub(super) fn hold(
     task: &Upid,
     epoch: Epoch,
     making: Vec<VolumeId>,
+    was_suspended: bool,
     txn: &mut Txn,
 ) -> Result<(), OpsError> {
-    let holder = Holder { what: what.to_owned(), task: task.clone(), epoch, making };
+    let holder = Holder { what: what.to_owned(), task: task.clone(), epoch, making, was_suspended };
     // What an earlier one has left is void: the configuration had no lock, or that of what is repeated now.
     txn.ops.push(Op::Put(path(vmid), store::bytes(&holder)?.into()));
     Ok(())
@@ -104,8 +108,9 @@ impl Ops {
         making: Vec<VolumeId>,
         mut txn: Txn,
     ) -> Result<GuestAt, OpsError> {
+        let was_suspended = saved::is_saved(&config);
         config.current.set("lock", what)?;
-        hold(guest.vmid, what, task, guest.own.value.epoch, making, &mut txn)?;
+        hold(guest.vmid, what, task, guest.own.value.epoch, making, was_suspended, &mut txn)?;
         self.commit_with(&guest, &config, txn).await
     }
 
@@ -203,8 +208,7 @@ impl Ops {
             snapshots::TAKING => return self.end_half_taken(guest).await,
             clones::MAKING => return self.end_half_made(guest).await,
             clones::CLONING => return self.end_half_copied(guest, &making).await,
-            // The memory of a VM that does not run was whole before it was to move.
-            super::migrate::LOCK if saved::memory(&config).is_some() && !guest.own.value.running => {
+            _ if holder.as_ref().is_some_and(|h| h.was_suspended) => {
                 let mut config = config;
                 config.current.set("lock", saved::SAVED)?;
                 let txn = store::txn("root@pam", format!("guest {vmid}: not moved"));
@@ -239,7 +243,8 @@ mod tests {
     #[test]
     fn a_lock_lives_as_long_as_its_task_and_its_epoch() {
         let task: Upid = "UPID:n1:00000001:00000001:00000001:qmigrate:100:root@pam:".parse().unwrap();
-        let holder = Holder { what: "migrate".into(), task, epoch: Epoch(3), making: vec![] };
+        let holder =
+            Holder { what: "migrate".into(), was_suspended: false, task, epoch: Epoch(3), making: vec![] };
         assert!(!is_void("migrate", Some(&holder), Epoch(3), |_| true));
         assert!(is_void("migrate", Some(&holder), Epoch(3), |_| false), "its task is dead");
         assert!(is_void("migrate", Some(&holder), Epoch(4), |_| true), "recovered since");

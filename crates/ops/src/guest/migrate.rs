@@ -108,8 +108,8 @@ impl Ops {
             return Err(OpsError::invalid("target", "target is local node."));
         }
         self.migration_target(&options.target)?;
-        if let Some(storage) = options.quick.as_ref().and_then(|q| q.storage.as_ref()) {
-            actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
+        if let Some(quick) = &options.quick {
+            self.may_save(actor, &guest, quick.storage.clone())?;
         }
         match self.admit(&guest, request, asked).await? {
             Verdict::Refuse(why) => return Err(OpsError::Failed(why)),
@@ -199,8 +199,12 @@ impl Ops {
                 None => why.push(silent),
             }
         }
-        if options.quick.is_some() && !live {
-            why.push("it does not run, so there is no memory to be moved: migrate it offline".to_owned());
+        if options.quick.is_some() && facts.process != Process::Running {
+            let else_how = "it does not run, or is paused, and would run there: migrate it live, or offline";
+            why.push(else_how.to_owned());
+        }
+        if options.quick.is_some() && self.ha_maintains(vmid)? {
+            why.push("it is under HA now, which moves it live".to_owned());
         }
         if !why.is_empty() {
             return Err(OpsError::failed(format!(
@@ -263,7 +267,8 @@ impl Source<'_> {
         let mut queue = VecDeque::from([first]);
         while let Some(command) = queue.pop_front() {
             if let Command::Finish(result) = command {
-                if result.is_err() {
+                // Memory that may still be written is ended by whoever finds the lock.
+                if result.is_err() && !self.quick {
                     self.ops.clear_lock(vmid).await;
                 }
                 return result.map_err(|why| OpsError::failed(format!("migration aborted: {why}")));
@@ -447,7 +452,7 @@ impl Source<'_> {
         let new = Ownership {
             owner: self.target.name.clone(),
             epoch: to,
-            armed: running && self.ha,
+            armed: running && self.ha && !self.quick,
             running,
             ..old.clone()
         };
@@ -637,7 +642,7 @@ impl Source<'_> {
                     _ => return Err(OpsError::failed(format!("migration aborted: {why}"))),
                 },
                 // What was sent may be the guest's: it is asked again until that is known.
-                Err(HandoverError::Txn(e)) if carried.is_some() => {
+                Err(HandoverError::Txn(e @ TxnError::Unknown { .. })) if carried.is_some() => {
                     self.cx.log(format!("hand-over: {e}; asking again"));
                     tokio::time::sleep(ASK_AGAIN).await;
                 }

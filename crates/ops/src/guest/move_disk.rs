@@ -141,9 +141,10 @@ impl Ops {
             (guest, plan, to)
         };
         cx.log(format!("{}: moving '{}' to '{to}'", plan.disk.key, plan.from.volid));
+        let mut is_made = false;
         let done = match self.guests.state(vmid).await {
-            Some(_) => self.move_live(cx, actor, &guest, &plan, &to, options).await,
-            None => self.move_offline(cx, actor, &guest, &plan, &to, options).await,
+            Some(_) => self.move_live(cx, actor, &guest, &plan, (&to, &mut is_made), options).await,
+            None => self.move_offline(cx, actor, &guest, &plan, (&to, &mut is_made), options).await,
         };
         let Err(e) = done else { return Ok(()) };
         let what = format!("could not move disk '{}' of VM {vmid}: {e}", plan.disk.key);
@@ -151,7 +152,9 @@ impl Ops {
         if !matches!(e, OpsError::Undecided(_)) {
             let ended = async {
                 let _lock = self.guest_locks.lock(vmid).await?;
-                self.end_half_copied(&self.own_guest(vmid).await?, &[to]).await
+                // What has that name else is another's.
+                let made: Vec<VolumeId> = is_made.then_some(to).into_iter().collect();
+                self.end_half_copied(&self.own_guest(vmid).await?, &made).await
             };
             if let Err(left) = ended.await {
                 cx.warn(format!("what there is of it could not be ended yet: {left}"));
@@ -178,7 +181,7 @@ impl Ops {
         actor: &Actor,
         guest: &GuestAt,
         plan: &Plan,
-        to: &VolumeId,
+        (to, is_made): (&VolumeId, &mut bool),
         options: &MoveOptions,
     ) -> Result<(), OpsError> {
         let vmid = guest.vmid;
@@ -191,6 +194,7 @@ impl Ops {
             limit: limit(options.bwlimit),
         };
         let made = self.copy_image(cx, &plan.storage, &new).await?;
+        *is_made = true;
         let _lock = self.guest_locks.lock(vmid).await?;
         let (now, mut config) = self.still_moving(guest, plan).await?;
         config.current.set(&plan.disk.key, &placed(&plan.disk, to, made.size)?)?;
@@ -199,7 +203,7 @@ impl Ops {
         }
         let done = store::txn(&actor.who, format!("VM {vmid}: disk '{}' moved", plan.disk.key));
         self.commit_unlocked(&now, config, done).await?;
-        self.drop_source(cx, plan, options).await;
+        self.drop_source(cx, vmid, plan, options).await;
         Ok(())
     }
 
@@ -209,13 +213,14 @@ impl Ops {
         actor: &Actor,
         guest: &GuestAt,
         plan: &Plan,
-        to: &VolumeId,
+        (to, is_made): (&VolumeId, &mut bool),
         options: &MoveOptions,
     ) -> Result<(), OpsError> {
         let (vmid, key) = (guest.vmid, &plan.disk.key);
         let (name, format) = (file_of(to), Some(plan.format.clone()));
         let new = NewVolume { vmid, name, format, size: plan.from.size };
         let made = self.active(&plan.storage).await?.alloc(&new).await?;
+        *is_made = true;
         let value = plan.config.current.get(key).unwrap_or_default().to_owned();
         let copy = DiskCopy { disk: key.clone(), value, to: self.resolve_volume(to).await? };
         self.guests.copy_disks(vmid, &[copy], CopyKind::Mirror, limit(options.bwlimit)).await?;
@@ -238,14 +243,20 @@ impl Ops {
         if let Err(e) = self.guests.end_copies(vmid).await {
             cx.warn(format!("the old place may still be open: {e}"));
         }
-        self.drop_source(cx, plan, options).await;
+        self.drop_source(cx, vmid, plan, options).await;
         Ok(())
     }
 
-    /// Removes the old volume where that is wanted; nothing names it any more.
-    async fn drop_source(&self, cx: &TaskContext, plan: &Plan, options: &MoveOptions) {
+    /// Removes the old volume where that is wanted, if it is the VM's own and nothing of it names it any more.
+    async fn drop_source(&self, cx: &TaskContext, vmid: Vmid, plan: &Plan, options: &MoveOptions) {
         let from = &plan.from.volid;
         if !options.delete {
+            return;
+        }
+        let config = self.vm_at(vmid).and_then(|guest| super::config::parse(&guest.config.value));
+        let is_free = config.is_ok_and(|config| !config.all_volumes().iter().any(|v| v.is_same(from)));
+        if !is_free || !self.is_own_volume(from, vmid).await {
+            cx.warn(format!("volume '{from}' is kept: the VM still names it, or it is another's"));
             return;
         }
         match self.free_if_there(from).await {

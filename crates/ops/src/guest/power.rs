@@ -14,6 +14,7 @@ use stead_driver::fence::FenceError;
 use stead_driver::guest::{GuestError, Launch, RunState};
 use stead_guest::request::{Request, Verdict};
 use stead_guest::saved;
+use stead_model::vmconfig::VmConfig;
 use stead_model::{Epoch, Upid, Vmid};
 use stead_tasks::TaskContext;
 
@@ -205,6 +206,7 @@ impl Ops {
         }
         let guest = self.with_last_end_recorded(cx, guest).await?;
         let config = super::config::parse(&guest.config.value)?;
+        self.check_devices_after_recovery(&guest, &config)?;
         if saved::is_saved(&config) {
             return self.start_saved(cx, guest, &config, limit.left(LEASE_WAIT)).await;
         }
@@ -250,6 +252,18 @@ impl Ops {
                 self.undo_start(cx, vmid).await;
                 Err(e)
             }
+        }
+    }
+
+    /// A device that is named as one host knows it was that of the node which was lost: here the same name is anything.
+    fn check_devices_after_recovery(&self, guest: &GuestAt, config: &VmConfig) -> Result<(), OpsError> {
+        let of_host = super::spelled::of_this_host(&config.current)?;
+        match of_host.first() {
+            Some(key) if guest.own.value.recovered && self.any_node_lost() => Err(OpsError::failed(format!(
+                "VM {} was recovered from another node, whose device {key} is: take it out, or name it by a mapping",
+                guest.vmid
+            ))),
+            _ => Ok(()),
         }
     }
 

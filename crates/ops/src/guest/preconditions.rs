@@ -136,7 +136,7 @@ impl Ops {
         let mut local = self.local_volumes(&config)?;
         let (mut carried, mut why) = (vec![], vec![]);
         if process.is_none() {
-            (carried, why) = self.carried(&config, storages).await?;
+            (carried, why) = self.carried(guest.vmid, &config, storages).await?;
             let volumes: Vec<String> = config.all_volumes().iter().map(ToString::to_string).collect();
             local.retain(|v| !volumes.contains(v));
         }

@@ -47,14 +47,7 @@ impl Ops {
         name: &str,
     ) -> Result<Memory, OpsError> {
         let process = self.running(vmid).await?;
-        let shared = |id: &StorageId| self.storage(id).is_ok_and(|s| s.shared);
-        let storage = match (storage, config.current.get(STORAGE)) {
-            (Some(storage), _) => storage,
-            (None, Some(id)) => {
-                id.parse().map_err(|e: stead_model::IdError| OpsError::invalid(STORAGE, e.to_string()))?
-            }
-            (None, None) => snapshots::room_for_memory(disks, shared)?,
-        };
+        let storage = self.memory_storage(config, disks, storage)?;
         let new = NewVolume {
             vmid,
             name: Some(format!("vm-{vmid}-state-{name}.raw")),
@@ -63,6 +56,23 @@ impl Ops {
         };
         let volume = self.alloc(&storage, &new).await?.volid;
         Ok(Memory { volume, machine: process.machine, accel: process.accel, cpu: process.model })
+    }
+
+    /// Where the memory of a VM goes.
+    pub(super) fn memory_storage(
+        &self,
+        config: &VmConfig,
+        disks: &[Held],
+        storage: Option<StorageId>,
+    ) -> Result<StorageId, OpsError> {
+        let shared = |id: &StorageId| self.storage(id).is_ok_and(|s| s.shared);
+        match (storage, config.current.get(STORAGE)) {
+            (Some(storage), _) => Ok(storage),
+            (None, Some(id)) => {
+                id.parse().map_err(|e: stead_model::IdError| OpsError::invalid(STORAGE, e.to_string()))
+            }
+            (None, None) => Ok(snapshots::room_for_memory(disks, shared)?),
+        }
     }
 
     /// Has a VM's disks and its memory kept as they are at one moment.

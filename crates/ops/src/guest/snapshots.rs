@@ -19,7 +19,7 @@ use stead_driver::guest::{GuestError, RunState};
 use stead_driver::storage::StorageError;
 use stead_guest::request::{Request, Verdict};
 use stead_guest::snapshots::{self, Held, New, SnapshotError};
-use stead_model::vmconfig::{Bios, Change, VmConfig};
+use stead_model::vmconfig::{Bios, Change, VmConfig, host};
 use stead_model::{NodeName, Upid, Vmid, VolumeId, paths};
 use stead_tasks::TaskContext;
 
@@ -483,7 +483,14 @@ impl Ops {
             self.volume_info(&memory.volume).await?;
         }
         let new = then.current.iter().filter(|(key, value)| config.current.get(key) != Some(*value));
-        let mut reach = new.filter(|(key, value)| root_only(key, value)).map(|(key, _)| key);
+        let new: Vec<(&str, &str)> = new.collect();
+        let named =
+            |key: &str| key == "cpu" || host::as_usb(key).is_some() || host::as_hostpci(key).is_some();
+        let named = new.iter().filter(|(key, _)| named(key));
+        let named: Vec<Change> =
+            named.map(|(k, v)| Change::Set { key: (*k).to_owned(), value: (*v).to_owned() }).collect();
+        Self::may_use_storages(actor, &named)?;
+        let mut reach = new.into_iter().filter(|(key, value)| root_only(key, value)).map(|(key, _)| key);
         let gone = |key: &&&str| {
             **key != "lock" && config.current.get(key).is_some() && then.current.get(key).is_none()
         };
@@ -644,7 +651,7 @@ impl Ops {
 }
 
 /// Whether only root may give a VM this option, by whatever way.
-fn root_only(key: &str, value: &str) -> bool {
+pub(super) fn root_only(key: &str, value: &str) -> bool {
     let change = Change::Set { key: key.to_owned(), value: value.to_owned() };
     super::config::ROOT_ONLY.contains(&key) || change.needs_root().is_some()
 }

@@ -4,6 +4,7 @@
 
 use crate::{Ops, OpsError};
 use stead_driver::guest::GuestProcess;
+use stead_model::vmconfig::host::HostPci;
 use stead_model::vmconfig::{PciSource, Settings, UsbSource};
 use stead_model::{MappingEntry, MappingKind, NodeName, VmConfig};
 
@@ -78,6 +79,13 @@ impl Ops {
     }
 
     async fn spell_out_one(&self, settings: &mut Settings, one: &Mapped) -> Result<(), OpsError> {
+        if one.kind == MappingKind::Pci && self.mapping(one.kind, &one.id)?.mdev {
+            let whole = |pci: &HostPci| pci.key == one.key && pci.mdev.is_none();
+            if settings.hostpcis()?.iter().any(whole) {
+                let why = format!("'{}' is given away in parts: say which (mdev=TYPE)", one.id);
+                return Err(OpsError::invalid(one.key.clone(), why));
+            }
+        }
         let found = self.mapped_here(one.kind, &one.id).await?;
         let places: Vec<String> = found.into_iter().map(place).collect();
         Ok(settings.spell_out(&one.key, &places)?)

@@ -28,16 +28,28 @@ impl Ops {
         asked: Asked,
     ) -> Result<Upid, OpsError> {
         Self::check_skiplock(actor, asked.skiplock)?;
-        if let Some(storage) = &storage {
-            actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
-        }
-        if let Verdict::Refuse(why) = self.admit(&self.vm_at(vmid)?, Request::Suspend, asked).await? {
+        let guest = self.vm_at(vmid)?;
+        if let Verdict::Refuse(why) = self.admit(&guest, Request::Suspend, asked).await? {
             return Err(OpsError::Failed(why));
         }
+        actor.require(&format!("/vms/{vmid}"), &["VM.Config.Disk"])?;
+        self.may_save(actor, &guest, storage.clone())?;
         let ops = self.clone();
         self.task("qmsuspend", &vmid.to_string(), &actor.who, move |cx| async move {
             ops.suspend_now(&cx, vmid, storage, asked).await
         })
+    }
+
+    /// Refuses who may not have a volume where the memory of a VM would go.
+    pub(super) fn may_save(
+        &self,
+        actor: &Actor,
+        guest: &GuestAt,
+        storage: Option<StorageId>,
+    ) -> Result<(), OpsError> {
+        let config = super::config::parse(&guest.config.value)?;
+        let storage = self.memory_storage(&config, &volumes_beside(&config)?, storage)?;
+        actor.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])
     }
 
     async fn suspend_now(
@@ -85,14 +97,12 @@ impl Ops {
         let mut config = super::config::parse(&guest.config.value)?;
         if config.current.get("vmstate").is_some() {
             return Err(OpsError::failed(format!(
-                "VM {vmid} has memory on disk already (vmstate), which is not that of the VM as it runs: unlock it first"
+                "VM {vmid} has memory on disk already (vmstate), which is not that of the VM as it runs, and goes with its next start"
             )));
         }
-        let disks = config.current.disks()?.into_iter().filter(|d| !d.cdrom);
-        let disks: Vec<Held> = disks
-            .filter_map(|d| d.volume().cloned().map(|volume| Held { key: d.key.clone(), volume }))
-            .collect();
-        let name = format!("suspend-{}", guest.own.value.epoch);
+        let disks = volumes_beside(&config)?;
+        // As no other is: what an earlier one may have left is not in its way, and is not taken for it.
+        let name = format!("suspend-{}-{:08x}", guest.own.value.epoch, rand::random::<u32>());
         let memory = self.memory_volume(vmid, &config, &disks, storage, &name).await?;
         saved::begin(&mut config, &memory)?;
         let txn = store::txn("root@pam", format!("guest {vmid}: its memory goes to '{}'", memory.volume));
@@ -122,6 +132,9 @@ impl Ops {
     /// The VM does not run, and its memory is on disk: one commit.
     async fn record_saved(&self, guest: &GuestAt) -> Result<(), OpsError> {
         let vmid = guest.vmid;
+        if self.ha_maintains(vmid)? {
+            return Err(OpsError::failed("it is under HA now, which would start it again"));
+        }
         let mut config = super::config::parse(&guest.config.value)?;
         config.current.set("lock", saved::SAVED)?;
         let mut txn = store::txn("root@pam", format!("guest {vmid}: suspended to disk"));
@@ -140,18 +153,21 @@ impl Ops {
         if self.guests.state(vmid).await.is_some() {
             self.guests.cancel_migration(vmid).await?;
         }
-        match self.guests.state(vmid).await.map(|p| p.state) {
-            // All was written: no commit that says so may come any more.
-            Some(RunState::Postmigrate) => return self.reclaim(guest).await,
-            Some(_) => self.go_on(&guest).await?,
-            None => {}
+        // All was written: no commit that says so may come any more.
+        let state = self.guests.state(vmid).await.map(|p| p.state);
+        if state == Some(RunState::Postmigrate) {
+            return self.reclaim(guest).await;
         }
+        // Before it runs: whoever finds it later must not take what is on disk for its memory.
         let mut config = super::config::parse(&guest.config.value)?;
         let volume = saved::forget(&mut config);
         let txn = store::txn("root@pam", format!("guest {vmid}: not saved"));
         self.commit_unlocked(&guest, config, txn).await?;
         self.free_volumes(volume.as_slice()).await;
-        Ok(())
+        match state {
+            Some(_) => self.go_on(&self.own_guest(vmid).await?).await,
+            None => Ok(()),
+        }
     }
 
     /// Has a VM go on whose memory is on disk. Under its mutex.
@@ -199,12 +215,14 @@ impl Ops {
             }
         }
         // From here on the process is all there is of its memory.
-        if ha {
-            self.run_within(vmid, epoch, wait).await?;
-        } else {
-            self.guests.resume(vmid).await?;
-        }
+        let runs = match ha {
+            true => self.run_within(vmid, epoch, wait).await,
+            false => self.guests.resume(vmid).await.map_err(OpsError::from),
+        };
         self.free_volumes(&[memory.volume]).await;
+        runs.map_err(|e| {
+            OpsError::failed(format!("VM {vmid} has its memory again, and runs as soon as it may: {e}"))
+        })?;
         self.hook_or_warn(cx, &guest, Phase::PostStart, BRIEF).await;
         Ok(())
     }
@@ -255,6 +273,15 @@ impl Ops {
         }
         result
     }
+}
+
+/// The disks beside which memory may go.
+fn volumes_beside(config: &VmConfig) -> Result<Vec<Held>, OpsError> {
+    let disks = config.current.disks()?.into_iter().filter(|d| !d.cdrom);
+    let held = |d: stead_model::vmconfig::Disk| {
+        d.volume().cloned().map(|volume| Held { key: d.key.clone(), volume })
+    };
+    Ok(disks.filter_map(held).collect())
 }
 
 /// Whether a guest's memory is on disk: it goes on with it.

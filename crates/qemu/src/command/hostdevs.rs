@@ -118,23 +118,26 @@ pub(super) fn shared_memory(argv: &mut Argv, cx: &Context<'_>, chipset: Chipset)
     let Some(memory) = cx.settings.ivshmem().map_err(unusable)? else { return Ok(()) };
     let file = shared_file(cx.vmid, &memory).display().to_string();
     argv.part(
-        &Part::object("memory-backend-file", "shmmem-ivshmem")
+        &Part::object("memory-backend-file", SHARED_ID)
             .with("size", memory.size.0 << 20)
             .with("share", true)
             .with("mem-path", file),
     );
-    argv.part(
-        &Part::device("ivshmem-plain", "ivshmem").with("memdev", "shmmem-ivshmem").at(chipset.ivshmem()),
-    );
+    argv.part(&Part::device("ivshmem-plain", "ivshmem").with("memdev", SHARED_ID).at(chipset.ivshmem()));
     Ok(())
 }
 
+/// The object that is the shared memory.
+const SHARED_ID: &str = "shmmem-ivshmem";
+
 /// The files of shared memory on a command line.
 pub fn shared_files(argv: &[String]) -> Vec<PathBuf> {
-    let properties = argv.iter().flat_map(|word| word.split(','));
-    properties
+    // Of these objects alone: what else a command line says may be its user's words.
+    let objects = argv.windows(2).filter(|pair| pair[0] == "-object" && pair[1].contains(SHARED_ID));
+    objects
+        .flat_map(|pair| pair[1].split(','))
         .filter_map(|p| p.strip_prefix("mem-path="))
-        .filter(|p| p.starts_with(SHARED))
+        .filter(|p| p.strip_prefix(SHARED).is_some_and(|name| !name.contains('/')))
         .map(PathBuf::from)
         .collect()
 }

@@ -123,18 +123,12 @@ impl Beneath {
         rustix::fs::fsync(&to_dir)
     }
 
-    /// Gives the file `from` the name `to` too, or where the file system knows no second names, instead; never over what has
-    /// it (`Errno::EXIST`).
+    /// Gives the file `from` the name `to` too; never over what has it (`Errno::EXIST`). Where the file system knows no second names
+    /// that is an error (`Errno::PERM`, `OPNOTSUPP`, `NOSYS`): whoever undoes it removes the second one.
     pub fn link(&self, from: &str, to: &str) -> rustix::io::Result<()> {
         let (from_dir, from_name) = self.parent(from)?;
         let (to_dir, to_name) = self.parent(to)?;
-        match rustix::fs::linkat(&from_dir, from_name, &to_dir, to_name, AtFlags::empty()) {
-            Ok(()) => {}
-            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => {
-                rustix::fs::renameat_with(&from_dir, from_name, &to_dir, to_name, RenameFlags::NOREPLACE)?;
-            }
-            Err(e) => return Err(e),
-        }
+        rustix::fs::linkat(&from_dir, from_name, &to_dir, to_name, AtFlags::empty())?;
         rustix::fs::fsync(&to_dir)
     }
 
