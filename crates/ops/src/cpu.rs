@@ -117,6 +117,10 @@ impl Ops {
             return Ok(());
         }
         let Ok(can) = self.guests.capabilities().await else { return Ok(()) };
+        if can.features.is_empty() {
+            // Its program did not tell: that is no word about the CPU.
+            return Ok(());
+        }
         let (facts, path) = (facts_of(can), paths::cpu(&self.me.name));
         let known =
             self.conf.view(|t| t.get(&path).map(|e| (e.revision, serde_json::from_slice(&e.data).ok())));

@@ -176,6 +176,11 @@ async fn a_template_has_linked_clones_and_stays_as_it_is() {
         new.current.get("scsi1"),
         Some("local:100/base-100-disk-0.raw/101/vm-101-disk-0.qcow2,size=2G")
     );
+    // Of its two disks one alone has clones any more: nothing of it goes.
+    for n in [101, 102] {
+        let volume = format!("100/base-100-disk-0.raw/{n}/vm-{n}-disk-0.qcow2");
+        node.storage("local").free(&volume).await.unwrap();
+    }
     let options = DestroyOptions::default();
     let upid = node.ops.destroy(&root(), vmid(100), options, Asked::default()).await.unwrap();
     let (status, _) = node.ended(&upid).await;

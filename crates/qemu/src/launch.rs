@@ -337,13 +337,15 @@ impl<'a> Job<'a> {
         let cpu_group = self.cpu_group()?;
         let groups: Vec<&Cgroup> = cgroup.iter().chain(&cpu_group).collect();
         let passed = self.passed().map_err(Attempt::Refused)?;
-        let mdevs = vfio::take(&self.options.sys, &passed).await.map_err(Attempt::Refused)?;
-        let mut meta = Meta { mdevs, ..self.record(line, nets)? };
+        let mut meta = self.record(line, nets)?;
+        // Named before they are made, as all that is removed with it.
+        meta.mdevs = passed.iter().filter_map(|p| p.mdev.clone()).collect();
         let folder = |group: &Cgroup| group.path().to_owned();
         meta.cgroup = cgroup.as_ref().map(folder);
         meta.cpu_cgroup = cpu_group.as_ref().map(folder);
         // Written before the process exists: what a dying daemon leaves is known to be unfinished.
         self.dir.store(&meta).map_err(io("its record could not be written"))?;
+        vfio::take(&self.options.sys, &passed).await.map_err(Attempt::Refused)?;
         let program = Program {
             binary: &self.options.binary,
             argv: &meta.argv,

@@ -171,24 +171,65 @@ fn no_iommu(root: &Path, address: &str) -> String {
 }
 
 /// Gives the devices to the kernel's driver for guests, and makes those that are to be made.
-pub async fn take(root: &Path, passed: &[Passed]) -> Result<Vec<Mdev>, GuestError> {
+pub async fn take(root: &Path, passed: &[Passed]) -> Result<(), GuestError> {
     let drivers = root.join("bus/pci/drivers/vfio-pci");
     if passed.iter().any(|p| p.mdev.is_none()) && !drivers.exists() {
         // Where the program is missing the driver is missed below.
         let _ = tokio::process::Command::new("modprobe").arg("vfio-pci").output().await;
     }
-    let mut made: Vec<Mdev> = vec![];
     for one in passed {
         let done = match &one.mdev {
-            Some(mdev) => mdev.make().map(|()| made.push(mdev.clone())).map_err(|e| format!("mdev: {e}")),
+            Some(mdev) => mdev.make().map_err(|e| format!("mdev: {e}")),
             None => one.functions.iter().try_for_each(|address| bind(root, address)),
         };
         if let Err(why) = done {
-            made.iter().for_each(Mdev::remove);
             return refuse(&one.key, why);
         }
     }
-    Ok(made)
+    Ok(())
+}
+
+/// What the host itself does with a device: a network card that is up, a disk that is mounted or part of something.
+fn in_use(device: &Path) -> Option<String> {
+    let names = |folder: PathBuf| {
+        let all = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        all.filter_map(|e| e.file_name().into_string().ok()).collect::<Vec<String>>()
+    };
+    let is_up = |card: &String| {
+        let state = std::fs::read_to_string(device.join("net").join(card).join("operstate"));
+        state.is_ok_and(|state| state.trim() == "up")
+    };
+    if let Some(card) = names(device.join("net")).into_iter().find(is_up) {
+        return Some(format!("its network card '{card}' is up"));
+    }
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    for block in blocks_below(device, 8) {
+        let disk = block.file_name()?.to_str()?.to_owned();
+        if mounts.lines().any(|line| line.starts_with(&format!("/dev/{disk}"))) {
+            return Some(format!("its disk '{disk}' is mounted"));
+        }
+        let parts = names(block.clone()).into_iter().filter(|n| n.starts_with(&disk)).map(|n| block.join(n));
+        let held = parts.chain([block.clone()]).find(|part| !names(part.join("holders")).is_empty());
+        if held.is_some() {
+            return Some(format!("its disk '{disk}' is part of another device"));
+        }
+    }
+    None
+}
+
+/// The disks below a device: those of controllers are some folders down.
+fn blocks_below(folder: &Path, depth: u8) -> Vec<PathBuf> {
+    let mut found = vec![];
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if depth == 0 || !entry.file_type().is_ok_and(|t| t.is_dir()) {
+            continue;
+        }
+        let path = entry.path();
+        // A disk's folder is in one that is called so, or is a namespace of its controller.
+        let is_disk = path.join("queue").is_dir() && path.join("size").is_file();
+        if is_disk { found.push(path) } else { found.extend(blocks_below(&path, depth - 1)) }
+    }
+    found
 }
 
 fn bind(root: &Path, address: &str) -> Result<(), String> {
@@ -201,6 +242,9 @@ fn bind(root: &Path, address: &str) -> Result<(), String> {
         return Err("this host's kernel has no driver vfio-pci, by which guests get PCI devices".to_owned());
     }
     let failed = |what: &str, e: std::io::Error| format!("the PCI device {address}: {what}: {e}");
+    if let Some(how) = in_use(&device) {
+        return Err(format!("the PCI device {address} is in use by this host: {how}"));
+    }
     std::fs::write(device.join("driver_override"), "vfio-pci").map_err(|e| failed("driver_override", e))?;
     if device.join("driver").exists() {
         std::fs::write(device.join("driver/unbind"), address).map_err(|e| failed("unbind", e))?;
@@ -285,7 +329,31 @@ mod tests {
         assert_eq!(said("bus/pci/drivers_probe"), "0000:01:00.0");
         std::fs::remove_file(device.join("driver")).unwrap();
         std::os::unix::fs::symlink(at("bus/pci/drivers/vfio-pci"), device.join("driver")).unwrap();
-        assert_eq!(take(root.path(), &passed).await.unwrap(), []);
+        take(root.path(), &passed).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_the_host_uses_itself_is_not_taken_from_it() {
+        let root = tempfile::tempdir().unwrap();
+        host(root.path());
+        write(root.path(), &[("bus/pci/drivers/vfio-pci/bind", "")]);
+        let passed = planned(root.path(), "hostpci0: 01:00.0", &[]).unwrap();
+        let refused = async || take(root.path(), &passed).await.unwrap_err().to_string();
+        let device = "bus/pci/devices/0000:01:00.0";
+        write(root.path(), &[(&format!("{device}/net/eth7/operstate"), "up\n")]);
+        assert!(refused().await.contains("its network card 'eth7' is up"));
+        write(root.path(), &[(&format!("{device}/net/eth7/operstate"), "down\n")]);
+        let disk = format!("{device}/nvme/nvme7/nvme7n1");
+        write(
+            root.path(),
+            &[
+                (&format!("{disk}/size"), "1"),
+                (&format!("{disk}/queue/rotational"), "0"),
+                (&format!("{disk}/nvme7n1p1/holders/dm-0"), ""),
+            ],
+        );
+        assert!(refused().await.contains("its disk 'nvme7n1' is part of another device"));
+        assert!(!root.path().join(device).join("driver_override").exists(), "it was touched");
     }
 
     #[tokio::test]
@@ -294,7 +362,8 @@ mod tests {
         host(root.path());
         let passed = planned(root.path(), "hostpci2: 01:00,mdev=nvidia-63", &[]).unwrap();
         let uuid = "00000002-0000-0000-0000-000000000100";
-        let made = take(root.path(), &passed).await.unwrap();
+        take(root.path(), &passed).await.unwrap();
+        let made: Vec<Mdev> = passed.iter().filter_map(|p| p.mdev.clone()).collect();
         let create = "bus/pci/devices/0000:01:00.0/mdev_supported_types/nvidia-63/create";
         assert_eq!(std::fs::read_to_string(root.path().join(create)).unwrap(), uuid);
         let path = made[0].path();

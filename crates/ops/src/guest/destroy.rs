@@ -4,6 +4,7 @@ use super::Asked;
 use crate::{Actor, Ops, OpsError, store};
 use std::sync::Arc;
 use stead_conf::{Check, Op};
+use stead_driver::storage::Content;
 use stead_guest::request::{Request, Verdict};
 use stead_model::{Upid, Vmid, VolumeId, paths};
 use stead_tasks::TaskContext;
@@ -72,6 +73,7 @@ impl Ops {
         }
         volumes.sort();
         volumes.dedup();
+        self.check_no_clones(&volumes).await?;
         for volume in &volumes {
             match self.free_if_there(volume).await {
                 Ok(true) => cx.log(format!("removed volume '{volume}'")),
@@ -88,6 +90,21 @@ impl Ops {
         txn.ops.push(Op::Delete(paths::ownership(vmid)));
         txn.ops.push(Op::Delete(guest.path()));
         self.conf.transact(txn).await?;
+        Ok(())
+    }
+
+    /// Refuses before anything is removed: a template of which only some disks have clones would be left in pieces.
+    async fn check_no_clones(&self, volumes: &[VolumeId]) -> Result<(), OpsError> {
+        for base in volumes.iter().filter(|v| v.is_base()) {
+            let all = self.volumes(&base.storage, Some(Content::Images), None).await?;
+            let backing = format!("../{}", base.name);
+            if let Some(clone) = all.iter().find(|v| v.parent.as_deref() == Some(&backing)) {
+                return Err(OpsError::failed(format!(
+                    "base volume '{base}' is still in use by linked clones ('{}'): remove them first",
+                    clone.volid
+                )));
+            }
+        }
         Ok(())
     }
 }
