@@ -93,8 +93,7 @@ impl Rpc {
             }
             NO_ROOM_CALL => give(call, &ops.free_room(from, take(call, body)?).await?),
             GO_ON_CALL => {
-                // What it asks for is in the record, or it is not done.
-                ops.resume_moved(take(call, body)?);
+                ops.resume_if_moved(take(call, body)?).await?;
                 Ok(Value::Null)
             }
             "guest/continue" => {

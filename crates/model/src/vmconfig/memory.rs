@@ -6,6 +6,7 @@ use super::Settings;
 use super::check::{choice, integer};
 use super::devices::{named, spelled, spelled_prop};
 use super::keys::{KeyError, MAX_CPUS, MAX_MEMORY};
+use crate::cpu::CUSTOM;
 use crate::property::PropertyString;
 use crate::size::Mebibytes;
 use std::fmt;
@@ -137,8 +138,16 @@ impl Settings {
             );
         }
         // The half of what can be addressed: devices and gaps between modules are in it, too.
-        let bits = match self.cpu()?.phys_bits {
+        let cpu = self.cpu()?;
+        let is_custom = cpu.model.as_deref().is_some_and(|model| model.starts_with(CUSTOM));
+        let bits = match cpu.phys_bits {
             Some(PhysBits::Bits(bits)) => bits,
+            // What the model says by now need not be what a running VM has.
+            None if is_custom => {
+                let why =
+                    "memory that comes and goes (hotplug) needs phys-bits here, beside a model of one's own";
+                return KeyError::value("cpu", why);
+            }
             // Not as many as this host has: another one may have fewer.
             Some(PhysBits::Host) | None => ADDRESS_BITS,
         };
@@ -282,6 +291,16 @@ mod tests {
         assert_eq!(nodes, [node((0, 1)), node((2, 3))]);
         let e = read("memory: 64\nsockets: 3\nnuma: 1\n").numa_nodes().unwrap_err();
         assert!(e.key == "memory" && e.why.contains("3"), "{e}");
+    }
+
+    #[test]
+    fn places_for_modules_follow_from_what_the_vm_itself_says() {
+        let of = |cpu: &str| read(&format!("cpu: {cpu}\nhotplug: memory\nmemory: 2048\nnuma: 1\n")).modules();
+        let places = |cpu: &str| of(cpu).unwrap().unwrap().places.len();
+        assert!(places("qemu64,phys-bits=46") > places("qemu64"));
+        assert_eq!(places("custom-big,phys-bits=46"), places("qemu64,phys-bits=46"));
+        let e = of("custom-big").unwrap_err();
+        assert!(e.key == "cpu" && e.why.contains("needs phys-bits here"), "{e}");
     }
 
     #[test]

@@ -241,7 +241,7 @@ impl Ops {
         let mut config = super::config::parse(&guest.config.value)?;
         let Some(volume) = saved::forget(&mut config) else { return Ok(guest) };
         cx.warn(format!(
-            "its memory on disk ('{volume}') is given up: the VM was unlocked since it was suspended"
+            "its memory on disk ('{volume}') is given up: the VM was unlocked since it was suspended, or recovered from another node"
         ));
         let txn = store::txn("root@pam", format!("guest {}: starts without its memory", guest.vmid));
         let guest = self.commit_with(&guest, &config, txn).await?;
@@ -249,8 +249,21 @@ impl Ops {
         Ok(guest)
     }
 
+    /// As another node asks for it: that the VM came here is read, and not believed.
+    ///
+    /// # Errors
+    /// If it can't be read now.
+    pub async fn resume_if_moved(self: &Arc<Self>, vmid: Vmid) -> Result<(), OpsError> {
+        self.conf.barrier().await?;
+        let guest = self.vm_at(vmid)?;
+        if guest.own.value.owner == self.me.name && guest.own.value.running && is_saved(&guest) {
+            self.resume_moved(vmid);
+        }
+        Ok(())
+    }
+
     /// A VM that came here with its memory on disk goes on. One that can't stays suspended, until somebody starts it.
-    pub fn resume_moved(self: &Arc<Self>, vmid: Vmid) {
+    pub(super) fn resume_moved(self: &Arc<Self>, vmid: Vmid) {
         let ops = self.clone();
         let work = move |cx: TaskContext| async move { ops.go_on_here(&cx, vmid).await };
         if let Err(e) = self.task("qmstart", &vmid.to_string(), &Actor::system().who, work) {
