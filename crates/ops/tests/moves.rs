@@ -285,3 +285,32 @@ async fn a_disk_goes_to_another_vm() {
         node.ops.move_disk(&root(), vmid(101), back("virtio1", "virtio1")).await.unwrap_err().to_string();
     assert!(used.contains("'virtio1' is in use: stop VM 101"), "{used}");
 }
+
+/// A disk on its way to another VM has two names, and one of them is nobody's.
+#[tokio::test]
+async fn a_disk_that_was_to_go_to_another_vm_has_one_name_in_the_end() {
+    let node = made().await;
+    make(&node, 101, &[("scsi0", "shared:1")]).await;
+    let record = "stead/loose/n1/101";
+    let named = r#"{"volumes":["local:101/vm-101-disk-0.qcow2"],"source":null}"#;
+    node.commit(Txn::new("test").put(record, named)).await;
+    let own = "100/vm-100-disk-0.qcow2";
+    node.storage("local").rename(own, vmid(101), Some("vm-101-disk-0.qcow2")).await.unwrap();
+    node.ops.reconcile().await.unwrap();
+    assert_eq!(names(&node, "local").await, [OLD], "before the commit: it is the first one's");
+    // After it: the old name is recorded as nobody's.
+    let to = MoveOptions {
+        disk: "scsi0".into(),
+        target: Some(vmid(101)),
+        target_disk: Some("scsi1".into()),
+        ..MoveOptions::default()
+    };
+    node.storage("local").set_failing(Some(("free", 0)));
+    let (status, log) = moved(&node, to).await;
+    assert!(status.starts_with("WARNINGS") && log.contains("could not be freed yet"), "{status} {log}");
+    assert_eq!(names(&node, "local").await.len(), 2);
+    node.storage("local").set_failing(None);
+    node.ops.reconcile().await.unwrap();
+    assert_eq!(names(&node, "local").await, ["local:101/vm-101-disk-0.qcow2"]);
+    assert_eq!(node.ops.conf.view(|t| t.list("stead/loose/").count()), 0);
+}

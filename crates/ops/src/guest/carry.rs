@@ -252,7 +252,7 @@ impl Ops {
             self.active(&wanted.storage).await?;
             volumes.push(new_name(rq.vmid, wanted)?);
         }
-        let revision = self.name_loose(rq.vmid, &rq.source, &volumes).await?;
+        let revision = self.name_loose(rq.vmid, Some(&rq.source), &volumes).await?;
         for (volume, wanted) in volumes.iter().zip(&rq.volumes) {
             if let Err(e) = self.make_empty(rq.vmid, volume, wanted).await {
                 if let Err(left) = self.free_loose(rq.vmid).await {

@@ -44,33 +44,36 @@ pub(crate) fn of(tree: &Tree, node: &NodeName, vmid: Vmid) -> Result<Option<At<L
     store::record(tree, &path(node, vmid))
 }
 
-/// Adds to a hand-over that what was made at the target is the guest's, and that the source has no use for what it had.
+/// Of which guest on which node volumes are.
+pub(crate) type Place<'a> = (&'a NodeName, Vmid);
+
+/// Adds to a hand-over that what was made for a guest is its own, and that there is no use any more for what was left by one: by
+/// itself on another node, or by another guest.
 pub(crate) fn hand_over(
     tree: &Tree,
     txn: &mut Txn,
-    vmid: Vmid,
-    (target, made): (&NodeName, Revision),
-    (source, left): (&NodeName, &[VolumeId]),
+    (target, made): (Place<'_>, Revision),
+    (source, left): (Place<'_>, &[VolumeId]),
 ) -> Result<(), OpsError> {
-    txn.checks.push(Check::Revision(path(target, vmid), made));
-    txn.ops.push(Op::Delete(path(target, vmid)));
-    let before = of(tree, source, vmid)?;
+    txn.checks.push(Check::Revision(path(target.0, target.1), made));
+    txn.ops.push(Op::Delete(path(target.0, target.1)));
+    let before = of(tree, source.0, source.1)?;
     let mut volumes = before.as_ref().map(|b| b.value.volumes.clone()).unwrap_or_default();
     volumes.extend(left.iter().filter(|v| !volumes.contains(v)).cloned().collect::<Vec<_>>());
     let record = store::bytes(&Loose { volumes, ..Loose::default() })?;
-    store::put_over(txn, &path(source, vmid), before.map(|b| b.revision), record);
+    store::put_over(txn, &path(source.0, source.1), before.map(|b| b.revision), record);
     Ok(())
 }
 
 impl Ops {
-    /// Names volumes that this node is to make for a guest of another one. The record's revision.
+    /// Names volumes that this node is to make for a guest: of another node, which sends it, or of its own. The record's revision.
     pub(super) async fn name_loose(
         &self,
         vmid: Vmid,
-        source: &NodeName,
+        source: Option<&NodeName>,
         volumes: &[VolumeId],
     ) -> Result<Revision, OpsError> {
-        let loose = Loose { volumes: volumes.to_vec(), source: Some(source.clone()), claimed: false };
+        let loose = Loose { volumes: volumes.to_vec(), source: source.cloned(), claimed: false };
         self.write_loose(vmid, None, &loose).await
     }
 
@@ -103,7 +106,7 @@ impl Ops {
             _ => vec![],
         };
         let mut failed = vec![];
-        for volume in loose.volumes.iter().filter(|v| !named.contains(v)) {
+        for volume in loose.volumes.iter().filter(|v| !named.iter().any(|n| n.is_same(v))) {
             match self.active(&volume.storage).await {
                 Ok(storage) => match storage.free(&volume.name).await {
                     Ok(()) | Err(StorageError::NoVolume(_)) => {}

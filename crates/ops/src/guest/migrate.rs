@@ -470,9 +470,9 @@ impl Source<'_> {
         txn.ops.push(stead_conf::Op::Put(path, config.to_string().into_bytes().into()));
         self.ops.conf.view(|t| super::lock::release(t, self.vmid(), &mut txn));
         if let Some(carried) = carried {
-            let (here, there) = (&self.ops.me.name, &self.target.name);
+            let (here, there) = ((&self.ops.me.name, self.vmid()), (&self.target.name, self.vmid()));
             let (made, left) = ((there, carried.revision), carried.left());
-            let said = |t: &Tree| loose::hand_over(t, &mut txn, self.vmid(), made, (here, &left));
+            let said = |t: &Tree| loose::hand_over(t, &mut txn, made, (here, &left));
             self.ops.conf.view(said)?;
         }
         self.ops.conf.transact(txn).await?;

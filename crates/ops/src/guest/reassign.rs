@@ -1,15 +1,16 @@
 //! A disk of one VM becomes another's.
 //!
 //! The volume gets a name of its new owner; then one transaction takes it out of one configuration and puts it into the other; then the
-//! old name goes. Cut off before the transaction, the volume has a name too many, of which nothing is lost.
+//! old name goes. Of the two names one is nobody's at any time, and recorded so ([`loose`]): whatever is cut off, that one goes.
 
 use super::Asked;
 use super::copies::file_of;
+use super::loose;
 use super::move_disk::{MoveOptions, own_disk};
 use crate::store::{self, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use std::sync::Arc;
-use stead_conf::Check;
+use stead_conf::{Check, Revision};
 use stead_guest::request::{Request, Verdict};
 use stead_model::vmconfig::{Bus, Change, Disk, VmConfig};
 use stead_model::{Size, Upid, Vmid, VolumeId, paths};
@@ -119,21 +120,30 @@ impl Ops {
         let _second = self.guest_locks.lock(vmid.max(target)).await?;
         let (from, to) = (self.own_guest(vmid).await?, self.own_guest(target).await?);
         let (disk, volume, key) = self.plan_reassign(actor, &from, &to, options).await?;
-        let made = self.active(&volume.storage).await?.rename(&volume.name, target, None).await?.volid;
-        let moved = self.commit_reassign(actor, (&from, &disk), (&to, &key), &made).await;
-        if let Err(e) = moved {
-            if matches!(e, OpsError::Undecided(_)) {
-                tracing::warn!("nobody knows whether the change was recorded: '{volume}' is '{made}', too");
-            } else {
-                self.free_volumes(std::slice::from_ref(&made)).await;
+        let driver = self.active(&volume.storage).await?;
+        let format = self.volume_info(&volume).await?.format;
+        let name = driver.next_name(target, Some(&format), None, &[]).await?;
+        // Of two names one is always nobody's, and is recorded so: whoever dies when, it goes.
+        self.free_loose(target).await?;
+        let revision = self.name_loose(target, None, std::slice::from_ref(&name)).await?;
+        let moved = async {
+            let made = driver.rename(&volume.name, target, file_of(&name).as_deref()).await?.volid;
+            let (given, got) = ((&from, &disk, &volume), (&to, key.as_str()));
+            self.commit_reassign(actor, given, got, (&made, revision)).await.map(|()| made)
+        };
+        let made = match moved.await {
+            Ok(made) => made,
+            Err(e) => {
+                // Where nobody knows what was recorded, this has it decided first.
+                if let Err(left) = self.free_loose(target).await {
+                    cx.warn(left.to_string());
+                }
+                return Err(e);
             }
-            return Err(e);
-        }
+        };
         cx.log(format!("{} of VM {vmid} is {key} of VM {target}: '{volume}' is '{made}' now", disk.key));
-        if file_of(&made) != file_of(&volume)
-            && let Err(e) = self.free_if_there(&volume).await
-        {
-            cx.warn(format!("the old name '{volume}' is left over: {e}"));
+        if let Err(e) = self.free_loose(vmid).await {
+            cx.warn(e.to_string());
         }
         Ok(())
     }
@@ -141,9 +151,9 @@ impl Ops {
     async fn commit_reassign(
         &self,
         actor: &Actor,
-        (from, disk): (&GuestAt, &Disk),
+        (from, disk, volume): (&GuestAt, &Disk, &VolumeId),
         (to, key): (&GuestAt, &str),
-        made: &VolumeId,
+        (made, revision): (&VolumeId, Revision),
     ) -> Result<(), OpsError> {
         let (vmid, target) = (from.vmid, to.vmid);
         let mut ours = super::config::parse(&from.config.value)?;
@@ -158,6 +168,9 @@ impl Ops {
             store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
             txn.checks.push(Check::Revision(paths::ownership(guest.vmid), guest.own.revision));
         }
+        let (theirs, ours) = (((&self.me.name, target), revision), (&self.me.name, vmid));
+        let left = std::slice::from_ref(volume);
+        self.conf.view(|t| loose::hand_over(t, &mut txn, theirs, (ours, left)))?;
         self.conf.transact(txn).await?;
         Ok(())
     }
