@@ -57,6 +57,16 @@ pub(crate) fn hand_over(
 ) -> Result<(), OpsError> {
     txn.checks.push(Check::Revision(path(target.0, target.1), made));
     txn.ops.push(Op::Delete(path(target.0, target.1)));
+    leave(tree, txn, source, left)
+}
+
+/// Adds to a change that volumes are of no use any more.
+pub(crate) fn leave(
+    tree: &Tree,
+    txn: &mut Txn,
+    source: Place<'_>,
+    left: &[VolumeId],
+) -> Result<(), OpsError> {
     let before = of(tree, source.0, source.1)?;
     let mut volumes = before.as_ref().map(|b| b.value.volumes.clone()).unwrap_or_default();
     volumes.extend(left.iter().filter(|v| !volumes.contains(v)).cloned().collect::<Vec<_>>());

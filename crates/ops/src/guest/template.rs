@@ -1,6 +1,7 @@
 //! Templates: VMs that never run, of which others are made.
 
 use super::Asked;
+use super::loose;
 use crate::store::{self, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use std::sync::Arc;
@@ -93,7 +94,9 @@ impl Ops {
                 old.push(volume);
             }
             config.current.set("template", "1")?;
-            let txn = store::txn(&actor.who, format!("VM {vmid}: made a template"));
+            let mut txn = store::txn(&actor.who, format!("VM {vmid}: made a template"));
+            // By these names it could be written still.
+            self.conf.view(|t| loose::leave(t, &mut txn, (&self.me.name, vmid), &old))?;
             self.commit_with(&guest, &config, txn).await.map(drop)
         };
         let named: Result<(), OpsError> = named.await;
@@ -102,10 +105,8 @@ impl Ops {
             self.undo_made(&e, &made).await;
             return Err(OpsError::failed(format!("could not make a template of VM {vmid}: {e}")));
         }
-        for volume in old {
-            if let Err(e) = self.free_if_there(&volume).await {
-                cx.warn(format!("the old name '{volume}' of a base volume is left over: {e}"));
-            }
+        if let Err(e) = self.free_loose(vmid).await {
+            cx.warn(e.to_string());
         }
         Ok(())
     }
