@@ -22,14 +22,25 @@ const POLITE: Duration = Duration::from_secs(2);
 const CUT: Duration = Duration::from_secs(10);
 
 fn capabilities(on: &[&str]) -> Value {
-    with_capabilities(on, &[])
+    with_capabilities(&Value::Null, on, &[])
 }
 
-/// What a process is to do, and what not: it remembers what it was told for an earlier one.
-fn with_capabilities(on: &[&str], off: &[&str]) -> Value {
+/// What a process is to do, and what not: it remembers what it was told for an earlier one. What it does not know it was not told:
+/// older programs refuse to hear of it.
+fn with_capabilities(told: &Value, on: &[&str], off: &[&str]) -> Value {
     let one = |state: bool| move |c: &&str| json!({ "capability": c, "state": state });
-    let all: Vec<Value> = on.iter().map(one(true)).chain(off.iter().map(one(false))).collect();
+    let off = off.iter().filter(|c| knows(told, c));
+    let all: Vec<Value> = on.iter().map(one(true)).chain(off.map(one(false))).collect();
     json!({ "capabilities": all })
+}
+
+/// Whether a program tells of a capability.
+fn knows(told: &Value, capability: &str) -> bool {
+    told.as_array().is_some_and(|all| all.iter().any(|c| c["capability"] == capability))
+}
+
+async fn told(guest: &Guest, what: &'static str) -> Result<Value, GuestError> {
+    guest.ask(what, "query-migrate-capabilities", json!({})).await
 }
 
 fn uri(path: &Path) -> String {
@@ -62,10 +73,13 @@ pub async fn load(qmp: &Qmp, state: &SavedState) -> Result<(), QmpError> {
 /// Makes a source write its state while it runs: a page that changes again is written again, in its place.
 pub async fn save(guest: &Guest, to: &Path) -> Result<(), GuestError> {
     const WHAT: &str = "save the state of";
-    let wanted = with_capabilities(
-        &["events", "mapped-ram", "auto-converge"],
-        &["background-snapshot", "return-path"],
-    );
+    let told = told(guest, WHAT).await?;
+    if !knows(&told, "mapped-ram") {
+        let why = "its QEMU is older than 9.0, and can't write its memory to a file while it runs".to_owned();
+        return Err(GuestError::Refused { what: WHAT, vmid: guest.vmid, why });
+    }
+    let on = ["events", "mapped-ram", "auto-converge"];
+    let wanted = with_capabilities(&told, &on, &["background-snapshot", "return-path"]);
     guest.ask(WHAT, "migrate-set-capabilities", wanted).await?;
     guest.ask(WHAT, "migrate-set-parameters", json!({ "max-bandwidth": UNLIMITED })).await?;
     guest.ask(WHAT, "migrate", json!({ "uri": file(to) })).await.map(drop)
@@ -75,6 +89,7 @@ pub async fn save(guest: &Guest, to: &Path) -> Result<(), GuestError> {
 pub async fn send(guest: &Guest, to: &Path, bytes_per_second: Option<u64>) -> Result<(), GuestError> {
     const WHAT: &str = "migrate";
     let wanted = with_capabilities(
+        &told(guest, WHAT).await?,
         &["events", "return-path", "auto-converge"],
         &["background-snapshot", "mapped-ram"],
     );
@@ -95,6 +110,7 @@ const BEGIN: Duration = Duration::from_secs(20);
 /// Refuses what can't write its memory while it runs.
 pub async fn can_write_memory(guest: &Guest) -> Result<(), GuestError> {
     let wanted = with_capabilities(
+        &told(guest, MEMORY).await?,
         &["events", "background-snapshot"],
         &["return-path", "auto-converge", "mapped-ram"],
     );
@@ -239,6 +255,15 @@ pub async fn cancel(guest: &Guest) -> Result<MigrationProgress, GuestError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_older_program_hears_of_nothing_that_it_does_not_know() {
+        let told = json!([{ "capability": "background-snapshot", "state": true }]);
+        let wanted = with_capabilities(&told, &["events"], &["background-snapshot", "mapped-ram"]);
+        let all = wanted["capabilities"].as_array().unwrap();
+        let named: Vec<&str> = all.iter().filter_map(|c| c["capability"].as_str()).collect();
+        assert_eq!(named, ["events", "background-snapshot"]);
+    }
 
     #[test]
     fn progress_reads_what_qemu_tells_and_survives_what_it_does_not() {

@@ -38,9 +38,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Whether it is a guest's QEMU.
+    /// Whether it is a guest's QEMU. One without a machine is asked by a daemon what it can do, and ends at once.
     pub fn is_qemu(&self) -> bool {
-        self.program().is_some_and(|f| f.starts_with("qemu-system"))
+        let is_asked = self.command.contains(" -machine none ");
+        self.program().is_some_and(|f| f.starts_with("qemu-system")) && !is_asked
     }
 
     /// Whether it is a node's fence process.
