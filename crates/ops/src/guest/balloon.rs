@@ -5,8 +5,12 @@
 
 use super::config::parse;
 use crate::Ops;
+use std::time::Duration;
 use stead_driver::guest::{GuestProcess, RunState};
 use stead_guest::balloon::{Guest, targets};
+
+/// How long a round waits for whoever is at a VM.
+const BRIEFLY: Duration = Duration::from_secs(1);
 
 impl Ops {
     /// One round over this node's VMs, given its memory and what is taken of it, in bytes. What can't be done now is done in a later
@@ -14,8 +18,9 @@ impl Ops {
     pub async fn balance_memory(&self, total: u64, used: u64) {
         let guests: Vec<Guest> = self.guests.list().await.iter().filter_map(|p| self.balloon_of(p)).collect();
         for (vmid, target) in targets(total, used, &guests) {
-            // Whoever is at it may be about to move it, or to change its memory.
-            let Some(_lock) = self.guest_locks.try_lock(vmid) else { continue };
+            // Whoever is at it may be about to move it, or to change its memory. But a look of the node at its guests, which can come at
+            // the same moment each time, is over soon.
+            let Ok(_lock) = self.guest_locks.lock_within(vmid, BRIEFLY).await else { continue };
             let known = |p: &GuestProcess| self.balloon_of(p).is_some_and(|g| guests.contains(&g));
             if self.guests.state(vmid).await.is_none_or(|p| !known(&p)) {
                 continue;

@@ -1,7 +1,7 @@
 //! A guest's balloon, as its own system and its host see it.
 
 use super::super::support::{BOOT, cluster, loopback, start};
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use stead_testbed::api::until;
 
 const VM: u32 = 100;
@@ -31,11 +31,13 @@ fn a_guest_gets_the_memory_that_its_host_has() {
         ensure!(!busy, "this machine's memory is taken: the guest would get none");
 
         api.put(&config, &[("shares", "2000")]).await?;
-        until("it has all of its memory", BOOT, async || {
-            let now = current().await?;
+        let mut last = None;
+        let full = until("it has all of its memory", BOOT, async || {
+            let now = last.insert(current().await?);
             let total = now["ballooninfo"]["total_mem"].as_u64().unwrap_or_default();
             Ok((now["balloon"] == 512 * MIB && now["shares"] == 2000 && total > 256 * MIB).then_some(()))
         })
-        .await
+        .await;
+        full.with_context(|| format!("{last:?}"))
     });
 }
