@@ -141,3 +141,22 @@ async fn what_a_source_has_left_goes() {
     node.ops.reconcile().await.unwrap();
     assert_eq!((record(&node), volumes(&node).await.len()), (None, 0));
 }
+
+/// Once its target frees what it has made, a hand-over that was on its way can't make it the VM's any more.
+#[tokio::test]
+async fn what_is_being_freed_is_out_of_reach_of_a_late_hand_over() {
+    let (node, request) = asked().await;
+    node.ops.make_room(request).await.unwrap();
+    let known = node.ops.conf.view(|t| t.get(RECORD).unwrap().revision);
+    node.storage("local").set_failing(Some(("free", 0)));
+    let failed = node.ops.free_room(&name("n3"), vmid(100)).await.unwrap_err().to_string();
+    assert!(failed.contains("could not be freed yet"), "{failed}");
+    assert!(record(&node).unwrap().contains(r#""claimed":true"#) && volumes(&node).await.len() == 1);
+    let mut late = Txn::new("n3").delete(RECORD);
+    late.checks.push(stead_conf::Check::Revision(RECORD.to_owned(), known));
+    node.ops.conf.transact(late).await.unwrap_err();
+    // Nobody has to ask for the rest.
+    node.storage("local").set_failing(None);
+    node.ops.reconcile().await.unwrap();
+    assert_eq!((record(&node), volumes(&node).await.len()), (None, 0));
+}

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use stead_conf::Txn;
 use stead_driver::hardware::{Hardware, PciDevice, UsbDevice};
 use stead_model::MappingKind;
 use stead_ops::Actor;
@@ -186,4 +187,40 @@ async fn what_a_vm_has_of_its_host_speaks_against_a_move() {
         assert!(said.contains(part), "{part} in\n{said}");
     }
     assert!(!said.contains("hostpci1"), "{said}");
+}
+
+/// On the node that recovers it, what has that address is another device.
+#[tokio::test]
+async fn a_recovered_vm_takes_no_device_by_its_address() {
+    let node = node_with(&[("hostpci0", "01:00.0")]).await;
+    let own = stead_model::Ownership { recovered: true, ..node.own(100) };
+    let record = stead_ops::store::bytes(&own).unwrap();
+    node.commit(Txn::new("test").put(stead_model::paths::ownership(vmid(100)), record)).await;
+    let why = start(&node).await;
+    assert!(why.contains("was recovered from another node, whose device hostpci0 is"), "{why}");
+    assert_eq!(change(&node, &[], &["hostpci0"]).await, "OK");
+    assert_eq!(start(&node).await, "OK");
+}
+
+#[tokio::test]
+async fn a_device_that_is_given_away_in_parts_is_not_taken_whole() {
+    let node = node_with(&[("hostpci0", "mapping=gpu")]).await;
+    let parts = MappingOptions { mdev: Some(true), ..MappingOptions::default() };
+    node.ops.mapping_change(&root(), MappingKind::Pci, "gpu", parts, &[], None).await.unwrap();
+    assert_eq!(start(&node).await, "hostpci0: 'gpu' is given away in parts: say which (mdev=TYPE)");
+    assert_eq!(change(&node, &[("hostpci0", "mapping=gpu,mdev=nvidia-63")], &[]).await, "OK");
+    assert_eq!(start(&node).await, "OK");
+}
+
+#[tokio::test]
+async fn a_snapshot_gives_back_what_its_user_may_have() {
+    let node = node_with(&[("hostpci0", "mapping=gpu")]).await;
+    let upid = node.ops.take_snapshot(&root(), vmid(100), "one", "", false).await.unwrap();
+    assert_eq!(node.ended(&upid).await.0, "OK");
+    assert_eq!(change(&node, &[], &["hostpci0"]).await, "OK");
+    let user = Actor::new("u@pve", false, Arc::new(|path: &str, _: &str| !path.starts_with("/mapping/")));
+    let refused = node.ops.roll_back(&user, vmid(100), "one", false).await.unwrap_err().to_string();
+    assert_eq!(refused, "Permission check failed (/mapping/pci/gpu, Mapping.Use)");
+    let upid = node.ops.roll_back(&root(), vmid(100), "one", false).await.unwrap();
+    assert_eq!(node.ended(&upid).await.0, "OK");
 }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{CONFIG, Machines};
+use common::{CONFIG, Machines, writing};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stead_driver::guest::{
@@ -54,17 +54,6 @@ async fn started(h: &Machines, driver: &QemuDriver) -> PathBuf {
     driver.resume(vmid()).await.unwrap();
     writing(driver).await;
     image
-}
-
-/// Waits until the guest has written a few times more.
-async fn writing(driver: &QemuDriver) {
-    let before = driver.state(vmid()).await.unwrap().disk_write;
-    let again = async {
-        while driver.state(vmid()).await.unwrap().disk_write < before + 5 * 512 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), again).await.expect("the guest does not write");
 }
 
 /// A new image, and what is to be copied to it.

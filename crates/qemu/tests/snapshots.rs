@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{CONFIG, Machines};
+use common::{CONFIG, Machines, writing};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use stead_driver::guest::{GuestDriver, Launch, MigrationPhase, ResolvedVolume, RunState, SavedState};
@@ -61,17 +61,6 @@ async fn start(driver: &QemuDriver, launch: Launch) {
     driver.launch(launch).await.unwrap();
     driver.resume(vmid()).await.unwrap();
     writing(driver).await;
-}
-
-/// Waits until the guest has written a few times more.
-async fn writing(driver: &QemuDriver) {
-    let before = driver.state(vmid()).await.unwrap().disk_write;
-    let again = async {
-        while driver.state(vmid()).await.unwrap().disk_write < before + 5 * 512 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), again).await.expect("the guest does not write");
 }
 
 fn disks() -> [String; 2] {
@@ -206,21 +195,29 @@ async fn memory_is_of_the_same_moment_as_the_disks() {
     let (then, now) = (ticks(&h, &image, Some("one")), ticks(&h, &image, None));
     assert!(then + 10 < now, "{then}, {now}");
     // The guest counts in its memory: it goes on from there, whatever is on its disk.
-    let incoming = process.as_incoming();
+    let mut incoming = process.as_incoming();
+    incoming.state = Some(SavedState { path: state, mapped: false });
     driver.prepare(vmid(), Epoch(1)).await.unwrap();
     driver.launch(Launch { incoming: Some(incoming), ..spec }).await.unwrap();
-    let inlet = driver.migration_inlet(vmid()).await.unwrap();
-    let mut stream = tokio::net::UnixStream::connect(inlet).await.unwrap();
-    let mut file = tokio::fs::File::open(&state).await.unwrap();
-    let _ = tokio::io::copy(&mut file, &mut stream).await;
-    while driver.state(vmid()).await.unwrap().state != RunState::Received {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    assert_eq!(received(&driver).await, Some(RunState::Received));
     driver.resume(vmid()).await.unwrap();
     writing(&driver).await;
     driver.stop(vmid()).await.unwrap();
     let on = ticks(&h, &image, None);
     assert!(then < on && on < now, "it was at {then} then, and came to {now}: {on}");
+}
+
+/// What becomes of a process that reads its state.
+async fn received(driver: &QemuDriver) -> Option<RunState> {
+    let mut events = driver.events();
+    loop {
+        match driver.state(vmid()).await.map(|p| p.state) {
+            // While it reads it may not answer, and neither does one that ends.
+            Some(RunState::Inmigrate | RunState::Unresponsive) => {}
+            other => return other,
+        }
+        let _ = tokio::time::timeout(Duration::from_millis(100), events.recv()).await;
+    }
 }
 
 /// Its state is written while it runs, and goes on in another process, with what it had in its memory.
@@ -243,17 +240,7 @@ async fn what_is_saved_to_a_file_goes_on_from_there() {
     let again = Launch { incoming: Some(incoming), ..spec };
     driver.prepare(vmid(), Epoch(1)).await.unwrap();
     driver.launch(again.clone()).await.unwrap();
-    let received = async || {
-        let mut events = driver.events();
-        loop {
-            match driver.state(vmid()).await.map(|p| p.state) {
-                Some(RunState::Inmigrate | RunState::Unresponsive) => {}
-                other => return other,
-            }
-            let _ = tokio::time::timeout(Duration::from_millis(100), events.recv()).await;
-        }
-    };
-    assert_eq!(received().await, Some(RunState::Received));
+    assert_eq!(received(&driver).await, Some(RunState::Received));
     driver.resume(vmid()).await.unwrap();
     writing(&driver).await;
     // It can be moved and saved again: what it was told for the one does not stay for the other.
@@ -265,7 +252,7 @@ async fn what_is_saved_to_a_file_goes_on_from_there() {
     // A file that is cut short gives no guest.
     std::fs::File::options().write(true).open(&path).unwrap().set_len(1 << 16).unwrap();
     let launched = driver.launch(again).await;
-    let state = if launched.is_ok() { received().await } else { None };
+    let state = if launched.is_ok() { received(&driver).await } else { None };
     assert_eq!(state, None, "{launched:?}");
 }
 

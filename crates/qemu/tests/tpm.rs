@@ -11,7 +11,7 @@ use common::Machines;
 use host::skip;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use stead_driver::guest::{GuestDriver, GuestError, Launch, ResolvedVolume, RunState};
+use stead_driver::guest::{GuestDriver, GuestError, GuestEvent, Launch, ResolvedVolume, RunState};
 use stead_driver::suite::guest::GuestHarness;
 use stead_model::{Epoch, Vmid};
 use stead_qemu::{QemuDriver, QemuOptions};
@@ -128,10 +128,10 @@ async fn a_tpm_keeps_its_state_on_its_volume_moves_and_ends_with_its_guest() {
         driver.launch(Launch { epoch: Epoch(3), ..launch }).await.unwrap();
         assert_eq!(std::fs::read(&path).unwrap()[..16], kept[..16], "{machine}: it was begun anew");
         let pid = driver.state(id).await.unwrap().pid;
+        let mut events = driver.events();
         common::kill(pid);
-        while driver.state(id).await.is_some() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let gone = async { while !matches!(events.recv().await.unwrap(), GuestEvent::Gone { .. }) {} };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
         assert_eq!(tpms(folder), [0; 0], "{machine}: it is left behind");
     }
 }
@@ -164,9 +164,13 @@ async fn no_tpm_is_left_by_a_launch_that_fails() {
             .arg(format!("file={}", run.join("tpm.pid").display()))
             .spawn();
         let mut left = left.unwrap();
-        while !run.join("tpm").exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        // It says nothing when it listens.
+        let listens = async {
+            while !run.join("tpm").exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), listens).await.unwrap();
         QemuDriver::new(options).adopt().await;
         // The driver has taken its exit status, as of every process that it ends.
         assert!(left.wait().is_err() && tpms(h.folder.path()).is_empty());

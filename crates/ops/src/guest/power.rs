@@ -220,20 +220,7 @@ impl Ops {
                  'freeze' out, or the VM from under HA"
             )));
         }
-        for warning in self.guests.warnings(&launch).await {
-            cx.warn(warning);
-        }
-        self.hook(cx, &guest, Phase::PreStart, limit.left(LIMIT)).await?;
-        let ha = match self.record_start(&guest).await {
-            Ok(ha) => ha,
-            Err(e) => {
-                // Where nobody knows whether it is recorded, reconciliation finds out, and records the end.
-                if !matches!(e, OpsError::Undecided(_)) {
-                    self.hook_or_warn(cx, &guest, Phase::PostStop, BRIEF).await;
-                }
-                return Err(e);
-            }
-        };
+        let ha = self.begin_start(cx, &guest, &launch, limit.left(LIMIT)).await?;
         cx.log(format!("starting VM {vmid} on node '{}', epoch {}", self.me.name, launch.epoch));
         let run = match (ha, frozen) {
             (true, _) => Run::UnderLease,
@@ -277,8 +264,29 @@ impl Ops {
         self.own_guest(guest.vmid).await
     }
 
+    /// What comes before a process: what it will do otherwise is said, its hook script has `limit`, and its record says that it runs.
+    /// Whether it is HA's.
+    pub(super) async fn begin_start(
+        &self,
+        cx: &TaskContext,
+        guest: &GuestAt,
+        launch: &Launch,
+        limit: Duration,
+    ) -> Result<bool, OpsError> {
+        for warning in self.guests.warnings(launch).await {
+            cx.warn(warning);
+        }
+        self.hook(cx, guest, Phase::PreStart, limit).await?;
+        let recorded = self.record_start(guest).await;
+        // Where nobody knows whether it is recorded, reconciliation finds out, and records the end.
+        if recorded.as_ref().is_err_and(|e| !matches!(e, OpsError::Undecided(_))) {
+            self.hook_or_warn(cx, guest, Phase::PostStop, BRIEF).await;
+        }
+        recorded
+    }
+
     /// The fence process knows a guest of HA's, then its record says that it runs. Whether it is HA's.
-    pub(super) async fn record_start(&self, guest: &GuestAt) -> Result<bool, OpsError> {
+    async fn record_start(&self, guest: &GuestAt) -> Result<bool, OpsError> {
         let ha = self.ha_maintains(guest.vmid)?;
         let registration = self.guests.prepare(guest.vmid, guest.own.value.epoch).await?;
         if ha {

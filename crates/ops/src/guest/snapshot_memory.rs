@@ -172,11 +172,7 @@ impl Ops {
     ) -> Result<(), OpsError> {
         let guest = self.vm_at(vmid)?;
         let launch = self.launch_with_memory(&guest, &memory, false).await?;
-        for warning in self.guests.warnings(&launch).await {
-            cx.warn(warning);
-        }
-        self.hook(cx, &guest, Phase::PreStart, LIMIT).await?;
-        if self.record_start(&guest).await? {
+        if self.begin_start(cx, &guest, &launch, LIMIT).await? {
             // HA has come to it in this moment: it starts it as it does.
             self.undo_start(cx, vmid).await;
             return Err(OpsError::failed(format!(

@@ -185,19 +185,7 @@ impl Ops {
             )));
         };
         let launch = self.launch_with_memory(&guest, &memory, true).await?;
-        for warning in self.guests.warnings(&launch).await {
-            cx.warn(warning);
-        }
-        self.hook(cx, &guest, Phase::PreStart, LIMIT).await?;
-        let ha = match self.record_start(&guest).await {
-            Ok(ha) => ha,
-            Err(e) => {
-                if !matches!(e, OpsError::Undecided(_)) {
-                    self.hook_or_warn(cx, &guest, Phase::PostStop, BRIEF).await;
-                }
-                return Err(e);
-            }
-        };
+        let ha = self.begin_start(cx, &guest, &launch, LIMIT).await?;
         cx.log(format!("resuming suspended VM {vmid} on node '{}', epoch {}", self.me.name, launch.epoch));
         let epoch = launch.epoch;
         let given_up = async {

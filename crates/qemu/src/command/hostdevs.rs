@@ -148,3 +148,19 @@ pub fn passed_addresses(argv: &[String]) -> Vec<String> {
     let host = |word: &String| text_of(word, "host");
     devices.filter_map(host).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_program_s_own_words_name_files_that_go_with_it() {
+        let words = |all: &[&str]| all.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+        let own = format!("memory-backend-file,id={SHARED_ID},mem-path={SHARED}frames,share=on,size=4M");
+        assert_eq!(shared_files(&words(&["-object", &own])), [PathBuf::from(format!("{SHARED}frames"))]);
+        let said = format!("type=1,serial=x,,mem-path={SHARED}other");
+        assert!(shared_files(&words(&["-smbios", &said, "-object", "iothread,id=a"])).is_empty());
+        let out = own.replace("frames", "a/../../../etc/passwd");
+        assert!(shared_files(&words(&["-object", &out])).is_empty());
+    }
+}

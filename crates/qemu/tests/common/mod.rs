@@ -58,6 +58,20 @@ pub fn kill(pid: u32) {
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
 }
 
+/// Waits until guest 100 has written a few times more, which nothing announces.
+#[allow(dead_code, reason = "some binaries' tests alone look at what a guest writes")]
+pub async fn writing(driver: &stead_qemu::QemuDriver) {
+    use stead_driver::guest::GuestDriver;
+    let id = Vmid::new(100).unwrap();
+    let before = driver.state(id).await.unwrap().disk_write;
+    let again = async {
+        while driver.state(id).await.unwrap().disk_write < before + 5 * 512 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), again).await.expect("the guest does not write");
+}
+
 /// Kills a process and waits until it has ended.
 #[allow(dead_code, reason = "one binary's tests alone end processes so")]
 pub fn end(pid: u32) {
