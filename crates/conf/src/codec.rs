@@ -120,7 +120,10 @@ pub(crate) fn unpack<T: DeserializeOwned>(kind: Kind, data: &[u8]) -> Result<T, 
 #[cfg(test)]
 pub(crate) fn golden(data: &[u8], file: &str) {
     let hex: String = data.iter().map(|byte| format!("{byte:02x}")).collect();
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(file);
+    // As it is where the test runs: what was built in one checkout may run in another.
+    let package =
+        std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+    let path = std::path::Path::new(&package).join("tests").join(file);
     if std::env::var("STEAD_GOLDEN").is_ok_and(|mode| mode == "write") {
         let _there = std::fs::create_dir_all(path.parent().unwrap_or(&path));
         let _compared = std::fs::write(&path, format!("{hex}\n"));

@@ -397,7 +397,10 @@ fn remove_cgroups(group: &Path) {
 /// Builds the package from the programs that are built; gives its path. It lies in `dir`.
 pub fn package(dir: &Path) -> Result<PathBuf> {
     let bin = crate::cluster::program("steadd")?;
-    let out = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/deb.sh"))
+    // As it is where the test runs: what was built in one checkout may run in another.
+    let package =
+        std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+    let out = Command::new(format!("{package}/../../scripts/deb.sh"))
         .arg("--debug")
         .env("STEAD_BIN_DIR", bin.parent().context("a program lies in a folder")?)
         .env("STEAD_DEB_DIR", dir)
