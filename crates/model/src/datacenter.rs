@@ -1,5 +1,6 @@
 //! `datacenter.cfg`: options of the whole cluster, `key: value` lines below a description in `#` lines.
 
+use crate::network::Network;
 use crate::property::PropertyString;
 use crate::text::{FormatError, parse_bool, split_list};
 use crate::vmconfig::{KeyError, Refusal, Settings};
@@ -21,7 +22,7 @@ const KEYS: &[(&str, bool, &[&str])] = &[
     ("location", false, &[]),
     ("mac_prefix", true, &[]),
     ("max_workers", true, &[]),
-    ("migration", false, &["secure", "type=secure"]),
+    ("migration", true, &[]),
     ("migration_unsecure", false, &["0"]),
     ("next-id", true, &[]),
     ("notify", false, &[]),
@@ -103,6 +104,14 @@ impl Datacenter {
         self.settings.get("max_workers").and_then(workers)
     }
 
+    /// The network by which guests move, if one was chosen.
+    ///
+    /// # Errors
+    /// If the value in the file is wrong.
+    pub fn migration_network(&self) -> Result<Option<Network>, KeyError> {
+        self.settings.get("migration").map_or(Ok(None), migration)
+    }
+
     /// Tags that only those who may change the cluster's options can give.
     pub fn registered_tags(&self) -> Vec<&str> {
         split_list(self.settings.get("registered-tags").unwrap_or_default()).collect()
@@ -144,6 +153,29 @@ fn next_id(text: &str) -> Result<NextId, KeyError> {
         return KeyError::value("next-id", "lower must be less than upper");
     }
     Ok(range)
+}
+
+/// Of how guests move: the network.
+fn migration(text: &str) -> Result<Option<Network>, KeyError> {
+    const KEY: &str = "migration";
+    let props: PropertyString = text.parse().or_else(|e| KeyError::value(KEY, e))?;
+    for (name, value) in props.iter() {
+        match (name.unwrap_or("type"), value) {
+            ("network", _) | ("type", "secure") => {}
+            ("type", "insecure") => {
+                return KeyError::unsupported(KEY, "type: a guest's memory never leaves a node unencrypted");
+            }
+            ("type", other) => {
+                return KeyError::value(
+                    KEY,
+                    format_args!("type: value '{other}' is not one of secure, insecure"),
+                );
+            }
+            (name, _) => return KeyError::value(KEY, format_args!("there is no property '{name}'")),
+        }
+    }
+    let network = props.get("network").map(str::parse).transpose();
+    network.or_else(|e| KeyError::value(KEY, format_args!("network: {e}")))
 }
 
 fn workers(text: &str) -> Option<usize> {
@@ -215,6 +247,7 @@ pub fn accept(key: &str, value: &str) -> Result<String, KeyError> {
         "max_workers" if workers(value).is_none() => {
             return KeyError::value(key, "value must be a number from 1 to 64");
         }
+        "migration" => drop(migration(value)?),
         "next-id" => drop(next_id(value)?),
         "tag-style" => {
             let props = properties(key, value, &["case-sensitive", "color-map", "ordering", "shape"])?;
@@ -297,7 +330,13 @@ registered-tags: prod;test
         assert_eq!(said("next-id", "lower=700,upper=600"), "next-id: lower must be less than upper");
         assert_eq!(said("next-id", "lower=7"), "next-id: lower: value must lie in 100 to 999999999");
         assert_eq!(said("migration", "type=secure"), "type=secure");
-        assert_eq!(said("migration", "insecure"), "migration: not supported yet");
+        assert_eq!(said("migration", "secure,network=10.1.0.0/16"), "secure,network=10.1.0.0/16");
+        assert_eq!(
+            said("migration", "insecure"),
+            "migration: type: a guest's memory never leaves a node unencrypted"
+        );
+        assert!(said("migration", "network=10.1").starts_with("migration: network: '10.1' is no network"));
+        assert_eq!(said("migration", "speed=1"), "migration: there is no property 'speed'");
         assert_eq!(said("colour", "blue"), "colour: there is no such option of a cluster");
         assert_eq!(
             said("tag-style", "shape=full,color-map=a:ff00AA;b:000000:ffffff"),

@@ -16,6 +16,7 @@ pub mod ha_options;
 pub mod ids;
 pub mod link;
 pub mod mapping;
+pub mod network;
 pub mod ova;
 pub mod ownership;
 pub mod paths;
