@@ -18,4 +18,5 @@ pub mod restart;
 pub mod rpc;
 pub mod stats;
 pub mod storages;
+pub mod streams;
 pub mod witness;

@@ -12,6 +12,7 @@ use stead_model::{NodeName, Vmid};
 use stead_ops::bulk::{ACT_CALL, STOP_CALL, WAIT_CALL};
 use stead_ops::epochs::{EPOCH_CALL, REJOIN_CALL};
 use stead_ops::events::Lines;
+use stead_ops::guest::along::DISKS_SENT_CALL;
 use stead_ops::guest::carry::{NO_ROOM_CALL, ROOM_CALL, RoomRequest};
 use stead_ops::guest::incoming::{ContinueRequest, IncomingRequest};
 use stead_ops::guest::migrate::GO_ON_CALL;
@@ -83,8 +84,7 @@ impl Rpc {
             "guest/incoming" => {
                 let request: IncomingRequest = take(call, body)?;
                 same(from, &request.source)?;
-                ops.incoming(request).await?;
-                Ok(Value::Null)
+                give(call, &ops.incoming(request).await?)
             }
             ROOM_CALL => {
                 let request: RoomRequest = take(call, body)?;
@@ -94,6 +94,12 @@ impl Rpc {
             NO_ROOM_CALL => give(call, &ops.free_room(from, take(call, body)?).await?),
             GO_ON_CALL => {
                 ops.resume_if_moved(take(call, body)?).await?;
+                Ok(Value::Null)
+            }
+            DISKS_SENT_CALL => {
+                let request: ContinueRequest = take(call, body)?;
+                ops.check_source(from, request.vmid, request.epoch)?;
+                ops.disks_sent(&request).await?;
                 Ok(Value::Null)
             }
             "guest/continue" => {

@@ -62,6 +62,9 @@ pub struct Incoming {
     /// The CPU that runs, in the driver's own words. None, from a version that does not say: the configuration's.
     #[serde(default)]
     pub cpu: Option<String>,
+    /// By how many streams its memory comes; 0, from a version that does not say: by one.
+    #[serde(default)]
+    pub streams: u8,
     /// The file with its state, which it reads by itself; none: it waits for a stream. A matter of its node's alone.
     #[serde(skip)]
     pub state: Option<SavedState>,
@@ -70,7 +73,7 @@ pub struct Incoming {
 impl Incoming {
     /// What waits for a stream.
     pub fn stream(machine: impl Into<String>, accel: impl Into<String>) -> Self {
-        Self { machine: machine.into(), accel: accel.into(), cpu: None, state: None }
+        Self { machine: machine.into(), accel: accel.into(), cpu: None, streams: 1, state: None }
     }
 }
 
@@ -249,6 +252,8 @@ pub enum MigrationPhase {
     None,
     /// RAM is being sent.
     Active,
+    /// The source's CPUs have stopped, and it waits to be told to send the rest.
+    Held,
     /// The source's CPUs have stopped, the rest is being sent.
     Switchover,
     /// All was sent and received; the source is paused and stays so.
@@ -273,8 +278,37 @@ pub struct DiskCopy {
     pub disk: String,
     /// What the option says.
     pub value: String,
-    /// Where to: a volume of exactly its size, which nobody has open.
-    pub to: ResolvedVolume,
+    /// Where to.
+    pub to: CopyTo,
+}
+
+/// Where a disk is copied to: something of exactly its size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopyTo {
+    /// A volume, which nobody has open.
+    Volume(ResolvedVolume),
+    /// The disk of the same option that a waiting process lends by this socket: see [`GuestDriver::lend_disks`].
+    Lent(PathBuf),
+}
+
+/// How a guest's state is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sending {
+    /// The unix socket.
+    pub to: PathBuf,
+    /// At most; none: no limit.
+    pub bytes_per_second: Option<u64>,
+    /// Once the guest's CPUs stand it waits, in [`MigrationPhase::Held`], for [`GuestDriver::send_rest`].
+    pub hold: bool,
+    /// By how many streams its memory goes: as many as whoever waits was made for.
+    pub streams: u8,
+}
+
+impl Sending {
+    /// As fast as it goes, to its end.
+    pub fn to(to: impl Into<PathBuf>) -> Self {
+        Self { to: to.into(), bytes_per_second: None, hold: false, streams: 1 }
+    }
 }
 
 /// What a copy is of.
@@ -282,7 +316,8 @@ pub struct DiskCopy {
 pub enum CopyKind {
     /// Of the disks as they are at the moment when it begins, the same moment for all.
     Moment,
-    /// Of one disk as it goes on, so that the guest can go over to it: [`GuestDriver::pivot`].
+    /// Of disks as they go on, so that the guest can go over to it: [`GuestDriver::pivot`], or a process that lends them:
+    /// [`GuestDriver::end_mirrors`].
     Mirror,
 }
 
@@ -437,11 +472,29 @@ pub trait GuestDriver: Send + Sync {
     }
     /// SIGKILL of its cgroup without a thaw or a word before; waits until nothing of it is left.
     async fn kill(&self, vmid: Vmid) -> Result<(), GuestError>;
+    /// By how many streams the program of a running guest, or without one that of this node, sends or takes memory when so many are
+    /// wanted: at least one.
+    async fn streams(&self, _of: Option<Vmid>, _wanted: u8) -> u8 {
+        1
+    }
     /// Where an incoming guest takes its migration stream.
     async fn migration_inlet(&self, vmid: Vmid) -> Result<PathBuf, GuestError>;
+    /// Has an incoming guest that waits lend disks, by their options, so that another process can write them; where.
+    async fn lend_disks(&self, vmid: Vmid, _disks: &[String]) -> Result<PathBuf, GuestError> {
+        no_copies(vmid)
+    }
+    /// Where an incoming guest lends its disks.
+    async fn disk_inlet(&self, vmid: Vmid) -> Result<PathBuf, GuestError> {
+        no_copies(vmid)
+    }
+    /// Nobody can write its disks any more but itself.
+    async fn end_lending(&self, vmid: Vmid) -> Result<(), GuestError> {
+        no_copies(vmid)
+    }
     /// Begins to send the guest's state into a unix socket. At the end the source stays paused.
-    async fn migrate(&self, vmid: Vmid, to: PathBuf, bytes_per_second: Option<u64>)
-    -> Result<(), GuestError>;
+    async fn migrate(&self, vmid: Vmid, how: &Sending) -> Result<(), GuestError>;
+    /// Has a migration that is held go on.
+    async fn send_rest(&self, vmid: Vmid) -> Result<(), GuestError>;
     /// Begins to write the guest's state to a file while it runs, from which a process can go on (see [`SavedState`]). At the end
     /// the guest stays paused, and never needs to be continued; how it goes on [`Self::migration`] tells.
     async fn save(&self, vmid: Vmid, to: &Path) -> Result<(), GuestError>;
@@ -506,7 +559,7 @@ pub trait GuestDriver: Send + Sync {
     ) -> Result<(), GuestError>;
     /// Has the image of one of its disks forget what it keeps under a name; one that keeps nothing under it is no error.
     async fn forget_disk_snapshot(&self, vmid: Vmid, disk: &str, name: &str) -> Result<(), GuestError>;
-    /// Begins to copy disks, one with a mirror. Of copies there are those of one call at a time. Somebody who ends
+    /// Begins to copy disks, to volumes one alone with a mirror. Of copies there are those of one call at a time. Somebody who ends
     /// jobs, as the fence process does when a lease is lost, ends them too.
     async fn copy_disks(
         &self,
@@ -523,6 +576,11 @@ pub trait GuestDriver: Send + Sync {
     }
     /// Has the guest go over to a mirror that is in step. After an error [`Self::disk_place`] tells where it is.
     async fn pivot(&self, vmid: Vmid, _disk: &str) -> Result<(), GuestError> {
+        no_copies(vmid)
+    }
+    /// Ends the mirrors of a guest whose CPUs stand, when they are in step: both places hold the same then, to disk, and the guest
+    /// stays on its own. An error where one was not in step to its end.
+    async fn end_mirrors(&self, vmid: Vmid) -> Result<(), GuestError> {
         no_copies(vmid)
     }
     /// Ends all copies, and closes all that the guest does not use; a guest without any is left as it is. When it returns no

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
-use stead_model::vmconfig::devices::as_disk;
+use stead_model::vmconfig::devices::{Bus, as_disk};
 use stead_model::vmconfig::{Disk, KeyError, Settings, VmConfig};
 use stead_model::{StorageId, VolumeId};
 
@@ -80,6 +80,20 @@ fn renamed(key: &str, value: &str, to: &BTreeMap<VolumeId, VolumeId>) -> Result<
         Some(new) => disk.with_volume(new, None).map(Some),
         None => Ok(None),
     }
+}
+
+/// The option of a disk that a running guest may write, if a volume is one's. State that its devices keep for themselves, as a TPM's,
+/// goes along with its memory.
+///
+/// # Errors
+/// If an option can't be read.
+pub fn written(settings: &Settings, volume: &VolumeId) -> Result<Option<String>, KeyError> {
+    let disks = settings.disks()?.into_iter();
+    let is_it = |d: &Disk| {
+        let drive = d.bus.has_drives() || d.bus == Bus::Efidisk;
+        drive && !d.cdrom && !d.read_only && d.volume().is_some_and(|v| v.is_same(volume))
+    };
+    Ok(disks.filter(is_it).map(|d| d.key).next())
 }
 
 /// Whether a volume is in a drive for CDs, from which the guest alone reads: it is not the guest's own.

@@ -1,4 +1,4 @@
-//! A live migration over shared storage, as a pure state machine carried out by the source's daemon.
+//! A live migration, as a pure state machine carried out by the source's daemon.
 //!
 //! ```text
 //!  Preparing ──ready──▶ Sending ──completed──▶ Handover ──committed──▶ Handed ──running──▶ Done
@@ -6,6 +6,14 @@
 //!     │ failed             │ failed, cancelled    │  └─ unknown: ask again, neither copy runs
 //!     ▼                    ▼                      ▼ refused (still ours)
 //!  Undo ◀──────────────────┴──────────────────────┘ ──undone──▶ Failed
+//! ```
+//!
+//! Disks that go along are mirrored to the target's before memory is sent, and while it is. The source's CPUs then stand twice as long
+//! as one thing more takes: the mirrors are ended, in step, before the rest is sent.
+//!
+//! ```text
+//!  Preparing ──ready──▶ Mirroring ──in step──▶ Sending ──held──▶ Settling ──settled──▶ Sending ──completed──▶ …
+//!                                                                    └─ failed, cancelled: Stopping ──▶ Undo
 //! ```
 //!
 //! The rule that keeps a guest from running twice: the source proposes `owner = target, epoch + 1` only after
@@ -21,6 +29,12 @@ use stead_model::{Epoch, NodeName, Vmid};
 pub enum Event {
     /// The target's process waits for the stream.
     TargetReady,
+    /// The guest hears of no write that has not reached the target's disks, too.
+    DisksInStep,
+    /// The source's CPUs stand, and sending waits.
+    Held,
+    /// The target's disks hold what the source's hold, and nobody writes either.
+    DisksSettled,
     /// The source's process reports the migration completed.
     Completed,
     /// Preparing or sending failed.
@@ -55,10 +69,18 @@ pub enum Command {
         /// Under which ownership it would run.
         epoch: Epoch,
     },
-    /// Connect both processes and send the state; watch it to a terminal phase.
+    /// Begin to mirror the disks that go along, and watch it until they are in step.
+    MirrorDisks,
+    /// Connect both processes and send the state; watch it to a terminal phase, or until it is held.
     Send,
+    /// End the mirrors, the guest standing, and have the target lend its disks no more.
+    SettleDisks,
+    /// Have what is held go on, and watch it to a terminal phase.
+    SendRest,
     /// Cancel the sending; the source goes on by itself.
     CancelSending,
+    /// End what there is of mirrors. What fails of it ends with the target's copy.
+    EndMirrors,
     /// Commit owner = target with `to`, if the record still says source with `from`.
     ProposeHandover {
         /// The epoch that it starts from.
@@ -81,11 +103,25 @@ pub enum Command {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     Preparing,
+    Mirroring,
     Sending,
+    Settling,
+    Stopping { why: String },
     Handover,
     Handed,
     Undo { why: String, target_ended: bool },
     Done,
+}
+
+/// How the disks that go along stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disks {
+    /// There are none.
+    None,
+    /// They are not the same on both nodes.
+    Apart,
+    /// They are.
+    Settled,
 }
 
 /// One migration.
@@ -97,13 +133,15 @@ pub struct Migration {
     pub target: NodeName,
     /// The ownership that the source holds.
     pub epoch: Epoch,
+    disks: Disks,
     state: State,
 }
 
 impl Migration {
-    /// Begins; the first command is to prepare the target.
-    pub fn begin(vmid: Vmid, target: NodeName, epoch: Epoch) -> (Self, Command) {
-        let m = Self { vmid, target, epoch, state: State::Preparing };
+    /// Begins; the first command is to prepare the target. `with_disks`: some go along.
+    pub fn begin(vmid: Vmid, target: NodeName, epoch: Epoch, with_disks: bool) -> (Self, Command) {
+        let disks = if with_disks { Disks::Apart } else { Disks::None };
+        let m = Self { vmid, target, epoch, disks, state: State::Preparing };
         (m, Command::PrepareTarget { epoch: epoch.next() })
     }
 
@@ -119,19 +157,48 @@ impl Migration {
         Command::ProposeHandover { from: self.epoch, to: self.epoch.next() }
     }
 
-    fn next(&self, state: State, event: Event) -> (State, Vec<Command>) {
+    /// Nobody was asked to run the guest there: it goes on here.
+    fn undo(&self, why: String) -> (State, Vec<Command>) {
+        let mirrors = (self.disks != Disks::None).then_some(Command::EndMirrors);
+        let commands = mirrors.into_iter().chain([Command::EndTarget]).collect();
+        (State::Undo { why, target_ended: false }, commands)
+    }
+
+    fn next(&mut self, state: State, event: Event) -> (State, Vec<Command>) {
         use Command as C;
         use Event as E;
         match (state, event) {
-            (State::Preparing, E::TargetReady) => (State::Sending, vec![C::Send]),
-            (State::Preparing, E::CancelRequested) => undo("cancelled".into()),
-            (State::Preparing | State::Sending, E::Failed(why)) => undo(why),
+            (State::Preparing, E::TargetReady) if self.disks == Disks::Apart => {
+                (State::Mirroring, vec![C::MirrorDisks])
+            }
+            (State::Preparing, E::TargetReady) | (State::Mirroring, E::DisksInStep) => {
+                (State::Sending, vec![C::Send])
+            }
+            (State::Preparing | State::Mirroring, E::CancelRequested) => self.undo("cancelled".into()),
+            (State::Preparing | State::Mirroring | State::Sending, E::Failed(why)) => self.undo(why),
+            (State::Sending, E::Held) if self.disks == Disks::Apart => {
+                (State::Settling, vec![C::SettleDisks])
+            }
+            (State::Settling, E::DisksSettled) => {
+                self.disks = Disks::Settled;
+                (State::Sending, vec![C::SendRest])
+            }
+            // The source's CPUs stand until the sending that is held has ended.
+            (State::Settling, E::Failed(why)) => (State::Stopping { why }, vec![C::CancelSending]),
+            (State::Settling, E::CancelRequested) => {
+                (State::Stopping { why: "cancelled".into() }, vec![C::CancelSending])
+            }
+            (State::Stopping { why }, E::Failed(_) | E::Completed) => self.undo(why),
             (State::Sending, E::CancelRequested) => (State::Sending, vec![C::CancelSending]),
+            // It was to wait, and has not: what the target has of the disks is not what the source has.
+            (State::Sending, E::Completed) if self.disks == Disks::Apart => {
+                self.undo("its memory was sent before its disks were the same".into())
+            }
             // A cancellation that came too late does not undo what is complete: the guest's state is there.
             (State::Sending, E::Completed) => (State::Handover, vec![self.propose()]),
             (State::Handover, E::Unknown(_)) => (State::Handover, vec![self.propose()]),
             (State::Handover, E::Committed) => (State::Handed, vec![C::AskTargetToRun]),
-            (State::Handover, E::RefusedStillOurs(why)) => undo(why),
+            (State::Handover, E::RefusedStillOurs(why)) => self.undo(why),
             // Somebody recovered the guest: ours is the old copy.
             (State::Handover, E::RefusedNotOurs(why)) => {
                 (State::Done, vec![C::EndSource, C::EndTarget, C::Finish(Err(why))])
@@ -160,17 +227,17 @@ impl Migration {
     }
 }
 
-fn undo(why: String) -> (State, Vec<Command>) {
-    (State::Undo { why, target_ended: false }, vec![Command::EndTarget])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     fn new() -> (Migration, Command) {
-        Migration::begin(Vmid::new(100).unwrap(), "n2".parse().unwrap(), Epoch(7))
+        Migration::begin(Vmid::new(100).unwrap(), "n2".parse().unwrap(), Epoch(7), false)
+    }
+
+    fn with_disks() -> Migration {
+        Migration::begin(Vmid::new(100).unwrap(), "n2".parse().unwrap(), Epoch(7), true).0
     }
 
     #[test]
@@ -181,6 +248,33 @@ mod tests {
         assert_eq!(m.on(Event::Completed), [Command::ProposeHandover { from: Epoch(7), to: Epoch(8) }]);
         assert_eq!(m.on(Event::Committed), [Command::AskTargetToRun]);
         assert_eq!(m.on(Event::TargetRuns), [Command::EndSource, Command::Finish(Ok(()))]);
+    }
+
+    #[test]
+    fn disks_are_in_step_before_memory_is_sent_and_settled_before_its_rest() {
+        let mut m = with_disks();
+        assert_eq!(m.on(Event::TargetReady), [Command::MirrorDisks]);
+        assert_eq!(m.on(Event::DisksInStep), [Command::Send]);
+        assert_eq!(m.on(Event::Held), [Command::SettleDisks]);
+        assert_eq!(m.on(Event::DisksSettled), [Command::SendRest]);
+        assert_eq!(m.on(Event::Completed), [Command::ProposeHandover { from: Epoch(7), to: Epoch(8) }]);
+    }
+
+    #[test]
+    fn disks_that_can_t_be_settled_are_not_handed_over() {
+        let mut m = with_disks();
+        m.on(Event::TargetReady);
+        m.on(Event::DisksInStep);
+        assert_eq!(
+            m.clone().on(Event::Completed),
+            [Command::EndMirrors, Command::EndTarget],
+            "it did not wait"
+        );
+        m.on(Event::Held);
+        assert_eq!(m.on(Event::Failed("no space".into())), [Command::CancelSending]);
+        assert_eq!(m.on(Event::Failed("cancelled".into())), [Command::EndMirrors, Command::EndTarget]);
+        assert_eq!(m.on(Event::TargetEnded), [Command::ContinueSource]);
+        assert_eq!(m.on(Event::SourceRuns), [Command::Finish(Err("no space".into()))]);
     }
 
     #[test]
@@ -218,6 +312,9 @@ mod tests {
     fn any_event() -> impl Strategy<Value = Event> {
         prop_oneof![
             Just(Event::TargetReady),
+            Just(Event::DisksInStep),
+            Just(Event::Held),
+            Just(Event::DisksSettled),
             Just(Event::Completed),
             Just(Event::Failed("f".into())),
             Just(Event::CancelRequested),
@@ -235,20 +332,29 @@ mod tests {
 
     proptest! {
         /// Whatever comes in whatever order: the target is asked to run only after a commit, after which the
-        /// source is never continued; a source that proposed is continued only after a definite refusal.
+        /// source is never continued; a source that proposed is continued only after a definite refusal. Disks that go along are the
+        /// same before anything is proposed, and mirrors have ended before the source goes on.
         #[test]
-        fn never_both(events in proptest::collection::vec(any_event(), 0..40)) {
-            let (mut m, _) = new();
+        fn never_both(events in proptest::collection::vec(any_event(), 0..40), disks: bool) {
+            let mut m = if disks { with_disks() } else { new().0 };
+            let (mut settled, mut mirrors) = (false, disks);
             let (mut proposed, mut committed, mut refused) = (false, false, false);
             for event in events {
                 let handover = m.state == State::Handover;
                 committed |= handover && event == Event::Committed;
                 refused |= handover && matches!(event, Event::RefusedStillOurs(_));
+                settled |= m.state == State::Settling && event == Event::DisksSettled;
                 for command in m.on(event.clone()) {
                     match command {
-                        Command::ProposeHandover { .. } => proposed = true,
+                        Command::ProposeHandover { .. } => {
+                            prop_assert!(settled || !disks);
+                            proposed = true;
+                        }
+                        Command::EndMirrors => mirrors = false,
                         Command::AskTargetToRun => prop_assert!(committed),
-                        Command::ContinueSource => prop_assert!(!committed && (!proposed || refused)),
+                        Command::ContinueSource => {
+                            prop_assert!(!committed && !mirrors && (!proposed || refused));
+                        }
                         Command::EndSource => prop_assert!(committed || matches!(event, Event::RefusedNotOurs(_))),
                         Command::EndTarget => prop_assert!(!committed),
                         _ => {}

@@ -10,15 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use stead_agents::raft;
 use stead_agents::rpc::Rpc;
+use stead_agents::streams;
 use stead_api::framework::auth::identify;
 use stead_api::framework::{Body, Error, From, Runs, Services};
 use stead_api::{Api, Backend, Cluster, Place, Target};
 use stead_conf::Conf;
-use stead_model::{Era, NodeName, Vmid};
+use stead_model::{Era, NodeName};
 use stead_ops::epochs::{EPOCH_CALL, REJOIN_CALL};
 use stead_ops::{Ops, OpsError};
 use stead_transport::join::{JOIN_PATH, JoinRefusal, JoinRequest, TOKEN_SCHEME, refusal_response};
-use stead_transport::stream::{Carried, accept_upgrade, splice};
+use stead_transport::stream::accept_upgrade;
 use stead_transport::{
     ClientError, ConnInfo, ConnKind, EPOCH, Handler, Peer, PeerClient, PeerIdentity, Purpose, full,
 };
@@ -179,19 +180,8 @@ impl Router {
                 let Ok(stream) = stream.await else { return };
                 if call == "raft" {
                     raft::receive(conf, heard, uuid, stream).await;
-                } else if let Some(vmid) =
-                    call.strip_prefix("guest/migration-stream/").and_then(|v| v.parse::<Vmid>().ok())
-                {
-                    match ops.migration_inlet(&from, vmid).await {
-                        Ok(inlet) => {
-                            if let Err(e) = splice(stream, inlet, &Carried::default()).await {
-                                tracing::info!("guest {vmid}: the incoming migration stream ended: {e}");
-                            }
-                        }
-                        Err(e) => tracing::warn!("guest {vmid}: {e}"),
-                    }
-                } else if let Some(which) = call.strip_prefix(stead_ops::guest::carry::STREAM) {
-                    ops.take_volume(&from, which, stream).await;
+                } else {
+                    streams::take(&ops, &from, &call, stream).await;
                 }
             });
             return answer;

@@ -70,6 +70,9 @@ pub enum Work {
         target: NodeName,
         /// While it runs. None: if it runs.
         online: Option<bool>,
+        /// With disks that the target has not, also while it runs.
+        #[serde(default)]
+        with_local_disks: bool,
     },
 }
 
@@ -363,12 +366,15 @@ impl Ops {
                 self.power(by, vmid, action, asked).await
             }
             Work::Suspend => self.power(by, vmid, PowerAction::Suspend, asked).await,
-            Work::Migrate { target, online } => {
+            Work::Migrate { target, online, with_local_disks } => {
                 let online = match online {
                     Some(online) => *online,
                     None => self.guests.state(vmid).await.is_some(),
                 };
-                self.migrate(by, vmid, MigrateOptions::to(target.clone(), online), asked).await
+                let with_local_disks = *with_local_disks;
+                let options =
+                    MigrateOptions { with_local_disks, ..MigrateOptions::to(target.clone(), online) };
+                self.migrate(by, vmid, options, asked).await
             }
         }
     }
@@ -462,7 +468,7 @@ mod tests {
         assert_eq!(stop, [vec![100, 104], vec![102], vec![101, 103]]);
         assert_eq!(groups(&Work::Suspend), stop);
         let target = "n2".parse().unwrap();
-        let migrate = groups(&Work::Migrate { target, online: None });
+        let migrate = groups(&Work::Migrate { target, online: None, with_local_disks: false });
         assert_eq!(migrate, [vec![100, 101, 102, 103, 104]]);
     }
 }

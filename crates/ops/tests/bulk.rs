@@ -104,7 +104,7 @@ async fn it_is_done_with_the_guests_that_the_actor_may_touch() {
     assert_eq!(begun(&log), [101]);
     node.record_node("n2", 2, uuid(2).as_str(), member()).await;
     node.report_of("n2");
-    let move_all = Work::Migrate { target: name("n2"), online: None };
+    let move_all = Work::Migrate { target: name("n2"), online: None, with_local_disks: false };
     let (_, log) = all(&node, &someone, move_all).await;
     assert_eq!(log, ["there is no guest to migrate"], "that needs another privilege");
 }
@@ -143,7 +143,7 @@ async fn guests_under_ha_go_through_ha_and_those_elsewhere_through_their_node() 
     node.record_guest(102, "n1", |_| {}, "name: here\n").await;
     let txn = Txn::new("test").put(paths::HA_RESOURCES, "vm: 100\n\tstate stopped\n");
     node.commit(txn).await;
-    let target = Work::Migrate { target: name("n2"), online: None };
+    let target = Work::Migrate { target: name("n2"), online: None, with_local_disks: false };
     let vms = BTreeSet::from([vmid(100)]);
     let (status, log) =
         did(&node, node.ops.bulk(&root(), bulk(target.clone(), Which { vms, ..Which::default() }))).await;
@@ -172,7 +172,7 @@ async fn guests_under_ha_go_through_ha_and_those_elsewhere_through_their_node() 
 async fn a_target_that_can_t_be_one_is_refused_at_once() {
     let node = four().await;
     let refused = |target: &str| {
-        let work = Work::Migrate { target: name(target), online: None };
+        let work = Work::Migrate { target: name(target), online: None, with_local_disks: false };
         node.ops.bulk(&root(), bulk(work, Which::default())).unwrap_err().to_string()
     };
     assert_eq!(refused("n1"), "target: target is local node.");

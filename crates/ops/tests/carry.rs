@@ -22,6 +22,7 @@ async fn asked() -> (Node, RoomRequest) {
         storage: "local".parse().unwrap(),
         format: "qcow2".into(),
         size: 1 << 20,
+        disk: None,
     };
     let request = RoomRequest {
         vmid: vmid(100),

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use stead_conf::Txn;
-use stead_driver::guest::{CopyKind, DiskCopy};
+use stead_driver::guest::{CopyKind, CopyTo, DiskCopy};
 use stead_driver::storage::{NewVolume, StorageDriver};
 use stead_model::vmconfig::VmConfig;
 use stead_model::{Epoch, GuestKind, Upid, paths};
@@ -201,7 +201,7 @@ async fn cut_off(recorded: bool) -> Node {
     let new = NewVolume { vmid: vmid(100), name: None, format: Some("raw".into()), size: 1 << 30 };
     node.storage("shared").alloc(&new).await.unwrap();
     let to = node.ops.resolve_volume(&NEW.parse().unwrap()).await.unwrap();
-    let copy = DiskCopy { disk: "scsi0".into(), value: OLD.into(), to };
+    let copy = DiskCopy { disk: "scsi0".into(), value: OLD.into(), to: CopyTo::Volume(to) };
     node.ops.guests.copy_disks(vmid(100), &[copy], CopyKind::Mirror, None).await.unwrap();
     let mut c = config(&node, 100);
     c.current.set("lock", "clone").unwrap();

@@ -2,15 +2,16 @@
 //!
 //! A copy of a moment is a backup job: what the guest overwrites is copied first. All disks begin within one transaction, and end
 //! together. A mirror follows the guest; once it is whole, each write reaches both places before the guest hears of it, and the guest
-//! can go over to it. Its disk is then on another node of the block graph: which one, QEMU is asked.
+//! can go over to it. Its disk is then on another node of the block graph: which one, QEMU is asked. Or the other place is that of a
+//! process on another node, which goes on with it when this one has sent all else.
 
 use crate::command::{self, node_name, refuse, unusable};
 use crate::guest::Guest;
-use crate::jobs;
+use crate::{jobs, lent};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
-use stead_driver::guest::{CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestError};
+use stead_driver::guest::{CopyKind, CopyPhase, CopyProgress, CopyTo, DiskCopy, GuestError};
 use stead_model::vmconfig::Disk;
 
 type Answer<T> = Result<T, GuestError>;
@@ -95,7 +96,11 @@ async fn begin_all(guest: &Guest, copies: &[DiskCopy], kind: CopyKind, rate: Opt
                 "a read-only disk can't be moved while it is in use: stop the VM first",
             );
         }
-        guest.ask(COPY, "blockdev-add", command::image_of(&disk, &to, &copy.to)?).await?;
+        let place = match &copy.to {
+            CopyTo::Volume(volume) => command::image_of(&disk, &to, volume)?,
+            CopyTo::Lent(socket) => lent::node(&copy.disk, &to, socket),
+        };
+        guest.ask(COPY, "blockdev-add", place).await?;
         let mut data = json!({
             "job-id": job(&copy.disk), "device": from, "target": to, "sync": "full", "auto-dismiss": false,
         });
@@ -104,7 +109,8 @@ async fn begin_all(guest: &Guest, copies: &[DiskCopy], kind: CopyKind, rate: Opt
         }
         if kind == CopyKind::Mirror {
             data["copy-mode"] = (if version < CHANGES { "write-blocking" } else { "background" }).into();
-            return guest.ask(COPY, "blockdev-mirror", data).await.map(drop);
+            guest.ask(COPY, "blockdev-mirror", data).await?;
+            continue;
         }
         actions.push(json!({ "type": "blockdev-backup", "data": data }));
     }
@@ -181,6 +187,25 @@ pub async fn pivot(guest: &Guest, disk: &str) -> Answer<()> {
         return Err(GuestError::Refused { what: MOVE, vmid: guest.vmid, why });
     }
     close(guest, &before).await
+}
+
+/// Ends mirrors in step of a guest that stands, which stays where it is. Cancelled softly, each writes what is left and flushes it.
+pub async fn end_mirrors(guest: &Guest) -> Answer<()> {
+    let refused = |why: &str| Err(GuestError::Refused { what: COPY, vmid: guest.vmid, why: why.to_owned() });
+    if guest.ask(COPY, "query-status", json!({})).await?["running"] != false {
+        return refused("its CPUs run: it would write to the one place alone");
+    }
+    let all = jobs::named(guest, COPY, PREFIX).await?;
+    if all.is_empty() || !all.iter().all(|job| job.status == "ready") || !in_step(guest).await? {
+        return refused("a copy was not in step to its end");
+    }
+    for job in &all {
+        guest.ask(COPY, "block-job-cancel", json!({ "device": job.id, "force": false })).await?;
+    }
+    for job in &all {
+        jobs::concluded(guest, COPY, &job.id, END).await?;
+    }
+    end(guest).await
 }
 
 /// Ends them, and closes all that no drive is on.

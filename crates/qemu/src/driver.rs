@@ -10,7 +10,7 @@ use crate::probe::{self, Machines};
 use crate::process::{self, Process};
 use crate::rundir::{self, RunDir};
 use crate::vfio::Mdev;
-use crate::{Accel, QemuOptions, agent, copies, cpu_group, huge, migration, net, snapshots, sys, tpm};
+use crate::{Accel, QemuOptions, agent, copies, cpu_group, huge, lent, migration, net, snapshots, sys, tpm};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use stead_driver::capabilities::Capabilities;
 use stead_driver::fence::Registration;
 use stead_driver::guest::{
     CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestDriver, GuestError, GuestEvent, GuestProcess,
-    Inventory, Launch, MigrationPhase, MigrationProgress, ResolvedVolume, RunState,
+    Inventory, Launch, MigrationPhase, MigrationProgress, ResolvedVolume, RunState, Sending,
 };
 use stead_driver::hardware::Hardware;
 use stead_model::vmconfig::{EfiVariables, VmConfig};
@@ -568,8 +568,34 @@ impl GuestDriver for QemuDriver {
         Ok(guest.dir.inlet())
     }
 
-    async fn migrate(&self, vmid: Vmid, to: PathBuf, bytes_per_second: Option<u64>) -> Answer<()> {
-        migration::send(&*self.guest(vmid).await?, &to, bytes_per_second).await
+    async fn streams(&self, of: Option<Vmid>, wanted: u8) -> u8 {
+        let version = async {
+            Ok::<_, GuestError>(match of {
+                Some(vmid) => self.guest(vmid).await?.monitor("ask for the version of").await?.version(),
+                None => self.0.machines().await?.numbers,
+            })
+        };
+        version.await.map_or(1, |version| migration::streams(version, wanted))
+    }
+
+    async fn lend_disks(&self, vmid: Vmid, disks: &[String]) -> Answer<PathBuf> {
+        lent::lend(&*self.guest(vmid).await?, disks).await
+    }
+
+    async fn disk_inlet(&self, vmid: Vmid) -> Answer<PathBuf> {
+        lent::inlet(&*self.guest(vmid).await?).await
+    }
+
+    async fn end_lending(&self, vmid: Vmid) -> Answer<()> {
+        lent::end(&*self.guest(vmid).await?).await
+    }
+
+    async fn migrate(&self, vmid: Vmid, how: &Sending) -> Answer<()> {
+        migration::send(&*self.guest(vmid).await?, how).await
+    }
+
+    async fn send_rest(&self, vmid: Vmid) -> Answer<()> {
+        migration::send_rest(&*self.guest(vmid).await?).await
     }
 
     async fn save(&self, vmid: Vmid, to: &Path) -> Answer<()> {
@@ -596,25 +622,7 @@ impl GuestDriver for QemuDriver {
     }
 
     async fn change_medium(&self, vmid: Vmid, device: &str, medium: Option<ResolvedVolume>) -> Answer<()> {
-        const WHAT: &str = "change a medium of";
-        let guest = self.guest(vmid).await?;
-        let node = crate::command::node_name(device);
-        let id = json!({ "id": device });
-        guest.ask(WHAT, "blockdev-open-tray", json!({ "id": device, "force": true })).await?;
-        guest.ask(WHAT, "blockdev-remove-medium", id.clone()).await?;
-        // Refused when the drive was empty.
-        let _ = guest.ask(WHAT, "blockdev-del", json!({ "node-name": node })).await;
-        let insert = async {
-            let Some(medium) = medium else { return Ok(()) };
-            guest
-                .ask(WHAT, "blockdev-add", crate::command::medium(device, &medium.path, &medium.format))
-                .await?;
-            let args = json!({ "id": device, "node-name": node });
-            guest.ask(WHAT, "blockdev-insert-medium", args).await.map(drop)
-        };
-        let inserted = insert.await;
-        guest.ask(WHAT, "blockdev-close-tray", id).await?;
-        inserted
+        plug::change_medium(&*self.guest(vmid).await?, device, medium).await
     }
 
     async fn tune(&self, vmid: Vmid, key: &str, config: &str) -> Answer<()> {
@@ -713,6 +721,10 @@ impl GuestDriver for QemuDriver {
 
     async fn pivot(&self, vmid: Vmid, disk: &str) -> Answer<()> {
         copies::pivot(&*self.guest(vmid).await?, disk).await
+    }
+
+    async fn end_mirrors(&self, vmid: Vmid) -> Answer<()> {
+        copies::end_mirrors(&*self.guest(vmid).await?).await
     }
 
     async fn end_copies(&self, vmid: Vmid) -> Answer<()> {

@@ -458,7 +458,7 @@ impl<'a> Job<'a> {
         if let Some(incoming) = &self.launch.incoming {
             let begun = match &incoming.state {
                 Some(state) => migration::load(qmp, state).await,
-                None => migration::listen(qmp, &self.dir.inlet()).await,
+                None => migration::listen(qmp, &self.dir.inlet(), incoming.streams).await,
             };
             return begun.map_err(|e| e.to_string());
         }

@@ -24,6 +24,7 @@ mod guest;
 mod huge;
 mod jobs;
 mod launch;
+mod lent;
 mod migration;
 mod net;
 mod plug;

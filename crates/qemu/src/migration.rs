@@ -3,8 +3,8 @@
 //! The source sends, with the return path on: it reports *completed* only after the target has said that it
 //! loaded everything, so that ownership is never handed to a copy that could not be continued. After that
 //! the source stays paused (`postmigrate`) and the target, started with stopped CPUs, paused as well: whoever
-//! commits the new owner decides which one goes on. QEMU's own `pause-before-switchover` is not used: it would add
-//! a stop of the same kind before the last state is sent, where a change of owner would be too early.
+//! commits the new owner decides which one goes on. QEMU's own `pause-before-switchover` is used only where disks go along: it adds
+//! a stop of the same kind before the last state is sent, in which their copies are ended. A change of owner would be too early there.
 
 use crate::guest::Guest;
 use crate::qmp::{Qmp, QmpError};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use stead_driver::guest::{GuestError, MigrationPhase, MigrationProgress, SavedState};
+use stead_driver::guest::{GuestError, MigrationPhase, MigrationProgress, SavedState, Sending};
 use tokio::sync::broadcast::error::RecvError;
 
 /// QEMU limits itself to 128 MiB/s unless told otherwise; this is no limit.
@@ -51,10 +51,25 @@ fn file(path: &Path) -> String {
     format!("file:{}", path.display())
 }
 
+/// What memory that goes by several streams needs. Older programs than 9.0 tell the streams apart by their order alone.
+const MULTIFD: &str = "multifd";
+const MULTIFD_SINCE: (u64, u64, u64) = (9, 0, 0);
+/// More help nobody: each is a thread on both nodes.
+const MOST_STREAMS: u8 = 8;
+
+/// By how many streams a program of that version takes memory when so many are wanted.
+pub fn streams(version: (u64, u64, u64), wanted: u8) -> u8 {
+    if version < MULTIFD_SINCE { 1 } else { wanted.clamp(1, MOST_STREAMS) }
+}
+
 /// Makes a target listen.
-pub async fn listen(qmp: &Qmp, path: &Path) -> Result<(), QmpError> {
-    qmp.execute("migrate-set-capabilities", capabilities(&["events", "return-path", "late-block-activate"]))
-        .await?;
+pub async fn listen(qmp: &Qmp, path: &Path, streams: u8) -> Result<(), QmpError> {
+    let mut wanted = vec!["events", "return-path", "late-block-activate"];
+    wanted.extend((streams > 1).then_some(MULTIFD));
+    qmp.execute("migrate-set-capabilities", capabilities(&wanted)).await?;
+    if streams > 1 {
+        qmp.execute("migrate-set-parameters", json!({ "multifd-channels": streams })).await?;
+    }
     qmp.execute("migrate-incoming", json!({ "uri": uri(path) })).await?;
     Ok(())
 }
@@ -79,25 +94,33 @@ pub async fn save(guest: &Guest, to: &Path) -> Result<(), GuestError> {
         return Err(GuestError::Refused { what: WHAT, vmid: guest.vmid, why });
     }
     let on = ["events", "mapped-ram", "auto-converge"];
-    let wanted = with_capabilities(&told, &on, &["background-snapshot", "return-path"]);
+    let wanted = with_capabilities(&told, &on, &["background-snapshot", "return-path", HOLD, MULTIFD]);
     guest.ask(WHAT, "migrate-set-capabilities", wanted).await?;
     guest.ask(WHAT, "migrate-set-parameters", json!({ "max-bandwidth": UNLIMITED })).await?;
     guest.ask(WHAT, "migrate", json!({ "uri": file(to) })).await.map(drop)
 }
 
+const SEND: &str = "migrate";
+const HOLD: &str = "pause-before-switchover";
+
 /// Makes a source send.
-pub async fn send(guest: &Guest, to: &Path, bytes_per_second: Option<u64>) -> Result<(), GuestError> {
-    const WHAT: &str = "migrate";
-    let wanted = with_capabilities(
-        &told(guest, WHAT).await?,
-        &["events", "return-path", "auto-converge"],
-        &["background-snapshot", "mapped-ram"],
-    );
-    guest.ask(WHAT, "migrate-set-capabilities", wanted).await?;
-    let rate = bytes_per_second.filter(|r| *r > 0).unwrap_or(UNLIMITED);
-    guest.ask(WHAT, "migrate-set-parameters", json!({ "max-bandwidth": rate })).await?;
-    guest.ask(WHAT, "migrate", json!({ "uri": uri(to) })).await?;
+pub async fn send(guest: &Guest, how: &Sending) -> Result<(), GuestError> {
+    let (mut on, mut off) =
+        (vec!["events", "return-path", "auto-converge"], vec!["background-snapshot", "mapped-ram"]);
+    if how.hold { &mut on } else { &mut off }.push(HOLD);
+    if how.streams > 1 { &mut on } else { &mut off }.push(MULTIFD);
+    let wanted = with_capabilities(&told(guest, SEND).await?, &on, &off);
+    guest.ask(SEND, "migrate-set-capabilities", wanted).await?;
+    let rate = how.bytes_per_second.filter(|r| *r > 0).unwrap_or(UNLIMITED);
+    let parameters = json!({ "max-bandwidth": rate, "multifd-channels": how.streams.max(1) });
+    guest.ask(SEND, "migrate-set-parameters", parameters).await?;
+    guest.ask(SEND, "migrate", json!({ "uri": uri(&how.to) })).await?;
     Ok(())
+}
+
+/// Has one that is held go on.
+pub async fn send_rest(guest: &Guest) -> Result<(), GuestError> {
+    guest.ask(SEND, "migrate-continue", json!({ "state": "pre-switchover" })).await.map(drop)
 }
 
 /// How often it is asked whether memory is being written: no event says so. The guest stands meanwhile.
@@ -112,7 +135,7 @@ pub async fn can_write_memory(guest: &Guest) -> Result<(), GuestError> {
     let wanted = with_capabilities(
         &told(guest, MEMORY).await?,
         &["events", "background-snapshot"],
-        &["return-path", "auto-converge", "mapped-ram"],
+        &["return-path", "auto-converge", "mapped-ram", HOLD, MULTIFD],
     );
     let until = tokio::time::Instant::now() + LETS_GO;
     loop {
@@ -186,7 +209,8 @@ fn phase(status: &str) -> MigrationPhase {
         "completed" => MigrationPhase::Completed,
         "failed" => MigrationPhase::Failed,
         "cancelled" => MigrationPhase::Cancelled,
-        "device" | "pre-switchover" => MigrationPhase::Switchover,
+        "pre-switchover" => MigrationPhase::Held,
+        "device" => MigrationPhase::Switchover,
         // setup, active, cancelling, and what later versions add on the way.
         _ => MigrationPhase::Active,
     }

@@ -431,3 +431,27 @@ async fn let_go(guest: &Guest, part: &Part, until: Instant, patience: Duration) 
     note_asked(guest, part, false);
     Ok(())
 }
+
+/// Puts a medium in a CD drive, or with none takes out what is in it.
+pub async fn change_medium(
+    guest: &Guest,
+    device: &str,
+    medium: Option<ResolvedVolume>,
+) -> Result<(), GuestError> {
+    const WHAT: &str = "change a medium of";
+    let node = crate::command::node_name(device);
+    let id = json!({ "id": device });
+    guest.ask(WHAT, "blockdev-open-tray", json!({ "id": device, "force": true })).await?;
+    guest.ask(WHAT, "blockdev-remove-medium", id.clone()).await?;
+    // Refused when the drive was empty.
+    let _ = guest.ask(WHAT, "blockdev-del", json!({ "node-name": node })).await;
+    let insert = async {
+        let Some(medium) = medium else { return Ok(()) };
+        guest.ask(WHAT, "blockdev-add", crate::command::medium(device, &medium.path, &medium.format)).await?;
+        let args = json!({ "id": device, "node-name": node });
+        guest.ask(WHAT, "blockdev-insert-medium", args).await.map(drop)
+    };
+    let inserted = insert.await;
+    guest.ask(WHAT, "blockdev-close-tray", id).await?;
+    inserted
+}

@@ -25,6 +25,8 @@ pub struct Machines {
     pub features: BTreeSet<String>,
     /// The binary's version.
     pub version: String,
+    /// The same, as numbers.
+    pub numbers: (u64, u64, u64),
 }
 
 /// Why it could not be asked.
@@ -105,6 +107,7 @@ async fn ask(stream: tokio::net::UnixStream) -> Result<Machines, ProbeError> {
         pc: newest("pc")?,
         q35: newest("q35")?,
         version: format!("{major}.{minor}.{micro}"),
+        numbers: (major, minor, micro),
     })
 }
 

@@ -68,6 +68,11 @@ impl RunDir {
         self.0.join("mig")
     }
 
+    /// Where disks are lent to another process.
+    pub fn lending(&self) -> PathBuf {
+        self.0.join("nbd")
+    }
+
     /// What QEMU says.
     pub fn stderr(&self) -> PathBuf {
         self.0.join("stderr")

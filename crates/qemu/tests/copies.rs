@@ -8,7 +8,8 @@ use common::{CONFIG, Machines, writing};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stead_driver::guest::{
-    CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestDriver, Launch, ResolvedVolume, RunState,
+    CopyKind, CopyPhase, CopyProgress, CopyTo, DiskCopy, GuestDriver, Incoming, Launch, MigrationPhase,
+    ResolvedVolume, RunState, Sending,
 };
 use stead_driver::suite::sector;
 use stead_model::{Epoch, Vmid};
@@ -62,7 +63,7 @@ fn copy(h: &Machines, disk: &str, name: &str, format: &str) -> (PathBuf, DiskCop
     let size = if disk == "scsi1" { 8 << 20 } else { sector::disk().len() };
     qemu_img(&["create", "-q", "-f", format, text(&path), &size.to_string()]);
     let value = format!("shared:100/{disk},cache=writeback,discard=on");
-    (path.clone(), DiskCopy { disk: disk.to_owned(), value, to: volume(name, &path, format) })
+    (path.clone(), DiskCopy { disk: disk.to_owned(), value, to: CopyTo::Volume(volume(name, &path, format)) })
 }
 
 /// Waits for a phase.
@@ -123,8 +124,19 @@ async fn a_copy_that_is_ended_leaves_the_guest_where_it_was() {
     let image = started(&h, &driver).await;
     let (path, slow) = copy(&h, "scsi1", "slow.raw", "raw");
     driver.copy_disks(vmid(), std::slice::from_ref(&slow), CopyKind::Mirror, Some(65536)).await.unwrap();
-    let now = driver.copies_changed(vmid(), CopyPhase::None).await.unwrap();
-    assert!(now.phase == CopyPhase::Active && now.total >= 8 << 20, "{now:?}");
+    let begun = async {
+        // It has a size once its job runs.
+        let mut seen = CopyPhase::None;
+        loop {
+            let now = driver.copies_changed(vmid(), seen).await.unwrap();
+            assert_eq!(now.phase, CopyPhase::Active, "{now:?}");
+            if now.total >= 8 << 20 {
+                return;
+            }
+            seen = now.phase;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), begun).await.expect("it has no size");
     let twice = driver.copy_disks(vmid(), std::slice::from_ref(&slow), CopyKind::Mirror, None).await;
     assert!(twice.unwrap_err().to_string().contains("under way"));
     assert!(driver.pivot(vmid(), "scsi1").await.is_err(), "it is not in step");
@@ -133,7 +145,8 @@ async fn a_copy_that_is_ended_leaves_the_guest_where_it_was() {
     assert_eq!(driver.disk_place(vmid(), "scsi1").await.unwrap(), h.folder.path().join("other.raw"));
     // Nobody has it open.
     qemu_img(&["resize", "-q", "-f", "raw", text(&path), "16M"]);
-    let missing = DiskCopy { to: volume("no", Path::new("/nowhere/no.raw"), "raw"), ..slow.clone() };
+    let missing =
+        DiskCopy { to: CopyTo::Volume(volume("no", Path::new("/nowhere/no.raw"), "raw")), ..slow.clone() };
     assert!(driver.copy_disks(vmid(), &[missing], CopyKind::Moment, None).await.is_err());
     driver.copy_disks(vmid(), &[slow], CopyKind::Moment, None).await.expect_err("it is larger by now");
     writing(&driver).await;
@@ -162,4 +175,97 @@ async fn a_copy_of_a_moment_has_all_disks_and_what_was_there_then() {
     let back = h.folder.path().join("back.raw");
     qemu_img(&["convert", "-f", "qcow2", "-O", "raw", text(&two), text(&back)]);
     assert_eq!(std::fs::read(&back).unwrap(), vec![7; 8 << 20]);
+}
+
+/// The configuration and volumes of [`started`], elsewhere: raw images without content.
+fn elsewhere(h: &Machines, incoming: Incoming) -> (Launch, [PathBuf; 2]) {
+    let paths = ["far-0.raw", "far-1.raw"].map(|n| h.folder.path().join(n));
+    for (path, size) in paths.iter().zip([sector::disk().len() as u64, 8 << 20]) {
+        std::fs::File::create(path).unwrap().set_len(size).unwrap();
+    }
+    let config = CONFIG.replace("disk-0.raw", "far-0.raw") + "scsi1: shared:100/vm-100-far-1.raw\n";
+    let volumes = ["far-0.raw", "far-1.raw"].iter().zip(&paths);
+    let volumes = volumes.map(|(n, path)| volume(&format!("vm-100-{n}"), path, "raw")).collect();
+    let incoming = Some(incoming);
+    (Launch { vmid: vmid(), epoch: Epoch(2), config, volumes, recovered: false, incoming }, paths)
+}
+
+/// A guest that runs, and a copy that waits elsewhere and lends its disks; both mirrored, and in step.
+async fn in_step(h: &Machines) -> ([QemuDriver; 2], PathBuf, [PathBuf; 2]) {
+    let [here, there] = [0, 1].map(|n| QemuDriver::new(h.options(n)));
+    let image = started(h, &here).await;
+    let (launch, far) = elsewhere(h, here.state(vmid()).await.unwrap().as_incoming());
+    there.prepare(vmid(), Epoch(2)).await.unwrap();
+    there.launch(launch).await.unwrap();
+    assert!(there.disk_inlet(vmid()).await.is_err(), "it lends none yet");
+    let disks = ["virtio0", "scsi1"].map(str::to_owned);
+    let socket = there.lend_disks(vmid(), &disks).await.unwrap();
+    let copy = |disk: &String| DiskCopy {
+        disk: disk.clone(),
+        value: format!("shared:100/{disk},cache=writeback,discard=on"),
+        to: CopyTo::Lent(socket.clone()),
+    };
+    here.copy_disks(vmid(), &disks.each_ref().map(copy), CopyKind::Mirror, None).await.unwrap();
+    come_to(&here, CopyPhase::InStep).await;
+    ([here, there], image, far)
+}
+
+async fn held(driver: &QemuDriver, inlet: PathBuf) {
+    let how = Sending { hold: true, ..Sending::to(inlet) };
+    driver.migrate(vmid(), &how).await.unwrap();
+    let wait = async {
+        let mut seen = MigrationPhase::None;
+        while seen != MigrationPhase::Held {
+            seen = driver.migration_changed(vmid(), seen).await.unwrap().phase;
+            assert!(!seen.is_terminal(), "{seen:?}");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), wait).await.expect("it does not come to its end");
+}
+
+#[tokio::test]
+async fn a_guest_goes_elsewhere_with_its_disks() {
+    let h = Machines::new().await;
+    let ([here, there], image, far) = in_step(&h).await;
+    writing(&here).await;
+    assert!(here.end_mirrors(vmid()).await.is_err(), "it runs");
+    held(&here, there.migration_inlet(vmid()).await.unwrap()).await;
+    here.end_mirrors(vmid()).await.unwrap();
+    there.end_lending(vmid()).await.unwrap();
+    assert!(there.disk_inlet(vmid()).await.is_err());
+    here.send_rest(vmid()).await.unwrap();
+    let ended = async {
+        let mut events = there.events();
+        while there.state(vmid()).await.unwrap().state == RunState::Inmigrate {
+            let _ = tokio::time::timeout(Duration::from_millis(100), events.recv()).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap();
+    here.kill(vmid()).await.unwrap();
+    let raw = h.folder.path().join("was.raw");
+    qemu_img(&["convert", "-f", "qcow2", "-O", "raw", text(&image), text(&raw)]);
+    assert!(std::fs::read(&raw).unwrap() == std::fs::read(&far[0]).unwrap(), "what it wrote is there");
+    assert!(std::fs::read(&far[1]).unwrap().iter().all(|b| *b == 7));
+    let before = sector::ticks(&far[0]);
+    there.resume(vmid()).await.unwrap();
+    writing(&there).await;
+    there.stop(vmid()).await.unwrap();
+    assert!(sector::ticks(&far[0]) > before + 4 && ticks(&h, &image, "qcow2") == before);
+}
+
+#[tokio::test]
+async fn a_guest_whose_new_place_dies_goes_on_with_its_own_disks() {
+    let h = Machines::new().await;
+    let ([here, there], image, far) = in_step(&h).await;
+    held(&here, there.migration_inlet(vmid()).await.unwrap()).await;
+    there.kill(vmid()).await.unwrap();
+    assert!(here.end_mirrors(vmid()).await.is_err(), "what was not flushed is not there");
+    here.cancel_migration(vmid()).await.unwrap();
+    here.end_copies(vmid()).await.unwrap();
+    assert_eq!(here.copies_changed(vmid(), CopyPhase::Active).await.unwrap().phase, CopyPhase::None);
+    assert_eq!(here.state(vmid()).await.unwrap().state, RunState::Running);
+    let before = sector::ticks(&far[0]);
+    writing(&here).await;
+    here.stop(vmid()).await.unwrap();
+    assert!(ticks(&h, &image, "qcow2") > before + 4);
 }

@@ -7,7 +7,7 @@ mod common;
 
 use common::Machines;
 use std::time::Duration;
-use stead_driver::guest::{GuestDriver, GuestError, GuestEvent, Launch, ResolvedVolume};
+use stead_driver::guest::{GuestDriver, GuestError, GuestEvent, Launch, ResolvedVolume, Sending};
 use stead_driver::suite::guest::GuestHarness;
 use stead_model::{Epoch, Vmid};
 use stead_qemu::{Accel, Bridges, QemuDriver, QemuOptions};
@@ -206,7 +206,7 @@ async fn memory_comes_in_modules_and_moves_with_them() {
         let incoming = Some(process.as_incoming());
         let copy = Launch { epoch: Epoch(2), incoming, config: with(2560), ..launch.clone() };
         target.launch(copy).await.unwrap();
-        driver.migrate(id, target.migration_inlet(id).await.unwrap(), None).await.unwrap();
+        driver.migrate(id, &Sending::to(target.migration_inlet(id).await.unwrap())).await.unwrap();
         let mut now = driver.migration(id).await.unwrap();
         while !now.phase.is_terminal() {
             now = driver.migration_changed(id, now.phase).await.unwrap();

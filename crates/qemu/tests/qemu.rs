@@ -10,7 +10,9 @@ use common::{CONFIG, Machines, kill, processes};
 use host::{in_own_network, ip, skip};
 use std::path::Path;
 use std::time::Duration;
-use stead_driver::guest::{GuestDriver, GuestError, GuestEvent, Incoming, Launch, ResolvedVolume, RunState};
+use stead_driver::guest::{
+    GuestDriver, GuestError, GuestEvent, Incoming, Launch, ResolvedVolume, RunState, Sending,
+};
 use stead_driver::suite::guest::GuestHarness;
 use stead_driver::suite::sector;
 use stead_model::{Epoch, Vmid};
@@ -450,10 +452,12 @@ async fn the_firmware_keeps_its_variables_on_their_disk() {
         let process = driver.state(id).await.unwrap();
         let target = QemuDriver::new(h.options(1));
         target.prepare(id, Epoch(2)).await.unwrap();
-        let incoming = Some(process.as_incoming());
+        let streams = driver.streams(Some(id), target.streams(None, 3).await).await;
+        let incoming = Some(Incoming { streams, ..process.as_incoming() });
         target.launch(Launch { epoch: Epoch(2), incoming, ..launch }).await.unwrap();
         let mut events = target.events();
-        driver.migrate(id, target.migration_inlet(id).await.unwrap(), None).await.unwrap();
+        let sending = Sending { streams, ..Sending::to(target.migration_inlet(id).await.unwrap()) };
+        driver.migrate(id, &sending).await.unwrap();
         let sent = async {
             let mut now = driver.migration(id).await.unwrap();
             while !now.phase.is_terminal() {
@@ -463,6 +467,12 @@ async fn the_firmware_keeps_its_variables_on_their_disk() {
         };
         let sent = tokio::time::timeout(Duration::from_secs(60), sent).await.unwrap();
         assert_eq!(sent.error, None, "{machine}");
+        let told = driver.monitor(id, "info migrate").await.unwrap();
+        let beside = told.lines().find_map(|l| {
+            l.to_lowercase().split_once("multifd")?.1.split_once(':').map(|p| p.1.trim().to_owned())
+        });
+        let beside: f64 = beside.and_then(|b| b.split(' ').next()?.parse().ok()).unwrap_or_default();
+        assert_eq!(beside > 0.0, streams > 1, "{machine}, by {streams} streams: {told}");
         driver.kill(id).await.unwrap();
         while target.state(id).await.unwrap().state != RunState::Received {
             events.recv().await.unwrap();
@@ -540,7 +550,7 @@ async fn a_limit_holds_a_guest_back() {
     there.prepare(vmid(101), Epoch(2)).await.unwrap();
     there.launch(launch).await.unwrap();
     let inlet = there.migration_inlet(vmid(101)).await.unwrap();
-    driver.migrate(vmid(101), inlet, None).await.unwrap();
+    driver.migrate(vmid(101), &Sending::to(inlet)).await.unwrap();
     while there.state(vmid(101)).await.unwrap().state != RunState::Received {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

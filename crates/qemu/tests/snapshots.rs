@@ -7,7 +7,9 @@ mod common;
 use common::{CONFIG, Machines, writing};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use stead_driver::guest::{GuestDriver, Launch, MigrationPhase, ResolvedVolume, RunState, SavedState};
+use stead_driver::guest::{
+    GuestDriver, Launch, MigrationPhase, ResolvedVolume, RunState, SavedState, Sending,
+};
 use stead_driver::suite::sector;
 use stead_model::{Epoch, Vmid};
 use stead_qemu::QemuDriver;
@@ -282,7 +284,7 @@ async fn a_guest_of_a_gigabyte_hardly_stands() {
     there.prepare(vmid(), Epoch(2)).await.unwrap();
     there.launch(spec).await.unwrap();
     let inlet = there.migration_inlet(vmid()).await.unwrap();
-    driver.migrate(vmid(), inlet, None).await.unwrap();
+    driver.migrate(vmid(), &Sending::to(inlet)).await.unwrap();
     assert_eq!(written(&driver).await, MigrationPhase::Completed);
     driver.kill(vmid()).await.unwrap();
     there.kill(vmid()).await.unwrap();

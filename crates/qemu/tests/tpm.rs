@@ -11,7 +11,7 @@ use common::Machines;
 use host::skip;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use stead_driver::guest::{GuestDriver, GuestError, GuestEvent, Launch, ResolvedVolume, RunState};
+use stead_driver::guest::{GuestDriver, GuestError, GuestEvent, Launch, ResolvedVolume, RunState, Sending};
 use stead_driver::suite::guest::GuestHarness;
 use stead_model::{Epoch, Vmid};
 use stead_qemu::{QemuDriver, QemuOptions};
@@ -68,7 +68,7 @@ async fn moved(source: &QemuDriver, target: &QemuDriver, launch: Launch) {
     let incoming = Some(process.as_incoming());
     target.launch(Launch { epoch: Epoch(2), incoming, ..launch }).await.unwrap();
     let mut events = target.events();
-    source.migrate(id, target.migration_inlet(id).await.unwrap(), None).await.unwrap();
+    source.migrate(id, &Sending::to(target.migration_inlet(id).await.unwrap())).await.unwrap();
     let mut now = source.migration(id).await.unwrap();
     while !now.phase.is_terminal() {
         now = source.migration_changed(id, now.phase).await.unwrap();

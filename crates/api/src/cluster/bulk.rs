@@ -65,6 +65,9 @@ pub struct Migrate {
     target: NodeName,
     /// Those that run, while they run.
     online: Option<bool>,
+    /// Volumes that the target has not go along with those that run, too.
+    #[param(name = "with-local-disks", default = "0")]
+    with_local_disks: bool,
     /// Which.
     #[param(flatten)]
     chosen: Chosen,
@@ -113,10 +116,9 @@ endpoint! {
 endpoint! {
     /// Moves guests to a node.
     PostMigrate = post("/cluster/bulk-action/guest/migrate"), Anywhere, MIGRATE;
-    missing: &["with-local-disks: moving disks is not supported yet"];
     authorize: |caller, p| touches(caller, &p.chosen.vms, "VM.Migrate");
     fn call(cx, p: Migrate) -> Upid {
-        let work = Work::Migrate { target: p.target, online: p.online };
+        let work = Work::Migrate { target: p.target, online: p.online, with_local_disks: p.with_local_disks };
         let workers = p.chosen.workers(1);
         Ok(cx.ops().bulk(&cx.actor(), Bulk { worker: "bulkmigrate", work, which: p.chosen.which(), workers })?)
     }

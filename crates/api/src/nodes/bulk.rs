@@ -83,6 +83,9 @@ pub struct MigrateAll {
     /// The older name of `max-workers`.
     #[param(min = 1, max = 64)]
     maxworkers: Option<u32>,
+    /// Volumes that the target has not go along with those that run, too.
+    #[param(name = "with-local-disks", default = "0")]
+    with_local_disks: bool,
 }
 
 /// As use cases count.
@@ -133,11 +136,10 @@ endpoint! {
 endpoint! {
     /// Moves a node's guests to another: those that run, while they run.
     PostMigrate = post("/nodes/{node}/migrateall"), AtNode, MIGRATE;
-    missing: &["with-local-disks: moving disks is not supported yet"];
     authorize: |caller, p| touches(caller, &p.vms, "VM.Migrate");
     fn call(cx, p: MigrateAll) -> Upid {
         cx.ops().member(&p.node)?;
-        let work = Work::Migrate { target: p.target, online: None };
+        let work = Work::Migrate { target: p.target, online: None, with_local_disks: p.with_local_disks };
         let workers = count(p.workers.or(p.maxworkers));
         Ok(cx.ops().bulk(&cx.actor(), Bulk { worker: "migrateall", work, which: here(p.vms), workers })?)
     }

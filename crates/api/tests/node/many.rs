@@ -51,8 +51,6 @@ async fn guests_of_a_node_are_started_and_stopped_by_those_who_may() {
     assert_eq!(too_many.body["errors"]["max-workers"], "value must have a maximum value of 64");
     let here = ask(&root, "/nodes/n1/migrateall", "target=n1").await;
     assert_eq!(here.body["errors"]["target"], "target is local node.");
-    let disks = ask(&root, "/nodes/n1/migrateall", "target=n2&with-local-disks=1").await;
-    assert_eq!(disks.body["errors"]["with-local-disks"], "moving disks is not supported yet");
     let below = node.ask(&root, "GET", "/cluster/bulk-action/guest", "").await.data();
     let names: Vec<_> = below.as_array().unwrap().iter().map(|c| c["name"].clone()).collect();
     assert_eq!(names, ["migrate", "shutdown", "start", "suspend"]);

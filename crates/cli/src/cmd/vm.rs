@@ -153,7 +153,8 @@ pub enum Command {
     Unlock(Which),
     /// Move a VM to another node; a running one keeps running
     #[command(
-        after_help = "Examples:\n  stead vm migrate 100 pve2\n  stead vm migrate 100 pve2 --quick     over a shared storage"
+        after_help = "Examples:\n  stead vm migrate 100 pve2\n  stead vm migrate 100 pve2 --with-local-disks   also disks that its node alone has\n  \
+                      stead vm migrate 100 pve2 --quick              over a shared storage"
     )]
     Migrate {
         #[command(flatten)]

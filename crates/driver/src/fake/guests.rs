@@ -5,14 +5,14 @@ use super::machines::{FakeMachines, Process, World, modules_of, no_migration};
 use crate::capabilities::Capabilities;
 use crate::fence::Registration;
 use crate::guest::{
-    CopyKind, CopyPhase, CopyProgress, DiskCopy, GuestDriver, GuestError, GuestEvent, GuestProcess,
-    Inventory, Launch, MigrationPhase, MigrationProgress, ResolvedVolume, RunState,
+    CopyKind, CopyPhase, CopyProgress, CopyTo, DiskCopy, GuestDriver, GuestError, GuestEvent, GuestProcess,
+    Inventory, Launch, MigrationPhase, MigrationProgress, ResolvedVolume, RunState, Sending,
 };
 use crate::hardware::Hardware;
 use async_trait::async_trait;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 use stead_model::vmconfig::EfiVariables;
 use stead_model::{Epoch, Vmid};
@@ -105,14 +105,20 @@ impl FakeGuests {
     }
 
     /// Sends a guest's state; the source stands still before the last part.
-    async fn send(&self, vmid: Vmid, to: PathBuf, rate: Option<u64>) -> std::io::Result<()> {
-        let mut stream = UnixStream::connect(to).await?;
+    async fn send(&self, vmid: Vmid, how: Sending) -> std::io::Result<()> {
+        let mut stream = UnixStream::connect(how.to).await?;
         let part = vec![0; 4 << 10];
-        let pause =
-            rate.map(|r| Duration::from_secs_f64(4096.0 / f64::from(u32::try_from(r).unwrap_or(u32::MAX))));
+        let rate = how.bytes_per_second.map(|r| f64::from(u32::try_from(r).unwrap_or(u32::MAX)));
+        let pause = rate.map(|r| Duration::from_secs_f64(4096.0 / r));
         for sent in (0..RAM).step_by(part.len()) {
             if sent + part.len() as u64 == RAM {
                 self.enter(vmid, RunState::Paused);
+                if how.hold {
+                    let told = self.with(vmid, |p| p.go_on.clone()).map_err(std::io::Error::other)?;
+                    self.progress(vmid, |p| p.phase = MigrationPhase::Held);
+                    told.notified().await;
+                    self.lent_are_free(vmid)?;
+                }
                 self.progress(vmid, |p| p.phase = MigrationPhase::Switchover);
             }
             stream.write_all(&part).await?;
@@ -127,6 +133,14 @@ impl FakeGuests {
         let mut taken = [0];
         stream.read_exact(&mut taken).await?;
         Ok(())
+    }
+
+    /// As with QEMU: disks that are still copied can't be handed over.
+    fn lent_are_free(&self, vmid: Vmid) -> std::io::Result<()> {
+        match self.with(vmid, |p| p.copies.is_some()) {
+            Ok(false) => Ok(()),
+            _ => Err(std::io::Error::other("its disks are being copied")),
+        }
     }
 
     fn progress(&self, vmid: Vmid, change: impl FnOnce(&mut MigrationProgress)) {
@@ -250,6 +264,8 @@ impl GuestDriver for FakeGuests {
                 holds_devices: false,
                 cpus: None,
                 copies: None,
+                go_on: Arc::default(),
+                lends: vec![],
                 copying: watch::Sender::default(),
                 balloon: None,
                 modules: None,
@@ -355,7 +371,34 @@ impl GuestDriver for FakeGuests {
         Ok(self.inlet(vmid))
     }
 
-    async fn migrate(&self, vmid: Vmid, to: PathBuf, bytes_per_second: Option<u64>) -> Answer<()> {
+    async fn lend_disks(&self, vmid: Vmid, disks: &[String]) -> Answer<PathBuf> {
+        for disk in disks {
+            self.image(vmid, disk)?;
+        }
+        self.with(vmid, |p| p.lends = disks.to_vec())?;
+        self.disk_inlet(vmid).await
+    }
+
+    async fn disk_inlet(&self, vmid: Vmid) -> Answer<PathBuf> {
+        match self.with(vmid, |p| p.lends.is_empty())? {
+            false => Ok(self.folder.join(format!("{}-{vmid}.nbd", self.node))),
+            true => Self::refused(vmid, "write disks of", "it lends none"),
+        }
+    }
+
+    async fn end_lending(&self, vmid: Vmid) -> Answer<()> {
+        self.with(vmid, |p| p.lends.clear())
+    }
+
+    async fn send_rest(&self, vmid: Vmid) -> Answer<()> {
+        let held = self.with(vmid, |p| p.migration.borrow().phase == MigrationPhase::Held)?;
+        if !held {
+            return Self::refused(vmid, "migrate", "it does not wait");
+        }
+        self.with(vmid, |p| p.go_on.notify_one())
+    }
+
+    async fn migrate(&self, vmid: Vmid, how: &Sending) -> Answer<()> {
         if self.with(vmid, |p| p.sending.is_some())? {
             return Self::refused(vmid, "migrate", "a migration is under way");
         }
@@ -367,9 +410,9 @@ impl GuestDriver for FakeGuests {
                 ..MigrationProgress::default()
             };
         });
-        let me = self.clone();
+        let (me, how) = (self.clone(), how.clone());
         let task = tokio::spawn(async move {
-            match me.send(vmid, to, bytes_per_second).await {
+            match me.send(vmid, how).await {
                 Ok(()) => me.conclude(vmid, MigrationPhase::Completed, None),
                 Err(e) => me.conclude(vmid, MigrationPhase::Failed, Some(e.to_string())),
             }
@@ -611,9 +654,23 @@ impl GuestDriver for FakeGuests {
             };
             let line = format!("{disk}: ");
             let old = p.launch.config.lines().find(|l| l.starts_with(&line)).unwrap_or_default().to_owned();
-            let new = format!("{line}{}", copy.to.volume);
+            let CopyTo::Volume(to) = copy.to else {
+                return Self::refused(vmid, "move a disk of", "another process has it");
+            };
+            let new = format!("{line}{}", to.volume);
             p.launch.config = p.launch.config.replacen(&old, &new, 1);
-            p.launch.volumes.push(copy.to);
+            p.launch.volumes.push(to);
+            Ok(())
+        })?
+    }
+
+    async fn end_mirrors(&self, vmid: Vmid) -> Answer<()> {
+        self.with(vmid, |p| {
+            let in_step = p.copying.borrow().phase == CopyPhase::InStep;
+            if !in_step || p.copies.take().is_none() || p.state == RunState::Running {
+                return Self::refused(vmid, "copy disks of", "a copy was not in step to its end");
+            }
+            p.copying.send_replace(CopyProgress::default());
             Ok(())
         })?
     }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_model::Vmid;
 use stead_model::vmconfig::VmConfig;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 
 /// How many modules of memory a configuration has.
 pub(super) fn modules_of(config: &str) -> usize {
@@ -39,6 +39,10 @@ pub(super) struct Process {
     /// The copies of its disks that are under way.
     pub copies: Option<(Vec<DiskCopy>, CopyKind)>,
     pub copying: watch::Sender<CopyProgress>,
+    /// Has a migration that is held go on.
+    pub go_on: Arc<Notify>,
+    /// The disks that it lends while it waits.
+    pub lends: Vec<String>,
     /// Its balloon.
     pub balloon: Option<Balloon>,
     /// Its modules of memory, once they were changed.

@@ -2,7 +2,9 @@
 //!
 //! The guests of this suite do one thing: they tick while their CPUs run, on whichever node.
 
-use crate::guest::{GuestDriver, GuestError, GuestEvent, GuestProcess, Launch, MigrationPhase, RunState};
+use crate::guest::{
+    GuestDriver, GuestError, GuestEvent, GuestProcess, Launch, MigrationPhase, RunState, Sending,
+};
 use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +45,7 @@ macro_rules! guest_conformance {
             a_stop_is_clean_and_leaves_nothing,
             a_kill_is_not_clean_and_leaves_nothing, a_crash_is_noticed, a_new_daemon_finds_its_guests,
             what_ended_while_nobody_watched_is_cleared, a_guest_shuts_itself_down, a_deaf_guest_is_waited_for_in_vain,
-            a_restart_keeps_the_process, a_guest_moves_there_and_back, a_migration_can_be_cancelled,
+            a_restart_keeps_the_process, a_guest_moves_there_and_back, a_migration_can_be_cancelled, a_migration_waits_before_its_end,
             a_target_that_dies_leaves_the_source_running, a_broken_disk_leaves_nothing,
             an_ownership_lasts_as_long_as_its_process, what_is_not_there_is_not_running);
     };
@@ -315,7 +317,7 @@ pub async fn a_guest_moves_there_and_back(h: &dyn GuestHarness) {
     for (from, to, epoch) in [(0, 1, Epoch(2)), (1, 0, Epoch(3))] {
         let (source, target) = (&*nodes[from], &*nodes[to]);
         let inlet = copy(h, target, &process, epoch).await;
-        source.migrate(vmid(), inlet, None).await.unwrap();
+        source.migrate(vmid(), &Sending::to(inlet)).await.unwrap();
         let end = ended(source).await;
         assert_eq!(end.phase, MigrationPhase::Completed, "{:?}", end.error);
         assert!(end.total > 0 && end.transferred > 0, "{end:?}");
@@ -356,14 +358,53 @@ async fn received(driver: &dyn GuestDriver) {
     in_state(driver, RunState::Received).await;
 }
 
-const SLOW: Option<u64> = Some(20_000);
+fn slowly(to: std::path::PathBuf) -> Sending {
+    Sending { bytes_per_second: Some(20_000), ..Sending::to(to) }
+}
+
+/// A migration that is to wait for a word does so with the guest's CPUs stopped, can be cancelled then, and goes on by it.
+pub async fn a_migration_waits_before_its_end(h: &dyn GuestHarness) {
+    let (source, target) = (h.driver(0), h.driver(1));
+    let process = started(h, &*source).await;
+    let held = |inlet| Sending { hold: true, ..Sending::to(inlet) };
+    let inlet = copy(h, &*target, &process, Epoch(2)).await;
+    source.migrate(vmid(), &held(inlet)).await.unwrap();
+    until_held(&*source).await;
+    silent(h).await;
+    assert_eq!(source.cancel_migration(vmid()).await.unwrap().phase, MigrationPhase::Cancelled);
+    in_state(&*source, RunState::Running).await;
+    ticking(h).await;
+    assert!(source.send_rest(vmid()).await.is_err(), "nothing waits");
+    match target.kill(vmid()).await {
+        Ok(()) | Err(GuestError::NotRunning(_)) => {}
+        Err(e) => panic!("{e}"),
+    }
+    let inlet = copy(h, &*target, &process, Epoch(2)).await;
+    source.migrate(vmid(), &held(inlet)).await.unwrap();
+    until_held(&*source).await;
+    source.send_rest(vmid()).await.unwrap();
+    assert_eq!(ended(&*source).await.phase, MigrationPhase::Completed);
+    received(&*target).await;
+    silent(h).await;
+}
+
+async fn until_held(driver: &dyn GuestDriver) {
+    let wait = async {
+        let mut seen = MigrationPhase::None;
+        while seen != MigrationPhase::Held {
+            seen = driver.migration_changed(vmid(), seen).await.unwrap().phase;
+            assert!(!seen.is_terminal(), "{seen:?}");
+        }
+    };
+    tokio::time::timeout(LIMIT, wait).await.expect("the migration does not wait");
+}
 
 /// A cancelled migration leaves the source running.
 pub async fn a_migration_can_be_cancelled(h: &dyn GuestHarness) {
     let (source, target) = (h.driver(0), h.driver(1));
     let process = started(h, &*source).await;
     let inlet = copy(h, &*target, &process, Epoch(2)).await;
-    source.migrate(vmid(), inlet, SLOW).await.unwrap();
+    source.migrate(vmid(), &slowly(inlet)).await.unwrap();
     let now = source.migration_changed(vmid(), MigrationPhase::None).await.unwrap();
     assert_eq!(now.phase, MigrationPhase::Active);
     ticking(h).await;
@@ -377,7 +418,7 @@ pub async fn a_migration_can_be_cancelled(h: &dyn GuestHarness) {
     }
     no_traces(h, 1);
     let inlet = copy(h, &*target, &process, Epoch(2)).await;
-    source.migrate(vmid(), inlet, None).await.expect("another try is possible");
+    source.migrate(vmid(), &Sending::to(inlet)).await.expect("another try is possible");
     assert_eq!(ended(&*source).await.phase, MigrationPhase::Completed);
 }
 
@@ -386,7 +427,7 @@ pub async fn a_target_that_dies_leaves_the_source_running(h: &dyn GuestHarness) 
     let (source, target) = (h.driver(0), h.driver(1));
     let process = started(h, &*source).await;
     let inlet = copy(h, &*target, &process, Epoch(2)).await;
-    source.migrate(vmid(), inlet, SLOW).await.unwrap();
+    source.migrate(vmid(), &slowly(inlet)).await.unwrap();
     source.migration_changed(vmid(), MigrationPhase::None).await.unwrap();
     target.kill(vmid()).await.unwrap();
     let end = ended(&*source).await;
@@ -437,7 +478,7 @@ pub async fn what_is_not_there_is_not_running(h: &dyn GuestHarness) {
         driver.kill(id).await,
         driver.shutdown(id, LIMIT).await,
         driver.reboot(id, LIMIT).await,
-        driver.migrate(id, "/nowhere".into(), None).await,
+        driver.migrate(id, &Sending::to("/nowhere")).await,
         driver.migration(id).await.map(drop),
         driver.screen(id, "secret").await.map(drop),
         driver.terminal(id, "serial0").await.map(drop),

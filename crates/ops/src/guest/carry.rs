@@ -1,4 +1,4 @@
-//! Volumes that go along with a guest that does not run, from its node to one that has them not.
+//! Volumes that go along with a guest, from its node to one that has them not.
 //!
 //! ```text
 //!  source: ask for places ──▶ target: names them (loose), makes them ──▶ source sends each ──▶ one commit: the guest is the target's,
@@ -6,6 +6,7 @@
 //! ```
 //!
 //! They are sent byte for byte, as they lie in the storage, so that what an image keeps inside goes along. Holes are not sent.
+//! What a guest that runs writes is only given room here, and is [`super::along`]'s.
 
 use super::loose;
 use crate::peers::{Duplex, call};
@@ -53,6 +54,10 @@ pub struct Carried {
     pub format: String,
     /// Bytes that it takes in its storage.
     pub size: u64,
+    /// The option of the running guest's disk that it is, and the disk's size in bytes: what the guest sees of it goes along, and not
+    /// the image.
+    #[serde(default)]
+    pub disk: Option<(String, u64)>,
 }
 
 /// Asks for room.
@@ -98,12 +103,13 @@ fn failed(what: &str, path: &Path) -> impl Fn(std::io::Error) -> OpsError {
 }
 
 impl Ops {
-    /// The volumes that go along with a VM that does not run, and what is to be said of those that can't.
+    /// The volumes that go along with a VM, and what is to be said of those that can't.
     pub(super) async fn carried(
         &self,
         vmid: Vmid,
         config: &VmConfig,
         storages: &StorageMap,
+        runs: bool,
     ) -> Result<(Vec<Carried>, Vec<String>), OpsError> {
         let (mut all, mut why) = (vec![], vec![]);
         for volume in config.all_volumes() {
@@ -134,18 +140,28 @@ impl Ops {
                 ));
                 continue;
             }
+            let disk = if runs { carried::written(&config.current, &volume)? } else { None };
+            if let Some(key) = &disk
+                && config.snapshots.values().any(|s| s.volumes().iter().any(|(_, v)| v.is_same(&volume)))
+            {
+                why.push(format!(
+                    "{key} ('{volume}') keeps snapshots in its image, which do not go along while the VM runs: remove them, or stop it"
+                ));
+                continue;
+            }
             let storage = storages.of(&volume.storage);
-            all.push(Carried { volume, storage, format: info.format, size: info.used });
+            let disk = disk.map(|key| (key, info.size));
+            all.push(Carried { volume, storage, format: info.format, size: info.used, disk });
         }
         Ok((all, why))
     }
 
-    /// Sends the volumes that go along with a VM to where it goes.
+    /// Sends the volumes that go along with a VM to where it goes, by those of its links that streams go by.
     pub(super) async fn carry(
         &self,
         cx: &TaskContext,
         guest: &GuestAt,
-        target: &NodeRecord,
+        (target, far): (&NodeRecord, &NodeRecord),
         volumes: &[Carried],
         limit: Option<u64>,
     ) -> Result<HandedOver, OpsError> {
@@ -160,16 +176,20 @@ impl Ops {
         let room = cx.or_cancelled(asked).await.map_err(|e| OpsError::failed(e.to_string()))??;
         let mut names = BTreeMap::new();
         for (n, (from, to)) in volumes.iter().zip(&room.volumes).enumerate() {
+            names.insert(from.volume.clone(), to.clone());
+            // It is written by the guest, and mirrored.
+            if from.disk.is_some() {
+                continue;
+            }
             cx.log(format!(
                 "sending '{}' to '{to}' on node '{}': {} MiB",
                 from.volume,
                 target.name,
                 from.size >> 20
             ));
-            let sent = self.send_volume(cx, guest.vmid, target, n, from, limit);
+            let sent = self.send_volume(cx, guest.vmid, far, n, from, limit);
             let bytes = cx.or_cancelled(sent).await.map_err(|e| OpsError::failed(e.to_string()))??;
             cx.log(format!("'{}' is there: {} MiB were sent", from.volume, bytes >> 20));
-            names.insert(from.volume.clone(), to.clone());
         }
         Ok(HandedOver { names, revision: room.revision })
     }
@@ -267,8 +287,16 @@ impl Ops {
     /// The volume is there then, of no content.
     async fn make_empty(&self, vmid: Vmid, volume: &VolumeId, wanted: &Carried) -> Result<(), OpsError> {
         let file = volume.name.rsplit('/').next().unwrap_or(&volume.name).to_owned();
-        let new = NewVolume { vmid, name: Some(file), format: Some(wanted.format.clone()), size: SMALL };
-        self.alloc(&volume.storage, &new).await.map(drop)
+        let size = wanted.disk.as_ref().map_or(SMALL, |(_, size)| *size);
+        let new = NewVolume { vmid, name: Some(file), format: Some(wanted.format.clone()), size };
+        let made = self.alloc(&volume.storage, &new).await?;
+        if wanted.disk.is_some() && made.size != size {
+            return Err(OpsError::failed(format!(
+                "storage '{}' makes it {} bytes large, and the running VM's disk has {size}: stop the VM, or choose another storage",
+                volume.storage, made.size
+            )));
+        }
+        Ok(())
     }
 
     /// The source has given up: what was made for it goes, unless it is the guest's.

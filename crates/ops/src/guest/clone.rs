@@ -14,7 +14,7 @@ use crate::{Actor, Ops, OpsError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use stead_conf::{Check, Op};
-use stead_driver::guest::{CopyPhase, DiskCopy};
+use stead_driver::guest::{CopyPhase, CopyTo, DiskCopy};
 use stead_driver::storage::{NewCopy, NewVolume};
 use stead_guest::clones::{self, Anew, MAKING, Part};
 use stead_guest::request::{Request, Verdict};
@@ -342,7 +342,11 @@ impl Ops {
             made.push(self.active(&to.storage).await?.alloc(&new).await?.volid);
             cx.log(format!("{}: copying '{from}' to '{to}' while VM {vmid} runs", disk.key));
             let value = config.current.get(&disk.key).unwrap_or_default().to_owned();
-            copies.push(DiskCopy { disk: disk.key.clone(), value, to: self.resolve_volume(to).await? });
+            copies.push(DiskCopy {
+                disk: disk.key.clone(),
+                value,
+                to: CopyTo::Volume(self.resolve_volume(to).await?),
+            });
         }
         if copies.is_empty() {
             return Ok(());

@@ -35,6 +35,16 @@ pub struct IncomingRequest {
     /// Names this attempt: each under the same ownership makes a copy of the same epoch.
     #[serde(default)]
     pub attempt: u64,
+    /// The options of the disks that it is to lend while it waits.
+    #[serde(default)]
+    pub lends: Vec<String>,
+}
+
+/// What a prepared copy waits for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Prepared {
+    /// By how many streams its memory may come.
+    pub streams: u8,
 }
 
 /// Names a copy.
@@ -148,7 +158,7 @@ fn fate(own: Option<&Ownership>, me: &NodeName, epoch: Epoch) -> Fate {
 
 impl Ops {
     /// Prepares a copy: registered with the fence process, then executed with stopped CPUs.
-    pub async fn incoming(self: &Arc<Self>, rq: IncomingRequest) -> Result<(), OpsError> {
+    pub async fn incoming(self: &Arc<Self>, mut rq: IncomingRequest) -> Result<Prepared, OpsError> {
         let _lock = self.guest_locks.lock(rq.vmid).await?;
         self.conf.barrier().await?;
         let mut guest = self.guest_at(rq.vmid)?;
@@ -168,6 +178,8 @@ impl Ops {
         self.guest_locks.incoming.announce(rq.vmid, rq.epoch, &rq.source, rq.attempt);
         guest.config.value = rq.config;
         guest.own.value.epoch = rq.epoch;
+        let streams = self.guests.streams(None, rq.incoming.streams).await;
+        rq.incoming.streams = streams;
         let launch = self.launch_spec(&guest, Some(rq.incoming)).await?;
         let registration = self.guests.prepare(rq.vmid, rq.epoch).await?;
         if rq.ha {
@@ -178,8 +190,14 @@ impl Ops {
             let _ = self.fence.forget(rq.vmid).await;
             return Err(e.into());
         }
+        if !rq.lends.is_empty()
+            && let Err(e) = self.guests.lend_disks(rq.vmid, &rq.lends).await
+        {
+            self.destroy_copy(rq.vmid).await?;
+            return Err(e.into());
+        }
         self.await_handover(rq.vmid, rq.epoch, rq.source);
-        Ok(())
+        Ok(Prepared { streams })
     }
 
     /// Refuses a node that speaks of a move which is another's.
@@ -202,6 +220,29 @@ impl Ops {
         tokio::net::UnixStream::connect(&path)
             .await
             .map_err(|e| OpsError::failed(format!("could not connect to the waiting VM {vmid}: {e}")))
+    }
+
+    /// Where the disks of a prepared copy are written, for the node that sends them.
+    pub async fn disk_inlet(&self, from: &NodeName, vmid: Vmid) -> Result<tokio::net::UnixStream, OpsError> {
+        self.check_source(from, vmid, self.running(vmid).await?.epoch)?;
+        let path = self.guests.disk_inlet(vmid).await?;
+        tokio::net::UnixStream::connect(&path).await.map_err(|e| {
+            OpsError::failed(format!("could not connect to the disks of the waiting VM {vmid}: {e}"))
+        })
+    }
+
+    /// The source has sent all of the disks: nobody writes them any more until the copy runs.
+    pub async fn disks_sent(&self, copy: &ContinueRequest) -> Result<(), OpsError> {
+        let vmid = copy.vmid;
+        let process = self.running(vmid).await?;
+        if process.epoch != copy.epoch || !self.guest_locks.incoming.is_latest(vmid, copy.epoch, copy.attempt)
+        {
+            return Err(OpsError::failed(format!(
+                "VM {vmid} waits for another move under epoch {}",
+                process.epoch
+            )));
+        }
+        Ok(self.guests.end_lending(vmid).await?)
     }
 
     /// Watches the record of a copy that waits: continues it on the commit, ends it when that can't come. Repeating it is

@@ -219,6 +219,8 @@ impl Ops {
         }
         if self.guests.state(vmid).await.is_some() {
             let ended = self.guests.cancel_migration(vmid).await?;
+            // Disks that were to go along.
+            self.guests.end_copies(vmid).await?;
             match self.guests.state(vmid).await.map(|p| p.state) {
                 None | Some(RunState::Running | RunState::Paused | RunState::Shutdown) => {}
                 // All was sent: the guest is taken back first, which removes the lock, too.

@@ -1,32 +1,37 @@
 //! Migration, seen from the source: carries out the commands of [`stead_guest::migration`].
 //!
 //! A quick migration goes over a storage that both nodes have: the VM's memory is written there while it runs, the hand-over is
-//! committed, and the target reads it. The two need not reach each other for it.
+//! committed, and the target reads it. The two need not reach each other for it. Disks that go along while the VM runs are
+//! [`super::along`]'s.
 
 use super::Asked;
+use super::along::Along;
 use super::carry::{Carried, HandedOver};
-use super::incoming::{ContinueRequest, IncomingRequest};
+use super::incoming::{ContinueRequest, IncomingRequest, Prepared};
 use super::loose;
 use super::preconditions::Found;
+use super::tunnel::Tunnel;
 use crate::peers::{PeerError, call};
 use crate::status::StorageReport;
 use crate::store::{self, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use std::collections::VecDeque;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stead_conf::{Tree, TxnError};
-use stead_driver::guest::{GuestError, MigrationPhase, MigrationProgress, RunState};
+use stead_driver::guest::{GuestError, Incoming, MigrationPhase, MigrationProgress, RunState, Sending};
 pub use stead_guest::carried::StorageMap;
 use stead_guest::migration::{Command, Event, Migration};
 use stead_guest::request::{Process, Request, Verdict};
 use stead_guest::saved;
 use stead_ha::{StorageFault, Use};
+use stead_model::network::Network;
 use stead_model::vmconfig::VmConfig;
 use stead_model::{Epoch, NodeName, NodeRecord, Ownership, StorageId, Upid, Vmid, paths};
 use stead_tasks::TaskContext;
-use tokio::net::UnixListener;
 
 /// The lock of a guest that moves while it runs.
 pub(super) const LOCK: &str = "migrate";
@@ -52,12 +57,27 @@ pub struct MigrateOptions {
     pub quick: Option<Quick>,
     /// Where volumes go that the target has not: those of a VM that does not run go along.
     pub storages: StorageMap,
+    /// Those of a VM that runs go along, too.
+    pub with_local_disks: bool,
+    /// By which network its memory and disks go; none: by that of the cluster's options.
+    pub network: Option<Network>,
+    /// By how many streams its memory goes, if both nodes' programs can: 1 to 8; none: one.
+    pub streams: Option<u8>,
 }
 
 impl MigrateOptions {
     /// With nothing said but where to and how.
     pub fn to(target: NodeName, online: bool) -> Self {
-        Self { target, online, bwlimit: None, quick: None, storages: StorageMap::default() }
+        Self {
+            target,
+            online,
+            bwlimit: None,
+            quick: None,
+            storages: StorageMap::default(),
+            with_local_disks: false,
+            network: None,
+            streams: None,
+        }
     }
 }
 
@@ -77,19 +97,27 @@ enum HandoverError {
     Ops(#[from] OpsError),
 }
 
-struct Source<'a> {
-    ops: &'a Ops,
-    cx: &'a TaskContext,
-    guest: GuestAt,
-    target: NodeRecord,
+pub(super) struct Source<'a> {
+    pub(super) ops: &'a Ops,
+    pub(super) cx: &'a TaskContext,
+    pub(super) guest: GuestAt,
+    pub(super) target: NodeRecord,
+    /// The target by those of its links that streams go by.
+    pub(super) far: NodeRecord,
     target_revision: stead_conf::Revision,
-    bytes_per_second: Option<u64>,
+    pub(super) bytes_per_second: Option<u64>,
     ha: bool,
     quick: bool,
     /// Its memory is on disk, and it is to go on with it.
     was_suspended: bool,
     /// Names this attempt to the target.
     attempt: u64,
+    /// The disks that go along while it runs.
+    pub(super) along: Option<Along>,
+    /// The stream of its memory, while it is sent.
+    stream: Mutex<Option<Tunnel>>,
+    /// How many streams its memory goes by: as many as are wanted, and then as many as the target takes.
+    streams: AtomicU8,
 }
 
 impl Ops {
@@ -192,7 +220,7 @@ impl Ops {
         }
         let target = self.migration_target(&options.target)?;
         let Found { mut why, silent, carried } =
-            self.obstacles(&guest, &target.value, &options.storages).await?;
+            self.obstacles(&guest, &target.value, &options.storages, options.with_local_disks).await?;
         if let Some(silent) = silent {
             match &options.quick {
                 Some(_) => cx.warn(format!("{silent}: whether it can take the VM is not known")),
@@ -215,6 +243,7 @@ impl Ops {
         }
         let own = super::config::parse(&guest.config.value)?.current.migrate_speed()?;
         let limit = options.bwlimit.filter(|k| *k > 0).map(|k| k * 1024).or(own);
+        let far = self.streams_to(cx, &target.value, options.network.as_ref())?;
         let ha = self.ha_maintains(vmid)?;
         let guest = match &options.quick {
             Some(quick) => self.make_room_to_save(cx, vmid, LOCK, self.shared_room(quick, &config)?).await?,
@@ -225,6 +254,7 @@ impl Ops {
             ops: self,
             cx,
             guest,
+            far,
             target: target.value,
             target_revision: target.revision,
             bytes_per_second: limit,
@@ -232,8 +262,35 @@ impl Ops {
             quick: options.quick.is_some(),
             was_suspended: saved::is_saved(&config),
             attempt: rand::random(),
+            along: None,
+            stream: Mutex::default(),
+            streams: AtomicU8::new(options.streams.unwrap_or(1)),
         };
-        if live { source.live().await } else { source.offline(&carried).await }
+        match (live, carried.is_empty()) {
+            (true, true) => source.live().await,
+            (true, false) => source.live_along(&carried).await,
+            (false, _) => source.offline(&carried).await,
+        }
+    }
+
+    /// A target by those of its links that are in the network which was asked for, or which the cluster's options name.
+    fn streams_to(
+        &self,
+        cx: &TaskContext,
+        target: &NodeRecord,
+        asked: Option<&Network>,
+    ) -> Result<NodeRecord, OpsError> {
+        let none = |network: &Network| format!("node '{}' has no address in network {network}", target.name);
+        if let Some(network) = asked {
+            return target
+                .within(network)
+                .ok_or_else(|| OpsError::invalid("migration_network", none(network)));
+        }
+        let Some(network) = self.datacenter()?.0.migration_network()? else { return Ok(target.clone()) };
+        Ok(target.within(&network).unwrap_or_else(|| {
+            cx.warn(format!("{}, which the cluster's options name for moves: any is taken", none(&network)));
+            target.clone()
+        }))
     }
 
     /// Where the memory of a quick migration goes, if that is said. The target must have it, too.
@@ -253,17 +310,18 @@ impl Ops {
 }
 
 impl Source<'_> {
-    fn vmid(&self) -> Vmid {
+    pub(super) fn vmid(&self) -> Vmid {
         self.guest.vmid
     }
 
-    async fn live(self) -> Result<(), OpsError> {
+    pub(super) async fn live(&self) -> Result<(), OpsError> {
         let vmid = self.vmid();
         self.cx.log(format!(
             "starting migration of VM {vmid} to node '{}' ({})",
-            self.target.name, self.target.addr
+            self.target.name, self.far.addr
         ));
-        let (mut plan, first) = Migration::begin(vmid, self.target.name.clone(), self.guest.own.value.epoch);
+        let (target, with_disks) = (self.target.name.clone(), self.along.is_some());
+        let (mut plan, first) = Migration::begin(vmid, target, self.guest.own.value.epoch, with_disks);
         let mut queue = VecDeque::from([first]);
         while let Some(command) = queue.pop_front() {
             if let Command::Finish(result) = command {
@@ -297,7 +355,14 @@ impl Source<'_> {
                 Err(e) => Event::SourceStuck(e.to_string()),
             }),
             Command::PrepareTarget { epoch } => Some(self.prepare_target(epoch).await),
+            Command::MirrorDisks => Some(self.mirror_disks().await),
             Command::Send => Some(self.send().await),
+            Command::SettleDisks => Some(self.settle_disks().await),
+            Command::SendRest => Some(self.send_rest().await),
+            Command::EndMirrors => {
+                self.end_mirrors().await;
+                None
+            }
             Command::CancelSending => Some(match ops.guests.cancel_migration(self.vmid()).await {
                 Ok(p) => self.ended(&p),
                 Err(e) => Event::Failed(e.to_string()),
@@ -319,24 +384,36 @@ impl Source<'_> {
             Ok(p) => p,
             Err(e) => return Event::Failed(e.to_string()),
         };
+        let wanted = self.streams.load(Ordering::Relaxed);
+        let streams = self.ops.guests.streams(Some(self.vmid()), wanted).await;
+        let config = match self.config_there() {
+            Ok(config) => config,
+            Err(e) => return Event::Failed(e.to_string()),
+        };
         let request = IncomingRequest {
             vmid: self.vmid(),
             epoch,
             source: self.ops.me.name.clone(),
-            config: self.guest.config.value.clone(),
-            incoming: process.as_incoming(),
+            config,
+            incoming: Incoming { streams, ..process.as_incoming() },
             ha: self.ha,
             attempt: self.attempt,
+            lends: self.along.as_ref().map(Along::keys).unwrap_or_default(),
         };
-        let prepared = call::<_, ()>(&*self.ops.peers, &self.target, "guest/incoming", &request, PREPARE);
+        // A version that takes one stream alone says nothing.
+        let prepared =
+            call::<_, Option<Prepared>>(&*self.ops.peers, &self.target, "guest/incoming", &request, PREPARE);
         let prepared = tokio::select! {
             done = prepared => done,
             // What the target has made by then, it ends when it is told to, or when it hears that nothing is sent.
             () = self.cx.cancelled() => return Event::CancelRequested,
         };
         match prepared {
-            Ok(()) => {
-                self.cx.log(format!("node '{}' waits for the state", self.target.name));
+            Ok(prepared) => {
+                let streams = prepared.map_or(1, |p| p.streams);
+                self.streams.store(streams, Ordering::Relaxed);
+                let by = if streams > 1 { format!(", by {streams} streams") } else { String::new() };
+                self.cx.log(format!("node '{}' waits for the state{by}", self.target.name));
                 Event::TargetReady
             }
             Err(e) => Event::Failed(e.to_string()),
@@ -352,44 +429,61 @@ impl Source<'_> {
         sent.unwrap_or_else(|e| Event::Failed(e.to_string()))
     }
 
-    async fn send_over(&self, path: &PathBuf) -> Result<Event, OpsError> {
+    async fn send_over(&self, path: &Path) -> Result<Event, OpsError> {
         let vmid = self.vmid();
-        let io = |what: &str, e: std::io::Error| {
-            OpsError::failed(format!("could not {what} {}: {e}", path.display()))
+        let tunnel = self.tunnel(path, &format!("guest/migration-stream/{vmid}")).await?;
+        self.keep_stream(Some(tunnel));
+        let how = Sending {
+            to: path.to_owned(),
+            bytes_per_second: self.bytes_per_second,
+            hold: self.along.is_some(),
+            streams: self.streams.load(Ordering::Relaxed),
         };
-        let _ = std::fs::remove_file(path);
-        let listener = UnixListener::bind(path).map_err(|e| io("listen on", e))?;
-        let name = format!("guest/migration-stream/{vmid}");
-        let mut far = self.ops.peers.open(&self.target, &name).await?;
-        self.ops.guests.migrate(vmid, path.clone(), self.bytes_per_second).await?;
-        let (mut near, _) = tokio::time::timeout(Duration::from_secs(10), listener.accept())
-            .await
-            .map_err(|_| OpsError::failed("the VM's process did not connect for its migration within 10 s"))?
-            .map_err(|e| io("accept on", e))?;
-        let pump = tokio::spawn(async move {
-            let copied =
-                tokio::io::copy_bidirectional_with_sizes(&mut near, &mut far, 1 << 20, 1 << 16).await;
-            if let Err(e) = copied {
-                tracing::info!("guest {vmid}: the migration stream ended: {e}");
-            }
-        });
-        let event = self.follow().await;
+        self.ops.guests.migrate(vmid, &how).await?;
+        let event = self.follow(MigrationPhase::None).await;
         // After a terminal phase nothing more is sent.
-        pump.abort();
+        if !matches!(event, Ok(Event::Held)) {
+            self.keep_stream(None);
+        }
         event
     }
 
-    async fn follow(&self) -> Result<Event, OpsError> {
-        let mut seen = MigrationPhase::None;
+    fn keep_stream(&self, tunnel: Option<Tunnel>) {
+        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = tunnel;
+    }
+
+    /// Has what is held go on, to its end.
+    async fn send_rest(&self) -> Event {
+        let sent = async {
+            self.ops.guests.send_rest(self.vmid()).await?;
+            self.follow(MigrationPhase::Held).await
+        };
+        let event = sent.await.unwrap_or_else(|e: OpsError| Event::Failed(e.to_string()));
+        self.keep_stream(None);
+        event
+    }
+
+    async fn follow(&self, mut seen: MigrationPhase) -> Result<Event, OpsError> {
         let mut last_log = std::time::Instant::now();
+        // Once it was held its disks are not copied any more.
+        let copies = seen == MigrationPhase::None;
+        let mut copied =
+            pin!(async { if copies { self.mirrors_fail().await } else { std::future::pending().await } });
         loop {
             let progress = tokio::select! {
                 p = self.ops.guests.migration_changed(self.vmid(), seen) => p?,
                 () = self.cx.cancelled() => return Ok(Event::CancelRequested),
+                why = &mut copied => {
+                    self.ops.guests.cancel_migration(self.vmid()).await?;
+                    return Ok(Event::Failed(why));
+                }
             };
             seen = progress.phase;
             if seen.is_terminal() {
                 return Ok(self.ended(&progress));
+            }
+            if seen == MigrationPhase::Held {
+                return Ok(Event::Held);
             }
             if last_log.elapsed() >= Duration::from_secs(1) {
                 last_log = std::time::Instant::now();
@@ -423,7 +517,7 @@ impl Source<'_> {
     /// Commits the target as owner: configuration and record in one transaction, if both are as they were and
     /// the target is still a member.
     async fn propose(&self, to: Epoch) -> Event {
-        match self.handover(to, true, None).await {
+        match self.handover(to, true, self.along.as_ref().map(|a| &a.handed)).await {
             Ok(()) => Event::Committed,
             Err(HandoverError::Txn(TxnError::Refused(_))) => self.read_outcome(to).await,
             // Nothing was proposed: the configuration cannot be read any more.
@@ -504,7 +598,7 @@ impl Source<'_> {
     }
 
     /// Names the copy at the target.
-    fn copy_there(&self) -> ContinueRequest {
+    pub(super) fn copy_there(&self) -> ContinueRequest {
         let epoch = self.guest.own.value.epoch.next();
         ContinueRequest { vmid: self.vmid(), epoch, attempt: self.attempt }
     }
@@ -615,7 +709,8 @@ impl Source<'_> {
         } else {
             let moved = async {
                 let limit = self.bytes_per_second;
-                let sent = self.ops.carry(self.cx, &self.guest, &self.target, carried, limit).await?;
+                let sent =
+                    self.ops.carry(self.cx, &self.guest, (&self.target, &self.far), carried, limit).await?;
                 self.hand_over_offline(Some(&sent)).await
             };
             if let Err(e) = moved.await {

@@ -1,6 +1,7 @@
 //! Guests: what is known of one, and what may be done with it now.
 
 pub mod agent;
+pub mod along;
 mod balloon;
 pub mod carry;
 pub mod clone;
@@ -29,6 +30,7 @@ pub mod snapshots;
 pub(crate) mod spelled;
 mod suspend;
 pub mod template;
+mod tunnel;
 pub mod view;
 
 use crate::store::{self, GuestAt};

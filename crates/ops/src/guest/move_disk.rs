@@ -15,7 +15,7 @@ use super::copies::{Telling, check_format, file_of, limit, placed};
 use crate::store::{self, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use std::sync::Arc;
-use stead_driver::guest::{CopyKind, CopyPhase, DiskCopy, RunState};
+use stead_driver::guest::{CopyKind, CopyPhase, CopyTo, DiskCopy, RunState};
 use stead_driver::storage::{NewCopy, NewVolume, VolumeInfo};
 use stead_guest::clones::CLONING;
 use stead_guest::request::{Request, Verdict};
@@ -222,7 +222,7 @@ impl Ops {
         let made = self.active(&plan.storage).await?.alloc(&new).await?;
         *is_made = true;
         let value = plan.config.current.get(key).unwrap_or_default().to_owned();
-        let copy = DiskCopy { disk: key.clone(), value, to: self.resolve_volume(to).await? };
+        let copy = DiskCopy { disk: key.clone(), value, to: CopyTo::Volume(self.resolve_volume(to).await?) };
         self.guests.copy_disks(vmid, &[copy], CopyKind::Mirror, limit(options.bwlimit)).await?;
         let tell = Telling::new(cx, Some(plan.from.size));
         self.follow_copies(cx, vmid, CopyPhase::InStep, &tell).await?;

@@ -111,7 +111,7 @@ impl Ops {
         let others = self.guest_nodes().into_iter().filter(|n| n.name != self.me.name);
         let asked = others.map(|node| {
             let guest = &guest;
-            async move { (self.obstacles(guest, &node, &StorageMap::default()).await, node.name) }
+            async move { (self.obstacles(guest, &node, &StorageMap::default(), true).await, node.name) }
         });
         for (all, name) in futures_util::future::join_all(asked).await {
             let mut all = all?;
@@ -124,23 +124,27 @@ impl Ops {
         Ok(found)
     }
 
-    /// All that speaks against moving a VM of this node to another. One that does not run takes its volumes along.
+    /// All that speaks against moving a VM of this node to another. One that does not run takes its volumes along; one that runs, if
+    /// it is to.
     pub(super) async fn obstacles(
         &self,
         guest: &GuestAt,
         target: &NodeRecord,
         storages: &StorageMap,
+        with_local_disks: bool,
     ) -> Result<Found, OpsError> {
         let config = super::config::parse(&guest.config.value)?;
         let process = self.guests.state(guest.vmid).await;
         let mut local = self.local_volumes(&config)?;
         let (mut carried, mut why) = (vec![], vec![]);
-        if process.is_none() {
-            (carried, why) = self.carried(guest.vmid, &config, storages).await?;
+        if process.is_none() || with_local_disks {
+            (carried, why) = self.carried(guest.vmid, &config, storages, process.is_some()).await?;
             let volumes: Vec<String> = config.all_volumes().iter().map(ToString::to_string).collect();
             local.retain(|v| !volumes.contains(v));
         }
-        why.extend(local.iter().map(|v| format!("volume '{v}' is on a storage that is not shared")));
+        let how =
+            if process.is_some() && !with_local_disks { " (with-local-disks takes disks along)" } else { "" };
+        why.extend(local.iter().map(|v| format!("volume '{v}' is on a storage that is not shared{how}")));
         if process.is_some() {
             let devices = local_resources(&config)?.into_iter();
             why.extend(devices.map(|key| format!("{key} is a device of node '{}'", self.me.name)));
@@ -178,7 +182,9 @@ impl Ops {
         let mut volumes = vec![];
         for disk in config.current.disks()? {
             let DiskSource::Volume(volume) = &disk.source else { continue };
-            if rq.carried.iter().any(|c| c.volume == *volume) {
+            if let Some(comes) = rq.carried.iter().find(|c| c.volume == *volume) {
+                let (volume, format) = (volume.to_string(), comes.format.clone());
+                volumes.push(ResolvedVolume { volume, path: "/".into(), format });
                 continue;
             }
             match self.resolve_volume(volume).await {

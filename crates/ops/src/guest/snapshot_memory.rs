@@ -143,7 +143,7 @@ impl Ops {
                     cx.log(format!("memory written: {} MiB in {} ms", now.transferred >> 20, now.total_ms));
                     return Ok(());
                 }
-                MigrationPhase::Active | MigrationPhase::Switchover => {
+                MigrationPhase::Active | MigrationPhase::Held | MigrationPhase::Switchover => {
                     cx.progress(now.transferred as f64 / now.total.max(1) as f64);
                 }
                 MigrationPhase::None | MigrationPhase::Failed | MigrationPhase::Cancelled => {

@@ -11,6 +11,7 @@ fn machines() -> Machines {
         flags: ["aes", "avx2", "pcid", "vmx"].into_iter().map(str::to_owned).collect(),
         features: ["aes", "pcid"].into_iter().map(str::to_owned).collect(),
         version: "10.0.2".into(),
+        numbers: (10, 0, 2),
     }
 }
 

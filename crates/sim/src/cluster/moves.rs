@@ -44,7 +44,7 @@ impl World {
     pub fn begin_migration(&mut self, node: usize, command: AgentCommand, epoch: Epoch, to: &NodeName) {
         let tree = self.tree(node);
         let vmid = command.sid.vmid;
-        let (plan, first) = Migration::begin(vmid, to.clone(), epoch);
+        let (plan, first) = Migration::begin(vmid, to.clone(), epoch, false);
         let (revision, target) = (tree.revision(vmid), tree.node_revision(to));
         let moving = Moving { plan, command, revision, target, until: None };
         if let Some(d) = self.daemon(node) {
@@ -81,7 +81,12 @@ impl World {
         match command {
             Command::PrepareTarget { epoch } => self.send(node, far, Msg::Prepare { vmid, epoch }),
             Command::Send => self.begin_sending(node, vmid, far),
-            Command::CancelSending => {}
+            // The model's guests have no disks of their own.
+            Command::CancelSending
+            | Command::MirrorDisks
+            | Command::SettleDisks
+            | Command::SendRest
+            | Command::EndMirrors => {}
             Command::ProposeHandover { .. } => {
                 let from = self.nodes[node].name.clone();
                 let txn = Txn::HandOver { vmid, from, to, epoch, revision, target };

@@ -5,6 +5,7 @@ use crate::framework::{Access, Error, Json};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use stead_api_derive::{Params, Schema};
+use stead_model::network::Network;
 use stead_model::{NodeName, StorageId, Upid, Vmid};
 use stead_ops::guest::migrate::{MigrateOptions, Quick as QuickMove, StorageMap};
 use stead_ops::guest::preconditions::{LocalVolume, Preconditions};
@@ -42,12 +43,18 @@ pub struct Migrate {
     bwlimit: Option<u64>,
     /// How the stream is carried: `secure` alone.
     migration_type: Option<Carried>,
-    /// Where the volumes of a VM that does not run go, if not to storages of the same names: `STORAGE` for all, or pairs
+    /// The network by whose addresses its memory and disks go, as `10.1.0.0/16`; without it that of `migration` in the cluster's
+    /// options. It is one of the nodes' links.
+    migration_network: Option<String>,
+    /// By how many streams the memory of a VM that runs goes, where the programs of both nodes can.
+    #[param(min = 1, max = 8)]
+    streams: Option<u16>,
+    /// Where volumes go that the target has not, if not to storages of the same names: `STORAGE` for all, or pairs
     /// `FROM:TO`, separated by commas.
     targetstorage: Option<String>,
-    /// Those of a VM that does not run go along in any case; one that runs is refused if it has any.
+    /// Volumes of a VM that runs go along, too; those of one that does not run do in any case.
     #[param(name = "with-local-disks", default = "0")]
-    _with_local_disks: bool,
+    with_local_disks: bool,
 }
 
 /// Why a node cannot take the VM.
@@ -138,7 +145,6 @@ endpoint! {
     Post = post("/nodes/{node}/qemu/{vmid}/migrate"), AtGuest, MIGRATE;
     missing: &[
         "force: devices of the host can't be migrated",
-        "migration_network: nodes have one address each",
         "with-conntrack-state: there is no firewall yet",
     ];
     fn call(cx, p: Migrate) -> Upid {
@@ -153,9 +159,14 @@ endpoint! {
         for storage in storages.targets() {
             cx.caller.require(&format!("/storage/{storage}"), &["Datastore.AllocateSpace"])?;
         }
-        let (target, online, bwlimit) = (p.target, p.online, p.bwlimit);
-        let options = MigrateOptions { target, online, bwlimit, quick: None, storages };
-        Ok(cx.ops().migrate(&cx.actor(), p.vmid, options, asked(false)).await?)
+        let network = match p.migration_network.as_deref().map(str::parse::<Network>).transpose() {
+            Ok(network) => network,
+            Err(why) => return Err(Error::parameter("migration_network", why.to_string())),
+        };
+        let Migrate { vmid, target, online, bwlimit, with_local_disks, .. } = p;
+        let streams = p.streams.and_then(|n| u8::try_from(n).ok());
+        let options = MigrateOptions { target, online, bwlimit, quick: None, storages, with_local_disks, network, streams };
+        Ok(cx.ops().migrate(&cx.actor(), vmid, options, asked(false)).await?)
     }
 }
 

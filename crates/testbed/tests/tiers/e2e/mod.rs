@@ -2,6 +2,7 @@
 
 mod admit;
 mod agent;
+mod along;
 mod balloon;
 mod boot;
 mod clocks;
