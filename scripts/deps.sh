@@ -63,6 +63,21 @@ if [ "$wanted" = all ] && [ ! -e /usr/share/OVMF/OVMF_CODE_4M.fd ]; then
     add_missing "the UEFI firmware" ovmf "VMs with UEFI"
 fi
 
+codename=$(. /etc/os-release 2>/dev/null && echo "${VERSION_CODENAME:-}") || codename=
+# Debian 12 has none of its own beside QEMU from its backports; that of its own QEMU is taken out of the package.
+own_virtiofsd=/usr/local/libexec/virtiofsd
+virtiofsd_missing() {
+    [ "$wanted" = all ] && ! have virtiofsd && [ ! -e /usr/libexec/virtiofsd ] && [ ! -e /usr/lib/qemu/virtiofsd ] &&
+        [ ! -e $own_virtiofsd ]
+}
+if virtiofsd_missing; then
+    if [ "$codename" = bookworm ]; then
+        missing+=("virtiofsd (directories of the host in guests; from Debian 12's own QEMU)")
+    else
+        add_missing virtiofsd virtiofsd "directories of the host in guests"
+    fi
+fi
+
 # The guest's kernel and busybox are downloaded as packages without being installed; that needs apt's lists.
 lists_missing() {
     have apt-cache && ! apt-cache policy linux-image-cloud-amd64 2>/dev/null | grep -v '(none)' | grep -q Candidate
@@ -88,7 +103,7 @@ if [ "$(id -u)" -ne 0 ]; then
     root=(sudo)
 fi
 [ ${#packages[@]} -eq 0 ] || say "Packages to install: ${packages[*]}"
-[ ${#packages[@]} -gt 0 ] || say "apt's lists are missing: apt-get update is needed for the guest's kernel."
+[ ${#packages[@]} -gt 0 ] || ! lists_missing || say "apt's lists are missing: apt-get update is needed for the guest's kernel."
 if [ "${YES:-}" != 1 ]; then
     [ -t 0 ] || die "no terminal to ask on; run with YES=1 to install without a question."
     read -r -p "Go on with apt-get? [Y/n] " answer
@@ -96,7 +111,6 @@ if [ "${YES:-}" != 1 ]; then
 fi
 
 export DEBIAN_FRONTEND=noninteractive
-codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 
 # Adds the backports at the address of the source that apt has for the release itself.
 add_backports() {
@@ -119,6 +133,15 @@ add_backports() {
 }
 
 "${root[@]}" apt-get update -qq || warn "apt-get update failed; going on with the lists that are here."
+if [ "$codename" = bookworm ] && virtiofsd_missing; then
+    work=$(mktemp -d)
+    if (cd "$work" && apt-get download -q qemu-system-common/bookworm && dpkg-deb -x qemu-system-common_*.deb .); then
+        "${root[@]}" install -D -m 755 "$work/usr/lib/qemu/virtiofsd" $own_virtiofsd
+    else
+        warn "virtiofsd cannot be taken from Debian 12's qemu-system-common; tests that need it are left out."
+    fi
+    rm -rf "$work"
+fi
 [ ${#packages[@]} -gt 0 ] || exit 0
 qemu=()
 rest=()

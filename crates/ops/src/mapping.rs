@@ -5,6 +5,7 @@
 
 use crate::peers::call;
 use crate::{Actor, Ops, OpsError, store};
+use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,6 +20,8 @@ use stead_model::{Mapping, MappingEntry, MappingError, MappingKind, Mappings, No
 pub const CHECK_CALL: &str = "mapping/check";
 /// How long it may take: whoever asks gives up after five seconds.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a directory may take to answer.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// What a client says of a mapping. Nothing given: nothing changed.
 #[derive(Debug, Clone, Default)]
@@ -86,9 +89,9 @@ fn refused(e: MappingError) -> OpsError {
 }
 
 /// What is wrong with an entry on its node.
-pub(crate) fn entry_faults(kind: MappingKind, entry: &MappingEntry, hardware: &Hardware) -> Vec<String> {
+async fn entry_faults(kind: MappingKind, entry: &MappingEntry, hardware: &Hardware) -> Vec<String> {
     match kind {
-        MappingKind::Dir => dir_faults(entry.path.as_deref().unwrap_or_default()),
+        MappingKind::Dir => dir_faults(entry.path.clone().unwrap_or_default()).await,
         MappingKind::Usb => usb_faults(entry, hardware),
         MappingKind::Pci => {
             let paths = entry.path.as_deref().unwrap_or_default().split(';');
@@ -97,11 +100,13 @@ pub(crate) fn entry_faults(kind: MappingKind, entry: &MappingEntry, hardware: &H
     }
 }
 
-fn dir_faults(path: &str) -> Vec<String> {
-    match std::fs::metadata(path) {
-        Ok(found) if found.is_dir() => vec![],
-        Ok(_) => vec![format!("'{path}' is no directory")],
-        Err(e) => vec![format!("the directory '{path}': {e}")],
+async fn dir_faults(path: String) -> Vec<String> {
+    // It may be on a storage that does not answer.
+    match tokio::time::timeout(LOOK, tokio::fs::metadata(&path)).await {
+        Ok(Ok(found)) if found.is_dir() => vec![],
+        Ok(Ok(_)) => vec![format!("'{path}' is no directory")],
+        Ok(Err(e)) => vec![format!("the directory '{path}': {e}")],
+        Err(_) => vec![format!("the directory '{path}' does not answer")],
     }
 }
 
@@ -146,15 +151,16 @@ fn pci_faults(entry: &MappingEntry, path: &str, hardware: &Hardware) -> Vec<Stri
     wrong
 }
 
-fn faults(kind: MappingKind, mapping: &Mapping, node: &NodeName, hardware: &Hardware) -> Vec<Fault> {
-    let mut entries = mapping.at(node).peekable();
-    if entries.peek().is_none() {
+async fn faults(kind: MappingKind, mapping: &Mapping, node: &NodeName, hardware: &Hardware) -> Vec<Fault> {
+    let entries: Vec<&MappingEntry> = mapping.at(node).collect();
+    if entries.is_empty() {
         return vec![Fault {
             severity: Severity::Warning,
             message: format!("it has nothing for node '{node}'"),
         }];
     }
-    let wrong = entries.flat_map(|entry| entry_faults(kind, entry, hardware));
+    let asked = entries.into_iter().map(|entry| entry_faults(kind, entry, hardware));
+    let wrong = join_all(asked).await.into_iter().flatten();
     wrong.map(|message| Fault { severity: Severity::Error, message }).collect()
 }
 
@@ -218,15 +224,17 @@ impl Ops {
             return Err(OpsError::failed(format!("{kind} mapping '{id}' has nothing for node '{node}'")));
         }
         let hardware = self.guests.hardware().await;
-        let (good, wrong): (Vec<_>, Vec<_>) = entries
-            .into_iter()
-            .map(|entry| (entry_faults(kind, &entry, &hardware), entry))
-            .partition(|(faults, _)| faults.is_empty());
-        if good.is_empty() {
-            let why: Vec<String> = wrong.into_iter().flat_map(|(faults, _)| faults).collect();
-            return Err(OpsError::failed(format!("{kind} mapping '{id}': {}", why.join("; "))));
+        let (mut good, mut wrong) = (vec![], vec![]);
+        for entry in entries {
+            match entry_faults(kind, &entry, &hardware).await {
+                faults if faults.is_empty() => good.push(entry),
+                faults => wrong.extend(faults),
+            }
         }
-        Ok(good.into_iter().map(|(_, entry)| entry).collect())
+        if good.is_empty() {
+            return Err(OpsError::failed(format!("{kind} mapping '{id}': {}", wrong.join("; "))));
+        }
+        Ok(good)
     }
 
     /// What is wrong with each mapping of a kind on this node.
@@ -235,7 +243,9 @@ impl Ops {
         let kind = found.ok_or_else(|| OpsError::failed(format!("there are no mappings of '{kind}'")))?;
         let hardware = self.guests.hardware().await;
         let all = self.mapping_file(kind)?.0.all;
-        Ok(all.iter().map(|(id, m)| (id.clone(), faults(kind, m, &self.me.name, &hardware))).collect())
+        let asked =
+            all.iter().map(async |(id, m)| (id.clone(), faults(kind, m, &self.me.name, &hardware).await));
+        Ok(join_all(asked).await.into_iter().collect())
     }
 
     /// The mappings of a kind that the actor may see; held against what a node has, if one is named.

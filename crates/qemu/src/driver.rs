@@ -1,16 +1,18 @@
 //! The VM driver: every guest of this node, by number.
 
 use crate::agent::AgentError;
+use crate::cgroup::Cgroup;
 use crate::command::{passed_addresses, shared_file, shared_files};
 use crate::firmware;
 use crate::guest::Guest;
+use crate::helpers::{self, Helpers};
 use crate::launch::{self, Job};
 use crate::plug::{self, Plug};
 use crate::probe::{self, Machines};
 use crate::process::{self, Process};
 use crate::rundir::{self, RunDir};
 use crate::vfio::Mdev;
-use crate::{Accel, QemuOptions, agent, copies, cpu_group, huge, lent, migration, net, snapshots, sys, tpm};
+use crate::{Accel, QemuOptions, agent, copies, cpu_group, huge, lent, migration, net, snapshots, sys};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -153,11 +155,15 @@ impl Inner {
             && let Ok(process) = Process::open(pid, Some(start))
         {
             tracing::info!(%vmid, pid, "adopted a running guest");
-            let tpm = tpm::find(meta.tpm);
-            self.take_in(Guest::new(dir, meta.clone(), process, tpm, None));
+            let helpers = Helpers::find(meta, |key, pid| helpers::lost(vmid, key, pid));
+            self.take_in(Guest::new(dir, meta.clone(), process, helpers, None));
             return vec![];
         }
         // A launch that was cut short: it never ran, since nobody was told of it.
+        let cgroup = meta.as_ref().and_then(|meta| Cgroup::at(meta.cgroup.clone()?));
+        if let Some(cgroup) = &cgroup {
+            let _ = cgroup.kill();
+        }
         let of_it = |path: &PathBuf| *path == dir.pidfile() || *path == dir.tpm_pid();
         for (pid, _) in processes.iter().filter(|(_, path)| of_it(path)) {
             if let Ok(process) = Process::open(*pid, None) {
@@ -167,10 +173,12 @@ impl Inner {
                 process.reap();
             }
         }
+        if let Some(meta) = &meta {
+            Helpers::find(meta, |_, _| {}).gone(false).await;
+        }
         dir.remove();
         let Some(meta) = meta else { return vec![] };
-        if let Some(cgroup) = meta.cgroup.and_then(crate::cgroup::Cgroup::at) {
-            let _ = cgroup.kill();
+        if let Some(cgroup) = cgroup {
             cgroup.remove();
         }
         cpu_group::clear(meta.cpu_cgroup);

@@ -2,12 +2,13 @@
 
 use crate::cgroup::Cgroup;
 use crate::command::{self, REBOOT_ENDS};
+use crate::helpers::Helpers;
 use crate::process::{self, Process};
 use crate::qmp::{Event, Qmp, QmpError};
 use crate::rundir::{Meta, RunDir};
 use crate::stats::{self, CpuMeter};
 use crate::vfio::Mdev;
-use crate::{accel::Accel, balloon, cpu_group, huge, net, tpm};
+use crate::{accel::Accel, balloon, cpu_group, huge, net};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,8 +32,8 @@ pub struct Guest {
     pub dir: RunDir,
     /// Its process.
     pub process: Process,
-    /// Its TPM's process.
-    tpm: Option<Process>,
+    /// The programs beside it.
+    helpers: Helpers,
     /// Its cgroup.
     pub cgroup: Option<Cgroup>,
     meta: Mutex<Meta>,
@@ -46,11 +47,11 @@ pub struct Guest {
 
 impl Guest {
     /// A guest with its monitor, or one whose monitor is yet to be reached.
-    pub fn new(dir: RunDir, meta: Meta, process: Process, tpm: Option<Process>, qmp: Option<Qmp>) -> Self {
+    pub fn new(dir: RunDir, meta: Meta, process: Process, helpers: Helpers, qmp: Option<Qmp>) -> Self {
         Self {
             vmid: meta.vmid,
             process,
-            tpm,
+            helpers,
             cgroup: meta.cgroup.clone().and_then(Cgroup::at),
             meta: Mutex::new(meta),
             link: watch::channel(qmp.map(Arc::new)).0,
@@ -245,7 +246,7 @@ impl Guest {
         let group = self.cgroup.as_ref().map_or(Ok(()), Cgroup::kill);
         // Where a process could not be made a member, it must die all the same.
         self.process.kill()?;
-        self.tpm.as_ref().map_or(Ok(()), Process::kill)?;
+        self.helpers.kill()?;
         group
     }
 
@@ -256,6 +257,13 @@ impl Guest {
 
     /// Watches it to its end. Returns whether it switched itself off.
     pub async fn watch(&self, announce: &broadcast::Sender<GuestEvent>) -> bool {
+        tokio::select! {
+            clean = self.watch_process(announce) => clean,
+            () = self.helpers.watch(self.vmid) => false,
+        }
+    }
+
+    async fn watch_process(&self, announce: &broadcast::Sender<GuestEvent>) -> bool {
         let mut exited = std::pin::pin!(self.process.exited());
         let mut last = None;
         loop {
@@ -329,12 +337,10 @@ impl Guest {
         }
     }
 
-    /// Removes what it leaves, once its process has ended, and waits for its TPM's end.
+    /// Removes what it leaves, once its process has ended, and waits for the end of the programs beside it.
     pub async fn clear(&self) {
         self.process.reap();
-        if let Some(tpm) = &self.tpm {
-            tpm::gone(tpm).await;
-        }
+        self.helpers.gone(true).await;
         self.dir.remove();
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove();

@@ -3,15 +3,17 @@
 use crate::command::{self, Chipset, CommandLine, Context, Endpoint, NetPlan, refuse, unusable};
 use crate::firmware::{self, Firmware};
 use crate::guest::Guest;
+use crate::helpers::Helpers;
 use crate::probe::Machines;
 use crate::process::{Process, Program};
 use crate::qmp::{PATIENCE, Qmp, QmpError};
 use crate::rundir::{FORMAT, Meta, RunDir};
+use crate::share::Share;
 use crate::tpm::{self, Tpm};
 use crate::vfio::{self, Mdev, Passed};
 use crate::{Accel, QemuOptions, cgroup::Cgroup, cpu_group, huge, migration, net, sys, tune};
 use rustix::thread::CpuSet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -112,6 +114,7 @@ impl<'a> Job<'a> {
             (Err(e), None) => found.push(e.to_string()),
         }
         found.extend(self.tpm().err().map(|e| e.to_string()));
+        found.extend(self.shares().await.err().map(|e| e.to_string()));
         let nets: Vec<NetPlan> =
             settings.nets().unwrap_or_default().iter().map(|_| NetPlan::User { forward: None }).collect();
         // Machine type, accelerator, firmware, disks: the first of them.
@@ -166,6 +169,11 @@ impl<'a> Job<'a> {
     /// Its TPM, if it has one.
     fn tpm(&self) -> Result<Option<Tpm>, GuestError> {
         Tpm::of(&self.config.current, &self.launch.volumes, &self.options.tpm)
+    }
+
+    /// The host's directories that it gets.
+    async fn shares(&self) -> Result<Vec<Share>, GuestError> {
+        Share::all(&self.config.current, self.options.virtiofsd.as_deref()).await
     }
 
     /// The host's PCI devices that it gets.
@@ -236,6 +244,7 @@ impl<'a> Job<'a> {
         // A refusal by configuration costs nothing yet.
         self.line([Endpoint::Path; 2], &nets, true)?;
         self.tpm()?;
+        self.shares().await?;
         let mut outcome = self.attempt(&nets, true).await;
         if let Err(Attempt::Failed(Failure { why, locked: true })) = &outcome {
             tracing::warn!(vmid = %self.launch.vmid, epoch = %self.launch.epoch,
@@ -252,7 +261,7 @@ impl<'a> Job<'a> {
     async fn attempt(&self, nets: &[NetPlan], locks: bool) -> Result<Guest, Attempt> {
         let started = self.start(nets, locks).await;
         let (cleaner, meta) = match started {
-            Ok((process, tpm, meta)) => (Cleaner { job: self, process: Some(process), tpm }, meta),
+            Ok((process, helpers, meta)) => (Cleaner { job: self, process: Some(process), helpers }, meta),
             Err(e) => {
                 self.clear();
                 return Err(e);
@@ -272,11 +281,13 @@ impl<'a> Job<'a> {
     fn finish(&self, mut cleaner: Cleaner<'_>, meta: Meta, qmp: Qmp) -> Result<Guest, Attempt> {
         let (major, minor, micro) = qmp.version();
         let process = cleaner.process.as_ref().map(|p| (p.pid, p.start));
-        let tpm = cleaner.tpm.as_ref().map(|p| (p.pid, p.start));
-        let meta = Meta { version: format!("{major}.{minor}.{micro}"), process, tpm, ..meta };
+        let meta = Meta { version: format!("{major}.{minor}.{micro}"), process, ..meta };
         self.dir.store(&meta).map_err(|e| failed(format!("its record could not be written: {e}")))?;
         match cleaner.process.take() {
-            Some(process) => Ok(Guest::new(self.dir.clone(), meta, process, cleaner.tpm.take(), Some(qmp))),
+            Some(process) => {
+                let helpers = std::mem::take(&mut cleaner.helpers);
+                Ok(Guest::new(self.dir.clone(), meta, process, helpers, Some(qmp)))
+            }
             None => Err(failed("it has no process".to_owned())),
         }
     }
@@ -311,11 +322,7 @@ impl<'a> Job<'a> {
     }
 
     /// Executes the program.
-    async fn start(
-        &self,
-        nets: &[NetPlan],
-        locks: bool,
-    ) -> Result<(Process, Option<Process>, Meta), Attempt> {
+    async fn start(&self, nets: &[NetPlan], locks: bool) -> Result<(Process, Helpers, Meta), Attempt> {
         let vmid = self.launch.vmid;
         let io = |what: &'static str| move |e: std::io::Error| failed(format!("{what}: {e}"));
         let cgroup = make_room(self.options, vmid).map_err(io("its run directory could not be made"))?;
@@ -346,24 +353,35 @@ impl<'a> Job<'a> {
         // Written before the process exists: what a dying daemon leaves is known to be unfinished.
         self.dir.store(&meta).map_err(io("its record could not be written"))?;
         vfio::take(&self.options.sys, &passed).await.map_err(Attempt::Refused)?;
+        let mut helpers = Helpers::default();
+        let spawned = async {
+            self.start_helpers(&mut helpers, &groups).await?;
+            helpers.note(&mut meta);
+            // Before there is a QEMU with which they would end: a later daemon ends them.
+            self.dir.store(&meta).map_err(io("its record could not be written"))?;
+            self.execute(&meta, &monitors, &groups)
+        };
+        match spawned.await {
+            Ok(process) => Ok((process, helpers, meta)),
+            Err(e) => {
+                helpers.gone(false).await;
+                Err(e)
+            }
+        }
+    }
+
+    fn execute(&self, meta: &Meta, monitors: &[OwnedFd], groups: &[&Cgroup]) -> Result<Process, Attempt> {
+        let io = |what: &'static str| move |e: std::io::Error| failed(format!("{what}: {e}"));
+        let binary = &self.options.binary;
         let program = Program {
-            binary: &self.options.binary,
+            binary,
             argv: &meta.argv,
-            inherit: &monitors,
-            cgroups: entrances(&groups).map_err(io("its cgroup"))?,
+            inherit: monitors,
+            cgroups: entrances(groups).map_err(io("its cgroup"))?,
             affinity: self.affinity().map_err(Attempt::Refused)?.0,
             stderr: self.stderr().map_err(io("the file for its messages"))?,
         };
-        let tpm = self.start_tpm(&groups)?;
-        match program.spawn() {
-            Ok(process) => Ok((process, tpm, meta)),
-            Err(e) => {
-                if let Some(tpm) = &tpm {
-                    tpm::gone(tpm).await;
-                }
-                Err(failed(format!("'{}' could not be started: {e}", self.options.binary.display())))
-            }
-        }
+        program.spawn().map_err(|e| failed(format!("'{}' could not be started: {e}", binary.display())))
     }
 
     /// What a later daemon is to know of it, without its groups and what only a process has.
@@ -392,6 +410,7 @@ impl<'a> Job<'a> {
             asked: BTreeSet::new(),
             process: None,
             tpm: None,
+            shares: BTreeMap::new(),
         })
     }
 
@@ -400,11 +419,20 @@ impl<'a> Job<'a> {
         std::fs::File::options().create(true).append(true).open(self.dir.stderr())
     }
 
-    fn start_tpm(&self, groups: &[&Cgroup]) -> Result<Option<Process>, Attempt> {
-        let Some(tpm) = self.tpm().map_err(Attempt::Refused)? else { return Ok(None) };
-        let program = &self.options.tpm;
-        let start = || tpm.start(program, &self.dir, entrances(groups)?, self.stderr()?);
-        start().map(Some).map_err(|e| failed(format!("'{}' could not be started: {e}", program.display())))
+    /// Starts what is beside QEMU. After an error some of it may be there.
+    async fn start_helpers(&self, helpers: &mut Helpers, groups: &[&Cgroup]) -> Result<(), Attempt> {
+        if let Some(tpm) = self.tpm().map_err(Attempt::Refused)? {
+            let program = &self.options.tpm;
+            let start = || tpm.start(program, &self.dir, entrances(groups)?, self.stderr()?);
+            let failed = |e| failed(format!("'{}' could not be started: {e}", program.display()));
+            helpers.add(tpm::KEY, start().map_err(failed)?);
+        }
+        for share in self.shares().await.map_err(Attempt::Refused)? {
+            let start = || share.start(&self.dir, entrances(groups)?, self.stderr()?);
+            let failed = |e| failed(format!("{}: {e}", share.key()));
+            helpers.add(share.key(), start().map_err(failed)?);
+        }
+        Ok(())
     }
 
     /// Waits until QEMU answers, and does what can only be done then.
@@ -475,9 +503,7 @@ impl<'a> Job<'a> {
             let _ = process.kill();
             process.exited().await;
         }
-        if let Some(tpm) = &cleaner.tpm {
-            tpm::gone(tpm).await;
-        }
+        cleaner.helpers.gone(false).await;
         let why = match trouble {
             Trouble::Refused(why) => return why,
             Trouble::Silent(why) => why,
@@ -534,7 +560,7 @@ fn failed(why: String) -> Attempt {
 struct Cleaner<'a> {
     job: &'a Job<'a>,
     process: Option<Process>,
-    tpm: Option<Process>,
+    helpers: Helpers,
 }
 
 impl Drop for Cleaner<'_> {
@@ -542,10 +568,7 @@ impl Drop for Cleaner<'_> {
         if let Some(process) = self.process.take() {
             let _ = process.kill();
             process.reap();
-            if let Some(tpm) = &self.tpm {
-                let _ = tpm.kill();
-                tpm.reap();
-            }
+            self.helpers.kill_and_reap();
             self.job.clear();
         }
     }

@@ -21,6 +21,7 @@ mod cpu_group;
 mod driver;
 mod firmware;
 mod guest;
+mod helpers;
 mod huge;
 mod jobs;
 mod launch;
@@ -32,6 +33,7 @@ mod probe;
 mod process;
 pub mod qmp;
 mod rundir;
+mod share;
 mod snapshots;
 mod stats;
 mod sys;
@@ -63,6 +65,8 @@ pub struct QemuOptions {
     pub binary: PathBuf,
     /// The program that is a guest's TPM.
     pub tpm: PathBuf,
+    /// The program that carries a directory of the host's to a guest, virtiofsd; none: where the search path or packages have it.
+    pub virtiofsd: Option<PathBuf>,
     /// How network devices with a bridge are attached.
     pub bridges: Bridges,
     /// Where the kernel tells of the host's devices: `/sys`.
@@ -83,6 +87,7 @@ impl QemuOptions {
             accel: None,
             binary: "qemu-system-x86_64".into(),
             tpm: tpm::program(),
+            virtiofsd: None,
             bridges: Bridges::Auto,
             sys: "/sys".into(),
             dev: "/dev".into(),

@@ -32,6 +32,8 @@ pub struct Stat {
     pub ticks: u64,
     /// Start, in clock ticks since boot.
     pub start: u64,
+    /// Who started it.
+    parent: u32,
 }
 
 /// Reads `/proc/PID/stat`.
@@ -47,7 +49,20 @@ fn parse_stat(text: &str) -> Option<Stat> {
         state: fields.first()?.chars().next()?,
         ticks: number(11)? + number(12)?,
         start: number(19)?,
+        parent: u32::try_from(number(1)?).ok()?,
     })
+}
+
+/// The children of a process.
+pub fn children(pid: u32) -> Vec<u32> {
+    // The kernel need not list them.
+    pids().filter(|child| stat(*child).is_some_and(|s| s.parent == pid)).collect()
+}
+
+/// Every process.
+fn pids() -> impl Iterator<Item = u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok())
 }
 
 impl Process {
@@ -182,14 +197,12 @@ pub fn resolve(binary: &Path) -> PathBuf {
 
 /// Every process whose command line has the words `-pidfile PATH`, or `--pid file=PATH`, for a path below `root`: pid and path.
 pub fn find_by_pidfile(root: &Path) -> Vec<(u32, PathBuf)> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter_map(|pid| {
+    let found = pids().filter_map(|pid| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let path = pidfile_of(&line)?;
         path.starts_with(root).then_some((pid, path))
-    })
-    .collect()
+    });
+    found.collect()
 }
 
 fn pidfile_of(cmdline: &[u8]) -> Option<PathBuf> {
@@ -234,7 +247,7 @@ mod tests {
         for n in 1..40 {
             line.push_str(&format!(" {n}"));
         }
-        assert_eq!(parse_stat(&line), Some(Stat { state: 'T', ticks: 11 + 12, start: 19 }));
+        assert_eq!(parse_stat(&line), Some(Stat { state: 'T', ticks: 11 + 12, start: 19, parent: 1 }));
         assert_eq!(parse_stat("7 (a"), None);
         assert_eq!(pidfile_of(b"qemu\0-pidfile\0/r/100/pid\0-S\0").unwrap(), Path::new("/r/100/pid"));
         assert_eq!(pidfile_of(b"swtpm\0--pid\0file=/r/100/tpm.pid\0").unwrap(), Path::new("/r/100/tpm.pid"));

@@ -4,7 +4,7 @@ use crate::accel::Accel;
 use crate::huge::Added;
 use crate::vfio::Mdev;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -61,6 +61,11 @@ impl RunDir {
     /// Where its TPM writes its pid.
     pub fn tpm_pid(&self) -> PathBuf {
         self.0.join("tpm.pid")
+    }
+
+    /// Where what carries a shared directory listens.
+    pub fn share(&self, index: u32) -> PathBuf {
+        self.0.join(format!("fs{index}"))
     }
 
     /// Where an incoming migration's stream goes.
@@ -185,6 +190,9 @@ pub struct Meta {
     /// The same of its TPM, if it has one.
     #[serde(default)]
     pub tpm: Option<(u32, u64)>,
+    /// The same of what carries its shared directories, by their options.
+    #[serde(default)]
+    pub shares: BTreeMap<String, (u32, u64)>,
 }
 
 /// Every guest that has a directory.

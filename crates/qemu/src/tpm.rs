@@ -1,7 +1,6 @@
 //! A guest's TPM: a program beside QEMU, swtpm, which keeps its state on a volume.
 //!
-//! It is a member of the guest's cgroup, so that who freezes or kills the guest does so to all of it; it is started before QEMU, which
-//! it waits for, and ends with QEMU's connection.
+//! See [`crate::helpers`] for its place beside QEMU.
 //!
 //! ```text
 //!  launch ─▶ swtpm listens ─▶ QEMU connects ─▶ first command: the volume is opened ─▶ … ─▶ QEMU ends ─▶ swtpm flushes, ends
@@ -17,13 +16,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use stead_driver::guest::{GuestError, ResolvedVolume};
 use stead_model::vmconfig::{Settings, TpmVersion};
 
-const KEY: &str = "tpmstate0";
-/// How long it may take to flush its state once QEMU is gone.
-const FLUSH: Duration = Duration::from_secs(2);
+/// The option.
+pub const KEY: &str = "tpmstate0";
 
 /// What is to be started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,28 +91,6 @@ impl Tpm {
         let argv = self.argv(dir, socket[0].as_raw_fd());
         Program { binary: program, argv: &argv, inherit: &socket, cgroups, affinity: None, stderr }.spawn()
     }
-}
-
-/// Waits for the end that it comes to when QEMU is gone, and sees to it: QEMU may never have connected.
-pub async fn gone(tpm: &Process) {
-    // It flushes what it keeps then, too.
-    if let Err(e) = tpm.terminate() {
-        tracing::warn!(pid = tpm.pid, error = %e, "a guest's TPM could not be told to end");
-    }
-    if tokio::time::timeout(FLUSH, tpm.exited()).await.is_err() {
-        tracing::warn!(pid = tpm.pid, "a guest's TPM does not end with it, and is killed");
-        if let Err(e) = tpm.kill() {
-            tracing::error!(pid = tpm.pid, error = %e, "a guest's TPM could not be killed");
-        }
-        // Whoever says that the guest has ended says that nobody writes to its volumes.
-        tpm.exited().await;
-    }
-    tpm.reap();
-}
-
-/// Finds that of a guest which an earlier daemon started.
-pub fn find(known: Option<(u32, u64)>) -> Option<Process> {
-    known.and_then(|(pid, start)| Process::open(pid, Some(start)).ok())
 }
 
 /// The program's name in the search path.

@@ -77,6 +77,7 @@ const TESTED: &[(&str, &str)] = &[
     ("vcpus", SEEN),
     ("vga", TAKEN),
     ("virtio", SEEN),
+    ("virtiofs", SEEN),
     ("vmgenid", TAKEN),
     ("vmstatestorage", API),
     ("watchdog", TAKEN),
@@ -134,8 +135,6 @@ fn row(spec: &KeySpec) -> String {
         Support::Works => "works".to_owned(),
         Support::Never(why) => format!("refused: {why}"),
         Support::ByNode(needs) => format!("refused by a node, with its reason: it needs {needs}"),
-        Support::NotYet([]) => "not yet".to_owned(),
-        Support::NotYet(values) => format!("not yet, but for {}", values.join(", ")),
         Support::Internal => "the system's own".to_owned(),
         Support::AliasOf(of) => format!("another name of {of}"),
     };
@@ -235,6 +234,15 @@ start. Linux may have to be told to use what comes (`memhp_default_state=online_
 guest once it is. A PCI device is bound to the kernel's vfio-pci before the start, which needs an IOMMU; several behind one name are given away
 one by one. `pcie=1` needs the machine q35. A VM with a device of its host does not move: mapped, it moves while it is stopped to where
 the name has something, and while it runs if the mapping says `live-migration-capable`.
+
+`virtiofsN: dirid=NAME` is a directory, which the mapping NAME (`stead mapping`) says for each node, for whoever has Mapping.Use on it; the guest mounts it
+by `mount -t virtiofs NAME /mnt` (Linux 5.4 or newer; Windows with WinFsp and the driver of virtio-win). A program for each directory, `virtiofsd`, reads
+and writes it for the guest, whose root is root there; it runs in the VM's cgroup, is frozen with the VM, and sees no other file of the node. It comes with Debian 13's
+package `virtiofsd`, and with the QEMU of Debian 12 (7.2; of that `cache=metadata` is refused), but not with QEMU from Debian 12's backports.
+`cache=auto` is for what others change, too; with `never` their changes are seen at once, with `always` perhaps never. The VM's memory is shared with the program, so that
+KSM merges none of it. Such a VM moves while it is stopped, to a node for which the mapping says a directory that is there. It does not move while it
+runs, it is not suspended to disk, and no snapshot has its memory: what the guest has open is known to the program alone. Where the program ends before the
+VM, its directory does not answer until the VM is stopped and started again, and the node's log says so.
 
 `cpu: cluster` is what every node with the same accelerator can run (`stead cluster cpu` shows it, and which node stands in the way of
 more): found anew at each start, and kept by a running VM wherever it moves. `cpu: custom-NAME` is a model of `stead api ls

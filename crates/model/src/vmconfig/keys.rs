@@ -3,7 +3,7 @@
 //! Every option of Proxmox VE's schema is here, so that configurations made elsewhere are read and kept.
 //! What does not work yet is refused when somebody sets it, never silently ignored.
 
-use super::{check, host};
+use super::{check, host, shares};
 use crate::cloudinit::options;
 use std::fmt;
 
@@ -81,8 +81,6 @@ pub enum Kind {
 pub enum Support {
     /// It works.
     Works,
-    /// It is read and kept, and refused when set, except to these values, which ask for what happens anyway.
-    NotYet(&'static [&'static str]),
     /// It is read and kept, and refused when set, for this reason.
     Never(&'static str),
     /// It is taken as it is, and refused by a node that does not have what it needs, with its reason.
@@ -133,9 +131,6 @@ impl KeySpec {
 
 const fn works(name: &'static str, kind: Kind) -> KeySpec {
     KeySpec { name, count: 0, kind, support: Support::Works, live: Live::Restart }
-}
-const fn later(name: &'static str, kind: Kind) -> KeySpec {
-    KeySpec { name, count: 0, kind, support: Support::NotYet(&[]), live: Live::Restart }
 }
 const fn never(name: &'static str, why: &'static str) -> KeySpec {
     KeySpec { name, count: 0, kind: LINE, support: Support::Never(why), live: Live::Now }
@@ -268,6 +263,7 @@ pub static KEYS: &[KeySpec] = &[
     works("vcpus", int(1, MAX_CPUS)).device(),
     works("vga", Kind::Checked(check::vga)),
     works("virtio", Kind::Checked(check::disk)).of(16).device(),
+    works("virtiofs", Kind::Checked(shares::virtiofs)).of(10),
     works("vmgenid", Kind::Checked(check::vmgenid)),
     works("vmstatestorage", Kind::Checked(check::storage)).now(),
     works("watchdog", Kind::Checked(check::watchdog)),
@@ -288,7 +284,6 @@ pub static KEYS: &[KeySpec] = &[
     by_node("amd-sev", "a CPU with SEV, and a QEMU set up for it"),
     by_node("intel-tdx", "a CPU with TDX, and QEMU 10.1 or newer"),
     never("spice_enhancements", "QEMU on Debian has no SPICE"),
-    later("virtiofs", LINE).of(10),
 ];
 
 /// A name with its number: `scsi12` is `("scsi", 12)`.
@@ -345,10 +340,6 @@ pub fn accept<'k>(key: &'k str, value: &str) -> Result<(&'k str, String), KeyErr
     let value = check::normal(spec, stored, value).map_err(|e| KeyError { key: key.to_owned(), ..e })?;
     if let Support::Never(why) = spec.support {
         return KeyError::unsupported(key, why);
-    }
-    if matches!(spec.support, Support::NotYet(except) if !except.contains(&value.as_str())) {
-        let why = "not supported yet".to_owned();
-        return Err(KeyError { key: key.to_owned(), refusal: Refusal::Unsupported, why });
     }
     Ok((stored, value))
 }
@@ -433,6 +424,11 @@ mod tests {
             ("usb0", "spice"),
             ("usb13", "mapping=key"),
             ("usb14", "mapping=key"),
+            ("virtiofs0", "share"),
+            ("virtiofs9", "dirid=share,cache=metadata,direct-io=1,expose-acl=1,expose-xattr=0"),
+            ("virtiofs0", "dirid=share,cache=none"),
+            ("virtiofs0", "dirid=share,path=/etc"),
+            ("virtiofs10", "share"),
             ("ivshmem", "size=32,name=frames"),
             ("ivshmem", "size=31"),
             ("hotplug", "0"),

@@ -26,6 +26,7 @@ pub mod keys;
 mod limits;
 mod memory;
 mod pending;
+pub mod shares;
 mod typed;
 mod values;
 
@@ -38,6 +39,7 @@ pub use keys::{KeyError, KeySpec, Kind, Live, Refusal, Support};
 pub use limits::{Limits, Rate, Rates};
 pub use memory::{Modules, NumaNode, NumaPolicy};
 pub use pending::{Change, Changed, PendingItem};
+pub use shares::{ShareCache, Virtiofs};
 pub use values::{
     Agent, Audio, Bios, Boot, Cpu, CpuShare, OsType, PhysBits, Rng, ScsiHw, Serial, Startup, Vga, Watchdog,
     WatchdogModel, split_words,

@@ -527,6 +527,7 @@ impl Settings {
         self.usbs()?;
         self.hostpcis()?;
         self.ivshmem()?;
+        self.virtiofs()?;
         Ok(())
     }
 }

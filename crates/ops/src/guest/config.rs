@@ -1,6 +1,6 @@
 //! Reading and changing a VM's configuration.
 
-use super::spelled::mapped;
+use super::spelled::{mapped, takes_names};
 use super::{Asked, cloudinit, hotplug};
 use crate::store::{self, GuestAt};
 use crate::{Actor, Ops, OpsError};
@@ -14,7 +14,7 @@ use stead_model::size::Size;
 use stead_model::vmconfig::devices::{as_disk, as_net};
 use stead_model::vmconfig::keys::{canonical_key, live, split_index};
 use stead_model::vmconfig::{
-    Bus, Change, Changed, Cpu, Disk, DiskDetails, DiskSource, KeyError, Live, Net, Settings, VmConfig, host,
+    Bus, Change, Changed, Cpu, Disk, DiskDetails, DiskSource, KeyError, Live, Net, Settings, VmConfig,
 };
 use stead_model::{StorageId, Upid, Vmid, VolumeId};
 use tokio::sync::OwnedMutexGuard;
@@ -162,7 +162,7 @@ impl Ops {
             {
                 actor.require(&format!("/mapping/cpu/{name}"), &["Mapping.Use"])?;
             }
-            if host::as_usb(key).is_some() || host::as_hostpci(key).is_some() {
+            if takes_names(key) {
                 let mut alone = Settings::default();
                 alone.set(key, value)?;
                 for one in mapped(&alone)? {
@@ -193,8 +193,7 @@ impl Ops {
         current: &Settings,
         changes: &[Change],
     ) -> Result<(), OpsError> {
-        let of_host = |key: &&str| host::as_usb(key).is_some() || host::as_hostpci(key).is_some();
-        for key in changes.iter().map(Change::key).filter(of_host).filter(|_| !actor.root) {
+        for key in changes.iter().map(Change::key).filter(|key| takes_names(key)).filter(|_| !actor.root) {
             let old = current.get(key).and_then(|old| Change::set(key, old).ok());
             if let Some(what) = old.as_ref().and_then(Change::needs_root) {
                 let privilege = format!("only root can change '{key}' {what}");

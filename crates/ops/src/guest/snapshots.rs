@@ -8,6 +8,7 @@
 use super::Asked;
 use super::config::Made;
 use super::power::STOP_TIMEOUT;
+use super::spelled::takes_names;
 use crate::store::{self, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use serde::Serialize;
@@ -19,7 +20,7 @@ use stead_driver::guest::{GuestError, RunState};
 use stead_driver::storage::StorageError;
 use stead_guest::request::{Request, Verdict};
 use stead_guest::snapshots::{self, Held, New, SnapshotError};
-use stead_model::vmconfig::{Bios, Change, VmConfig, host};
+use stead_model::vmconfig::{Bios, Change, VmConfig};
 use stead_model::{NodeName, Upid, Vmid, VolumeId, paths};
 use stead_tasks::TaskContext;
 
@@ -133,6 +134,9 @@ impl Ops {
             return Err(OpsError::invalid("vmstate", why));
         }
         let mut config = super::config::parse(&guest.config.value)?;
+        if memory {
+            Self::check_memory_is_whole(guest.vmid, &config.current, "keep in a snapshot the memory of")?;
+        }
         let disks = snapshots::disks(&config.current, state.is_some())?;
         snapshots::prepare(&mut config, new)?;
         Ok((config, disks))
@@ -484,9 +488,7 @@ impl Ops {
         }
         let new = then.current.iter().filter(|(key, value)| config.current.get(key) != Some(*value));
         let new: Vec<(&str, &str)> = new.collect();
-        let named =
-            |key: &str| key == "cpu" || host::as_usb(key).is_some() || host::as_hostpci(key).is_some();
-        let named = new.iter().filter(|(key, _)| named(key));
+        let named = new.iter().filter(|(key, _)| *key == "cpu" || takes_names(key));
         let named: Vec<Change> =
             named.map(|(k, v)| Change::Set { key: (*k).to_owned(), value: (*v).to_owned() }).collect();
         Self::may_use_storages(actor, &named)?;

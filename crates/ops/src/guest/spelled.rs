@@ -4,11 +4,12 @@
 
 use crate::{Ops, OpsError};
 use stead_driver::guest::GuestProcess;
-use stead_model::vmconfig::host::HostPci;
-use stead_model::vmconfig::{PciSource, Settings, UsbSource};
-use stead_model::{MappingEntry, MappingKind, NodeName, VmConfig};
+use stead_model::vmconfig::host::{HostPci, as_hostpci, as_usb};
+use stead_model::vmconfig::shares::as_virtiofs;
+use stead_model::vmconfig::{PciSource, Settings, UsbSource, Virtiofs};
+use stead_model::{MappingEntry, MappingKind, NodeName, VmConfig, Vmid};
 
-/// A device of the host that a VM has under a name of the cluster's.
+/// A device or directory of the host that a VM has under a name of the cluster's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mapped {
     /// The option.
@@ -29,7 +30,13 @@ pub(crate) fn mapped(settings: &Settings) -> Result<Vec<Mapped>, OpsError> {
         PciSource::Mapping(id) => Some(Mapped { key: pci.key, kind: MappingKind::Pci, id }),
         PciSource::Host(_) => None,
     });
-    Ok(usb.chain(pci).collect())
+    let share = |share: Virtiofs| Mapped { key: share.key, kind: MappingKind::Dir, id: share.dirid };
+    Ok(usb.chain(pci).chain(settings.virtiofs()?.into_iter().map(share)).collect())
+}
+
+/// Whether an option's value may name what the cluster calls so.
+pub(crate) fn takes_names(key: &str) -> bool {
+    as_usb(key).is_some() || as_hostpci(key).is_some() || as_virtiofs(key).is_some()
 }
 
 /// Options whose devices are named as this host knows them, and memory that its programs see: none of it is anywhere else.
@@ -88,7 +95,11 @@ impl Ops {
         }
         let found = self.mapped_here(one.kind, &one.id).await?;
         let places: Vec<String> = found.into_iter().map(place).collect();
-        Ok(settings.spell_out(&one.key, &places)?)
+        match (one.kind, places.first()) {
+            (MappingKind::Dir, Some(path)) => settings.spell_out_path(&one.key, path)?,
+            _ => settings.spell_out(&one.key, &places)?,
+        }
+        Ok(())
     }
 
     /// The text of a configuration for a driver.
@@ -111,6 +122,17 @@ impl Ops {
         one.kind == MappingKind::Pci && self.mapping(one.kind, &one.id).is_ok_and(|m| m.live_migration)
     }
 
+    /// Refuses to keep the memory of a VM in which more is meant than it holds. `what`: to be done with it.
+    pub(super) fn check_memory_is_whole(vmid: Vmid, settings: &Settings, what: &str) -> Result<(), OpsError> {
+        match settings.bound_by() {
+            None => Ok(()),
+            Some(key) => Err(OpsError::failed(format!(
+                "can't {what} VM {vmid}: what it has open of the directory '{key}' is known to a program beside it alone, and would be \
+                 lost; take it out, or shut the VM down first"
+            ))),
+        }
+    }
+
     /// What a VM's devices of its host say against a move from it.
     pub(super) fn host_obstacles(
         &self,
@@ -127,6 +149,13 @@ impl Ops {
         }
         for one in mapped(settings)?.into_iter().filter(|one| !self.moves_live(one)) {
             let Mapped { key, kind, id } = one;
+            if kind == MappingKind::Dir {
+                why.push(format!(
+                    "{key}: a running VM can't move with the directory '{id}', of which a program on node '{me}' knows what is open: \
+                     stop the VM first"
+                ));
+                continue;
+            }
             let how = match kind {
                 MappingKind::Pci => ", and its mapping does not say 'live-migration-capable'",
                 _ => "",

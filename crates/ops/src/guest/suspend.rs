@@ -33,6 +33,8 @@ impl Ops {
             return Err(OpsError::Failed(why));
         }
         actor.require(&format!("/vms/{vmid}"), &["VM.Config.Disk"])?;
+        let config = super::config::parse(&guest.config.value)?;
+        Self::check_memory_is_whole(vmid, &config.current, "suspend to disk")?;
         self.may_save(actor, &guest, storage.clone())?;
         let ops = self.clone();
         self.task("qmsuspend", &vmid.to_string(), &actor.who, move |cx| async move {
@@ -100,6 +102,7 @@ impl Ops {
                 "VM {vmid} has memory on disk already (vmstate), which is not that of the VM as it runs, and goes with its next start"
             )));
         }
+        Self::check_memory_is_whole(vmid, &config.current, "suspend to disk")?;
         let disks = volumes_beside(&config)?;
         // As no other is: what an earlier one may have left is not in its way, and is not taken for it.
         let name = format!("suspend-{}-{:08x}", guest.own.value.epoch, rand::random::<u32>());

@@ -63,7 +63,7 @@ pub(super) fn pci(argv: &mut Argv, cx: &Context<'_>, chipset: Chipset) -> Result
         return refuse(&pci.key, "legacy-igd: it needs the machine type pc (i440fx)");
     }
     let placed = all.iter().filter(|pci| !pci.legacy_igd).map(|pci| (pci.index, pci.pcie));
-    chipset.hostpci_bridges(placed).iter().for_each(|bridge| argv.part(bridge));
+    chipset.hostpci_bridges(placed, cx.settings.shares_memory()).iter().for_each(|bridge| argv.part(bridge));
     for pci in &all {
         let Some(passed) = cx.passed.iter().find(|passed| passed.key == pci.key) else {
             return refuse(&pci.key, "the driver was not told which device of this node it is");

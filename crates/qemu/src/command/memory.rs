@@ -6,6 +6,9 @@ use stead_driver::guest::GuestError;
 use stead_model::size::Mebibytes;
 use stead_model::vmconfig::{NumaNode, Settings};
 
+/// Memory that is one piece, where it has to be of a kind.
+const WHOLE: &str = "ram";
+
 /// A module of memory: what it is made of, and what the guest sees.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Module {
@@ -40,14 +43,32 @@ pub fn modules(settings: &Settings) -> Result<(Vec<Module>, usize), GuestError> 
         let device = Part::device("pc-dimm", format!("dimm{number}"));
         Module {
             device: device.with("memdev", backend.as_str()).with("node", number % nodes),
-            backend: Part::object("memory-backend-ram", backend).with("size", size.0 << 20),
+            backend: backend_of(settings, backend).with("size", size.0 << 20),
         }
     };
     Ok((modules.places().iter().enumerate().map(module).collect(), modules.number))
 }
 
+/// Memory of the host, which other programs can be given where the guest needs that.
+fn backend_of(settings: &Settings, id: String) -> Part {
+    match settings.shares_memory() {
+        true => Part::object("memory-backend-memfd", id).with("share", true),
+        false => Part::object("memory-backend-ram", id),
+    }
+}
+
+/// The piece that is all memory of a machine without nodes, where it is not QEMU's own.
+pub fn of_machine(cx: &Context<'_>) -> Result<Option<&'static str>, GuestError> {
+    let is_whole = cx.settings.numa_nodes().map_err(unusable)?.is_empty();
+    Ok((is_whole && cx.settings.shares_memory()).then_some(WHOLE))
+}
+
 /// Each NUMA node with the memory that it has. The names of the pieces are part of what a migration sends.
 pub fn add(argv: &mut Argv, cx: &Context<'_>) -> Result<(), GuestError> {
+    if let Some(id) = of_machine(cx)? {
+        let size = cx.settings.memory().map_err(unusable)?;
+        argv.part(&backend_of(cx.settings, id.to_owned()).with("size", size.0 << 20));
+    }
     for (number, node) in cx.settings.numa_nodes().map_err(unusable)?.iter().enumerate() {
         let id = format!("ram-node{number}");
         let size = node.memory.0;
@@ -55,6 +76,9 @@ pub fn add(argv: &mut Argv, cx: &Context<'_>) -> Result<(), GuestError> {
             Some(page) => format!(
                 "memory-backend-memfd,id={id},size={size}M,hugetlb=on,hugetlbsize={page}M,share=on,prealloc=on"
             ),
+            None if cx.settings.shares_memory() => {
+                format!("memory-backend-memfd,id={id},size={size}M,share=on")
+            }
             None => format!("memory-backend-ram,id={id},size={size}M"),
         };
         argv.option("-object", kind + &place(node));

@@ -10,6 +10,7 @@ mod memory;
 mod nets;
 mod part;
 mod pci;
+mod shares;
 
 use crate::accel::Accel;
 use crate::firmware::Firmware;
@@ -230,6 +231,7 @@ pub fn build(cx: &Context<'_>) -> Result<CommandLine, GuestError> {
     hostdevs::check_spelled_out(s)?;
     hostdevs::pci(&mut argv, cx, chipset)?;
     hostdevs::shared_memory(&mut argv, cx, chipset)?;
+    shares::add(&mut argv, cx, chipset)?;
     if cx.incoming.is_some() {
         argv.option("-incoming", "defer");
     }
@@ -306,6 +308,9 @@ fn machine_options(argv: &mut Argv, cx: &Context<'_>, machine: &str, accel: Acce
     }
     if !cx.settings.acpi() {
         text.push_str(",acpi=off");
+    }
+    if let Some(memory) = memory::of_machine(cx)? {
+        text.push_str(&format!(",memory-backend={memory}"));
     }
     if !cx.settings.allow_ksm() {
         text.push_str(",mem-merge=off");

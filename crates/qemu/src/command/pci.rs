@@ -10,12 +10,12 @@
 //!             19 1a a root port for each of virtio0-5, net0-5 and the first two SCSI controllers
 //!             1b root ports to the bridges pci.1, pci.2, pci.3, pci.4   1c shared memory
 //!  both       pci.1: 01-1a net6-31        pci.2: 01-0a virtio6-15        pci.3: 01-1d further SCSI controllers
-//!             pci.4: 01-10 hostpci0-15
+//!             pci.4: 01-10 hostpci0-15  11-1a virtiofs0-9
 //! ```
 //!
 //! Ports and bridges are there whether anything is behind them or not: a guest to which a device was plugged in, and from which it
-//! was unplugged again, is the same machine as one that never had it. Those for devices of the host, which never come and go, are
-//! there with them alone: root ports cost the firmware time.
+//! was unplugged again, is the same machine as one that never had it. Those for devices and directories of the host, which never come and go,
+//! are there with them alone: root ports cost the firmware time.
 
 use super::part::{Part, Place};
 use serde_json::json;
@@ -53,6 +53,8 @@ const HOST_PORTS: u32 = 0xa;
 /// The bridge of devices of the host, and its slot on the older of the machines.
 const HOST_BRIDGE: u32 = 4;
 const HOST_BRIDGE_SLOT: u32 = 0x1a;
+/// The first slot of shared directories behind it.
+const SHARES: u32 = 0x11;
 const SCSI: u32 = 0x5;
 const VIRTIO: u32 = 0xa;
 const NET: u32 = 0x12;
@@ -102,8 +104,13 @@ impl Chipset {
         vec![("bus", json!(bus)), ("addr", json!(addr))]
     }
 
-    /// What devices of the host are behind: for each its number, and whether it is on PCI Express.
-    pub fn hostpci_bridges(self, devices: impl Iterator<Item = (u32, bool)>) -> Vec<Part> {
+    /// `virtiofsN`.
+    pub fn virtiofs(self, index: u32) -> Place {
+        slot_of(&format!("pci.{HOST_BRIDGE}"), SHARES + index)
+    }
+
+    /// What devices of the host are behind: for each its number, and whether it is on PCI Express. `shares`: directories are, too.
+    pub fn hostpci_bridges(self, devices: impl Iterator<Item = (u32, bool)>, shares: bool) -> Vec<Part> {
         let (express, plain): (Vec<_>, Vec<_>) = devices.partition(|(_, pcie)| *pcie);
         let mut ports: Vec<u32> = express.iter().map(|(n, _)| *n).collect();
         // The first function of a slot must be there for the others to be found.
@@ -112,7 +119,7 @@ impl Chipset {
         ports.dedup();
         let mut parts: Vec<Part> =
             ports.into_iter().map(|n| self.port(format!("hostport.{n}"), HOST_PORTS, n)).collect();
-        if plain.is_empty() {
+        if plain.is_empty() && !shares {
             return parts;
         }
         let id = format!("pci.{HOST_BRIDGE}");
@@ -212,6 +219,7 @@ mod tests {
                 .chain([chipset.usb(), chipset.ivshmem()])
                 .chain((0..16).map(|n| chipset.hostpci(n, false, 0)))
                 .chain((0..16).filter(|_| chipset == Chipset::Q35).map(|n| chipset.hostpci(n, true, 0)))
+                .chain((0..10).map(|n| chipset.virtiofs(n)))
                 .chain((0..32).map(|n| chipset.net(n)))
                 .chain((0..16).map(|n| chipset.virtio(n)))
                 .chain((0..31).map(|n| chipset.scsi(n)))
@@ -219,7 +227,7 @@ mod tests {
             let mut bridges = chipset.bridges();
             let express = chipset == Chipset::Q35;
             let hosts = (0..16).flat_map(|n| [(n, false)].into_iter().chain(express.then_some((n, true))));
-            bridges.extend(chipset.hostpci_bridges(hosts));
+            bridges.extend(chipset.hostpci_bridges(hosts, true));
             let at =
                 |part: &Part| part.words()[1].split_once(",bus=").unwrap().1.replace(",multifunction=on", "");
             let taken: BTreeSet<String> = bridges.iter().map(at).collect();

@@ -389,3 +389,27 @@ fn sockets_have_an_older_name() {
     assert_eq!(smp("smp: 2\ncores: 3"), "6,sockets=2,cores=3,maxcpus=6");
     assert_eq!(smp("smp: 2\nsockets: 1"), "1,sockets=1,cores=1,maxcpus=1");
 }
+
+#[test]
+fn shared_directories_have_shared_memory_of_every_shape() {
+    let whole = case("memory: 64\nvirtiofs0: share,path=/srv/a\nvirtiofs9: dirid=other,path=/srv/b\n");
+    let argv = line(&whole).unwrap().argv.join(" ");
+    for part in [
+        ",memory-backend=ram ",
+        "-object memory-backend-memfd,id=ram,share=on,size=67108864 ",
+        "-device pci-bridge,id=pci.4,",
+        "-chardev socket,id=char-virtiofs0,path=/run/stead/100/fs0 \
+         -device vhost-user-fs-pci,id=virtiofs0,chardev=char-virtiofs0,tag=share,queue-size=1024,bus=pci.4,addr=0x11",
+        "-device vhost-user-fs-pci,id=virtiofs9,chardev=char-virtiofs9,tag=other,queue-size=1024,bus=pci.4,addr=0x1a",
+    ] {
+        assert!(argv.contains(part), "{part} in\n{argv}");
+    }
+    let nodes = case("cores: 2\nhotplug: memory\nmemory: 1536\nnuma: 1\nvirtiofs1: share,path=/srv/a\n");
+    let argv = line(&nodes).unwrap().argv.join(" ");
+    assert!(argv.contains("memory-backend-memfd,id=ram-node0,size=1024M,share=on "), "{argv}");
+    assert!(argv.contains("memory-backend-memfd,id=mem-dimm0,share=on,size=536870912"), "{argv}");
+    assert!(!argv.contains("memory-backend-ram") && !argv.contains(",memory-backend="), "{argv}");
+    let mut incoming = case("memory: 64\nvirtiofs0: share,path=/srv/a\n");
+    incoming.incoming = Some(Incoming::stream("pc-i440fx-10.0", "tcg"));
+    assert!(line(&incoming).unwrap_err().to_string().starts_with("virtiofs0: what a guest has open"));
+}

@@ -30,8 +30,8 @@ pub const OF_A_GUEST: &[&str] = &[
     "virtio_rng",
 ];
 
-/// What QEMU's guest agent needs beside that: its port, a file system that it can freeze, and CDs.
-pub const OF_AN_AGENT: &[&str] = &["virtio_console", "ext4", "sr_mod", "isofs", "virtio_balloon"];
+/// What QEMU's guest agent needs beside that: its port, a file system that it can freeze, CDs, and directories of its host.
+pub const OF_AN_AGENT: &[&str] = &["virtio_console", "ext4", "sr_mod", "isofs", "virtio_balloon", "virtiofs"];
 
 /// The parts that an image is made of.
 #[derive(Debug)]

@@ -16,8 +16,6 @@ fn schema(key: &KeySpec) -> ParamSchema {
         Support::Works => "An option of the VM.".to_owned(),
         Support::Never(why) => format!("Refused: {why}."),
         Support::ByNode(needs) => format!("Refused by a node, with its reason: it needs {needs}."),
-        Support::NotYet([]) => "Not supported yet.".to_owned(),
-        Support::NotYet(values) => format!("Not supported yet, except as {}.", values.join(" or ")),
         Support::Internal => "Set by the cluster alone.".to_owned(),
         Support::AliasOf(other) => format!("Another name of {other}."),
     };

@@ -22,6 +22,7 @@ mod machine;
 mod moves;
 mod network;
 mod power;
+mod shares;
 mod standstill;
 mod storages;
 mod story;
