@@ -1,5 +1,6 @@
 //! Shells around the pure cores: they feed them time and events and carry out what they command, and decide nothing.
 
+pub mod addresses;
 pub mod balloon;
 pub mod clock;
 pub mod epochs;

@@ -109,6 +109,7 @@ async fn collect(
         outlook: ops.status.own_outlook(),
         fenced: ops.status.own_fenced(),
         elsewhere: ops.heard_elsewhere(),
+        addresses: ops.status.own_addresses(),
     }
 }
 

@@ -228,6 +228,7 @@ fn start_agents(
     }
     tokio::spawn(stead_agents::guests::run(ops.clone()));
     tokio::spawn(stead_agents::balloon::run(ops.clone()));
+    tokio::spawn(stead_agents::addresses::run(ops.clone()));
     tokio::spawn(stead_agents::ha::agent(ops.clone(), reports));
     tokio::spawn(stead_agents::lease::run(ops.clone(), grant, lease, leases));
 }

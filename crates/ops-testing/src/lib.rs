@@ -137,6 +137,7 @@ pub fn report(node: &str) -> NodeReport {
         outlook: None,
         fenced: vec![],
         elsewhere: BTreeSet::new(),
+        addresses: vec![],
     }
 }
 

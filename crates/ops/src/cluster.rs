@@ -149,6 +149,9 @@ pub struct Resource {
     /// Of a guest: the lock in its configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lock: Option<String>,
+    /// Of a guest: where others may reach it, by the word of the agent in it; for who may ask that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<Vec<String>>,
     /// Of a guest under HA: its state there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hastate: Option<String>,
@@ -436,6 +439,7 @@ impl Ops {
             if !actor.may(&format!("/vms/{}", vm.vmid), "VM.Audit") {
                 continue;
             }
+            let vm = vm.seen_by(actor);
             out.push(Resource {
                 id: format!("qemu/{}", vm.vmid),
                 kind: ResourceType::Qemu,
@@ -446,6 +450,7 @@ impl Ops {
                 template: Some(vm.template),
                 tags: vm.tags,
                 lock: vm.lock,
+                addresses: vm.addresses,
                 hastate: self.ha_state_of(vm.vmid)?,
                 cpu: Some(vm.cpu),
                 maxcpu: Some(vm.cpus),

@@ -4,8 +4,10 @@
 //! answer for the whole cluster. A report that is old tells nothing: its guests are *unknown*, never stopped.
 
 use crate::fence_devices::Fenced;
+use crate::guest::addresses::Told;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
@@ -126,6 +128,9 @@ pub struct NodeReport {
     /// Members that it knows to be alive in another cluster epoch.
     #[serde(default)]
     pub elsewhere: BTreeSet<NodeName>,
+    /// The addresses of its guests whose agents tell them.
+    #[serde(default)]
+    pub addresses: Vec<(Vmid, Vec<IpAddr>)>,
 }
 
 /// What is known of a guest's process.
@@ -162,6 +167,8 @@ pub struct ClusterStatus {
     outlook: Arc<RwLock<Option<Outlook>>>,
     /// What came of the last order to power each node off, of those that were given here.
     fenced: Arc<RwLock<BTreeMap<NodeName, Fenced>>>,
+    /// What the agents in this node's guests have told.
+    told: Arc<RwLock<BTreeMap<Vmid, Told>>>,
     /// How far this node's clock is ahead of the cluster's, milliseconds, as the leader has said last.
     ahead_ms: Arc<AtomicI64>,
     /// The other nodes' clocks. Every node notes them, so that whoever begins to lead knows them.
@@ -343,6 +350,32 @@ impl ClusterStatus {
         if fenced.get(node).is_some_and(|f| f.took_ms.is_none()) {
             fenced.remove(node);
         }
+    }
+
+    /// What the agents in this node's guests have told.
+    pub(crate) fn told(&self) -> BTreeMap<Vmid, Told> {
+        self.told.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Notes what they have told.
+    pub(crate) fn tell(&self, told: BTreeMap<Vmid, Told>) {
+        *self.told.write().unwrap_or_else(std::sync::PoisonError::into_inner) = told;
+    }
+
+    /// The addresses of this node's guests, for its reports.
+    pub fn own_addresses(&self) -> Vec<(Vmid, Vec<IpAddr>)> {
+        let all = self.told();
+        let with = all.into_iter().filter(|(_, told)| !told.addresses.is_empty());
+        with.map(|(vmid, told)| (vmid, told.addresses)).collect()
+    }
+
+    /// The addresses of a guest, as its owner reports them.
+    pub fn addresses(&self, owner: &NodeName, vmid: Vmid) -> Vec<IpAddr> {
+        self.read(|n| {
+            let fresh = n.get(owner).filter(|h| h.at.elapsed() < STALE_AFTER);
+            let found = fresh.and_then(|h| h.report.addresses.iter().find(|(id, _)| *id == vmid));
+            found.map(|(_, addresses)| addresses.clone()).unwrap_or_default()
+        })
     }
 
     /// What came of the orders that were given here.

@@ -85,13 +85,13 @@ async fn a_balloon_that_is_not_to_follow_stays() {
 #[tokio::test]
 async fn what_a_balloon_tells_is_shown() {
     let node = running().await;
-    let shown = node.ops.vm_status(vmid(100)).await.unwrap();
+    let shown = node.ops.vm_status(&root(), vmid(100)).await.unwrap();
     assert_eq!((shown.balloon, shown.freemem, shown.shares), (Some(GIB), Some(GIB / 4), Some(1000)));
     assert_eq!(shown.status.mem, GIB / 4 * 3, "by its system's word");
     let info = shown.ballooninfo.unwrap();
     assert_eq!((info.actual, info.max_mem, info.last_update), (GIB, 2 * GIB, Some(7)));
     node.machines.set_balloon("n1", vmid(100), None);
-    let silent = node.ops.vm_status(vmid(100)).await.unwrap();
+    let silent = node.ops.vm_status(&root(), vmid(100)).await.unwrap();
     assert_eq!((silent.balloon, &silent.ballooninfo), (None, &None));
     assert_eq!(Some(silent.status.mem), silent.status.memhost);
 }

@@ -2,7 +2,7 @@
  * What the endpoints that the console calls take. Made by `npm run api` from crates/api/openapi.json; not to be
  * edited. It stays whole, as it is made.
  *
- * Document: 4e0f89622b29908185faf664125cd8ffb44ef1f518fe434bd497089f2a96c914
+ * Document: 43b7949d98ca37cd585b3fedba500bd1726ca64474794ca5ba716ecd37f19b32
  */
 
 export interface paths {
@@ -420,6 +420,8 @@ export interface paths {
                                 tags?: string;
                                 /** @description Of a guest: the lock in its configuration. */
                                 lock?: string;
+                                /** @description Of a guest: where others may reach it, by the word of the agent in it; for who may ask that. */
+                                addresses?: string[];
                                 /** @description Of a guest under HA: its state there. */
                                 hastate?: string;
                                 /** @description Of a node: always empty; clients expect it. */
@@ -1008,6 +1010,8 @@ export interface paths {
                                 "running-machine"?: string;
                                 /** @description The program's version that runs. */
                                 "running-qemu"?: string;
+                                /** @description Where others may reach it, by the word of the agent in it a while ago; for who may ask that. */
+                                addresses?: string[];
                                 /** @description How HA sees it. */
                                 ha: {
                                     /**

@@ -29,7 +29,7 @@ async fn commands_are_passed_on_and_answers_returned() {
     let (node, root) = start("&agent=1").await;
     for (method, name) in [
         ("POST", "ping"),
-        ("GET", "network-get-interfaces"),
+        ("GET", "get-vcpus"),
         ("POST", "fsfreeze-freeze"),
         ("GET", "info"),
         ("POST", "fstrim"),

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 use std::io::{BufRead, IsTerminal, Write};
 
-pub const COLUMNS: [Column; 9] = [
+pub const COLUMNS: [Column; 10] = [
     ("VMID", "vmid", Kind::Number),
     ("NAME", "name", Kind::Text),
     ("STATUS", "status", Kind::Text),
@@ -20,6 +20,7 @@ pub const COLUMNS: [Column; 9] = [
     ("CPU", "cpu", Kind::Share),
     ("MEMORY", "maxmem", Kind::Bytes),
     ("UPTIME", "uptime", Kind::Seconds),
+    ("ADDRESS", "address", Kind::Text),
 ];
 
 /// A VM.
@@ -478,10 +479,24 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
     }
 }
 
+/// The first of a VM's addresses, and how many there are beside it.
+fn name_address(guest: &mut Value) {
+    let all = guest["addresses"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let address = match all {
+        [] => return,
+        [one] => text(one),
+        [first, rest @ ..] => format!("{} +{}", text(first), rest.len()),
+    };
+    guest["address"] = address.into();
+}
+
 async fn list(cx: &Cx, node: Option<&str>) -> Result<(), Failure> {
     let mut guests = cx.api.guests().await?;
     guests.retain(|g| g["type"] == "qemu" && node.is_none_or(|n| g["node"] == n));
     guests.sort_by_key(|g| g["vmid"].as_u64());
+    if cx.format() == Format::Table {
+        guests.iter_mut().for_each(name_address);
+    }
     cx.format().list(&Value::Array(guests), &COLUMNS)
 }
 

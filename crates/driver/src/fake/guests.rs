@@ -742,6 +742,13 @@ fn agent_answer(command: &str, arguments: &serde_json::Value) -> Answer<serde_js
     use serde_json::json;
     Ok(match command {
         "guest-get-osinfo" => return Err(GuestError::Agent(format!("guest agent: {command}: no such file"))),
+        "guest-network-get-interfaces" => json!([
+            { "name": "lo", "ip-addresses": [{ "ip-address": "127.0.0.1", "ip-address-type": "ipv4", "prefix": 8 }] },
+            { "name": "eth0", "hardware-address": "bc:24:11:00:00:01", "ip-addresses": [
+                { "ip-address": "10.0.0.5", "ip-address-type": "ipv4", "prefix": 24 },
+                { "ip-address": "fe80::be24:11ff:fe00:1", "ip-address-type": "ipv6", "prefix": 64 },
+            ] },
+        ]),
         "guest-file-open" => json!(7),
         "guest-file-read" => json!({ "count": 2, "buf-b64": "aGk=", "eof": true }),
         "guest-file-write" => json!({ "count": 2, "eof": false }),

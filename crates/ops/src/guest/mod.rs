@@ -1,5 +1,6 @@
 //! Guests: what is known of one, and what may be done with it now.
 
+pub(crate) mod addresses;
 pub mod agent;
 pub mod along;
 mod balloon;

@@ -2,10 +2,11 @@
 
 use crate::status::{GuestKnown, GuestReport};
 use crate::store::{self, GuestAt};
-use crate::{Ops, OpsError};
+use crate::{Actor, Ops, OpsError};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use stead_api_derive::Schema;
 use stead_driver::guest::{Balloon, RunState};
 use stead_model::cloudinit::MASK;
@@ -65,6 +66,23 @@ pub struct VmStatus {
     /// The program's version that runs.
     #[serde(rename = "running-qemu", skip_serializing_if = "Option::is_none")]
     pub running_qemu: Option<String>,
+    /// Where others may reach it, by the word of the agent in it a while ago; for who may ask that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<Vec<String>>,
+}
+
+impl VmStatus {
+    /// Without what this actor may not ask the agent in the VM.
+    pub fn seen_by(self, actor: &Actor) -> Self {
+        let path = format!("/vms/{}", self.vmid);
+        let may = ["VM.GuestAgent.Audit", "VM.GuestAgent.Unrestricted"].iter().any(|p| actor.may(&path, p));
+        Self { addresses: self.addresses.filter(|_| may), ..self }
+    }
+}
+
+/// Addresses as they are shown; none where there are none.
+fn texts(addresses: &[IpAddr]) -> Option<Vec<String>> {
+    (!addresses.is_empty()).then(|| addresses.iter().map(ToString::to_string).collect())
 }
 
 /// How HA sees a guest.
@@ -207,7 +225,7 @@ fn taken(report: &GuestReport) -> u64 {
 }
 
 /// A VM's status from its configuration and what is known of its process.
-fn status_of(guest: &GuestAt, known: &GuestKnown) -> VmStatus {
+fn status_of(guest: &GuestAt, known: &GuestKnown, addresses: &[IpAddr]) -> VmStatus {
     // A configuration that cannot be read must not hide the guest.
     let config = VmConfig::parse(&guest.config.value).unwrap_or_default().current;
     let report = match known {
@@ -248,13 +266,14 @@ fn status_of(guest: &GuestAt, known: &GuestKnown) -> VmStatus {
         tags: (!tags.is_empty()).then_some(tags),
         running_machine: report.map(|r| r.machine.clone()),
         running_qemu: report.map(|r| r.version.clone()),
+        addresses: report.and_then(|_| texts(addresses)),
     }
 }
 
 impl Ops {
-    /// Every VM of a node.
-    pub fn vm_list(&self, node: &NodeName) -> Vec<VmStatus> {
-        self.vms().into_iter().filter(|(n, _)| n == node).map(|(_, s)| s).collect()
+    /// Every VM of a node, as the actor may see it.
+    pub fn vm_list(&self, actor: &Actor, node: &NodeName) -> Vec<VmStatus> {
+        self.vms().into_iter().filter(|(n, _)| n == node).map(|(_, s)| s.seen_by(actor)).collect()
     }
 
     /// Every VM of the cluster with its node.
@@ -266,21 +285,22 @@ impl Ops {
         let with = |g: GuestAt| {
             let owner = g.own.value.owner.clone();
             let known = self.status.guest(&owner, g.vmid);
-            let status = status_of(&g, &known);
+            let status = status_of(&g, &known, &self.status.addresses(&owner, g.vmid));
             (owner, status)
         };
         all.into_iter().map(with).collect()
     }
 
-    /// A VM of this node, as `status/current` shows it.
-    pub async fn vm_status(&self, vmid: Vmid) -> Result<VmCurrent, OpsError> {
+    /// A VM of this node, as `status/current` shows it to the actor.
+    pub async fn vm_status(&self, actor: &Actor, vmid: Vmid) -> Result<VmCurrent, OpsError> {
         let guest = self.vm_at(vmid)?;
         let known = match self.guests.state(vmid).await {
             Some(p) => GuestKnown::Process(p),
             None => GuestKnown::Absent,
         };
         let config = super::config::parse(&guest.config.value)?;
-        let status = status_of(&guest, &known);
+        let told = self.status.told().remove(&vmid).unwrap_or_default().addresses;
+        let status = status_of(&guest, &known, &told).seen_by(actor);
         let balloon = match &known {
             GuestKnown::Process(report) => report.balloon.as_deref().copied(),
             GuestKnown::Absent | GuestKnown::Unknown => None,

@@ -68,6 +68,7 @@ function StatusFacts({ guest, now }: { guest: Guest; now: VmStatus | undefined }
         ['Node', nodeLink],
         ['HA state', <HaLabel key="h" state={ha} />],
         ['Lock', lock],
+        ['Addresses', live ? now?.addresses?.join(', ') : undefined],
         ['Uptime', live ? duration(now?.uptime ?? uptime) : undefined],
         ['Machine', live ? now?.['running-machine'] : undefined],
         ['QEMU', live ? now?.['running-qemu'] : undefined],

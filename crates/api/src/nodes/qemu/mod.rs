@@ -84,7 +84,7 @@ endpoint! {
         // Shown in either case; the parameter is taken since clients send it.
         let _always = p.full;
         cx.ops().member(&p.node)?;
-        let seen = cx.ops().vm_list(&p.node).into_iter();
+        let seen = cx.ops().vm_list(&cx.actor(), &p.node).into_iter();
         let seen = seen.filter(|vm| cx.caller.may(&format!("/vms/{}", vm.vmid), "VM.Audit"));
         Ok(Json(seen.collect()))
     }

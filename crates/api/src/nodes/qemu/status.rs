@@ -113,7 +113,7 @@ endpoint! {
     Current = get("/nodes/{node}/qemu/{vmid}/status/current"), AtGuest, Access::All("/vms/{vmid}", &["VM.Audit"]);
     fn call(cx, p: OneVm) -> Json<VmCurrent> {
         cx.ops().member(&p.node)?;
-        Ok(Json(cx.ops().vm_status(p.vmid).await?))
+        Ok(Json(cx.ops().vm_status(&cx.actor(), p.vmid).await?))
     }
 }
 

@@ -99,6 +99,14 @@ fn the_agent_in_a_guest_tells_runs_and_freezes() {
             Ok(card.filter(|c| c["ip-addresses"].to_string().contains("ipv4")).map(drop))
         })
         .await?;
+        until("the address is in its status, and in the cluster's list", BOOT, async || {
+            let status = api.get(&format!("/nodes/n1/qemu/{VM}/status/current")).await?;
+            let row = cluster.guest_row(&api, VM).await?;
+            let of_user_network =
+                |seen: &Value| seen["addresses"][0].as_str().is_some_and(|a| a.starts_with("10.0."));
+            Ok((of_user_network(&status) && of_user_network(&row)).then_some(()))
+        })
+        .await?;
 
         let ended = run(&api, &path, "echo $((6 * 7)), a,b; echo oh >&2; exit 3").await?;
         let expected = json!({ "exited": 1, "exitcode": 3, "out-data": "42, a,b\n", "err-data": "oh\n" });
