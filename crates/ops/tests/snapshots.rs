@@ -635,27 +635,46 @@ async fn memory_that_is_not_written_to_its_end_leaves_nothing() {
     }
 }
 
-/// A daemon that dies while the VM stands for its snapshot: whoever comes next has it go on.
-#[tokio::test]
-async fn a_vm_that_was_left_standing_goes_on() {
-    let node = started(&DISKS).await;
-    let storage = node.storage("shared");
+async fn make_state(node: &Node) {
     let new = stead_driver::storage::NewVolume {
         vmid: vmid(100),
         name: Some("vm-100-state-one.raw".into()),
         format: Some("raw".into()),
         size: 1 << 20,
     };
-    storage.alloc(&new).await.unwrap();
-    cut_off(&node, 2).await;
-    let mut c = config(&node);
-    c.snapshots.get_mut("one").unwrap().set("vmstate", &format!("shared:{STATE}")).unwrap();
-    left(&node, &c, "snapshot").await;
-    node.machines.set_state("n1", vmid(100), RunState::Paused);
-    node.ops.reconcile().await.unwrap();
-    assert_eq!(node.machines.state("n1", vmid(100)), Some(RunState::Running));
+    node.storage("shared").alloc(&new).await.unwrap();
+}
+
+/// A daemon that dies while the VM stands for its snapshot: whoever comes next has it go on. The place of its memory is named before
+/// it is made.
+#[tokio::test]
+async fn a_vm_that_was_left_standing_goes_on() {
+    for made in [true, false] {
+        let node = started(&DISKS).await;
+        if made {
+            make_state(&node).await;
+        }
+        cut_off(&node, 2).await;
+        let mut c = config(&node);
+        c.snapshots.get_mut("one").unwrap().set("vmstate", &format!("shared:{STATE}")).unwrap();
+        left(&node, &c, "snapshot").await;
+        node.machines.set_state("n1", vmid(100), RunState::Paused);
+        node.ops.reconcile().await.unwrap();
+        assert_eq!(node.machines.state("n1", vmid(100)), Some(RunState::Running));
+        nothing_is_left(&node).await;
+        node.storage("shared").info(STATE).await.unwrap_err();
+    }
+}
+
+/// A volume of that name which no snapshot names is not taken, and stays.
+#[tokio::test]
+async fn memory_is_not_written_over_what_is_there() {
+    let node = started(&DISKS).await;
+    make_state(&node).await;
+    let (status, _) = take_with_memory(&node, "one").await;
+    assert!(status.contains("there may be a volume 'shared:100/vm-100-state-one.raw' already"), "{status}");
     nothing_is_left(&node).await;
-    storage.info(STATE).await.unwrap_err();
+    node.storage("shared").info(STATE).await.unwrap();
 }
 
 /// A snapshot without memory stops nothing: who stands was paused by its user, or by the fence process.

@@ -190,6 +190,20 @@ async fn a_daemon_that_dies_while_a_vm_is_to_go_on_has_it_go_on() {
     }
 }
 
+/// What is of no use any more is named as that by the commit that says so: it goes, whoever dies when.
+#[tokio::test]
+async fn memory_of_no_use_goes_when_it_can() {
+    let node = running().await;
+    assert_eq!(suspend(&node).await.0, "OK");
+    node.storage("shared").set_failing(Some(("free", 0)));
+    assert_eq!(start(&node).await.0, "OK");
+    assert_eq!((state(&node), memories(&node).await.len()), (Some(RunState::Running), 1));
+    node.storage("shared").set_failing(None);
+    node.ops.reconcile().await.unwrap();
+    as_before(&node).await;
+    assert_eq!(node.ops.conf.view(|t| t.list("stead/loose/").count()), 0);
+}
+
 #[tokio::test]
 async fn memory_that_cannot_be_read_is_kept_until_it_is_given_up() {
     let node = running().await;

@@ -26,7 +26,7 @@ struct Holder {
     task: Upid,
     /// The ownership under which it was taken.
     epoch: Epoch,
-    /// Volumes that the task makes, and which are to go with it unless the configuration names them.
+    /// Volumes that the task makes, or removes, and which are to go with it unless the configuration names them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     making: Vec<VolumeId>,
     /// The VM was suspended to disk before, and is so again when the task has come to nothing.
@@ -66,6 +66,12 @@ pub(crate) fn release(tree: &Tree, vmid: Vmid, txn: &mut Txn) {
 /// The guests whose lock somebody holds, or held last.
 pub(crate) fn held(tree: &Tree) -> BTreeSet<Vmid> {
     tree.list(LOCKS).filter_map(|(p, _)| p.strip_prefix(LOCKS)?.parse().ok()).collect()
+}
+
+/// The volumes that whoever holds a guest's lock makes of it.
+pub(super) fn making(tree: &Tree, vmid: Vmid) -> Result<Vec<VolumeId>, OpsError> {
+    let holder = store::record::<Holder>(tree, &path(vmid))?;
+    Ok(holder.map(|h| h.value.making).unwrap_or_default())
 }
 
 /// Whether a lock that a configuration names is void. `lives`: whether a task still runs.

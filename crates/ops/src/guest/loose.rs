@@ -76,6 +76,22 @@ pub(crate) fn leave(
 }
 
 impl Ops {
+    /// Adds to a change of a guest that volumes which this node can free are of no use any more. They go by [`Self::free_left`], or,
+    /// whoever dies before that, by the next round of reconciliation.
+    pub(super) fn leave(&self, txn: &mut Txn, vmid: Vmid, left: &[VolumeId]) -> Result<(), OpsError> {
+        if left.is_empty() {
+            return Ok(());
+        }
+        self.conf.view(|t| leave(t, txn, (&self.me.name, vmid), left))
+    }
+
+    /// Frees what was left, as far as it can be freed now. Under the guest's mutex.
+    pub(super) async fn free_left(&self, vmid: Vmid) {
+        if let Err(e) = self.free_loose(vmid).await {
+            tracing::warn!("{e}");
+        }
+    }
+
     /// Names volumes that this node is to make for a guest: of another node, which sends it, or of its own. The record's revision.
     pub(super) async fn name_loose(
         &self,
@@ -109,12 +125,7 @@ impl Ops {
         let mut loose = found.value;
         loose.claimed = true;
         let revision = self.write_loose(vmid, Some(found.revision), &loose).await?;
-        let named = match self.ownership(vmid)? {
-            Some(own) if own.owner == self.me.name => {
-                super::config::parse(&self.guest_at(vmid)?.config.value)?.all_volumes()
-            }
-            _ => vec![],
-        };
+        let named = self.named_here(vmid)?;
         let mut failed = vec![];
         for volume in loose.volumes.iter().filter(|v| !named.iter().any(|n| n.is_same(v))) {
             match self.active(&volume.storage).await {
@@ -138,6 +149,17 @@ impl Ops {
         txn.ops.push(Op::Delete(path));
         self.conf.transact(txn).await?;
         Ok(())
+    }
+
+    /// What is the guest's of what this node sees, by its configuration, or made for it now: of a guest of another node what is
+    /// shared. A name of the past may be given anew.
+    fn named_here(&self, vmid: Vmid) -> Result<Vec<VolumeId>, OpsError> {
+        let Some(own) = self.ownership(vmid)? else { return Ok(vec![]) };
+        let mut named = super::config::parse(&self.guest_at(vmid)?.config.value)?.all_volumes();
+        named.extend(self.conf.view(|t| super::lock::making(t, vmid))?);
+        let is_shared = |v: &VolumeId| self.storage(&v.storage).is_ok_and(|s| s.shared);
+        named.retain(|v| own.owner == self.me.name || is_shared(v));
+        Ok(named)
     }
 
     /// As [`Self::free_loose`], unless they are for a guest that is on its way.

@@ -193,10 +193,11 @@ impl Ops {
         config.current.remove("lock");
         // The process has it all: what was written of it, or read by it, is of no use any more.
         let memory = saved::forget(&mut config);
+        self.leave(&mut txn, guest.vmid, memory.as_slice())?;
         store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
         self.conf.view(|t| super::lock::release(t, guest.vmid, &mut txn));
         self.conf.transact(txn).await?;
-        self.free_volumes(memory.as_slice()).await;
+        self.free_left(guest.vmid).await;
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use crate::{Ops, OpsError};
 use std::path::Path;
 use std::time::Duration;
 use stead_driver::guest::{Incoming, Launch, MigrationPhase, RunState, SavedState};
-use stead_driver::storage::NewVolume;
+use stead_driver::storage::{NewVolume, StorageError};
 use stead_guest::snapshots::{self, Held, Memory};
 use stead_model::vmconfig::VmConfig;
 use stead_model::{StorageId, Vmid, VolumeId};
@@ -23,39 +23,61 @@ const STORAGE: &str = "vmstatestorage";
 /// How often a process that reads its memory is looked at, should nothing be heard of it.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// A volume that is to be made for memory.
+#[derive(Debug)]
+pub(super) struct MemoryRoom {
+    storage: StorageId,
+    new: NewVolume,
+}
+
 impl Ops {
-    /// Makes a volume for the memory of a VM, and has the configuration say so of a snapshot that is being taken.
-    pub(super) async fn make_room_for_memory(
+    /// Has the configuration say where a snapshot that is being taken keeps the memory of a VM: the volume is to be made by this.
+    pub(super) async fn name_memory(
         &self,
         vmid: Vmid,
         config: &mut VmConfig,
         disks: &[Held],
         name: &str,
-    ) -> Result<VolumeId, OpsError> {
-        let memory = self.memory_volume(vmid, config, disks, None, name).await?;
+    ) -> Result<MemoryRoom, OpsError> {
+        let (memory, room) = self.room_for_memory(vmid, config, disks, None, name).await?;
         snapshots::keep_memory(config, name, &memory)?;
-        Ok(memory.volume)
+        Ok(room)
     }
 
-    /// Makes a volume for the memory of a VM that runs: on this storage, on that of its options, or else beside one of its disks.
-    pub(super) async fn memory_volume(
+    /// Where the memory of a VM that runs will be: on this storage, on that of its options, or else beside one of its disks. A
+    /// configuration names the volume before it is made, so that it is known whose it is, whoever dies when.
+    pub(super) async fn room_for_memory(
         &self,
         vmid: Vmid,
         config: &VmConfig,
         disks: &[Held],
         storage: Option<StorageId>,
         name: &str,
-    ) -> Result<Memory, OpsError> {
+    ) -> Result<(Memory, MemoryRoom), OpsError> {
         let process = self.running(vmid).await?;
         let storage = self.memory_storage(config, disks, storage)?;
-        let new = NewVolume {
-            vmid,
-            name: Some(format!("vm-{vmid}-state-{name}.raw")),
-            format: Some("raw".to_owned()),
-            size: (config.current.memory()?.0 << 20) + DEVICES,
-        };
-        let volume = self.alloc(&storage, &new).await?.volid;
-        Ok(Memory { volume, machine: process.machine, accel: process.accel, cpu: process.model })
+        self.check_holds_disks(&storage)?;
+        let file = format!("vm-{vmid}-state-{name}.raw");
+        let driver = self.active(&storage).await?;
+        // In the same folder as its disks.
+        let disk = driver.next_name(vmid, Some("raw"), None, &[]).await?.name;
+        let name =
+            disk.rsplit_once('/').map_or_else(|| file.clone(), |(folder, _)| format!("{folder}/{file}"));
+        let volume = VolumeId { storage, name };
+        // What has that name is another's, and would be taken for it.
+        if !matches!(driver.info(&volume.name).await, Err(StorageError::NoVolume(_))) {
+            let why = format!("there may be a volume '{volume}' already, where its memory would go");
+            return Err(OpsError::failed(why));
+        }
+        let size = (config.current.memory()?.0 << 20) + DEVICES;
+        let new = NewVolume { vmid, name: Some(file), format: Some("raw".to_owned()), size };
+        let room = MemoryRoom { storage: volume.storage.clone(), new };
+        Ok((Memory { volume, machine: process.machine, accel: process.accel, cpu: process.model }, room))
+    }
+
+    /// Makes the volume that a configuration names by now.
+    pub(super) async fn make_memory_room(&self, room: &MemoryRoom) -> Result<(), OpsError> {
+        self.alloc(&room.storage, &room.new).await.map(drop)
     }
 
     /// Where the memory of a VM goes.

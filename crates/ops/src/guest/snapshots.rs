@@ -6,7 +6,6 @@
 //! disks may be of two times, until it goes back again.
 
 use super::Asked;
-use super::config::Made;
 use super::power::STOP_TIMEOUT;
 use super::spelled::takes_names;
 use crate::store::{self, GuestAt};
@@ -158,19 +157,21 @@ impl Ops {
         let guest = self.own_guest(vmid).await?;
         let (mut config, disks) = self.plan_snapshot(&guest, new, memory).await?;
         self.check_free_of(&disks, &new.name).await?;
-        let mut made = Made::default();
-        if memory {
-            made.volumes.push(self.make_room_for_memory(vmid, &mut config, &disks, &new.name).await?);
-        }
-        let begun = txn(actor, vmid, &format!("snapshot '{}' begun", new.name));
-        let guest = match self.lock_with(guest, config, snapshots::TAKING, cx.upid(), begun).await {
-            Ok(guest) => guest,
-            Err(e) => {
-                self.undo_made(&e, &made).await;
-                return Err(e);
-            }
+        let room = match memory {
+            true => Some(self.name_memory(vmid, &mut config, &disks, &new.name).await?),
+            false => None,
         };
-        if let Err(e) = self.take_of_disks(cx, &guest, &disks, &new.name).await? {
+        let begun = txn(actor, vmid, &format!("snapshot '{}' begun", new.name));
+        let guest = self.lock_with(guest, config, snapshots::TAKING, cx.upid(), begun).await?;
+        let made = match &room {
+            Some(room) => self.make_memory_room(room).await,
+            None => Ok(()),
+        };
+        let taken = match made {
+            Ok(()) => self.take_of_disks(cx, &guest, &disks, &new.name).await?,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = taken {
             let gone = self.discard(&guest, &new.name).await;
             let left = gone.err().map_or_else(String::new, |e| {
                 format!(

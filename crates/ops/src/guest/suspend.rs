@@ -106,18 +106,15 @@ impl Ops {
         let disks = volumes_beside(&config)?;
         // As no other is: what an earlier one may have left is not in its way, and is not taken for it.
         let name = format!("suspend-{}-{:08x}", guest.own.value.epoch, rand::random::<u32>());
-        let memory = self.memory_volume(vmid, &config, &disks, storage, &name).await?;
+        let (memory, room) = self.room_for_memory(vmid, &config, &disks, storage, &name).await?;
         saved::begin(&mut config, &memory)?;
         let txn = store::txn("root@pam", format!("guest {vmid}: its memory goes to '{}'", memory.volume));
-        match self.lock_with(guest, config, lock, cx.upid(), txn).await {
-            Ok(guest) => Ok(guest),
-            Err(e) => {
-                if !matches!(e, OpsError::Undecided(_)) {
-                    self.free_volumes(&[memory.volume]).await;
-                }
-                Err(e)
-            }
+        let guest = self.lock_with(guest, config, lock, cx.upid(), txn).await?;
+        if let Err(e) = self.make_memory_room(&room).await {
+            self.unsave(vmid).await?;
+            return Err(e);
         }
+        Ok(guest)
     }
 
     /// Writes the memory of a VM to where its configuration says. At the end its CPUs stand.
@@ -164,9 +161,10 @@ impl Ops {
         // Before it runs: whoever finds it later must not take what is on disk for its memory.
         let mut config = super::config::parse(&guest.config.value)?;
         let volume = saved::forget(&mut config);
-        let txn = store::txn("root@pam", format!("guest {vmid}: not saved"));
+        let mut txn = store::txn("root@pam", format!("guest {vmid}: not saved"));
+        self.leave(&mut txn, vmid, volume.as_slice())?;
         self.commit_unlocked(&guest, config, txn).await?;
-        self.free_volumes(volume.as_slice()).await;
+        self.free_left(vmid).await;
         match state {
             Some(_) => self.go_on(&self.own_guest(vmid).await?).await,
             None => Ok(()),
@@ -210,7 +208,7 @@ impl Ops {
             true => self.run_within(vmid, epoch, wait).await,
             false => self.guests.resume(vmid).await.map_err(OpsError::from),
         };
-        self.free_volumes(&[memory.volume]).await;
+        self.free_left(vmid).await;
         runs.map_err(|e| {
             OpsError::failed(format!("VM {vmid} has its memory again, and runs as soon as it may: {e}"))
         })?;
@@ -222,8 +220,9 @@ impl Ops {
     async fn give_up_memory(&self, vmid: Vmid) -> Result<(), OpsError> {
         let guest = self.own_guest(vmid).await?;
         let mut config = super::config::parse(&guest.config.value)?;
-        saved::forget(&mut config);
-        let txn = store::txn("root@pam", format!("guest {vmid}: goes on with its memory"));
+        let memory = saved::forget(&mut config);
+        let mut txn = store::txn("root@pam", format!("guest {vmid}: goes on with its memory"));
+        self.leave(&mut txn, vmid, memory.as_slice())?;
         self.commit_unlocked(&guest, config, txn).await
     }
 
@@ -234,9 +233,10 @@ impl Ops {
         cx.warn(format!(
             "its memory on disk ('{volume}') is given up: the VM was unlocked since it was suspended, or recovered from another node"
         ));
-        let txn = store::txn("root@pam", format!("guest {}: starts without its memory", guest.vmid));
+        let mut txn = store::txn("root@pam", format!("guest {}: starts without its memory", guest.vmid));
+        self.leave(&mut txn, guest.vmid, &[volume])?;
         let guest = self.commit_with(&guest, &config, txn).await?;
-        self.free_volumes(&[volume]).await;
+        self.free_left(guest.vmid).await;
         Ok(guest)
     }
 
