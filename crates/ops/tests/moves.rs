@@ -246,6 +246,53 @@ async fn a_dead_daemon_s_mirror_that_was_ended_is_written_back() {
     at_rest(&node).await;
 }
 
+/// The disk is at its new place by the commit, and the daemon died before the old one was removed.
+#[tokio::test]
+async fn an_old_place_goes_whoever_dies_before_it_is_removed() {
+    let node = cut_off(true).await;
+    node.ops.guests.pivot(vmid(100), "scsi0").await.unwrap();
+    let mut c = config(&node, 100);
+    c.current.remove("unused0");
+    let Epoch(epoch) = node.own(100).epoch;
+    let holder = format!(
+        r#"{{"what":"clone","task":"UPID:n1:00000001:00000001:00000001:qmmove:100:root@pam:","epoch":{epoch},"making":["{OLD}"]}}"#
+    );
+    let path = paths::guest(&name("n1"), GuestKind::Qemu, vmid(100));
+    node.commit(Txn::new("test").put("stead/lock/100", holder).put(path, c.to_string())).await;
+    node.ops.reconcile().await.unwrap();
+    assert_eq!((names(&node, "local").await, names(&node, "shared").await), (vec![], vec![NEW.to_owned()]));
+    assert_eq!(config(&node, 100).current.lock(), None);
+    at_rest(&node).await;
+}
+
+#[tokio::test]
+async fn an_old_place_that_can_t_be_removed_is_told() {
+    let node = made().await;
+    node.storage("local").set_failing(Some(("free", 0)));
+    let (status, log) = moved(&node, MoveOptions { delete: true, ..to_shared() }).await;
+    assert!(status.starts_with("WARNINGS") && log.contains("is left over"), "{status} {log}");
+    assert_eq!(config(&node, 100).current.lock(), None);
+    at_rest(&node).await;
+}
+
+/// A name that is recorded as nobody's may be given to a copy that is being made.
+#[tokio::test]
+async fn what_is_being_made_is_not_freed_as_nobody_s() {
+    let node = made().await;
+    let gate = node.storage("shared").set_gate("copy");
+    let upid = begin(&node, to_shared()).await;
+    gate.reached().await;
+    let new = NewVolume { vmid: vmid(100), name: None, format: Some("raw".into()), size: 1 << 30 };
+    node.storage("shared").alloc(&new).await.unwrap();
+    let record = format!(r#"{{"volumes":["{NEW}"],"source":null}}"#);
+    node.commit(Txn::new("test").put("stead/loose/n1/100", record)).await;
+    node.ops.reconcile().await.unwrap();
+    assert_eq!(node.ops.conf.view(|t| t.list("stead/loose/").count()), 0);
+    assert_eq!(names(&node, "shared").await, [NEW]);
+    gate.open();
+    node.ended(&upid).await;
+}
+
 #[tokio::test]
 async fn a_disk_goes_to_another_vm() {
     let node = made().await;

@@ -201,10 +201,7 @@ impl Ops {
         if !options.delete {
             config.keep_unused(vmid, &plan.from.volid)?;
         }
-        let done = store::txn(&actor.who, format!("VM {vmid}: disk '{}' moved", plan.disk.key));
-        self.commit_unlocked(&now, config, done).await?;
-        self.drop_source(cx, vmid, plan, options).await;
-        Ok(())
+        self.commit_moved(cx, actor, now, config, plan, options).await
     }
 
     async fn move_live(
@@ -238,31 +235,38 @@ impl Ops {
         if let Some(unused) = unused.filter(|_| options.delete) {
             config.current.remove(&unused);
         }
-        let done = store::txn(&actor.who, format!("VM {vmid}: disk '{key}' moved"));
-        self.commit_unlocked(&now, config, done).await?;
         if let Err(e) = self.guests.end_copies(vmid).await {
             cx.warn(format!("the old place may still be open: {e}"));
         }
-        self.drop_source(cx, vmid, plan, options).await;
-        Ok(())
+        self.commit_moved(cx, actor, now, config, plan, options).await
     }
 
-    /// Removes the old volume where that is wanted, if it is the VM's own and nothing of it names it any more.
-    async fn drop_source(&self, cx: &TaskContext, vmid: Vmid, plan: &Plan, options: &MoveOptions) {
-        let from = &plan.from.volid;
-        if !options.delete {
-            return;
+    /// Records that the disk has moved, and removes the old volume where that is wanted, if it is the VM's own and nothing of it
+    /// names it any more. Until it is gone the VM stays locked, and the lock names it: so it goes, whoever dies when.
+    async fn commit_moved(
+        &self,
+        cx: &TaskContext,
+        actor: &Actor,
+        guest: GuestAt,
+        config: VmConfig,
+        plan: &Plan,
+        options: &MoveOptions,
+    ) -> Result<(), OpsError> {
+        let (vmid, from) = (guest.vmid, &plan.from.volid);
+        let done = store::txn(&actor.who, format!("VM {vmid}: disk '{}' moved", plan.disk.key));
+        let is_free = !config.all_volumes().iter().any(|v| v.is_same(from));
+        if !options.delete || !is_free || !self.is_own_volume(from, vmid).await {
+            if options.delete {
+                cx.warn(format!("volume '{from}' is kept: the VM still names it, or it is another's"));
+            }
+            return self.commit_unlocked(&guest, config, done).await;
         }
-        let config = self.vm_at(vmid).and_then(|guest| super::config::parse(&guest.config.value));
-        let is_free = config.is_ok_and(|config| !config.all_volumes().iter().any(|v| v.is_same(from)));
-        if !is_free || !self.is_own_volume(from, vmid).await {
-            cx.warn(format!("volume '{from}' is kept: the VM still names it, or it is another's"));
-            return;
-        }
+        let guest = self.lock_making(guest, config, (CLONING, cx.upid()), vec![from.clone()], done).await?;
         match self.free_if_there(from).await {
             Ok(_) => cx.log(format!("removed volume '{from}'")),
             Err(e) => cx.warn(format!("volume '{from}' is left over: {e}")),
         }
+        self.unlock(&guest).await
     }
 }
 
