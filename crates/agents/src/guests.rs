@@ -66,6 +66,11 @@ async fn follow(ops: Arc<Ops>) {
                     reconciled |= reconcile(&ops).await;
                     continue;
                 }
+                // The node has entered the cluster: what its end has left is put right now.
+                Some(c) if !reconciled && store::touches(&c, &paths::node(&ops.me.name)) => {
+                    reconciled = reconcile(&ops).await;
+                    continue;
+                }
                 Some(_) => continue,
                 None => return,
             },

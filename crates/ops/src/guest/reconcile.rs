@@ -134,6 +134,10 @@ impl Ops {
             (Step::RecordStopped, None, Some(g)) => {
                 self.fence.forget(vmid).await?;
                 self.mark(&g, false, false).await?;
+                // The task that held its lock has ended with the node.
+                if let Err(e) = self.free_void_lock(&self.guest_at(vmid)?).await {
+                    tracing::warn!("guest {vmid}: its lock is looked at again: {e}");
+                }
                 return Ok(Some(g));
             }
             (Step::Nothing, process, Some(g)) if owns => {
