@@ -245,7 +245,9 @@ async fn what_is_saved_to_a_file_goes_on_from_there() {
     assert_eq!(received(&driver).await, Some(RunState::Received));
     driver.resume(vmid()).await.unwrap();
     writing(&driver).await;
-    // It can be moved and saved again: what it was told for the one does not stay for the other.
+    // It can be moved and saved again, and have a snapshot: what it was told for the one does not stay for the other.
+    with_memory(&driver, "one", &h.folder.path().join("one.raw")).await;
+    assert_eq!(written(&driver).await, MigrationPhase::Completed);
     driver.save(vmid(), &path).await.unwrap();
     assert_eq!(written(&driver).await, MigrationPhase::Completed);
     driver.kill(vmid()).await.unwrap();
