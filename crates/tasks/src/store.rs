@@ -101,8 +101,9 @@ impl Store {
     pub fn read_active(&self) -> Result<Vec<Active>, TasksError> {
         let dir = self.dir.join("active");
         let mut all = vec![];
-        for entry in fs::read_dir(&dir).map_err(at("read the folder", &dir))? {
-            let path = entry.map_err(at("read the folder", &dir))?.path();
+        let entries = fs::read_dir(&dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        for entry in entries.map_err(at("read the folder", &dir))? {
+            let Some(path) = finish_replace(entry.path())? else { continue };
             let text = fs::read(&path).map_err(at("read", &path))?;
             match serde_json::from_slice::<Active>(&text) {
                 Ok(a) if a.version == ACTIVE_VERSION => all.push(a),
@@ -186,4 +187,21 @@ fn replace(path: &Path, text: &[u8]) -> Result<(), TasksError> {
         fs::rename(&beside, path)
     };
     write().map_err(at("write", path))
+}
+
+/// What a [`replace`] that was cut off has left takes its place where nothing had it before, and goes otherwise. The path to read, if
+/// there is one; other files are as they are.
+fn finish_replace(path: PathBuf) -> Result<Option<PathBuf>, TasksError> {
+    let name = path.file_name().and_then(|n| n.to_str());
+    let Some(name) = name.and_then(|n| n.strip_prefix('.')?.strip_suffix(".new")) else {
+        return Ok(Some(path));
+    };
+    let whole = path.with_file_name(name);
+    let text = fs::read(&path).map_err(at("read", &path))?;
+    if whole.exists() || serde_json::from_slice::<Active>(&text).is_err() {
+        fs::remove_file(&path).map_err(at("remove", &path))?;
+        return Ok(None);
+    }
+    fs::rename(&path, &whole).map_err(at("rename", &path))?;
+    Ok(Some(whole))
 }

@@ -228,3 +228,24 @@ async fn a_hook_that_breaks_off_does_not_keep_a_task_from_ending() {
     let upid = tasks.start("a", "1", "root@pam", |_| async { Ok(()) }).unwrap();
     assert_eq!(ended(&tasks, &upid).await, "OK");
 }
+
+/// A daemon that dies in the middle of writing down a task: the task is known, once, and nothing of the writing stays.
+#[tokio::test]
+async fn a_record_that_was_not_whole_leaves_nothing() {
+    let upid = |n: u8| format!("UPID:n1:00000001:0000000{n}:5F000001:qmmigrate:100:root@pam:");
+    let dir = tempfile::tempdir().unwrap();
+    let active = dir.path().join("active");
+    std::fs::create_dir_all(&active).unwrap();
+    let record = |n: u8| format!(r#"{{"version":1,"upid":"{}","steps":[]}}"#, upid(n));
+    std::fs::write(active.join(format!(".{}.new", upid(1))), record(1)).unwrap();
+    std::fs::write(active.join(upid(2)), record(2)).unwrap();
+    std::fs::write(active.join(format!(".{}.new", upid(2))), record(2)).unwrap();
+    std::fs::write(active.join(format!(".{}.new", upid(3))), "{").unwrap();
+    let tasks = open(&dir);
+    tasks.adopt(&HashMap::new());
+    for n in 1..=2 {
+        assert!(ended(&tasks, &upid(n).parse().unwrap()).await.contains("not resumed"), "{n}");
+    }
+    assert_eq!(tasks.list(&Filter::default()).1, 2);
+    assert_eq!(std::fs::read_dir(&active).unwrap().count(), 0);
+}
