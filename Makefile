@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help deps build release deb demo demo-failover test check test-e2e test-clients test-console bench figures soak search clean
+.PHONY: help deps build release deb demo demo-failover test check test-e2e test-matrix test-clients test-console bench figures soak search clean
 
 help: ## this list
 	@echo 'Stead: a highly available virtualization cluster. Targets:'
@@ -35,7 +35,7 @@ demo-failover: ## migrate a VM, power off the node under it, see it recovered; p
 
 test: ## every tier below, one after the other
 	@scripts/versions.sh
-	@scripts/test.sh check e2e clients console
+	@scripts/test.sh check e2e matrix clients console
 
 check: ## lints, unit, property and simulation tests (3 minutes warm)
 	@scripts/versions.sh
@@ -44,6 +44,10 @@ check: ## lints, unit, property and simulation tests (3 minutes warm)
 test-e2e: ## real clusters, real guests, real faults (20 minutes)
 	@scripts/versions.sh
 	@scripts/test.sh e2e
+
+test-matrix: ## moves, cut off at each step by each fault (20 minutes); STEAD_MATRIX=live,*/*/target-off for some
+	@scripts/versions.sh
+	@scripts/test.sh matrix
 
 test-clients: ## unmodified Proxmox VE clients against a real cluster (4 minutes)
 	@scripts/versions.sh

@@ -7,5 +7,6 @@ mod clients;
 mod console;
 mod e2e;
 mod figures;
+mod matrix;
 mod soak;
 mod support;

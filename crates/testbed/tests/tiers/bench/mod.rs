@@ -6,7 +6,7 @@
 
 mod events;
 pub mod failover;
-mod hand;
+pub mod hand;
 mod memory;
 mod migration;
 mod start;
