@@ -3,7 +3,10 @@
 //! It mounts, inserts the modules, sets the network up (by itself rather than by a script of many processes: under
 //! emulation each costs 20 ms). Then it answers HTTP on port 80 with its counter, boot id and hostname; writes a sequence number to the data disk every
 //! 100 ms (see `record`); prints a line a second on the screen and the serial port; and switches off when the power
-//! button is pressed. The standard library is all that it uses; it is linked statically.
+//! button is pressed. Port 7 sends back what it is sent. The standard library is all that it uses; it is linked statically.
+//!
+//! Asked for `/ram/MIB/RATE` it holds so much memory, in each page of which something is written, and goes on writing to
+//! RATE MiB of them a second, as a busy program would.
 //!
 //! The data disk is the first one that has neither our system on it nor anything else: blank or written by us.
 //!
@@ -21,7 +24,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -29,6 +32,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const TICK: Duration = Duration::from_millis(100);
 /// `O_DIRECT | O_DSYNC` on x86-64: what a write acknowledges is on the disk.
 const DIRECT: i32 = 0o40000 | 0o10000;
+
+/// 64-bit words in a page.
+const PAGE: usize = 512;
+/// Pages in a MiB.
+const MIB: usize = 256;
 
 /// QEMU's guest agent, in the images that have it.
 const AGENT: &str = "/bin/qemu-ga";
@@ -59,6 +67,10 @@ struct State {
     conflicts: AtomicU64,
     disk_errors: AtomicU64,
     disk: Mutex<String>,
+    /// The memory to be held and to be written to each second, in MiB; who changes it says so.
+    ram: (Mutex<(usize, u64)>, Condvar),
+    /// MiB of memory written so far.
+    written: AtomicU64,
 }
 
 fn main() -> io::Result<()> {
@@ -75,13 +87,16 @@ fn main() -> io::Result<()> {
         conflicts: AtomicU64::new(0),
         disk_errors: AtomicU64::new(0),
         disk: Mutex::new(String::from("none")),
+        ram: (Mutex::new((0, 0)), Condvar::new()),
+        written: AtomicU64::new(0),
     });
     let listener = TcpListener::bind(("0.0.0.0", 80))?;
     if std::path::Path::new(AGENT).exists() {
         thread::spawn(run_agent);
         thread::spawn(write_log);
     }
-    for work in [print_ticks as fn(&State), write_disk, watch_power_button] {
+    thread::spawn(echo);
+    for work in [print_ticks as fn(&State), write_disk, write_memory, watch_power_button] {
         let state = Arc::clone(&state);
         thread::spawn(move || work(&state));
     }
@@ -165,9 +180,13 @@ fn answer(state: &State, mut stream: TcpStream) -> io::Result<()> {
             n => got += n,
         }
     }
+    if let Some(wanted) = wanted_memory(&request[..got]) {
+        *state.ram.0.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+        state.ram.1.notify_all();
+    }
     let requests = state.requests.fetch_add(1, Relaxed) + 1;
     let body = format!(
-        "{{\"counter\":{},\"boot_id\":\"{}\",\"hostname\":\"{}\",\"uptime_ms\":{},\"requests\":{requests},\"conflicts\":{},\"disk\":\"{}\",\"disk_errors\":{}}}\n",
+        "{{\"counter\":{},\"boot_id\":\"{}\",\"hostname\":\"{}\",\"uptime_ms\":{},\"requests\":{requests},\"conflicts\":{},\"disk\":\"{}\",\"disk_errors\":{},\"written_mib\":{}}}\n",
         state.seq.load(Relaxed),
         state.boot_text,
         state.hostname,
@@ -175,12 +194,81 @@ fn answer(state: &State, mut stream: TcpStream) -> io::Result<()> {
         state.conflicts.load(Relaxed),
         state.disk.lock().map(|d| d.clone()).unwrap_or_default(),
         state.disk_errors.load(Relaxed),
+        state.written.load(Relaxed),
     );
     let head = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
     stream.write_all((head + &body).as_bytes())
+}
+
+/// MiB to hold and MiB a second to write, where a request asks for `/ram/MIB/RATE`.
+fn wanted_memory(request: &[u8]) -> Option<(usize, u64)> {
+    let text = std::str::from_utf8(request).ok()?;
+    let (mib, rate) = text.strip_prefix("GET /ram/")?.split_once(' ')?.0.split_once('/')?;
+    Some((mib.parse().ok()?, rate.parse().ok()?))
+}
+
+/// Sends back what it is sent, to each client for as long as it likes.
+fn echo() {
+    let Ok(listener) = TcpListener::bind(("0.0.0.0", 7)) else { return };
+    for mut stream in listener.incoming().flatten() {
+        thread::spawn(move || {
+            let _ = stream.set_nodelay(true);
+            let mut buf = [0u8; 512];
+            while let Ok(n @ 1..) = stream.read(&mut buf) {
+                if stream.write_all(&buf[..n]).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// Holds memory and writes to it as it is told: a word of each page, which makes the page another one.
+fn write_memory(state: &State) {
+    let (mut memory, mut at, mut value) = (Vec::new(), 0, 1u64);
+    let (mut began, mut done) = (Instant::now(), 0);
+    let mut had = (0, 0);
+    loop {
+        let wanted = {
+            let wanted = state.ram.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // With all written and nothing to be written it sleeps: a guest that idles must idle.
+            let idle = |w: &mut (usize, u64)| *w == had && w.1 == 0;
+            *state.ram.1.wait_while(wanted, idle).unwrap_or_else(PoisonError::into_inner)
+        };
+        if wanted.0 != had.0 {
+            drop(std::mem::take(&mut memory));
+            memory = vec![0u64; wanted.0 * MIB * PAGE];
+            (0..wanted.0).for_each(|mib| touch(state, &mut memory, mib, value));
+        }
+        if wanted != had {
+            (had, began, done) = (wanted, Instant::now(), 0);
+        }
+        if wanted.0 == 0 || wanted.1 == 0 {
+            continue;
+        }
+        value += 1;
+        at = (at + 1) % wanted.0;
+        touch(state, &mut memory, at, value);
+        done += 1;
+        let due = Duration::from_micros(done * 1_000_000 / wanted.1);
+        match due.checked_sub(began.elapsed()) {
+            Some(early) => thread::sleep(early),
+            // What it was kept from for long it does not catch up on.
+            None if began.elapsed() > due + TICK => (began, done) = (Instant::now(), 0),
+            None => {}
+        }
+    }
+}
+
+fn touch(state: &State, memory: &mut [u64], mib: usize, value: u64) {
+    for page in memory[mib * MIB * PAGE..(mib + 1) * MIB * PAGE].chunks_exact_mut(PAGE) {
+        page[0] = value;
+    }
+    std::hint::black_box(memory);
+    state.written.fetch_add(1, Relaxed);
 }
 
 fn print_ticks(state: &State) {

@@ -6,7 +6,8 @@
 //!   network or power: networks are cut in namespaces of the test's own, and a node's power switch is a socket.
 //! - [`peer`]: machines without Stead, for what it is compared with.
 //! - [`bmc`]: service processors that press the nodes' switches.
-//! - [`guest`]: the guests that tests run; [`poll`]: a client that follows one; [`api`]: a client of a node.
+//! - [`guest`]: the guests that tests run; [`poll`]: a client that follows one; [`watch`]: what its users see; [`api`]: a
+//!   client of a node.
 //! - [`demo`]: `stead demo` and `stead demo-failover`.
 
 pub mod addr;
@@ -25,6 +26,7 @@ pub mod poll;
 pub mod power;
 pub mod procs;
 pub mod skip;
+pub mod watch;
 
 pub use api::ApiClient;
 pub use cluster::{Cluster, Shape};

@@ -36,14 +36,28 @@ pub struct GuestAnswer {
     pub disk: String,
     /// Reads and writes of the data disk that failed.
     pub disk_errors: u64,
+    /// MiB of memory that it was told to write, and has; see [`write_memory`].
+    #[serde(default)]
+    pub written_mib: u64,
 }
 
 /// Asks once.
 pub async fn ask(addr: SocketAddr, within: Duration) -> Result<GuestAnswer> {
+    get(addr, "/", within).await
+}
+
+/// Has the guest hold so much memory, something in each page of it, and go on writing to so much of it each second. It is
+/// held as soon as [`GuestAnswer::written_mib`] has risen by as much.
+pub async fn write_memory(addr: SocketAddr, mib: u32, mib_a_second: u32) -> Result<GuestAnswer> {
+    get(addr, &format!("/ram/{mib}/{mib_a_second}"), Duration::from_secs(5)).await
+}
+
+async fn get(addr: SocketAddr, path: &str, within: Duration) -> Result<GuestAnswer> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n");
     let exchange = async {
         let mut stream = TcpStream::connect(addr).await?;
         stream.set_nodelay(true)?;
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n").await?;
+        stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.take(16 << 10).read_to_end(&mut answer).await?;
         Ok::<_, std::io::Error>(answer)
