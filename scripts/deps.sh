@@ -3,6 +3,7 @@
 #
 #   deps.sh demo   what `make demo` needs
 #   deps.sh all    what the tests need too
+#   deps.sh bench  what `make bench` compares Stead with: libvirt, none of whose services is started
 #
 # YES=1 asks nothing. On Debian 12, QEMU comes from the backports (the suite is added at the address that apt is
 # configured with) where they can be reached, otherwise from Debian 12 itself. Elsewhere than on Debian it only lists.
@@ -11,7 +12,7 @@
 
 wanted=${1:-all}
 
-# program | Debian package | for
+# program | Debian packages | for
 demo_programs='
 cc|build-essential|linking Rust programs
 as|binutils|assembling the test guests'"'"' boot code
@@ -39,15 +40,23 @@ mkfs.ext4|e2fsprogs|a file system in a test guest
 swtpm|swtpm|trusted platform modules beside guests
 faketime|faketime|nodes whose clocks are wrong
 '
+bench_programs='
+ip|iproute2|nodes in network namespaces
+libvirtd|libvirt-daemon libvirt-daemon-driver-qemu|what live migration is compared with
+virsh|libvirt-clients|what live migration is compared with
+'
 programs=$demo_programs
 [ "$wanted" = all ] && programs+=$test_programs
+[ "$wanted" = bench ] && programs+=$bench_programs
 
 export PATH=$PATH:/usr/sbin:/sbin
 missing=()
 packages=()
-add_missing() { # program, package, what for
+add_missing() { # program, packages, what for
+    local all
+    read -ra all <<<"$2"
     missing+=("$1 ($3)")
-    packages+=("$2")
+    packages+=("${all[@]}")
 }
 while IFS='|' read -r program package purpose; do
     [ -n "$program" ] || continue
@@ -144,9 +153,14 @@ if [ "$codename" = bookworm ] && virtiofsd_missing; then
 fi
 [ ${#packages[@]} -gt 0 ] || exit 0
 qemu=()
+libvirt=()
 rest=()
 for p in "${packages[@]}"; do
-    case $p in qemu-system-x86 | qemu-utils) qemu+=("$p") ;; *) rest+=("$p") ;; esac
+    case $p in
+    qemu-system-x86 | qemu-utils) qemu+=("$p") ;;
+    libvirt-*) libvirt+=("$p") ;;
+    *) rest+=("$p") ;;
+    esac
 done
 if [ ${#rest[@]} -gt 0 ]; then
     "${root[@]}" apt-get install -y -qq --no-install-recommends "${rest[@]}"
@@ -161,5 +175,19 @@ if [ ${#qemu[@]} -gt 0 ]; then
     else
         "${root[@]}" apt-get install -y -qq --no-install-recommends "${qemu[@]}"
     fi
+fi
+if [ ${#libvirt[@]} -gt 0 ]; then
+    # Benchmarks start daemons of their own: none is to run beside them, now or after the next boot.
+    for unit in {libvirtd,virtlogd,libvirt-guests}.service libvirtd{,-ro,-admin,-tcp,-tls}.socket virtlogd{,-admin}.socket; do
+        [ -e "/etc/systemd/system/$unit" ] || "${root[@]}" ln -s /dev/null "/etc/systemd/system/$unit"
+    done
+    # As new as QEMU, of which it has to know.
+    suite=()
+    if [ "$codename" = bookworm ]; then
+        add_backports
+        suite=(-t bookworm-backports)
+    fi
+    "${root[@]}" apt-get install -y -qq --no-install-recommends "${suite[@]}" "${libvirt[@]}" ||
+        "${root[@]}" apt-get install -y -qq --no-install-recommends "${libvirt[@]}"
 fi
 say "Installed."

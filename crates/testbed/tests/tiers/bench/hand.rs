@@ -10,6 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use stead_testbed::netns::NetNs;
 use stead_testbed::node::Node;
 
 /// An answer of the monitor takes no longer.
@@ -45,15 +46,20 @@ impl Line {
         line
     }
 
+    /// Whether something stands in one of its words.
+    pub fn contains(&self, text: &str) -> bool {
+        self.0.iter().any(|w| w.contains(text))
+    }
+
     /// What follows a word.
     pub fn option(&self, flag: &str) -> Option<&str> {
         let at = self.0.iter().position(|w| w == flag)?;
         self.0.get(at + 1).map(String::as_str)
     }
 
-    /// Executes it and waits for the monitor's greeting. Its sockets lie in `dir`, as the command line has to say; the
-    /// monitors' are handed over open, as Stead does it.
-    pub fn start(&self, dir: &Path) -> Result<Hand> {
+    /// Executes it, in this network if one is given, and waits for the monitor's greeting. Its sockets lie in `dir`, as the command line has
+    /// to say; the monitors' are handed over open, as Stead does it.
+    pub fn start(&self, dir: &Path, network: Option<&NetNs>) -> Result<Hand> {
         // Left over from an earlier one.
         let _ = fs::remove_dir_all(dir);
         fs::create_dir_all(dir)?;
@@ -68,12 +74,12 @@ impl Line {
             sockets.push(listener);
         }
         let (program, arguments) = words.split_first().context("an empty command line")?;
-        let child = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .with_context(|| format!("starting {program}"))?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        if let Some(network) = network {
+            network.inside(&mut command);
+        }
+        let child = command.spawn().with_context(|| format!("starting {program}"))?;
         drop(sockets);
         let stream = UnixStream::connect(dir.join("qmp"))?;
         stream.set_read_timeout(Some(ANSWER))?;

@@ -7,12 +7,15 @@
 mod events;
 pub mod failover;
 pub mod hand;
+mod libvirt;
 mod memory;
 mod migration;
+mod pair;
 mod start;
 pub mod trace;
 
 use anyhow::{Context, Result};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -72,6 +75,14 @@ impl Figures {
         };
         format!("{} | {} | {} | {}", self.0.len(), cell(self.min()), cell(self.p50()), cell(self.max()))
     }
+
+    /// One cell of a table: min, p50, max; empty where there is nothing.
+    fn cell(&self, decimals: usize) -> String {
+        if self.p50().is_nan() {
+            return String::new();
+        }
+        format!("{:.decimals$}, **{:.decimals$}**, {:.decimals$}", self.min(), self.p50(), self.max())
+    }
 }
 
 impl FromIterator<f64> for Figures {
@@ -87,6 +98,13 @@ fn pid_of(node: &Node, program: &str) -> Result<i32> {
     let all = node.processes();
     let found = all.iter().find(|p| is_it(&p.command)).with_context(|| format!("no {program} runs"))?;
     Ok(found.pid)
+}
+
+/// The one process that has begun to write a trace since these were known.
+fn pids_since(traces: &trace::Traces, known: &BTreeSet<i32>) -> Result<i32> {
+    let new: Vec<i32> = traces.pids().difference(known).copied().collect();
+    anyhow::ensure!(new.len() == 1, "one new QEMU was expected: {new:?}");
+    Ok(new[0])
 }
 
 /// Whether an aim is met, as a cell says it.

@@ -62,7 +62,7 @@ fn with_hands(cluster: &Cluster, line: &Line, traces: &Traces) -> Result<f64> {
     let dir = cluster.dir().join("hand");
     let line = line.with(&run_dir(cluster.node(1), VM), &dir.display().to_string());
     let begin = now();
-    let mut qemu = line.start(&dir)?;
+    let mut qemu = line.start(&dir, None)?;
     qemu.ask("cont", &json!({}))?;
     let status = qemu.ask("query-status", &json!({}))?;
     ensure!(status["status"] == "running", "continued, but: {status}");
