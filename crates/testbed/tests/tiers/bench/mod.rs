@@ -8,9 +8,11 @@ mod events;
 pub mod failover;
 pub mod hand;
 mod libvirt;
+mod many;
 mod memory;
 mod migration;
 mod pair;
+mod saved;
 mod start;
 pub mod trace;
 
