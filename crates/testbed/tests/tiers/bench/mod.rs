@@ -8,6 +8,7 @@ mod events;
 pub mod failover;
 pub mod hand;
 mod libvirt;
+mod local_disks;
 mod many;
 mod memory;
 mod migration;
