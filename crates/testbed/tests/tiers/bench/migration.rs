@@ -39,6 +39,8 @@ pub struct Move {
     whole: f64,
     /// No copy's CPUs ran.
     pause: f64,
+    /// The part of it after the source had sent all: who owns it now, and that it may run.
+    handed: f64,
     mib: f64,
     /// CPU time of all nodes' daemons meanwhile; NaN where none takes part.
     daemons: f64,
@@ -54,9 +56,10 @@ impl Move {
         let running = target.running().context("the target does not run")?;
         let stopped = source.stopped().context("the source has not stopped")?;
         let sending = source.sending().context("the source does not say that it has completed")?;
+        let sent = source.sent().context("the source does not say when it has completed")?;
         let (sending, whole, pause) = (sending * 1e3, (running - begin) * 1e3, (running - stopped) * 1e3);
-        let (daemons, rate) = (f64::NAN, f64::NAN);
-        Ok(Self { sending, whole, pause, mib, daemons, rate, seen: Seen::default() })
+        let (handed, daemons, rate) = ((running - sent) * 1e3, f64::NAN, f64::NAN);
+        Ok(Self { sending, whole, pause, handed, mib, daemons, rate, seen: Seen::default() })
     }
 }
 
@@ -250,6 +253,7 @@ fn report(all: &[Vec<Move>; 4], writes: bool) -> Result<()> {
     let pause: Of = |m| m.pause;
     let aim = if writes { String::new() } else { verdict("max ≤ 100", of(0, pause).max() <= 100.0) };
     row("no vCPU runs anywhere (downtime)", 0, pause, &aim);
+    row("its part after all was sent: the hand-over", 0, |m| m.handed, "");
     row("MiB sent", 0, |m| m.mib, "");
     row("requests lost (one each 20 ms)", 0, |m| m.seen.requests.lost as f64, "");
     row("longest time between two answers", 0, |m| ms(&m.seen.requests), "");

@@ -121,11 +121,16 @@ impl Trace {
         stood
     }
 
+    /// When it said that its state was sent, as the source of its last migration.
+    pub fn sent(&self) -> Option<f64> {
+        self.all("migrate_set_state new state completed").next_back()
+    }
+
     /// How long its state was being sent: from the begin of its last migration to its completion. (A source may have been
     /// a target before.)
     pub fn sending(&self) -> Option<f64> {
         let state = |name: &str| self.all(&format!("migrate_set_state new state {name}")).next_back();
-        Some(state("completed")? - state("setup")?)
+        Some(self.sent()? - state("setup")?)
     }
 }
 
