@@ -1,6 +1,6 @@
 //! One cell: a move, a fault at one of its steps, and what must be true afterwards.
 
-use super::super::support::{BOOT, ha_takes, node_is};
+use super::super::support::{BOOT, node_is};
 use super::bed::Bed;
 use super::kinds::{Before, Fault, Kind, Place, Step, TAKEN, Told};
 use super::spot::{Roles, active, any_active, spot};
@@ -55,8 +55,8 @@ pub async fn run(bed: &mut Bed, kind: &Kind, step: &Step, fault: Fault) -> Resul
     let (was_seen, told) = strike(bed, kind, step, fault, roles).await?;
     // Asked of a node that nothing has befallen.
     let watch = bed.api(if fault == Fault::LeaderOff { roles.source } else { leader })?;
-    let first = settled(bed, kind, &watch).await.with_context(|| format!("afterwards; {told}"))?;
-    check(kind, fault, &first).with_context(|| told.clone())?;
+    let is_right = |found: &Found| check(kind, fault, found);
+    let first = settled(bed, kind, &watch, is_right).await.with_context(|| format!("afterwards; {told}"))?;
     let after = goes_on(bed, kind, &watch, &first).await.with_context(|| told.clone())?;
     let keeps_memory = kind.keeps_running || matches!(kind.name, "suspend" | "resume");
     if keeps_memory && bed.shows_writes() && !fault.kills_guests() {
@@ -67,48 +67,64 @@ pub async fn run(bed: &mut Bed, kind: &Kind, step: &Step, fault: Fault) -> Resul
     Ok(format!("{}{late}; {told}", first.tell(roles)))
 }
 
-/// Puts the VM on the source, as it is to be before the move.
+/// Puts the VM, which runs, on the source, as it is to be before the move.
 async fn place(bed: &Bed, kind: &Kind, roles: Roles) -> Result<()> {
     let api = bed.api(roles.source)?;
-    for n in 0..3 {
-        // One that was off, or cut off, may have to enter the cluster anew.
-        ha_takes(bed.cluster(), &api, n).await?;
-    }
-    let row =
-        until("the VM is known", SETTLED, async || bed.cluster().guest_row(&api, bed.vmid()).await.map(Some))
-            .await?;
-    let at = bed.cluster().number(row["node"].as_str().unwrap_or_default())?;
-    if kind.place == Place::Local {
-        order(bed, &api, at, "status/stop", &[]).await?;
-    }
-    if at != roles.source {
-        let target = bed.cluster().node(roles.source).name().to_owned();
+    // What a node tells of all guests may be of a moment ago.
+    let at = until("the VM is where it is said to be", SETTLED, async || {
+        let row = bed.cluster().guest_row(&api, bed.vmid()).await?;
+        let at = bed.cluster().number(row["node"].as_str().unwrap_or_default())?;
+        api.get(&format!("{}/config", bed.path(at))).await.map(|_| Some(at))
+    })
+    .await?;
+    let (source, mut runs) = (roles.source, true);
+    if at != source {
+        let target = bed.cluster().node(source).name().to_owned();
         let form = match kind.place {
-            Place::Local => [("target", target), ("targetstorage", bed.own_storage(roles.source))],
+            Place::Local => {
+                ordered(bed, &api, at, "status/stop", &[]).await?;
+                runs = false;
+                [("target", target), ("targetstorage", bed.own_storage(source))]
+            }
             Place::Shared | Place::Snapshots => [("target", target), ("online", "1".to_owned())],
         };
-        order(bed, &api, at, "migrate", &form).await.context("moving it to the source")?;
+        ordered(bed, &api, at, "migrate", &form).await.context("moving it to the source")?;
     }
-    let source = roles.source;
     match kind.before {
-        Before::Runs | Before::HasSnapshot => {}
-        Before::IsStopped if kind.place == Place::Local => {}
-        Before::IsStopped => order(bed, &api, source, "status/stop", &[]).await?,
+        Before::Runs | Before::HasSnapshot if runs => {}
+        Before::Runs | Before::HasSnapshot => ordered(bed, &api, source, "status/start", &[]).await?,
+        Before::IsStopped if !runs => {}
+        Before::IsStopped => ordered(bed, &api, source, "status/stop", &[]).await?,
         Before::IsSuspended => {
             let form = [("todisk", "1".to_owned()), ("statestorage", "far".to_owned())];
-            order(bed, &api, source, "status/suspend", &form).await?;
+            ordered(bed, &api, source, "status/suspend", &form).await?;
         }
     }
     let config = api.get(&format!("{}/config", bed.path(source))).await?;
     if config["virtio0"].as_str().is_some_and(|v| v.starts_with("far:")) {
         let form = [("disk", "virtio0"), ("storage", "shared"), ("delete", "1")];
-        order(bed, &api, source, "move_disk", &form.map(|(k, v)| (k, v.to_owned()))).await?;
+        ordered(bed, &api, source, "move_disk", &form.map(|(k, v)| (k, v.to_owned()))).await?;
     }
     if api.get(&format!("{}/snapshot/{TAKEN}/config", bed.path(source))).await.is_ok() {
         let upid = api.delete(&format!("{}/snapshot/{TAKEN}", bed.path(source))).await?;
         api.wait_task(&upid, BOOT).await?;
     }
     Ok(())
+}
+
+/// Carries out a call on the VM beside the move, as soon as its nodes have entered the cluster again, which takes a moment.
+async fn ordered(bed: &Bed, api: &ApiClient, node: usize, call: &str, form: &[(&str, String)]) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        match order(bed, api, node, call, form).await {
+            Err(e)
+                if format!("{e:#}").contains("re-entered the cluster yet") && began.elapsed() < SETTLED =>
+            {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Carries out a call on the VM to its end.
@@ -220,14 +236,20 @@ async fn end_of(bed: &Bed, kind: &Kind, roles: Roles, upid: Option<&str>) -> Res
     Ok(format!("{given_up}{}", status["exitstatus"].as_str().unwrap_or("(no status)")))
 }
 
-/// Waits until all is well, and stands still.
-async fn settled(bed: &Bed, kind: &Kind, api: &ApiClient) -> Result<Found> {
+/// Waits until all is well, and stands still, and is right.
+async fn settled(
+    bed: &Bed,
+    kind: &Kind,
+    api: &ApiClient,
+    is_right: impl Fn(&Found) -> Result<()>,
+) -> Result<Found> {
     for n in 0..3 {
         node_is(bed.cluster(), api, n, true).await?;
     }
     let began = Instant::now();
     loop {
-        let why = match look(bed, kind, api).await {
+        let seen = look(bed, kind, api).await.and_then(|found| is_right(&found).map(|()| found));
+        let why = match seen {
             Ok(found) => return Ok(found),
             Err(why) => why,
         };
@@ -288,16 +310,23 @@ fn check(kind: &Kind, fault: Fault, found: &Found) -> Result<()> {
 /// The VM goes on: what was begun and can only be repeated is, and it starts if it does not run. What it has written last.
 async fn goes_on(bed: &Bed, kind: &Kind, api: &ApiClient, found: &Found) -> Result<Option<Cell>> {
     if found.lock.as_deref() == Some("rollback") {
-        order(bed, api, found.node, kind.call, &[]).await.context("going back again")?;
+        ordered(bed, api, found.node, kind.call, &[]).await.context("going back again")?;
     }
-    let now = settled(bed, kind, api).await?;
+    let now = settled(bed, kind, api, |_| Ok(())).await?;
     if !now.runs {
         // A node that has just come back may not have known of a lock when it was asked.
-        let start = async || order(bed, api, now.node, "status/start", &[]).await.map(Some);
+        let start = async || match order(bed, api, now.node, "status/start", &[]).await {
+            // What was to go on has, meanwhile.
+            Err(e) if format!("{e:#}").contains("already running") => Ok(Some(())),
+            done => done.map(Some),
+        };
         until("it starts", SETTLED, start).await?;
     }
-    let now = settled(bed, kind, api).await.context("started")?;
-    ensure!(now.runs && now.lock.is_none(), "it was started, and is {now:?}");
+    let is_up = |found: &Found| {
+        ensure!(found.runs && found.lock.is_none(), "it was started, and is {found:?}");
+        Ok(())
+    };
+    let now = settled(bed, kind, api, is_up).await.context("started")?;
     let cell = bed.read_disk(&now.config)?;
     if !bed.shows_writes() {
         ensure!(cell.is_none_or(|c| c.conflicts == 0), "it ran twice: {cell:?}");

@@ -209,6 +209,23 @@ pub const CARRIED: Kind = Kind {
     ..OFFLINE
 };
 
+pub const ALONG: Kind = Kind {
+    name: "along",
+    place: Place::Local,
+    more: |told| {
+        let also = [("online", "1"), ("with-local-disks", "1")].map(|(k, v)| (k, v.to_owned()));
+        [with_disks(told), also.to_vec()].concat()
+    },
+    steps: &[
+        step("room", At::Volume).slowed("1024"),
+        step("mirroring", At::Log("mirroring")).slowed("1024").writing(),
+        step("in-step", At::Log("copied 100")),
+        step("settled", At::Log("the disks are the same")),
+        step("handed", At::Moved),
+    ],
+    ..LIVE
+};
+
 pub const DISK: Kind = Kind {
     name: "disk",
     before: Before::IsStopped,

@@ -97,6 +97,7 @@ macro_rules! kinds {
 
 kinds! {
     live: LIVE,
+    live_with_local_disks: ALONG,
     quick: QUICK,
     offline: OFFLINE,
     offline_with_local_disks: CARRIED,

@@ -24,7 +24,7 @@ pub enum At {
     Locked(&'static str),
     /// It has none any more.
     Unlocked,
-    /// The target has the VM's configuration.
+    /// The target says that the VM is its own.
     Moved,
 }
 
@@ -150,15 +150,13 @@ pub async fn spot(
     }
     let asked = if at == At::Moved { roles.target } else { roles.source };
     let api = bed.api(asked)?;
-    let path = format!("{}/config", bed.path(asked));
+    let (path, target) = (format!("{}/config", bed.path(asked)), bed.cluster().node(roles.target).name());
     loop {
         let (_, is_over) = on_disk.look();
-        let config = api.get(&path).await;
-        let is_there = match (at, &config) {
-            (At::Moved, Ok(_)) => true,
-            (At::Locked(lock), Ok(config)) => config["lock"] == lock,
-            (At::Unlocked, Ok(config)) => config["lock"].is_null(),
-            _ => false,
+        let is_there = match at {
+            At::Moved => bed.cluster().guest_row(&api, bed.vmid()).await.is_ok_and(|r| r["node"] == target),
+            At::Locked(lock) => api.get(&path).await.is_ok_and(|config| config["lock"] == lock),
+            _ => api.get(&path).await.is_ok_and(|config| config["lock"].is_null()),
         };
         if is_there {
             return Ok(true);
