@@ -24,11 +24,17 @@ enum Luck {
     Lost,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    Live,
+    /// Disks go along.
+    WithDisks,
+    Quick,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Act {
-    Begin {
-        quick: bool,
-    },
+    Begin(How),
     Suspend,
     Start(usize),
     /// The plan's next command is carried out.
@@ -68,7 +74,7 @@ struct Moving {
     plan: Migration,
     todo: VecDeque<Command>,
     source: usize,
-    quick: bool,
+    how: How,
     /// What was read when it was begun, with its lock.
     seen: u64,
 }
@@ -228,7 +234,8 @@ impl World {
         self.nodes[n].loading = Some(volume);
     }
 
-    fn begin(&mut self, quick: bool) {
+    fn begin(&mut self, how: How) {
+        let quick = how == How::Quick;
         let source = self.owner();
         let is_ready = self.nodes[source].is_up && self.config.current.lock().is_none();
         if self.moving.is_some() || !is_ready || self.state(source) != Some(RunState::Running) {
@@ -239,9 +246,8 @@ impl World {
         } else {
             self.commit(source, |_, config| config.current.set("lock", "migrate").unwrap());
         }
-        let (plan, first) = Migration::begin(vmid(), node(1 - source), self.own.epoch);
-        self.moving =
-            Some(Moving { plan, todo: VecDeque::from([first]), source, quick, seen: self.revision });
+        let (plan, first) = Migration::begin(vmid(), node(1 - source), self.own.epoch, how == How::WithDisks);
+        self.moving = Some(Moving { plan, todo: VecDeque::from([first]), source, how, seen: self.revision });
     }
 
     fn hears(&mut self, event: Event) {
@@ -254,7 +260,8 @@ impl World {
     fn next(&mut self, luck: Luck) {
         let Some(moving) = &mut self.moving else { return };
         let Some(command) = moving.todo.pop_front() else { return };
-        let (source, quick, epoch, seen) = (moving.source, moving.quick, moving.plan.epoch, moving.seen);
+        let (source, how, epoch, seen) = (moving.source, moving.how, moving.plan.epoch, moving.seen);
+        let quick = how == How::Quick;
         let event = match command {
             Command::Finish(result) => {
                 self.moving = None;
@@ -267,8 +274,10 @@ impl World {
                 self.end_copy(source);
                 return;
             }
+            // The copies of its disks are jobs of its process, which has no state for them.
+            Command::EndMirrors => return,
             command if quick => self.next_quick(source, &command, luck, seen),
-            command => self.next_live(source, &command, luck, seen),
+            command => self.next_live(source, &command, luck, (seen, how)),
         };
         self.hears(event);
     }
@@ -298,7 +307,7 @@ impl World {
         }
     }
 
-    fn next_live(&mut self, source: usize, command: &Command, luck: Luck, seen: u64) -> Event {
+    fn next_live(&mut self, source: usize, command: &Command, luck: Luck, (seen, how): (u64, How)) -> Event {
         let (target, failed) = (1 - source, || Event::Failed("broken".into()));
         match *command {
             Command::PrepareTarget { epoch } => {
@@ -315,11 +324,29 @@ impl World {
                 if !both || !matches!(luck, Luck::Well) {
                     return failed();
                 }
-                self.set(source, RunState::Postmigrate);
-                self.set(target, RunState::Received);
-                Event::Completed
+                if how == How::WithDisks {
+                    self.set(source, RunState::Paused);
+                    return Event::Held;
+                }
+                self.sent(source)
             }
-            Command::CancelSending => failed(),
+            Command::MirrorDisks if matches!(luck, Luck::Well) => Event::DisksInStep,
+            // Mirrors of a guest that runs are not ended so.
+            Command::SettleDisks
+                if matches!(luck, Luck::Well) && self.state(source) == Some(RunState::Paused) =>
+            {
+                Event::DisksSettled
+            }
+            Command::SendRest if matches!(luck, Luck::Well) => {
+                let both = self.state(source) == Some(RunState::Paused)
+                    && self.state(target) == Some(RunState::Inmigrate);
+                if both { self.sent(source) } else { failed() }
+            }
+            Command::MirrorDisks | Command::SettleDisks | Command::SendRest => failed(),
+            Command::CancelSending => {
+                self.cancelled(source);
+                failed()
+            }
             Command::ProposeHandover { to, .. } => self.handover(source, false, luck, (to, seen)),
             Command::AskTargetToRun => {
                 if matches!(luck, Luck::Well | Luck::Unheard) && self.nodes[target].process.is_some() {
@@ -338,7 +365,20 @@ impl World {
                 Event::TargetEnded
             }
             Command::ContinueSource => self.continue_source(source),
-            Command::EndSource | Command::Finish(_) => unreachable!(),
+            Command::EndSource | Command::EndMirrors | Command::Finish(_) => unreachable!(),
+        }
+    }
+
+    fn sent(&mut self, source: usize) -> Event {
+        self.set(source, RunState::Postmigrate);
+        self.set(1 - source, RunState::Received);
+        Event::Completed
+    }
+
+    /// What is held goes on where it is.
+    fn cancelled(&mut self, source: usize) {
+        if self.state(source) == Some(RunState::Paused) {
+            self.set(source, RunState::Running);
         }
     }
 
@@ -376,7 +416,12 @@ impl World {
                 self.unsave(source);
                 self.continue_source(source)
             }
-            Command::EndSource | Command::Finish(_) => unreachable!(),
+            Command::MirrorDisks
+            | Command::SettleDisks
+            | Command::SendRest
+            | Command::EndMirrors
+            | Command::EndSource
+            | Command::Finish(_) => unreachable!(),
         }
     }
 
@@ -394,6 +439,7 @@ impl World {
             return;
         }
         match claim(Some(&self.own), &node(n), epoch) {
+            Claim::Owner if saved::is_saved(&self.config) => self.end_copy(n),
             Claim::Owner if self.own.running && state == RunState::Received => self.set(n, RunState::Running),
             Claim::Heir if self.moving.is_none() => self.end_incoming(n),
             _ => {}
@@ -458,7 +504,7 @@ impl World {
         }
         let process = self.nodes[n].process.clone();
         let seen = process.as_ref().map(|p| (&p.state, p.epoch));
-        match decide(seen, Some(&self.own), &node(n), false, true) {
+        match decide(seen, Some(&self.own), &node(n), false, true, saved::is_saved(&self.config)) {
             Step::Destroy => self.end_copy(n),
             Step::Await => {
                 self.nodes[n].follows = true;
@@ -482,7 +528,10 @@ impl World {
             // A process that reads what its daemon began to read is not known any more.
             _ if self.state(n) == Some(RunState::Inmigrate) => {}
             Some(_) if self.config.current.get("vmstate").is_some() => self.unsave(n),
-            Some(_) => self.commit(n, |_, config| drop(config.current.remove("lock"))),
+            Some(_) => {
+                self.cancelled(n);
+                self.commit(n, |_, config| drop(config.current.remove("lock")));
+            }
         }
     }
 
@@ -500,7 +549,7 @@ impl World {
 
     fn act(&mut self, act: Act) {
         match act {
-            Act::Begin { quick } => self.begin(quick),
+            Act::Begin(how) => self.begin(how),
             Act::Suspend => self.suspends(),
             Act::Start(n) => self.starts(n),
             Act::Next(luck) => self.next(luck),
@@ -574,7 +623,7 @@ fn luck() -> impl Strategy<Value = Luck> {
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        2 => any::<bool>().prop_map(|quick| Act::Begin { quick }),
+        2 => prop_oneof![Just(How::Live), Just(How::WithDisks), Just(How::Quick)].prop_map(Act::Begin),
         1 => Just(Act::Suspend),
         2 => (0..2_usize).prop_map(Act::Start),
         12 => luck().prop_map(Act::Next),

@@ -30,13 +30,15 @@ pub enum Step {
     RecordStopped,
 }
 
-/// Decides for one guest on node `me`. `guarded`: the fence process knows it under its epoch.
+/// Decides for one guest on node `me`. `guarded`: the fence process knows it under its epoch. `is_saved`: it is to go on with its memory
+/// on disk.
 pub fn decide(
     process: Option<(&RunState, Epoch)>,
     own: Option<&Ownership>,
     me: &NodeName,
     ha: bool,
     guarded: bool,
+    is_saved: bool,
 ) -> Step {
     let Some((state, epoch)) = process else {
         return match own {
@@ -48,6 +50,8 @@ pub fn decide(
         (Claim::Owner, Some(o)) => match state {
             // A copy that waited for a hand-over which never came; the guest came here in another way.
             RunState::Inmigrate | RunState::Received | RunState::Postmigrate if !o.running => Step::Destroy,
+            // What it has may be of another time: of a live move that came to nothing. What is on disk is whole, and is read anew.
+            RunState::Inmigrate | RunState::Received if is_saved => Step::Destroy,
             RunState::Received | RunState::Postmigrate => Step::Reclaim,
             // A start whose daemon ended half-way: it never ran, and whoever wants it running starts it again.
             RunState::Prelaunch => Step::Destroy,
@@ -120,12 +124,18 @@ impl Ops {
         let ha = self.ha_maintains(vmid)?;
         let seen = process.as_ref().map(|p| (&p.state, p.epoch));
         let guarded = guarded.is_some() && guarded == process.as_ref().map(|p| p.epoch);
-        let step = decide(seen, own.as_ref(), &self.me.name, ha, guarded);
+        let is_saved = guest.as_ref().is_some_and(super::suspend::is_saved);
+        let step = decide(seen, own.as_ref(), &self.me.name, ha, guarded, is_saved);
         if !matches!(step, Step::Nothing | Step::Await) {
             tracing::info!("guest {vmid} ({}): {step:?}", service(vmid));
         }
         match (step, process, guest) {
-            (Step::Destroy, Some(_), _) => self.destroy_copy(vmid).await?,
+            (Step::Destroy, Some(_), _) => {
+                self.destroy_copy(vmid).await?;
+                if is_saved && own.is_some_and(|o| o.owner == self.me.name && o.running) {
+                    self.resume_moved(vmid);
+                }
+            }
             (Step::Await, Some(p), Some(g)) => self.await_handover(vmid, p.epoch, g.own.value.owner),
             (Step::Reclaim, Some(_), Some(g)) => self.reclaim(g).await?,
             (Step::Arm, Some(p), Some(g)) => self.arm(&g, &p).await?,
@@ -241,7 +251,7 @@ mod tests {
         ha: bool,
         guarded: bool,
     ) -> Step {
-        decide(process, own, &"n1".parse().unwrap(), ha, guarded)
+        decide(process, own, &"n1".parse().unwrap(), ha, guarded, false)
     }
 
     /// Another node's.
@@ -280,6 +290,15 @@ mod tests {
             let waits = Some((&state, Epoch(4)));
             assert_eq!(decided(waits, Some(&own(4, false, false)), true, true), Step::Destroy);
         }
+    }
+
+    #[test]
+    fn what_goes_on_from_disk_is_not_what_a_copy_has_that_waited() {
+        let me = "n1".parse().unwrap();
+        let step = |state| decide(Some((&state, Epoch(4))), Some(&own(4, true, true)), &me, true, true, true);
+        assert_eq!(step(RunState::Inmigrate), Step::Destroy);
+        assert_eq!(step(RunState::Received), Step::Destroy);
+        assert_eq!(step(RunState::Postmigrate), Step::Reclaim, "its memory is the last");
     }
 
     #[test]
