@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use stead_conf::Txn;
+use stead_driver::guest::Incoming;
 use stead_driver::storage::{NewVolume, StorageDriver};
 use stead_model::{Epoch, GuestKind, Ownership, paths};
 use stead_ops::guest::Asked;
 use stead_ops::guest::carry::{Carried, RoomRequest};
+use stead_ops::guest::incoming::{ContinueRequest, IncomingRequest};
 use stead_ops::guest::migrate::MigrateOptions;
 use stead_ops::store;
 use stead_ops_testing::{Node, name, root, vmid};
@@ -160,4 +162,42 @@ async fn what_is_being_freed_is_out_of_reach_of_a_late_hand_over() {
     node.storage("local").set_failing(None);
     node.ops.reconcile().await.unwrap();
     assert_eq!((record(&node), volumes(&node).await.len()), (None, 0));
+}
+
+/// A source that misbehaves names what it likes: lent is what was made for it, while it is.
+#[tokio::test]
+async fn a_copy_lends_what_was_made_for_its_source_and_nothing_else() {
+    let (node, mut request) = asked().await;
+    let incoming = |config: String| IncomingRequest {
+        vmid: vmid(100),
+        epoch: Epoch(5),
+        source: name("n3"),
+        config,
+        incoming: Incoming::stream("fake-1.0", "tcg"),
+        ha: false,
+        attempt: 1,
+        lends: vec!["scsi0".to_owned()],
+    };
+    let refused = async |config: &str| {
+        let why = node.ops.incoming(incoming(config.to_owned())).await.unwrap_err().to_string();
+        assert!(why.contains("'scsi0'") && why.contains("has made for node 'n3'"), "{why}");
+        assert!(node.ops.guests.state(vmid(100)).await.is_none());
+    };
+    refused(CONFIG).await;
+    request.volumes[0].disk = Some(("scsi0".to_owned(), 1 << 20));
+    node.ops.make_room(request).await.unwrap();
+    let made = format!("scsi0: {},size=1M\n", volumes(&node).await[0]);
+    for other in [CONFIG, "scsi0: /dev/sda\n", "scsi1: local:100/vm-100-disk-0.qcow2\n"] {
+        refused(other).await;
+    }
+    node.ops.incoming(incoming(made)).await.unwrap();
+    assert!(node.ops.guests.disk_inlet(vmid(100)).await.is_ok());
+    let copy = |attempt| ContinueRequest { vmid: vmid(100), epoch: Epoch(5), attempt };
+    assert!(node.ops.disks_sent(&copy(2)).await.is_err(), "another attempt");
+    // It is kept on disk, for which it has to be there.
+    let path = node.ops.resolve_volume(&volumes(&node).await[0].parse().unwrap()).await.unwrap().path;
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, "").unwrap();
+    node.ops.disks_sent(&copy(1)).await.unwrap();
+    assert!(node.ops.guests.disk_inlet(vmid(100)).await.is_err(), "it lends none any more");
 }

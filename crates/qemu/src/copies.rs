@@ -142,6 +142,10 @@ async fn progress(guest: &Guest) -> Answer<CopyProgress> {
 
 /// Whether each write reaches both places before the guest hears of it. A mirror that is whole is made so.
 async fn in_step(guest: &Guest) -> Answer<bool> {
+    if guest.monitor(COPY).await?.version() < CHANGES {
+        // It copies so from the beginning, and is so when it is ready; that it is, it does not tell in words of its own.
+        return Ok(true);
+    }
     let all = guest.ask(COPY, "query-block-jobs", json!({})).await?;
     let ours = |j: &&Value| j["device"].as_str().is_some_and(|id| id.starts_with(PREFIX));
     let mut all = all.as_array().into_iter().flatten().filter(ours).peekable();
@@ -152,11 +156,9 @@ async fn in_step(guest: &Guest) -> Answer<bool> {
         if mirror["actively-synced"] == true {
             continue;
         }
-        if guest.monitor(COPY).await?.version() >= CHANGES {
-            let id = mirror["device"].clone();
-            let arguments = json!({ "id": id, "type": "mirror", "copy-mode": "write-blocking" });
-            guest.ask(COPY, "block-job-change", arguments).await?;
-        }
+        let id = mirror["device"].clone();
+        let arguments = json!({ "id": id, "type": "mirror", "copy-mode": "write-blocking" });
+        guest.ask(COPY, "block-job-change", arguments).await?;
         return Ok(false);
     }
     Ok(true)

@@ -135,7 +135,7 @@ pub async fn can_write_memory(guest: &Guest) -> Result<(), GuestError> {
     let wanted = with_capabilities(
         &told(guest, MEMORY).await?,
         &["events", "background-snapshot"],
-// One that came here itself has been told to open its disks late.
+        // One that came here itself has been told to open its disks late.
         &["return-path", "auto-converge", "mapped-ram", "late-block-activate", HOLD, MULTIFD],
     );
     let until = tokio::time::Instant::now() + LETS_GO;

@@ -16,6 +16,7 @@ use super::tunnel::Tunnel;
 use crate::OpsError;
 use crate::peers::call;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use stead_driver::guest::{CopyKind, CopyPhase, CopyTo, DiskCopy};
@@ -48,6 +49,12 @@ impl Along {
     pub(super) fn keys(&self) -> Vec<String> {
         self.disks.iter().map(|d| d.disk.clone()).collect()
     }
+
+    /// Cuts the connections to the target's disks: whatever waits for an answer of a target that hangs has failed then.
+    fn cut(&self) {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = std::fs::remove_file(&self.socket);
+    }
 }
 
 impl Source<'_> {
@@ -63,7 +70,9 @@ impl Source<'_> {
         let done = match begun.await {
             Ok(along) => {
                 self.along = Some(along);
-                self.live().await
+                let done = self.live().await;
+                self.along.iter().for_each(Along::cut);
+                done
             }
             Err(e) => {
                 self.ops.clear_lock(vmid).await;
@@ -120,7 +129,11 @@ impl Source<'_> {
             let tell = Telling::new(self.cx, Some(along.size));
             self.ops.follow_copies(self.cx, self.vmid(), CopyPhase::InStep, &tell).await
         };
-        match mirrored.await {
+        let done = mirrored.await;
+        if done.is_err() {
+            along.cut();
+        }
+        match done {
             Ok(()) => Event::DisksInStep,
             Err(_) if self.cx.is_cancelled() => Event::CancelRequested,
             Err(e) => Event::Failed(e.to_string()),
@@ -166,17 +179,27 @@ impl Source<'_> {
                 ));
                 Event::DisksSettled
             }
-            Ok(Err(e)) => Event::Failed(e.to_string()),
-            Err(_) => Event::Failed(format!(
-                "its disks were not the same on both nodes within {} s of its standing still",
-                SETTLE.as_secs()
-            )),
+            Ok(Err(e)) => {
+                along.cut();
+                Event::Failed(e.to_string())
+            }
+            Err(_) => {
+                along.cut();
+                Event::Failed(format!(
+                    "its disks were not the same on both nodes within {} s of its standing still",
+                    SETTLE.as_secs()
+                ))
+            }
         }
     }
 
     /// Ends mirrors of a VM that stays.
     pub(super) async fn end_mirrors(&self) {
+        if let Some(along) = &self.along {
+            along.cut();
+        }
         if let Err(e) = self.ops.guests.end_copies(self.vmid()).await {
+            self.is_stuck.store(true, Ordering::Relaxed);
             self.cx.warn(format!("copies of its disks may still be under way: {e}"));
         }
     }

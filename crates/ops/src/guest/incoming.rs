@@ -4,6 +4,7 @@
 //! may come late: the guest may have been paused by its user since, or sent on to a third node, and a copy that was sent on must
 //! never run again unless its hand-over was taken back. For the same reason a word to end a copy names the attempt that made it.
 
+use super::loose;
 use crate::peers::call;
 use crate::{Ops, OpsError};
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use stead_driver::guest::{GuestError, Incoming, RunState};
 use stead_guest::copy::{Claim, claim};
+use stead_model::vmconfig::Disk;
 use stead_model::{Epoch, NodeName, Ownership, Vmid, paths};
 
 /// How often the source is asked whether it still migrates, while no commit comes.
@@ -176,6 +178,7 @@ impl Ops {
             )));
         }
         self.guest_locks.incoming.announce(rq.vmid, rq.epoch, &rq.source, rq.attempt);
+        let lent = self.may_lend(&rq)?;
         guest.config.value = rq.config;
         guest.own.value.epoch = rq.epoch;
         let streams = self.guests.streams(None, rq.incoming.streams).await;
@@ -190,8 +193,8 @@ impl Ops {
             let _ = self.fence.forget(rq.vmid).await;
             return Err(e.into());
         }
-        if !rq.lends.is_empty()
-            && let Err(e) = self.guests.lend_disks(rq.vmid, &rq.lends).await
+        if !lent.is_empty()
+            && let Err(e) = self.guests.lend_disks(rq.vmid, &lent).await
         {
             self.destroy_copy(rq.vmid).await?;
             return Err(e.into());
@@ -231,6 +234,27 @@ impl Ops {
         })
     }
 
+    /// The disks that a copy is to lend: on volumes that this node has made for that source alone.
+    fn may_lend(&self, rq: &IncomingRequest) -> Result<Vec<String>, OpsError> {
+        if rq.lends.is_empty() {
+            return Ok(vec![]);
+        }
+        let made = self.conf.view(|t| loose::of(t, &self.me.name, rq.vmid))?.map(|found| found.value);
+        let made = made.filter(|made| made.source.as_ref() == Some(&rq.source) && !made.claimed);
+        let made = made.map(|made| made.volumes).unwrap_or_default();
+        let disks = super::config::parse(&rq.config)?.current.disks()?;
+        for key in &rq.lends {
+            let volume = disks.iter().find(|d| d.key == *key).and_then(Disk::volume);
+            if !volume.is_some_and(|v| made.iter().any(|m| m.is_same(v))) {
+                return Err(OpsError::failed(format!(
+                    "disk '{key}' of guest {} is on nothing that node '{}' has made for node '{}'",
+                    rq.vmid, self.me.name, rq.source
+                )));
+            }
+        }
+        Ok(rq.lends.clone())
+    }
+
     /// The source has sent all of the disks: nobody writes them any more until the copy runs.
     pub async fn disks_sent(&self, copy: &ContinueRequest) -> Result<(), OpsError> {
         let vmid = copy.vmid;
@@ -242,7 +266,17 @@ impl Ops {
                 process.epoch
             )));
         }
-        Ok(self.guests.end_lending(vmid).await?)
+        self.guests.end_lending(vmid).await?;
+        // Also of a disk whose own options have nothing flushed: the source's is removed soon.
+        let made = self.conf.view(|t| loose::of(t, &self.me.name, vmid))?.map(|found| found.value.volumes);
+        for volume in made.unwrap_or_default() {
+            let path = self.resolve_volume(&volume).await?.path;
+            let kept = move || std::fs::File::open(&path)?.sync_all();
+            let kept =
+                tokio::task::spawn_blocking(kept).await.map_err(|e| OpsError::failed(e.to_string()))?;
+            kept.map_err(|e| OpsError::failed(format!("'{volume}' could not be kept on disk: {e}")))?;
+        }
+        Ok(())
     }
 
     /// Watches the record of a copy that waits: continues it on the commit, ends it when that can't come. Repeating it is
@@ -296,7 +330,11 @@ impl Ops {
     }
 
     fn fate_of(&self, vmid: Vmid, epoch: Epoch) -> Result<Fate, OpsError> {
-        Ok(fate(self.ownership(vmid)?.as_ref(), &self.me.name, epoch))
+        match fate(self.ownership(vmid)?.as_ref(), &self.me.name, epoch) {
+            // Handed over was its memory on disk, and this copy is of an earlier move that came to nothing.
+            Fate::Ours if super::suspend::is_saved(&self.guest_at(vmid)?) => Ok(Fate::Never),
+            fate => Ok(fate),
+        }
     }
 
     /// Whether the source says that it migrates the guest. Silence counts as yes: it may be committing.

@@ -18,7 +18,7 @@ use crate::{Actor, Ops, OpsError};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stead_conf::{Tree, TxnError};
@@ -110,6 +110,8 @@ pub(super) struct Source<'a> {
     quick: bool,
     /// Its memory is on disk, and it is to go on with it.
     was_suspended: bool,
+    /// Its user had paused it.
+    was_paused: bool,
     /// Names this attempt to the target.
     attempt: u64,
     /// The disks that go along while it runs.
@@ -118,6 +120,10 @@ pub(super) struct Source<'a> {
     stream: Mutex<Option<Tunnel>>,
     /// How many streams its memory goes by: as many as are wanted, and then as many as the target takes.
     streams: AtomicU8,
+    /// A proposal is on its way of which nobody knows what became of it.
+    is_open: AtomicBool,
+    /// It could not be continued, or its disks may still be copied: its lock stays, for whoever finds it to end that.
+    pub(super) is_stuck: AtomicBool,
 }
 
 impl Ops {
@@ -144,6 +150,12 @@ impl Ops {
             Verdict::ByHa if options.quick.is_some() => {
                 return Err(OpsError::failed(format!(
                     "VM {vmid} is under HA, which moves it live: take it from under HA first, or migrate it live"
+                )));
+            }
+            Verdict::ByHa if running && options.with_local_disks && !self.shares_all(&guest)? => {
+                return Err(OpsError::failed(format!(
+                    "VM {vmid} is under HA, which moves no VM with disks that its node alone has while it runs: take it from under HA \
+                     first, or stop it"
                 )));
             }
             Verdict::ByHa => {
@@ -242,7 +254,7 @@ impl Ops {
             )));
         }
         let own = super::config::parse(&guest.config.value)?.current.migrate_speed()?;
-        let limit = options.bwlimit.filter(|k| *k > 0).map(|k| k * 1024).or(own);
+        let limit = super::copies::limit(options.bwlimit).or(own);
         let far = self.streams_to(cx, &target.value, options.network.as_ref())?;
         let ha = self.ha_maintains(vmid)?;
         let guest = match &options.quick {
@@ -261,10 +273,13 @@ impl Ops {
             ha,
             quick: options.quick.is_some(),
             was_suspended: saved::is_saved(&config),
+            was_paused: facts.process == Process::Paused,
             attempt: rand::random(),
             along: None,
             stream: Mutex::default(),
             streams: AtomicU8::new(options.streams.unwrap_or(1)),
+            is_open: AtomicBool::new(false),
+            is_stuck: AtomicBool::new(false),
         };
         match (live, carried.is_empty()) {
             (true, true) => source.live().await,
@@ -326,7 +341,7 @@ impl Source<'_> {
         while let Some(command) = queue.pop_front() {
             if let Command::Finish(result) = command {
                 // Memory that may still be written is ended by whoever finds the lock.
-                if result.is_err() && !self.quick {
+                if result.is_err() && !self.quick && !self.is_stuck.load(Ordering::Relaxed) {
                     self.ops.clear_lock(vmid).await;
                 }
                 return result.map_err(|why| OpsError::failed(format!("migration aborted: {why}")));
@@ -466,9 +481,9 @@ impl Source<'_> {
     async fn follow(&self, mut seen: MigrationPhase) -> Result<Event, OpsError> {
         let mut last_log = std::time::Instant::now();
         // Once it was held its disks are not copied any more.
-        let copies = seen == MigrationPhase::None;
+        let is_first = seen == MigrationPhase::None;
         let mut copied =
-            pin!(async { if copies { self.mirrors_fail().await } else { std::future::pending().await } });
+            pin!(async { if is_first { self.mirrors_fail().await } else { std::future::pending().await } });
         loop {
             let progress = tokio::select! {
                 p = self.ops.guests.migration_changed(self.vmid(), seen) => p?,
@@ -482,7 +497,7 @@ impl Source<'_> {
             if seen.is_terminal() {
                 return Ok(self.ended(&progress));
             }
-            if seen == MigrationPhase::Held {
+            if seen == MigrationPhase::Held && is_first {
                 return Ok(Event::Held);
             }
             if last_log.elapsed() >= Duration::from_secs(1) {
@@ -521,8 +536,11 @@ impl Source<'_> {
             Ok(()) => Event::Committed,
             Err(HandoverError::Txn(TxnError::Refused(_))) => self.read_outcome(to).await,
             // Nothing was proposed: the configuration cannot be read any more.
-            Err(HandoverError::Ops(e)) => Event::RefusedStillOurs(e.to_string()),
+            Err(HandoverError::Ops(e)) if !self.is_open.load(Ordering::Relaxed) => {
+                Event::RefusedStillOurs(e.to_string())
+            }
             Err(e) => {
+                self.is_open.store(true, Ordering::Relaxed);
                 self.cx.log(format!("hand-over: {e}; asking again"));
                 tokio::time::sleep(ASK_AGAIN).await;
                 Event::Unknown(e.to_string())
@@ -692,12 +710,16 @@ impl Source<'_> {
         let result = match state {
             None => Err(OpsError::failed(format!("VM {vmid} has ended"))),
             Some(RunState::Running) => Ok(()),
+            Some(RunState::Paused) if self.was_paused => Ok(()),
             Some(_) if own.armed => self.ops.run_under_lease(vmid, own.epoch).await,
             Some(_) => self.ops.guests.resume(vmid).await.map_err(OpsError::from),
         };
         match result {
             Ok(()) => Event::SourceRuns,
-            Err(e) => Event::SourceStuck(e.to_string()),
+            Err(e) => {
+                self.is_stuck.store(true, Ordering::Relaxed);
+                Event::SourceStuck(e.to_string())
+            }
         }
     }
 

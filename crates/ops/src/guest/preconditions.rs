@@ -108,10 +108,12 @@ impl Ops {
             mapped_resources: mapped(&config.current)?.into_iter().map(|m| (m.key, m.id)).collect(),
             ..Preconditions::default()
         };
+        // HA moves no VM with disks of its node while it runs.
+        let along = !self.ha_maintains(vmid)?;
         let others = self.guest_nodes().into_iter().filter(|n| n.name != self.me.name);
         let asked = others.map(|node| {
             let guest = &guest;
-            async move { (self.obstacles(guest, &node, &StorageMap::default(), true).await, node.name) }
+            async move { (self.obstacles(guest, &node, &StorageMap::default(), along).await, node.name) }
         });
         for (all, name) in futures_util::future::join_all(asked).await {
             let mut all = all?;
@@ -122,6 +124,16 @@ impl Ops {
             }
         }
         Ok(found)
+    }
+
+    /// Whether all of a VM's volumes are on storages that other nodes have, too.
+    pub(super) fn shares_all(&self, guest: &GuestAt) -> Result<bool, OpsError> {
+        let config = super::config::parse(&guest.config.value)?;
+        let mut all = true;
+        for volume in config.all_volumes() {
+            all &= self.storage(&volume.storage)?.shared;
+        }
+        Ok(all)
     }
 
     /// All that speaks against moving a VM of this node to another. One that does not run takes its volumes along; one that runs, if
@@ -223,7 +235,9 @@ impl Ops {
     async fn no_room(&self, carried: &[Carried]) -> Vec<String> {
         let mut sizes: BTreeMap<&StorageId, u64> = BTreeMap::new();
         for volume in carried {
-            *sizes.entry(&volume.storage).or_default() += volume.size;
+            // A raw image that a running guest's disk is mirrored to is written whole.
+            let whole = volume.disk.as_ref().filter(|_| volume.format == "raw").map_or(0, |(_, size)| *size);
+            *sizes.entry(&volume.storage).or_default() += volume.size.max(whole);
         }
         let mut why = vec![];
         for (id, size) in sizes {
