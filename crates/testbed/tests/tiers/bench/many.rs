@@ -92,8 +92,12 @@ async fn row(
 }
 
 async fn undo_all(api: &ApiClient, undo: &impl AsyncFn(u32) -> Result<Value>) -> Result<()> {
+    let mut tasks = Vec::new();
     for vmid in FIRST..FIRST + MANY {
-        ended(api, &undo(vmid).await?).await?;
+        tasks.push(undo(vmid).await?);
+    }
+    for task in &tasks {
+        ended(api, task).await?;
     }
     Ok(())
 }
