@@ -8,6 +8,7 @@ use super::hook::{BRIEF, LIMIT, Phase};
 use crate::store::GuestAt;
 use crate::{Ops, OpsError};
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 use stead_driver::guest::{Incoming, Launch, MigrationPhase, RunState, SavedState};
 use stead_driver::storage::{NewVolume, StorageError};
@@ -15,6 +16,7 @@ use stead_guest::snapshots::{self, Held, Memory};
 use stead_model::vmconfig::VmConfig;
 use stead_model::{StorageId, Vmid, VolumeId};
 use stead_tasks::TaskContext;
+use tokio::fs::File;
 
 /// What is written beside the memory at most: the state of devices, a graphics card's memory among it.
 const DEVICES: u64 = 1 << 30;
@@ -22,6 +24,8 @@ const DEVICES: u64 = 1 << 30;
 const STORAGE: &str = "vmstatestorage";
 /// How often a process that reads its memory is looked at, should nothing be heard of it.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two times at which what was written is sent to disk.
+const SYNC: Duration = Duration::from_millis(100);
 
 /// A volume that is to be made for memory.
 #[derive(Debug)]
@@ -149,19 +153,24 @@ impl Ops {
         vmid: Vmid,
         to: &Path,
     ) -> Result<(), OpsError> {
+        let not_there =
+            |e| OpsError::failed(format!("its memory may not be on disk ({}): {e}", to.display()));
+        // Both from the begin, and two: the kernel tells an error of writing once to each that has the file open by then, and the one at
+        // the end must hear of it whatever becomes of the other.
+        let file = File::open(to).await.map_err(not_there)?;
+        let aside = File::open(to).await.map_err(not_there)?;
+        let mut failing = pin!(sync_meanwhile(aside));
         let mut seen = MigrationPhase::None;
         loop {
             let now = tokio::select! {
                 now = self.guests.migration_changed(vmid, seen) => now?,
+                e = &mut failing => return Err(not_there(e)),
                 () = cx.cancelled() => return Err(OpsError::failed("cancelled")),
             };
             seen = now.phase;
             match seen {
                 MigrationPhase::Completed => {
-                    let synced = async { tokio::fs::File::open(to).await?.sync_all().await };
-                    synced.await.map_err(|e| {
-                        OpsError::failed(format!("its memory may not be on disk ({}): {e}", to.display()))
-                    })?;
+                    file.sync_all().await.map_err(not_there)?;
                     cx.log(format!("memory written: {} MiB in {} ms", now.transferred >> 20, now.total_ms));
                     return Ok(());
                 }
@@ -250,6 +259,17 @@ impl Ops {
             }
             // Whatever is heard, and nothing, both ask again.
             let _ = tokio::time::timeout(LOOK, events.recv()).await;
+        }
+    }
+}
+
+/// Has what is written so far go to disk, over and over, while more is written; ends with the first error. Whoever waits at the end for
+/// all to be on disk - a VM that moves by way of a storage stands meanwhile - waits for the rest alone.
+async fn sync_meanwhile(file: File) -> std::io::Error {
+    loop {
+        tokio::time::sleep(SYNC).await;
+        if let Err(e) = file.sync_data().await {
+            return e;
         }
     }
 }
