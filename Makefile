@@ -57,7 +57,7 @@ test-console: ## the console in Chromium against a real cluster (4 minutes)
 	@scripts/versions.sh
 	@scripts/test.sh console
 
-bench: ## measure fail-over, migration, start and memory; writes nothing but its report
+bench: ## measure fail-over, moves, snapshots, clones, start and memory; writes nothing but its report
 	@scripts/versions.sh
 	@scripts/long.sh bench
 
