@@ -43,6 +43,15 @@ pub struct NextId {
     pub upper: u32,
 }
 
+/// How guests move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Migration {
+    /// By those of the nodes' links that are in it.
+    pub network: Option<Network>,
+    /// By how many streams memory goes at most: 1 to 8, default 1.
+    pub streams: u8,
+}
+
 /// The file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Datacenter {
@@ -104,12 +113,12 @@ impl Datacenter {
         self.settings.get("max_workers").and_then(workers)
     }
 
-    /// The network by which guests move, if one was chosen.
+    /// How guests move.
     ///
     /// # Errors
     /// If the value in the file is wrong.
-    pub fn migration_network(&self) -> Result<Option<Network>, KeyError> {
-        self.settings.get("migration").map_or(Ok(None), migration)
+    pub fn migration(&self) -> Result<Migration, KeyError> {
+        migration(self.settings.get("migration").unwrap_or("secure"))
     }
 
     /// Tags that only those who may change the cluster's options can give.
@@ -155,13 +164,13 @@ fn next_id(text: &str) -> Result<NextId, KeyError> {
     Ok(range)
 }
 
-/// Of how guests move: the network.
-fn migration(text: &str) -> Result<Option<Network>, KeyError> {
+fn migration(text: &str) -> Result<Migration, KeyError> {
     const KEY: &str = "migration";
     let props: PropertyString = text.parse().or_else(|e| KeyError::value(KEY, e))?;
+    let mut how = Migration { network: None, streams: 1 };
     for (name, value) in props.iter() {
         match (name.unwrap_or("type"), value) {
-            ("network", _) | ("type", "secure") => {}
+            ("type", "secure") => {}
             ("type", "insecure") => {
                 return KeyError::unsupported(KEY, "type: a guest's memory never leaves a node unencrypted");
             }
@@ -171,11 +180,18 @@ fn migration(text: &str) -> Result<Option<Network>, KeyError> {
                     format_args!("type: value '{other}' is not one of secure, insecure"),
                 );
             }
+            ("network", text) => match text.parse() {
+                Ok(network) => how.network = Some(network),
+                Err(e) => return KeyError::value(KEY, format_args!("network: {e}")),
+            },
+            ("streams", text) => match text.parse() {
+                Ok(n) if (1..=8).contains(&n) => how.streams = n,
+                _ => return KeyError::value(KEY, "streams: value must lie in 1 to 8"),
+            },
             (name, _) => return KeyError::value(KEY, format_args!("there is no property '{name}'")),
         }
     }
-    let network = props.get("network").map(str::parse).transpose();
-    network.or_else(|e| KeyError::value(KEY, format_args!("network: {e}")))
+    Ok(how)
 }
 
 fn workers(text: &str) -> Option<usize> {
@@ -335,6 +351,7 @@ registered-tags: prod;test
             said("migration", "insecure"),
             "migration: type: a guest's memory never leaves a node unencrypted"
         );
+        assert_eq!(said("migration", "secure,streams=9"), "migration: streams: value must lie in 1 to 8");
         assert!(said("migration", "network=10.1").starts_with("migration: network: '10.1' is no network"));
         assert_eq!(said("migration", "speed=1"), "migration: there is no property 'speed'");
         assert_eq!(said("colour", "blue"), "colour: there is no such option of a cluster");

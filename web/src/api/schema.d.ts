@@ -2,7 +2,7 @@
  * What the endpoints that the console calls take. Made by `npm run api` from crates/api/openapi.json; not to be
  * edited. It stays whole, as it is made.
  *
- * Document: 43b7949d98ca37cd585b3fedba500bd1726ca64474794ca5ba716ecd37f19b32
+ * Document: 3b97cad8388d3f5e2645c999cec07e57b95472db3124e10a167bbf48e5234b44
  */
 
 export interface paths {
@@ -1244,10 +1244,12 @@ export interface paths {
                          * @enum {string}
                          */
                         migration_type?: "secure" | "insecure";
-                        /** @description Where the volumes of a VM that does not run go, if not to storages of the same names: `STORAGE` for all, or pairs `FROM:TO`, separated by commas. */
+                        /** @description The network by whose addresses its memory and disks go, as `10.1.0.0/16`; without it that of `migration` in the cluster's options. It is one of the nodes' links. */
+                        migration_network?: string;
+                        /** @description Where volumes go that the target has not, if not to storages of the same names: `STORAGE` for all, or pairs `FROM:TO`, separated by commas. */
                         targetstorage?: string;
                         /**
-                         * @description Those of a VM that does not run go along in any case; one that runs is refused if it has any.
+                         * @description Volumes of a VM that runs go along, too; those of one that does not run do in any case.
                          * @default 0
                          */
                         "with-local-disks"?: boolean;

@@ -61,8 +61,6 @@ pub struct MigrateOptions {
     pub with_local_disks: bool,
     /// By which network its memory and disks go; none: by that of the cluster's options.
     pub network: Option<Network>,
-    /// By how many streams its memory goes, if both nodes' programs can: 1 to 8; none: one.
-    pub streams: Option<u8>,
 }
 
 impl MigrateOptions {
@@ -76,7 +74,6 @@ impl MigrateOptions {
             storages: StorageMap::default(),
             with_local_disks: false,
             network: None,
-            streams: None,
         }
     }
 }
@@ -256,6 +253,7 @@ impl Ops {
         let own = super::config::parse(&guest.config.value)?.current.migrate_speed()?;
         let limit = super::copies::limit(options.bwlimit).or(own);
         let far = self.streams_to(cx, &target.value, options.network.as_ref())?;
+        let streams = self.datacenter()?.0.migration()?.streams;
         let ha = self.ha_maintains(vmid)?;
         let guest = match &options.quick {
             Some(quick) => self.make_room_to_save(cx, vmid, LOCK, self.shared_room(quick, &config)?).await?,
@@ -277,7 +275,7 @@ impl Ops {
             attempt: rand::random(),
             along: None,
             stream: Mutex::default(),
-            streams: AtomicU8::new(options.streams.unwrap_or(1)),
+            streams: AtomicU8::new(streams),
             is_open: AtomicBool::new(false),
             is_stuck: AtomicBool::new(false),
         };
@@ -301,7 +299,7 @@ impl Ops {
                 .within(network)
                 .ok_or_else(|| OpsError::invalid("migration_network", none(network)));
         }
-        let Some(network) = self.datacenter()?.0.migration_network()? else { return Ok(target.clone()) };
+        let Some(network) = self.datacenter()?.0.migration()?.network else { return Ok(target.clone()) };
         Ok(target.within(&network).unwrap_or_else(|| {
             cx.warn(format!("{}, which the cluster's options name for moves: any is taken", none(&network)));
             target.clone()

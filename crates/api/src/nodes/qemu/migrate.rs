@@ -46,9 +46,6 @@ pub struct Migrate {
     /// The network by whose addresses its memory and disks go, as `10.1.0.0/16`; without it that of `migration` in the cluster's
     /// options. It is one of the nodes' links.
     migration_network: Option<String>,
-    /// By how many streams the memory of a VM that runs goes, where the programs of both nodes can.
-    #[param(min = 1, max = 8)]
-    streams: Option<u16>,
     /// Where volumes go that the target has not, if not to storages of the same names: `STORAGE` for all, or pairs
     /// `FROM:TO`, separated by commas.
     targetstorage: Option<String>,
@@ -164,8 +161,7 @@ endpoint! {
             Err(why) => return Err(Error::parameter("migration_network", why.to_string())),
         };
         let Migrate { vmid, target, online, bwlimit, with_local_disks, .. } = p;
-        let streams = p.streams.and_then(|n| u8::try_from(n).ok());
-        let options = MigrateOptions { target, online, bwlimit, quick: None, storages, with_local_disks, network, streams };
+        let options = MigrateOptions { target, online, bwlimit, quick: None, storages, with_local_disks, network };
         Ok(cx.ops().migrate(&cx.actor(), vmid, options, asked(false)).await?)
     }
 }

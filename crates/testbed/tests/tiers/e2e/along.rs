@@ -170,7 +170,8 @@ fn a_vm_that_runs_takes_its_disks_along() {
         ensure!(refused.contains("has no address in network 10.77.0.0/16"), "{refused}");
         story.stayed().await?;
 
-        let ways: [&[_]; 2] = [&[], &[("streams", "2"), ("migration_network", "127.0.0.0/8")]];
+        let ways: [&[_]; 2] = [&[], &[("migration_network", "127.0.0.0/8")]];
+        story.api.put("/cluster/options", &[("migration", "secure,streams=2")]).await?;
         for (from, way) in ways.into_iter().enumerate() {
             let upid = story.migrate(from, &[&[("with-local-disks", "1")], way].concat()).await?;
             story.api.wait_task(&upid, BOOT).await.with_context(|| format!("the move from n{}", from + 1))?;
