@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use stead_testbed::api::until;
 use stead_testbed::guest::tick;
-use stead_testbed::{addr, cluster::is_refused};
+use stead_testbed::addr;
 
 const VM: u32 = 100;
 const GIB: u64 = 4;
@@ -62,20 +62,7 @@ fn live_migration_with_a_local_disk() {
             ];
             let path = format!("/nodes/{}/qemu/{VM}/migrate", cluster.node(from).name());
             let begin = Instant::now();
-            let done = match api.post(&path, &form).await {
-                Err(e) if is_refused(&e, 400) || is_refused(&e, 501) => Err(e),
-                Err(e) => return Err(e),
-                Ok(task) => api.wait_task(&task, LIMIT).await,
-            };
-            if let (0, Err(e)) = (n, &done) {
-                println!(
-                    "not measured: {e:#}\nby hand: plain {:.1} s, under TLS {:.1} s",
-                    plain.p50(),
-                    encrypted.p50()
-                );
-                return Ok(());
-            }
-            done.with_context(|| format!("run {n}"))?;
+            api.post_and_wait(&path, &form, LIMIT).await.with_context(|| format!("run {n}"))?;
             ours.0.push(begin.elapsed().as_secs_f64());
             println!("run {n}: Stead {:.1?}, plain {:.1?}, TLS {:.1?}", ours.0, plain.0, encrypted.0);
         }
