@@ -456,7 +456,8 @@ pub trait GuestDriver: Send + Sync {
     fn events(&self) -> broadcast::Receiver<GuestEvent>;
     /// Continues the CPUs: after a pause, or for the first time where the fence process does not do it.
     async fn resume(&self, vmid: Vmid) -> Result<(), GuestError>;
-    /// Stops the CPUs; returns when they have stopped. Of a guest whose CPUs have never run, its start is complete by this.
+    /// Stops the CPUs; returns when they have stopped. Of a guest whose CPUs have never run, its start is complete by this, or its
+    /// move.
     async fn pause(&self, vmid: Vmid) -> Result<(), GuestError>;
     /// Presses the reset button.
     async fn reset(&self, vmid: Vmid) -> Result<(), GuestError>;

@@ -158,6 +158,8 @@ pub struct GuestLocks {
     closed: Mutex<Option<&'static str>>,
     /// Moves to this node.
     pub incoming: guest::incoming::Incomings,
+    /// Moves of running guests from this node.
+    pub sending: guest::places::Places,
     /// Tasks that read guests' disks.
     pub readers: guest::copies::Readers,
 }

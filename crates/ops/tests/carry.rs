@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use stead_conf::Txn;
-use stead_driver::guest::Incoming;
+use stead_driver::guest::{Incoming, RunState};
 use stead_driver::storage::{NewVolume, StorageDriver};
 use stead_model::{Epoch, GuestKind, Ownership, paths};
 use stead_ops::guest::Asked;
@@ -177,6 +177,7 @@ async fn a_copy_lends_what_was_made_for_its_source_and_nothing_else() {
         ha: false,
         attempt: 1,
         lends: vec!["scsi0".to_owned()],
+        paused: false,
     };
     let refused = async |config: &str| {
         let why = node.ops.incoming(incoming(config.to_owned())).await.unwrap_err().to_string();
@@ -200,4 +201,58 @@ async fn a_copy_lends_what_was_made_for_its_source_and_nothing_else() {
     std::fs::write(&path, "").unwrap();
     node.ops.disks_sent(&copy(1)).await.unwrap();
     assert!(node.ops.guests.disk_inlet(vmid(100)).await.is_err(), "it lends none any more");
+}
+
+/// What its user has paused runs nowhere, also where it goes.
+#[tokio::test]
+async fn a_paused_vm_stays_paused_where_it_comes() {
+    for paused in [true, false] {
+        let node = Node::of_three().await;
+        node.record_guest(100, "n3", |own| (own.epoch, own.running) = (Epoch(4), true), "memory: 16\n").await;
+        let request = IncomingRequest {
+            vmid: vmid(100),
+            epoch: Epoch(5),
+            source: name("n3"),
+            config: "memory: 16\n".to_owned(),
+            incoming: Incoming::stream("fake-1.0", "tcg"),
+            ha: false,
+            attempt: 1,
+            lends: vec![],
+            paused,
+        };
+        node.ops.incoming(request).await.unwrap();
+        node.machines.set_state("n1", vmid(100), RunState::Received);
+        let own = Ownership { owner: name("n1"), epoch: Epoch(5), running: true, ..node.own(100) };
+        let path = |n: &str| paths::guest(&name(n), GuestKind::Qemu, vmid(100));
+        let txn = Txn::new("test").delete(path("n3")).put(path("n1"), "memory: 16\n");
+        node.commit(txn.put(paths::ownership(vmid(100)), store::bytes(&own).unwrap())).await;
+        node.ops.continue_incoming(vmid(100), Epoch(5)).await.unwrap();
+        let state = node.ops.guests.state(vmid(100)).await.unwrap().state;
+        assert_eq!(state, if paused { RunState::Paused } else { RunState::Running });
+        // The source's word and the record's both say so.
+        node.ops.continue_incoming(vmid(100), Epoch(5)).await.unwrap();
+    }
+}
+
+/// Where only some can be freed, the others' names are free: what is made under one of them later is not freed by it.
+#[tokio::test]
+async fn what_is_freed_is_named_no_more() {
+    let node = Node::of_three().await;
+    node.record_guest(100, "n3", |_| {}, "memory: 16\n").await;
+    let new = |name: &str| NewVolume {
+        vmid: vmid(100),
+        name: Some(name.to_owned()),
+        format: Some("qcow2".into()),
+        size: 1 << 20,
+    };
+    node.storage("local").alloc(&new("vm-100-disk-0.qcow2")).await.unwrap();
+    let left =
+        r#"{"volumes":["local:100/vm-100-disk-0.qcow2","gone:100/vm-100-disk-1.qcow2"],"source":null}"#;
+    node.commit(Txn::new("test").put(RECORD, left)).await;
+    node.ops.reconcile().await.unwrap();
+    let named = record(&node).unwrap();
+    assert!(!named.contains("disk-0") && named.contains("disk-1"), "{named}");
+    node.storage("local").alloc(&new("vm-100-disk-0.qcow2")).await.unwrap();
+    node.ops.reconcile().await.unwrap();
+    assert_eq!(volumes(&node).await.len(), 1);
 }

@@ -44,6 +44,8 @@ enum Act {
     Arrives,
     /// A process that reads its memory has read it.
     Reads(usize),
+    /// The same, and nobody hears whether it is recorded that the memory on disk is of no use any more.
+    ReadsUnheard(usize),
     DaemonEnds(usize),
     DaemonBegins(usize),
     Off(usize),
@@ -170,6 +172,14 @@ impl World {
     fn propose(&mut self, proposal: Proposal) -> bool {
         let fits = proposal.seen == self.revision;
         if fits {
+            // Memory on disk is given up for a process that has it.
+            let owner = usize::from(proposal.own.owner != node(0));
+            let is_given_up =
+                saved::memory(&self.config).is_some() && saved::memory(&proposal.config).is_none();
+            assert!(!is_given_up || self.nodes[owner].process.is_some(), "its memory is lost: {self:?}");
+            if let Some(memory) = saved::memory(&self.config).filter(|_| is_given_up) {
+                self.loose[owner].insert(memory.volume);
+            }
             (self.own, self.config) = (proposal.own, proposal.config);
             self.revision += 1;
         }
@@ -439,7 +449,10 @@ impl World {
             return;
         }
         match claim(Some(&self.own), &node(n), epoch) {
-            Claim::Owner if saved::is_saved(&self.config) => self.end_copy(n),
+            Claim::Owner if saved::is_saved(&self.config) => {
+                self.commit(n, |_, _| {});
+                self.end_copy(n);
+            }
             Claim::Owner if self.own.running && state == RunState::Received => self.set(n, RunState::Running),
             Claim::Heir if self.moving.is_none() => self.end_incoming(n),
             _ => {}
@@ -505,7 +518,12 @@ impl World {
         let process = self.nodes[n].process.clone();
         let seen = process.as_ref().map(|p| (&p.state, p.epoch));
         match decide(seen, Some(&self.own), &node(n), false, true, saved::is_saved(&self.config)) {
-            Step::Destroy => self.end_copy(n),
+            Step::Destroy => {
+                if self.owner() == n && saved::is_saved(&self.config) {
+                    self.commit(n, |_, _| {});
+                }
+                self.end_copy(n);
+            }
             Step::Await => {
                 self.nodes[n].follows = true;
                 self.looks(n);
@@ -560,9 +578,20 @@ impl World {
                 }
             }
             Act::Reads(n) => self.reads(n),
+            Act::ReadsUnheard(n) => {
+                if self.nodes[n].loading.take().is_some() {
+                    self.set(n, RunState::Received);
+                    let mut config = self.config.clone();
+                    config.current.remove("lock");
+                    saved::forget(&mut config);
+                    self.on_its_way.push(Proposal { seen: self.revision, own: self.own.clone(), config });
+                }
+            }
             Act::DaemonEnds(n) => self.ends(n),
             Act::DaemonBegins(n) => self.nodes[n].is_up = true,
             Act::Off(n) => {
+                // What is lost with a node's power is lost, whatever is on its way.
+                self.on_its_way.clear();
                 self.nodes[n].loading = None;
                 self.ends(n);
                 self.end_copy(n);
@@ -630,6 +659,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::Cancel),
         2 => Just(Act::Arrives),
         2 => (0..2_usize).prop_map(Act::Reads),
+        1 => (0..2_usize).prop_map(Act::ReadsUnheard),
         1 => (0..2_usize).prop_map(Act::DaemonEnds),
         2 => (0..2_usize).prop_map(Act::DaemonBegins),
         1 => (0..2_usize).prop_map(Act::Off),

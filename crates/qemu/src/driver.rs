@@ -176,6 +176,9 @@ impl Inner {
         if let Some(meta) = &meta {
             Helpers::find(meta, |_, _| {}).gone(false).await;
         }
+        if let Some(cgroup) = &cgroup {
+            cgroup.emptied().await;
+        }
         dir.remove();
         let Some(meta) = meta else { return vec![] };
         if let Some(cgroup) = cgroup {
@@ -486,8 +489,8 @@ impl GuestDriver for QemuDriver {
             return Ok(());
         }
         guest.ask("pause", "stop", json!({})).await?;
-        if guest.run_state().await == RunState::Prelaunch {
-            // It is not one whose start was cut short.
+        if matches!(guest.run_state().await, RunState::Prelaunch | RunState::Received) {
+            // It is not one whose start was cut short, nor a copy that waits.
             guest.note_ran();
         }
         Ok(())

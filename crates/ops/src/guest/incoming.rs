@@ -40,6 +40,9 @@ pub struct IncomingRequest {
     /// The options of the disks that it is to lend while it waits.
     #[serde(default)]
     pub lends: Vec<String>,
+    /// Its user has paused it, and it stays so.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 /// What a prepared copy waits for.
@@ -70,6 +73,8 @@ struct Move {
     attempt: Option<u64>,
     /// Somebody watches the record for it.
     followed: bool,
+    /// The guest was paused by its user when it was announced. What a daemon has not heard of is not.
+    paused: bool,
 }
 
 /// The latest move of each guest to this node: who sends, and that one task at most follows it. What is over is kept
@@ -83,10 +88,10 @@ impl Incomings {
     }
 
     /// Notes a move that its source has announced.
-    fn announce(&self, vmid: Vmid, epoch: Epoch, source: &NodeName, attempt: u64) {
+    fn announce(&self, vmid: Vmid, epoch: Epoch, source: &NodeName, attempt: u64, paused: bool) {
         let mut all = self.all();
         let followed = all.get(&vmid).is_some_and(|m| m.epoch == epoch && m.followed);
-        all.insert(vmid, Move { epoch, source: source.clone(), attempt: Some(attempt), followed });
+        all.insert(vmid, Move { epoch, source: source.clone(), attempt: Some(attempt), followed, paused });
     }
 
     /// Notes a move; none if it is followed already.
@@ -96,8 +101,8 @@ impl Incomings {
         if known.is_some_and(|m| m.followed) {
             return None;
         }
-        let attempt = known.and_then(|m| m.attempt);
-        all.insert(vmid, Move { epoch, source: source.clone(), attempt, followed: true });
+        let (attempt, paused) = (known.and_then(|m| m.attempt), known.is_some_and(|m| m.paused));
+        all.insert(vmid, Move { epoch, source: source.clone(), attempt, followed: true, paused });
         Some(Following { all: self, vmid, epoch })
     }
 
@@ -105,6 +110,11 @@ impl Incomings {
     fn is_latest(&self, vmid: Vmid, epoch: Epoch, attempt: u64) -> bool {
         let known = self.all().get(&vmid).filter(|m| m.epoch == epoch).and_then(|m| m.attempt);
         known.is_none_or(|latest| latest == attempt)
+    }
+
+    /// Whether it is to stay paused.
+    fn stays_paused(&self, vmid: Vmid, epoch: Epoch) -> bool {
+        self.all().get(&vmid).is_some_and(|m| m.epoch == epoch && m.paused)
     }
 
     /// Who sends a guest under that epoch.
@@ -177,7 +187,7 @@ impl Ops {
                 self.me.name
             )));
         }
-        self.guest_locks.incoming.announce(rq.vmid, rq.epoch, &rq.source, rq.attempt);
+        self.guest_locks.incoming.announce(rq.vmid, rq.epoch, &rq.source, rq.attempt, rq.paused);
         let lent = self.may_lend(&rq)?;
         guest.config.value = rq.config;
         guest.own.value.epoch = rq.epoch;
@@ -363,8 +373,11 @@ impl Ops {
         if process.epoch != epoch {
             return Err(OpsError::failed(format!("VM {vmid} runs under epoch {}", process.epoch)));
         }
+        let paused = self.guest_locks.incoming.stays_paused(vmid, epoch);
         match process.state {
             RunState::Running => return Ok(()),
+            RunState::Paused if paused => return Ok(()),
+            RunState::Received if paused => self.guests.pause(vmid).await?,
             RunState::Received if guest.own.value.armed => self.run_under_lease(vmid, epoch).await?,
             RunState::Received => self.guests.resume(vmid).await?,
             other => {
@@ -412,6 +425,10 @@ impl Ops {
         }
         if self.guests.state(vmid).await.is_none_or(|p| p.epoch != epoch) {
             return Ok(());
+        }
+        if self.ownership(vmid)?.is_some_and(|own| own.owner == self.me.name) {
+            // As reconciliation does with a copy of a guest whose memory is on disk.
+            self.shut_out(&self.guest_at(vmid)?).await?;
         }
         match self.guests.kill(vmid).await {
             Ok(()) | Err(GuestError::NotRunning(_)) => Ok(self.fence.forget(vmid).await?),

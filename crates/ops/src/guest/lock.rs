@@ -202,6 +202,13 @@ impl Ops {
                 }
                 return self.unlock(&self.vm_at(vmid)?).await;
             }
+            // Recovered in the middle of a move: its memory is whole all the same.
+            (None, Some(h)) if h.was_suspended && config.current.get("vmstate").is_some() => {
+                let mut config = config;
+                config.current.set("lock", saved::SAVED)?;
+                let txn = store::txn("root@pam", format!("guest {vmid}: not moved"));
+                return self.commit_released(guest, &config, txn).await;
+            }
             (None, Some(_)) => return self.unlock(guest).await,
             (None, None) => return Ok(()),
         };

@@ -33,6 +33,13 @@ fn path(node: &NodeName, vmid: Vmid) -> String {
     format!("{LOOSE}{node}/{vmid}")
 }
 
+/// Adds to the removal of a node that what it has is gone with it: who comes under its name has nothing of that.
+pub(crate) fn forget(tree: &Tree, txn: &mut Txn, node: &NodeName) {
+    for vmid in all_of(tree, node) {
+        txn.ops.push(Op::Delete(path(node, vmid)));
+    }
+}
+
 /// The guests of which a node has such volumes.
 pub(crate) fn all_of(tree: &Tree, node: &NodeName) -> BTreeSet<Vmid> {
     let prefix = format!("{LOOSE}{node}/");
@@ -126,17 +133,25 @@ impl Ops {
         loose.claimed = true;
         let revision = self.write_loose(vmid, Some(found.revision), &loose).await?;
         let named = self.named_here(vmid)?;
-        let mut failed = vec![];
+        let (mut failed, mut left) = (vec![], vec![]);
         for volume in loose.volumes.iter().filter(|v| !named.iter().any(|n| n.is_same(v))) {
-            match self.active(&volume.storage).await {
+            let freed = match self.active(&volume.storage).await {
                 Ok(storage) => match storage.free(&volume.name).await {
-                    Ok(()) | Err(StorageError::NoVolume(_)) => {}
-                    Err(e) => failed.push(format!("'{volume}': {e}")),
+                    Ok(()) | Err(StorageError::NoVolume(_)) => Ok(()),
+                    Err(e) => Err(e.to_string()),
                 },
-                Err(e) => failed.push(format!("'{volume}': {e}")),
+                Err(e) => Err(e.to_string()),
+            };
+            if let Err(why) = freed {
+                failed.push(format!("'{volume}': {why}"));
+                left.push(volume.clone());
             }
         }
         if !failed.is_empty() {
+            // What is freed is named no more: its name may be given to another volume by the time at which the rest can be freed.
+            if left.len() < loose.volumes.len() {
+                self.write_loose(vmid, Some(revision), &Loose { volumes: left, ..loose }).await?;
+            }
             return Err(OpsError::failed(format!(
                 "volumes of guest {vmid} that are of no use any more could not be freed yet: {}",
                 failed.join("; ")

@@ -12,7 +12,6 @@ use super::loose;
 use super::preconditions::Found;
 use super::tunnel::Tunnel;
 use crate::peers::{PeerError, call};
-use crate::status::StorageReport;
 use crate::store::{self, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use std::collections::VecDeque;
@@ -27,7 +26,6 @@ pub use stead_guest::carried::StorageMap;
 use stead_guest::migration::{Command, Event, Migration};
 use stead_guest::request::{Process, Request, Verdict};
 use stead_guest::saved;
-use stead_ha::{StorageFault, Use};
 use stead_model::network::Network;
 use stead_model::vmconfig::VmConfig;
 use stead_model::{Epoch, NodeName, NodeRecord, Ownership, StorageId, Upid, Vmid, paths};
@@ -162,6 +160,10 @@ impl Ops {
         }
         let ops = self.clone();
         self.task("qmigrate", &vmid.to_string(), &actor.who, move |cx| async move {
+            let _place = match running {
+                true => Some(ops.place_to_send(&cx).await?),
+                false => None,
+            };
             ops.migrate_now(&cx, vmid, &options).await
         })
     }
@@ -182,19 +184,6 @@ impl Ops {
             return Err(OpsError::failed(format!("target node '{name}' is not online")));
         }
         Ok(node)
-    }
-
-    /// A storage that does not answer here, with one of a VM's disks: that its process has ended does not mean that its writes
-    /// have.
-    fn silent_disk(&self, config: &VmConfig) -> Option<StorageId> {
-        let report = self.status.node(&self.me.name)?;
-        let needs = crate::ha_view::storages_of(config);
-        let silent = |id: &StorageId| {
-            let of_it = |s: &&StorageReport| s.storage == id.as_str();
-            let loss = report.storages.iter().find(of_it).and_then(|s| s.loss.as_ref());
-            loss.is_some_and(|loss| loss.fault == StorageFault::Silent)
-        };
-        needs.into_iter().find(|(id, how)| *how == Use::Disk && silent(id)).map(|(id, _)| id)
     }
 
     async fn migrate_now(
@@ -411,6 +400,7 @@ impl Source<'_> {
             incoming: Incoming { streams, ..process.as_incoming() },
             ha: self.ha,
             attempt: self.attempt,
+            paused: self.was_paused,
             lends: self.along.as_ref().map(Along::keys).unwrap_or_default(),
         };
         // A version that takes one stream alone says nothing.
@@ -711,6 +701,13 @@ impl Source<'_> {
             Some(RunState::Paused) if self.was_paused => Ok(()),
             Some(_) if own.armed => self.ops.run_under_lease(vmid, own.epoch).await,
             Some(_) => self.ops.guests.resume(vmid).await.map_err(OpsError::from),
+        };
+        // What was sent to its end has to be continued before it can be paused.
+        let result = match result {
+            Ok(()) if self.was_paused && state != Some(RunState::Paused) => {
+                self.ops.guests.pause(vmid).await.map_err(OpsError::from)
+            }
+            result => result,
         };
         match result {
             Ok(()) => Event::SourceRuns,

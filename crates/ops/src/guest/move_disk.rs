@@ -253,7 +253,7 @@ impl Ops {
         options: &MoveOptions,
     ) -> Result<(), OpsError> {
         let (vmid, from) = (guest.vmid, &plan.from.volid);
-        let done = store::txn(&actor.who, format!("VM {vmid}: disk '{}' moved", plan.disk.key));
+        let mut done = store::txn(&actor.who, format!("VM {vmid}: disk '{}' moved", plan.disk.key));
         let is_free = !config.all_volumes().iter().any(|v| v.is_same(from));
         if !options.delete || !is_free || !self.is_own_volume(from, vmid).await {
             if options.delete {
@@ -261,12 +261,14 @@ impl Ops {
             }
             return self.commit_unlocked(&guest, config, done).await;
         }
-        let guest = self.lock_making(guest, config, (CLONING, cx.upid()), vec![from.clone()], done).await?;
-        match self.free_if_there(from).await {
-            Ok(_) => cx.log(format!("removed volume '{from}'")),
-            Err(e) => cx.warn(format!("volume '{from}' is left over: {e}")),
+        // Named as nobody's by the very commit by which the VM has it no more: it goes, also when it can't now.
+        self.leave(&mut done, vmid, std::slice::from_ref(from))?;
+        self.commit_unlocked(&guest, config, done).await?;
+        match self.free_loose(vmid).await {
+            Ok(()) => cx.log(format!("removed volume '{from}'")),
+            Err(e) => cx.warn(e.to_string()),
         }
-        self.unlock(&guest).await
+        Ok(())
     }
 }
 

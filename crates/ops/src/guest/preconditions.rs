@@ -6,6 +6,7 @@
 use super::carry::Carried;
 use crate::guest::spelled::{mapped, of_this_host};
 use crate::peers::{PeerError, call};
+use crate::status::StorageReport;
 use crate::store::GuestAt;
 use crate::{Ops, OpsError};
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use stead_driver::guest::{Incoming, Launch, ResolvedVolume};
 use stead_guest::carried::StorageMap;
+use stead_ha::{StorageFault, Use};
 use stead_model::vmconfig::{Bus, Disk, DiskSource, Serial, VmConfig};
 use stead_model::{Epoch, NodeName, NodeRecord, StorageId, Vmid};
 
@@ -134,6 +136,19 @@ impl Ops {
             all &= self.storage(&volume.storage)?.shared;
         }
         Ok(all)
+    }
+
+    /// A storage that does not answer here, with one of a VM's disks: that its process has ended does not mean that its writes
+    /// have.
+    pub(super) fn silent_disk(&self, config: &VmConfig) -> Option<StorageId> {
+        let report = self.status.node(&self.me.name)?;
+        let needs = crate::ha_view::storages_of(config);
+        let silent = |id: &StorageId| {
+            let of_it = |s: &&StorageReport| s.storage == id.as_str();
+            let loss = report.storages.iter().find(of_it).and_then(|s| s.loss.as_ref());
+            loss.is_some_and(|loss| loss.fault == StorageFault::Silent)
+        };
+        needs.into_iter().find(|(id, how)| *how == Use::Disk && silent(id)).map(|(id, _)| id)
     }
 
     /// All that speaks against moving a VM of this node to another. One that does not run takes its volumes along; one that runs, if

@@ -130,12 +130,16 @@ impl Ops {
             tracing::info!("guest {vmid} ({}): {step:?}", service(vmid));
         }
         match (step, process, guest) {
-            (Step::Destroy, Some(_), _) => {
+            (Step::Destroy, Some(_), Some(g)) if is_saved && owns => {
+                // That its memory on disk is of no use any more may be proposed, and on its way: only what can't be committed any more is
+                // known not to be.
+                self.shut_out(&g).await?;
                 self.destroy_copy(vmid).await?;
-                if is_saved && own.is_some_and(|o| o.owner == self.me.name && o.running) {
+                if g.own.value.running {
                     self.resume_moved(vmid);
                 }
             }
+            (Step::Destroy, Some(_), _) => self.destroy_copy(vmid).await?,
             (Step::Await, Some(p), Some(g)) => self.await_handover(vmid, p.epoch, g.own.value.owner),
             (Step::Reclaim, Some(_), Some(g)) => self.reclaim(g).await?,
             (Step::Arm, Some(p), Some(g)) => self.arm(&g, &p).await?,
