@@ -102,6 +102,7 @@ async fn collect(
         fingerprint: Some(ops.host.fingerprint()),
         links: links(ops),
         stats: host.read(&ops.me.dir),
+        addresses: ops.status.own_addresses(&guests),
         guests,
         storages,
         tasks: tasks.iter().map(TaskRow::from).collect(),
@@ -109,7 +110,6 @@ async fn collect(
         outlook: ops.status.own_outlook(),
         fenced: ops.status.own_fenced(),
         elsewhere: ops.heard_elsewhere(),
-        addresses: ops.status.own_addresses(),
     }
 }
 

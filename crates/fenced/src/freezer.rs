@@ -74,6 +74,11 @@ impl Freezer {
     }
 }
 
+/// Whether nobody is in a cgroup, or there is none.
+pub(crate) fn is_empty(dir: &Path) -> bool {
+    pids(dir).is_empty()
+}
+
 fn pids(dir: &Path) -> Vec<i32> {
     let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|l| l.parse().ok()).collect()

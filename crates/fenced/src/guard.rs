@@ -18,7 +18,7 @@
 //! recorded as paused is safe, whoever reads the record.
 
 use crate::clock::Clock;
-use crate::freezer::Freezer;
+use crate::freezer::{self, Freezer};
 use crate::log;
 use crate::monitor::{Monitor, MonitorError};
 use crate::process::Process;
@@ -148,12 +148,28 @@ impl Guard {
                 self.told.borrow_mut().clear();
                 Report::Safe
             }
-            Err(_) if !self.is_alive() => Report::Gone,
+            Err(_) if !self.is_alive() => match self.end_what_remains() {
+                true => Report::Gone,
+                false => Report::Failed,
+            },
             Err(e) => {
                 self.tell(&format!("guest {vmid} is not safe yet: {e}"));
                 Report::Failed
             }
         }
+    }
+
+    /// Programs that stood beside the guest's process, and may write for it still, are killed. Whether there are none.
+    fn end_what_remains(&self) -> bool {
+        let Some(group) = self.registration.cgroup.as_deref() else { return true };
+        let none = freezer::is_empty(group);
+        if !none && let Err(e) = Freezer::find(Some(group), None).kill(None) {
+            self.tell(&format!(
+                "guest {}: what has outlived it could not be killed: {e}",
+                self.registration.vmid
+            ));
+        }
+        none
     }
 
     fn tell(&self, what: &str) {

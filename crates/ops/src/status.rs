@@ -362,10 +362,11 @@ impl ClusterStatus {
         *self.told.write().unwrap_or_else(std::sync::PoisonError::into_inner) = told;
     }
 
-    /// The addresses of this node's guests, for its reports.
-    pub fn own_addresses(&self) -> Vec<(Vmid, Vec<IpAddr>)> {
+    /// The addresses of this node's guests that run, for its reports.
+    pub fn own_addresses(&self, running: &[GuestReport]) -> Vec<(Vmid, Vec<IpAddr>)> {
         let all = self.told();
-        let with = all.into_iter().filter(|(_, told)| !told.addresses.is_empty());
+        let runs = |vmid: &Vmid, told: &Told| running.iter().any(|p| p.vmid == *vmid && told.is_of(p.pid));
+        let with = all.into_iter().filter(|(vmid, told)| !told.addresses.is_empty() && runs(vmid, told));
         with.map(|(vmid, told)| (vmid, told.addresses)).collect()
     }
 

@@ -47,8 +47,8 @@ async fn they_are_shown_everywhere_to_who_may_ask() {
     assert!(shown(&node).await.is_empty());
     assert_eq!((round(&node).await, shown(&node).await), (1, vec!["10.0.0.5".to_owned()]));
     let report = NodeReport {
+        addresses: node.ops.status.own_addresses(&node.ops.guests.list().await),
         guests: node.ops.guests.list().await,
-        addresses: node.ops.status.own_addresses(),
         ..stead_ops_testing::report("n1")
     };
     // As it reaches other nodes.

@@ -7,6 +7,12 @@
 use rustix::process::{Pid, Signal, kill_process};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often it is asked who is left in one.
+const LOOK: Duration = Duration::from_millis(10);
+/// After so long it is said that somebody is.
+const SLOW: Duration = Duration::from_secs(10);
 
 /// A folder of a cgroup tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +95,19 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// Waits until nobody is left in it: also those who do not end at once, in the middle of a write.
+    pub async fn emptied(&self) {
+        let mut told = tokio::time::Instant::now() + SLOW;
+        while !self.members().is_empty() {
+            if tokio::time::Instant::now() > told {
+                tracing::warn!(group = %self.0.display(), members = ?self.members(), "what is in it was killed, and does not end yet");
+                told += SLOW;
+            }
+            // No event tells it of all kinds of groups.
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Removes the empty group, and those above it with their last guest.

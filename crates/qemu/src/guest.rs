@@ -341,6 +341,13 @@ impl Guest {
     pub async fn clear(&self) {
         self.process.reap();
         self.helpers.gone(true).await;
+        if let Some(cgroup) = &self.cgroup {
+            // Whoever says that the guest has ended says that nobody writes for it.
+            if let Err(e) = cgroup.kill() {
+                tracing::warn!(vmid = %self.vmid, error = %e, "what has outlived the guest's process could not be killed");
+            }
+            cgroup.emptied().await;
+        }
         self.dir.remove();
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove();

@@ -577,3 +577,30 @@ impl Drop for Server {
         self.process.get_mut().wait().ok();
     }
 }
+
+/// A program beside the guest outlives its process, and could write for it still: it does not outlive the lease.
+#[test]
+fn with_what_has_outlived_it() {
+    let found = cgroups();
+    if !allowance(!found.is_empty(), "a writable cgroup with a freezer") {
+        return;
+    }
+    for cgroup in found.iter().map(Cgroup::path) {
+        let Some(mut bench) = Bench::start("none") else { return };
+        let mut qemu = bench.guest(100, Some(cgroup));
+        let mut beside = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
+        std::fs::write(cgroup.join("cgroup.procs"), beside.id().to_string()).unwrap();
+        bench.lease(LEASE);
+        bench.run(100, 3).unwrap();
+        qemu.kill();
+        assert!(beside.try_wait().unwrap().is_none(), "the lease goes on, and so does it");
+        let until = Instant::now() + LEASE + D;
+        while beside.try_wait().unwrap().is_none() {
+            if Instant::now() > until {
+                let _ = beside.kill();
+                panic!("it lives after the lease has ended");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

@@ -243,6 +243,9 @@ package `virtiofsd`, and with the QEMU of Debian 12 (7.2; of that `cache=metadat
 KSM merges none of it. Such a VM moves while it is stopped, to a node for which the mapping says a directory that is there. It does not move while it
 runs, it is not suspended to disk, and no snapshot has its memory: what the guest has open is known to the program alone. Where the program ends before the
 VM, its directory does not answer until the VM is stopped and started again, and the node's log says so.
+Where the directory lies on a network storage, mount that `soft` and, for VMs under HA, `sync`: a program that waits for a storage which hangs can't be
+stopped, so that the whole node is reset when its lease ends; and what a node keeps unwritten for such a directory it may write later, after the VM has
+gone on elsewhere.
 
 `cpu: cluster` is what every node with the same accelerator can run (`stead cluster cpu` shows it, and which node stands in the way of
 more): found anew at each start, and kept by a running VM wherever it moves. `cpu: custom-NAME` is a model of `stead api ls

@@ -14,8 +14,9 @@ use stead_model::Vmid;
 
 /// What tells them.
 const COMMAND: &str = "guest-network-get-interfaces";
-/// How long an agent may take: whoever else wants it waits meanwhile.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an agent may take to be there, and then to answer. Whoever else wants it waits meanwhile, and the shortest time for which
+/// anybody does is three seconds.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// So many are kept: a guest could name any number.
 const MOST: usize = 16;
 /// For so many rounds without an answer what was told last counts.
@@ -32,6 +33,13 @@ pub struct Told {
     missed: u32,
     /// In the order in which its system names them.
     pub(crate) addresses: Vec<IpAddr>,
+}
+
+impl Told {
+    /// Whether it was told in this process, and not in an earlier one of that number.
+    pub(crate) fn is_of(&self, pid: u32) -> bool {
+        self.pid == pid
+    }
 }
 
 /// The addresses at which others may reach a guest, of what its agent answers.

@@ -299,7 +299,11 @@ impl Ops {
             None => GuestKnown::Absent,
         };
         let config = super::config::parse(&guest.config.value)?;
-        let told = self.status.told().remove(&vmid).unwrap_or_default().addresses;
+        let told = match &known {
+            GuestKnown::Process(p) => self.status.told().remove(&vmid).filter(|told| told.is_of(p.pid)),
+            GuestKnown::Absent | GuestKnown::Unknown => None,
+        };
+        let told = told.unwrap_or_default().addresses;
         let status = status_of(&guest, &known, &told).seen_by(actor);
         let balloon = match &known {
             GuestKnown::Process(report) => report.balloon.as_deref().copied(),

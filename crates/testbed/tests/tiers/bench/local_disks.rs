@@ -11,9 +11,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use stead_testbed::addr;
 use stead_testbed::api::until;
 use stead_testbed::guest::tick;
-use stead_testbed::addr;
 
 const VM: u32 = 100;
 const GIB: u64 = 4;
