@@ -74,12 +74,23 @@ impl FakeGuests {
         if self.world().end(&self.node, vmid, clean) { Ok(()) } else { Err(GuestError::NotRunning(vmid)) }
     }
 
+    fn end_copy(&self, vmid: Vmid, pid: u32) {
+        let mut world = self.world();
+        if let Some(process) = world.node(&self.node).guests.get_mut(&vmid).filter(|p| p.pid == pid) {
+            // A task must not abort itself by its end.
+            process.listening = None;
+            world.end(&self.node, vmid, false);
+            let _ = std::fs::remove_file(self.inlet(vmid));
+        }
+    }
+
     /// Waits for the source's state, takes it, and says so.
     fn listen(&self, vmid: Vmid) -> std::io::Result<tokio::task::AbortHandle> {
         let path = self.inlet(vmid);
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path)?;
         let me = self.clone();
+        let own = self.with(vmid, |p| p.pid).map_err(std::io::Error::other)?;
         let task = tokio::spawn(async move {
             let taken = async {
                 let (mut stream, _) = listener.accept().await?;
@@ -96,9 +107,8 @@ impl FakeGuests {
                 stream.write_all(b"1").await
             };
             if taken.await.is_err() {
-                // As QEMU does: a copy whose source is gone ends. A task must not abort itself by its end.
-                let _ = me.with(vmid, |p| p.listening = None);
-                let _ = me.end(vmid, false);
+                // As QEMU does: a copy whose source is gone ends. Not one that has taken its place meanwhile.
+                me.end_copy(vmid, own);
             }
         });
         Ok(task.abort_handle())
