@@ -409,6 +409,18 @@ impl Cluster {
         self.api(0).await?.post("/storage", &form).await.context("adding the shared storage").map(drop)
     }
 
+    /// Adds a storage of that name which one node alone has; its folder.
+    pub async fn add_local_storage(&self, n: usize, id: &str) -> Result<PathBuf> {
+        let folder = self.shared.with_file_name(id);
+        fs::create_dir_all(&folder)?;
+        let (path, node) = (folder.display().to_string(), self.node(n).name());
+        let form =
+            [("storage", id), ("type", "dir"), ("path", &path), ("content", "images"), ("nodes", node)];
+        let added = self.api(0).await?.post("/storage", &form).await;
+        added.with_context(|| format!("adding storage '{id}'"))?;
+        Ok(folder)
+    }
+
     /// Creates a VM of the HTTP guest on a node: its system disk a copy of the image, its data disk new.
     pub async fn create_http_guest(&self, n: usize, vmid: u32, name: &str) -> Result<()> {
         let image = tokio::task::spawn_blocking(|| guest::image::http_guest(&|_| {})).await??;

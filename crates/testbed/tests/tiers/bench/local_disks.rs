@@ -25,19 +25,10 @@ fn live_migration_with_a_local_disk() {
     loopback(async |builder| {
         let cluster = cluster(builder.nodes(2)).await?;
         let api = cluster.api(0).await?;
-        let folders = STORAGES.map(|name| cluster.shared_dir().with_file_name(name));
-        for (n, folder) in folders.iter().enumerate() {
-            fs::create_dir_all(folder)?;
-            let path = folder.display().to_string();
-            let form = [
-                ("storage", STORAGES[n]),
-                ("type", "dir"),
-                ("path", &path),
-                ("content", "images"),
-                ("nodes", cluster.node(n).name()),
-            ];
-            api.post("/storage", &form).await?;
-        }
+        let folders = [
+            cluster.add_local_storage(0, STORAGES[0]).await?,
+            cluster.add_local_storage(1, STORAGES[1]).await?,
+        ];
         cluster.create_tick_guest(0, VM).await?;
         let config = |n: usize| format!("/nodes/{}/qemu/{VM}/config", cluster.node(n).name());
         let disk = format!("here:{GIB},format=raw");

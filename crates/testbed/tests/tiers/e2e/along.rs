@@ -24,15 +24,8 @@ struct Story {
 impl Story {
     async fn begin(cluster: Cluster) -> Result<Self> {
         let api = cluster.api(0).await?;
-        let folders = ["here", "there"].map(|n| cluster.shared_dir().with_file_name(n));
-        for (n, folder) in folders.iter().enumerate() {
-            std::fs::create_dir_all(folder.join(format!("images/{VM}")))?;
-            let (id, node) = (["here", "there"][n], ["n1", "n2"][n]);
-            let path = folder.display().to_string();
-            let form =
-                [("storage", id), ("type", "dir"), ("path", &path), ("content", "images"), ("nodes", node)];
-            api.post("/storage", &form).await.with_context(|| format!("adding storage '{id}'"))?;
-        }
+        let folders =
+            [cluster.add_local_storage(0, "here").await?, cluster.add_local_storage(1, "there").await?];
         cluster.create_tick_guest(0, VM).await?;
         let vm = format!("/nodes/n1/qemu/{VM}");
         let form = [("disk", "virtio0"), ("storage", "here"), ("delete", "1")];

@@ -138,15 +138,8 @@ fn a_vm_that_does_not_run_takes_its_disks_along() {
     loopback(async |builder| {
         let cluster = cluster(builder.nodes(2)).await?;
         let api = cluster.api(0).await?;
-        let folders = ["here", "there"].map(|n| cluster.shared_dir().with_file_name(n));
-        for (n, folder) in folders.iter().enumerate() {
-            std::fs::create_dir_all(folder.join(format!("images/{VM}")))?;
-            let (id, node) = (["here", "there"][n], ["n1", "n2"][n]);
-            let path = folder.display().to_string();
-            let form =
-                [("storage", id), ("type", "dir"), ("path", &path), ("content", "images"), ("nodes", node)];
-            api.post("/storage", &form).await.with_context(|| format!("adding storage '{id}'"))?;
-        }
+        let folders =
+            [cluster.add_local_storage(0, "here").await?, cluster.add_local_storage(1, "there").await?];
         let files = |n: usize| -> Result<Vec<String>> {
             let all = std::fs::read_dir(folders[n].join(format!("images/{VM}")));
             let names =
