@@ -92,7 +92,16 @@ async fn place(bed: &Bed, kind: &Kind, roles: Roles) -> Result<()> {
     }
     match kind.before {
         Before::Runs | Before::HasSnapshot if runs => {}
-        Before::Runs | Before::HasSnapshot => ordered(bed, &api, source, "status/start", &[]).await?,
+        Before::Runs | Before::HasSnapshot => {
+            let config = api.get(&format!("{}/config", bed.path(source))).await?;
+            let boot = || Ok::<_, anyhow::Error>(bed.read_disk(&config)?.map(|cell| cell.id));
+            let earlier = boot()?;
+            ordered(bed, &api, source, "status/start", &[]).await?;
+            // By what it writes it is known again.
+            if bed.shows_writes() {
+                until("it has booted", BOOT, async || Ok((boot()? != earlier).then_some(()))).await?;
+            }
+        }
         Before::IsStopped if !runs => {}
         Before::IsStopped => ordered(bed, &api, source, "status/stop", &[]).await?,
         Before::IsSuspended => {
