@@ -70,6 +70,12 @@ pub async fn run(bed: &mut Bed, kind: &Kind, step: &Step, fault: Fault) -> Resul
 /// Puts the VM, which runs, on the source, as it is to be before the move.
 async fn place(bed: &Bed, kind: &Kind, roles: Roles) -> Result<()> {
     let api = bed.api(roles.source)?;
+    until("all nodes are in the cluster again", SETTLED, async || {
+        let rows = api.get("/cluster/status").await?;
+        let nodes = rows.as_array().into_iter().flatten().filter(|row| row["type"] == "node");
+        Ok(nodes.into_iter().all(|row| row["online"] == 1).then_some(()))
+    })
+    .await?;
     // What a node tells of all guests may be of a moment ago.
     let at = until("the VM is where it is said to be", SETTLED, async || {
         let row = bed.cluster().guest_row(&api, bed.vmid()).await?;
