@@ -112,14 +112,7 @@ impl Hand {
         let (ip, port) = (self.at.ip().to_string(), self.at.port().to_string());
         let mut server = Command::new("qemu-nbd");
         // Its guest has it open, and writes nothing to it.
-        server.args([
-            "--read-only",
-            "--force-share",
-            "--persistent",
-            "--cache=none",
-            "--aio=native",
-            "--format=raw",
-        ]);
+        server.args(["--read-only", "--persistent", "--cache=none", "--aio=native", "--image-opts"]);
         server.args(["--bind", &ip, "--port", &port]);
         let mut tool = Command::new("qemu-img");
         tool.args(["convert", "-t", "none", "-O", "raw"]);
@@ -131,7 +124,11 @@ impl Hand {
             tool.args(["--object", &key("client")]);
             source += ",file.tls-creds=tls";
         }
-        let server = Server(server.arg(from).stdin(Stdio::null()).spawn().context("starting qemu-nbd")?);
+        let image = format!(
+            "driver=raw,file.driver=file,file.locking=off,file.aio=native,file.cache.direct=on,file.filename={}",
+            from.display()
+        );
+        let server = Server(server.arg(image).stdin(Stdio::null()).spawn().context("starting qemu-nbd")?);
         until("qemu-nbd answers", BOOT, async || Ok(TcpStream::connect(self.at).ok().map(drop))).await?;
         tool.args(["--image-opts", &source]).arg(to);
         let begin = Instant::now();
