@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use stead_conf::Txn;
-use stead_driver::guest::{CopyKind, CopyTo, DiskCopy};
+use stead_driver::guest::{CopyKind, CopyTo, DiskCopy, RunState};
 use stead_driver::storage::{NewVolume, StorageDriver};
 use stead_model::vmconfig::VmConfig;
 use stead_model::{Epoch, GuestKind, Upid, paths};
@@ -70,6 +70,10 @@ async fn place(node: &Node) -> String {
     path.strip_prefix(node.dir.path()).unwrap().display().to_string().replacen('/', ":", 1)
 }
 
+async fn state(node: &Node) -> RunState {
+    node.ops.guests.state(vmid(100)).await.unwrap().state
+}
+
 /// The disk is at its new place, the old volume kept or removed, and nothing goes on.
 async fn is_moved(node: &Node, kept: bool) {
     let c = config(node, 100);
@@ -113,6 +117,8 @@ async fn a_running_vm_goes_over() {
         assert_eq!(status, "OK", "{log}");
         is_moved(&node, !delete).await;
         assert_eq!(place(&node).await, NEW);
+        assert_eq!(node.machines.pivoted("n1"), [RunState::Paused], "nothing is written while it goes over");
+        assert_eq!(state(&node).await, RunState::Running);
         assert!(node.own(100).running);
     }
 }
@@ -189,6 +195,7 @@ async fn a_mirror_that_vanishes_is_a_failure_whenever_it_does() {
     let (status, _) = moved(&node, to_shared()).await;
     assert!(status.contains("the copy is gone"), "{status}");
     assert_eq!(place(&node).await, OLD);
+    assert_eq!(state(&node).await, RunState::Running);
     let c = config(&node, 100);
     assert!(c.current.get("scsi0").unwrap().starts_with(OLD), "{c}");
     assert_eq!(c.current.lock(), None);
@@ -197,6 +204,11 @@ async fn a_mirror_that_vanishes_is_a_failure_whenever_it_does() {
 
 /// What a daemon has left that died in a move: the lock of a dead task, and a mirror.
 async fn cut_off(recorded: bool) -> Node {
+    cut_off_of(recorded, true).await
+}
+
+/// `ran`: its user had not paused the VM.
+async fn cut_off_of(recorded: bool, ran: bool) -> Node {
     let node = started().await;
     let new = NewVolume { vmid: vmid(100), name: None, format: Some("raw".into()), size: 1 << 30 };
     node.storage("shared").alloc(&new).await.unwrap();
@@ -211,7 +223,7 @@ async fn cut_off(recorded: bool) -> Node {
     }
     let Epoch(epoch) = node.own(100).epoch;
     let holder = format!(
-        r#"{{"what":"clone","task":"UPID:n1:00000001:00000001:00000001:qmmove:100:root@pam:","epoch":{epoch},"making":["{NEW}"]}}"#
+        r#"{{"what":"clone","task":"UPID:n1:00000001:00000001:00000001:qmmove:100:root@pam:","epoch":{epoch},"making":["{NEW}"],"ran":{ran}}}"#
     );
     let txn = Txn::new("test")
         .put("stead/lock/100", holder)
@@ -244,6 +256,30 @@ async fn a_dead_daemon_s_mirror_that_was_ended_is_written_back() {
     assert!(c.current.get("scsi0").unwrap().starts_with(OLD), "{c}");
     assert_eq!((c.current.get("unused0"), c.current.lock()), (Some(NEW), None));
     at_rest(&node).await;
+}
+
+#[tokio::test]
+async fn a_vm_that_stands_while_it_goes_over_is_continued_whoever_dies() {
+    for recorded in [false, true] {
+        let node = cut_off(recorded).await;
+        node.ops.guests.pause(vmid(100)).await.unwrap();
+        assert!(node.ops.reconcile().await.unwrap());
+        assert_eq!(place(&node).await, if recorded { NEW } else { OLD });
+        assert_eq!(state(&node).await, RunState::Running);
+        at_rest(&node).await;
+    }
+}
+
+#[tokio::test]
+async fn a_vm_that_its_user_has_paused_stays_so() {
+    let node = cut_off_of(true, false).await;
+    node.ops.guests.pause(vmid(100)).await.unwrap();
+    assert!(node.ops.reconcile().await.unwrap());
+    assert_eq!((place(&node).await.as_str(), state(&node).await), (NEW, RunState::Paused));
+    let node = started().await;
+    node.ops.guests.pause(vmid(100)).await.unwrap();
+    assert_eq!(moved(&node, to_shared()).await.0, "OK");
+    assert_eq!((place(&node).await.as_str(), state(&node).await), (NEW, RunState::Paused));
 }
 
 /// The disk is at its new place by the commit, and the daemon died before the old one was removed.

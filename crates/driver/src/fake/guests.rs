@@ -655,7 +655,7 @@ impl GuestDriver for FakeGuests {
 
     async fn pivot(&self, vmid: Vmid, disk: &str) -> Answer<()> {
         let refuse = self.world().node(&self.node).refuse_pivot;
-        self.with(vmid, |p| {
+        let stood = self.with(vmid, |p| {
             let copy = p.copies.take().and_then(|(all, _)| all.into_iter().find(|c| c.disk == disk));
             let in_step = p.copying.borrow().phase == CopyPhase::InStep;
             p.copying.send_replace(CopyProgress::default());
@@ -670,8 +670,10 @@ impl GuestDriver for FakeGuests {
             let new = format!("{line}{}", to.volume);
             p.launch.config = p.launch.config.replacen(&old, &new, 1);
             p.launch.volumes.push(to);
-            Ok(())
-        })?
+            Ok(p.state)
+        })?;
+        self.world().node(&self.node).pivoted.push(stood?);
+        Ok(())
     }
 
     async fn end_mirrors(&self, vmid: Vmid) -> Answer<()> {

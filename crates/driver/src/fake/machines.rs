@@ -118,6 +118,8 @@ pub(super) struct Node {
     pub hold_copies: bool,
     /// Guests go over to no copy.
     pub refuse_pivot: bool,
+    /// How each guest was that went over to a copy.
+    pub pivoted: Vec<RunState>,
     /// What could be given to guests.
     pub hardware: Hardware,
     /// What its program can do, if it tells.
@@ -143,6 +145,7 @@ impl World {
             delay_agent: None,
             hold_copies: false,
             refuse_pivot: false,
+            pivoted: vec![],
             hardware: Hardware::default(),
             capabilities: None,
         })
@@ -293,6 +296,11 @@ impl FakeMachines {
     /// Makes guests on a node go over to no copy: the copy ends instead.
     pub fn refuse_pivot(&self, node: &str, refuse: bool) {
         self.world().node(node).refuse_pivot = refuse;
+    }
+
+    /// How each of a node's guests was when it went over to a copy.
+    pub fn pivoted(&self, node: &str) -> Vec<RunState> {
+        self.world().node(node).pivoted.clone()
     }
 
     /// Ends the copies of a guest's disks, as the fence process does.

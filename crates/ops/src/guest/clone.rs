@@ -9,6 +9,7 @@
 
 use super::config::Made;
 use super::copies::{Telling, check_format, file_of, limit, placed};
+use super::lock::Before;
 use crate::store::{self, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use std::collections::BTreeMap;
@@ -265,7 +266,7 @@ impl Ops {
             &config,
             store::txn(&actor.who, format!("VM {newid}: a clone of VM {vmid} begun")),
         )?;
-        super::lock::hold(newid, MAKING, cx.upid(), epoch, vec![], false, &mut txn)?;
+        super::lock::hold(newid, MAKING, cx.upid(), epoch, vec![], Before::default(), &mut txn)?;
         self.conf.transact(txn).await?;
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! one template at once. No copy is made under the guest's mutex, since it may take hours: the mutex is taken to lock, and again for
 //! what follows.
 
+use super::lock;
 use crate::store::{self, GuestAt};
 use crate::{Ops, OpsError};
 use serde_json::json;
@@ -11,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use stead_driver::guest::{CopyKind, CopyPhase, DiskCopy, GuestError};
+use stead_driver::guest::{CopyKind, CopyPhase, DiskCopy, GuestError, RunState};
 use stead_driver::storage::{Image, NewCopy, VolumeInfo};
 use stead_guest::clones::CLONING;
 use stead_guest::request::{Request, Verdict};
@@ -272,10 +273,16 @@ impl Ops {
     /// configuration does not name. Then the lock goes. Under the guest's mutex.
     pub(super) async fn end_half_copied(&self, guest: &GuestAt, making: &[VolumeId]) -> Result<(), OpsError> {
         let vmid = guest.vmid;
+        let ran = self.conf.view(|t| lock::ran(t, vmid))?
+            && super::config::parse(&guest.config.value)?.current.lock() == Some(CLONING);
         let mut guest = self.shut_out(guest).await?;
-        if self.guests.state(vmid).await.is_some() {
+        if let Some(process) = self.guests.state(vmid).await {
             guest = self.settle_places(&guest).await?;
             self.guests.end_copies(vmid).await?;
+            // It stands while it goes over.
+            if ran && process.state == RunState::Paused {
+                self.go_on(&guest).await?;
+            }
         }
         let named = super::config::parse(&guest.config.value)?.all_volumes();
         for volume in making.iter().filter(|v| !named.iter().any(|n| n.is_same(v))) {

@@ -32,6 +32,18 @@ struct Holder {
     /// The VM was suspended to disk before, and is so again when the task has come to nothing.
     #[serde(default)]
     was_suspended: bool,
+    /// The VM ran when it was locked: whatever has paused it since was the task.
+    #[serde(default)]
+    ran: bool,
+}
+
+/// What a VM was when it was locked, and is to be again when the task has come to nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Before {
+    /// Suspended to disk.
+    pub(super) suspended: bool,
+    /// Running.
+    pub(super) ran: bool,
 }
 
 fn path(vmid: Vmid) -> String {
@@ -45,10 +57,11 @@ pub(super) fn hold(
     task: &Upid,
     epoch: Epoch,
     making: Vec<VolumeId>,
-    was_suspended: bool,
+    before: Before,
     txn: &mut Txn,
 ) -> Result<(), OpsError> {
-    let holder = Holder { what: what.to_owned(), task: task.clone(), epoch, making, was_suspended };
+    let Before { suspended: was_suspended, ran } = before;
+    let holder = Holder { what: what.to_owned(), task: task.clone(), epoch, making, was_suspended, ran };
     // What an earlier one has left is void: the configuration had no lock, or that of what is repeated now.
     txn.ops.push(Op::Put(path(vmid), store::bytes(&holder)?.into()));
     Ok(())
@@ -66,6 +79,11 @@ pub(crate) fn release(tree: &Tree, vmid: Vmid, txn: &mut Txn) {
 /// The guests whose lock somebody holds, or held last.
 pub(crate) fn held(tree: &Tree) -> BTreeSet<Vmid> {
     tree.list(LOCKS).filter_map(|(p, _)| p.strip_prefix(LOCKS)?.parse().ok()).collect()
+}
+
+/// Whether a guest ran when its lock was taken.
+pub(super) fn ran(tree: &Tree, vmid: Vmid) -> Result<bool, OpsError> {
+    Ok(store::record::<Holder>(tree, &path(vmid))?.is_some_and(|h| h.value.ran))
 }
 
 /// The volumes that whoever holds a guest's lock makes of it.
@@ -114,9 +132,10 @@ impl Ops {
         making: Vec<VolumeId>,
         mut txn: Txn,
     ) -> Result<GuestAt, OpsError> {
-        let was_suspended = saved::is_saved(&config);
+        let runs = self.guests.state(guest.vmid).await.map(|p| p.state) == Some(RunState::Running);
+        let before = Before { suspended: saved::is_saved(&config), ran: runs };
         config.current.set("lock", what)?;
-        hold(guest.vmid, what, task, guest.own.value.epoch, making, was_suspended, &mut txn)?;
+        hold(guest.vmid, what, task, guest.own.value.epoch, making, before, &mut txn)?;
         self.commit_with(&guest, &config, txn).await
     }
 
@@ -258,8 +277,14 @@ mod tests {
     #[test]
     fn a_lock_lives_as_long_as_its_task_and_its_epoch() {
         let task: Upid = "UPID:n1:00000001:00000001:00000001:qmigrate:100:root@pam:".parse().unwrap();
-        let holder =
-            Holder { what: "migrate".into(), was_suspended: false, task, epoch: Epoch(3), making: vec![] };
+        let holder = Holder {
+            what: "migrate".into(),
+            was_suspended: false,
+            ran: true,
+            task,
+            epoch: Epoch(3),
+            making: vec![],
+        };
         assert!(!is_void("migrate", Some(&holder), Epoch(3), |_| true));
         assert!(is_void("migrate", Some(&holder), Epoch(3), |_| false), "its task is dead");
         assert!(is_void("migrate", Some(&holder), Epoch(4), |_| true), "recovered since");

@@ -1,12 +1,13 @@
 //! A disk of a VM gets another place, also while the VM runs.
 //!
 //! ```text
-//!  locked (clone), what is made named ─▶ mirror ─▶ in step ─▶ the new place is committed, the old one an unused volume
-//!                                                                 ─▶ the guest goes over ─▶ unlocked, the old place freed
+//!  locked (clone), what is made named ─▶ mirror ─▶ in step ─▶ the VM stands, and all that it wrote is on both disks
+//!      ─▶ the new place is committed, the old one an unused volume ─▶ the guest goes over, and on ─▶ unlocked, the old place freed
 //! ```
 //!
-//! From the moment when the mirror is in step until the guest has gone over, each write is in both places: it is safe to
-//! be cut off anywhere. Whoever finds the lock of a dead task asks the guest where its disk is, and has it go over, or
+//! From the moment when the mirror is in step until the guest has gone over, each write is in both places, and what is flushed is flushed
+//! in the old one. So the VM stands while the configuration changes from one to the other: to stand, all is flushed everywhere, and a node
+//! that dies then leaves two places that are the same. It is safe to be cut off anywhere. Whoever finds the lock of a dead task asks the guest where its disk is, and has it go over, or
 //! writes down that it has not; a copy that no configuration names is removed. That a mirror has vanished, as it does when the fence
 //! process makes a guest safe, is a failure.
 
@@ -229,8 +230,21 @@ impl Ops {
         // Also one that is to be removed: until the guest has gone over it is the one in use.
         let unused = config.keep_unused(vmid, &plan.from.volid)?;
         let place = store::txn(&actor.who, format!("VM {vmid}: disk '{key}' goes over to '{to}'"));
-        let now = self.commit_with(&now, &config, place).await?;
-        self.guests.pivot(vmid, key).await?;
+        let ran = self.guests.state(vmid).await.map(|p| p.state) == Some(RunState::Running);
+        if ran {
+            self.guests.pause(vmid).await?;
+        }
+        let over = async {
+            let now = self.commit_with(&now, &config, place).await?;
+            self.guests.pivot(vmid, key).await?;
+            Ok::<_, OpsError>(now)
+        };
+        let over = over.await;
+        // Also where nobody knows whether it is committed: each write is in both places still.
+        if ran && let Err(e) = self.go_on(guest).await {
+            cx.warn(format!("VM {vmid} could not be continued yet: {e}"));
+        }
+        let now = over?;
         cx.log(format!("{key} is on '{to}'"));
         if let Some(unused) = unused.filter(|_| options.delete) {
             config.current.remove(&unused);
