@@ -77,6 +77,50 @@ async fn what_is_copied_is_what_was_there_then_or_at_a_snapshot() {
     assert_eq!(b.snapshots(&then.volid.name).await.unwrap(), [""; 0]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_nobody_waits_for_in_its_last_moment_leaves_nothing() {
+    let base = tempfile::tempdir().unwrap();
+    let s = open(base.path(), "aa");
+    s.activate().await.unwrap();
+    let (name, path) = disk(&*s, "raw").await;
+    let new = copy_of(&path, "raw");
+    let (mut kept, mut given_up) = (0, 0);
+    for n in 0..40 {
+        let whole = tokio::sync::Notify::new();
+        let tell = |share| {
+            if share >= 1.0 {
+                whole.notify_one();
+            }
+        };
+        // From then on it is given its name, which can't be stopped half-way.
+        let last_moment = async {
+            whole.notified().await;
+            tokio::time::sleep(Duration::from_micros(n * 100)).await;
+        };
+        let made = tokio::select! {
+            made = s.copy(&new, &tell) => Some(made.unwrap()),
+            () = last_moment => None,
+        };
+        if let Some(made) = made {
+            s.free(&made.volid.name).await.unwrap();
+            kept += 1;
+            continue;
+        }
+        given_up += 1;
+        let mut left = s.list(None, None).await.unwrap();
+        for _ in 0..200 {
+            if left.len() == 1 && spooled(base.path()) == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            left = s.list(None, None).await.unwrap();
+        }
+        let left: Vec<_> = left.iter().map(|v| v.volid.name.clone()).collect();
+        assert_eq!((left, spooled(base.path())), (vec![name.clone()], 0), "{n}");
+    }
+    assert!(given_up > 0, "{kept} kept");
+}
+
 /// Files below a storage's spool, but for its lock.
 fn spooled(path: &Path) -> usize {
     let folders = std::fs::read_dir(path.join(".stead-spool")).unwrap().flatten();

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use serde_json::json;
 use std::ffi::OsString;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::sync::Arc;
 use stead_driver::storage::{Image, NewCopy, StorageError, VolumeInfo, Watch};
 use stead_model::{Vmid, VolumeId};
 
@@ -248,7 +249,34 @@ impl DirStorage {
         self.blocking(what, move |inner| Ok(me.begin(&inner.root()?)?.0)).await
     }
 
-    async fn publish_made(&self, what: &str, made: Discard, plan: Plan) -> Answer<VolumeInfo> {
-        self.blocking(what, move |inner| inner.publish_disk(&inner.root()?, &made.spooled, &plan)).await
+    /// Who does not wait for it any more has no volume.
+    pub(super) async fn publish_made(&self, what: &str, made: Discard, plan: Plan) -> Answer<VolumeInfo> {
+        let published = self.blocking(what, move |inner| {
+            let info = inner.publish_disk(&inner.root()?, &made.spooled, &plan)?;
+            Ok(Published { inner: made.inner.clone(), info: Some(info) })
+        });
+        published.await?.keep().ok_or_else(|| self.0.failed(what, "it was told of no volume"))
+    }
+}
+
+/// A volume of which nobody has heard yet: unless somebody does, it goes.
+struct Published {
+    inner: Arc<Inner>,
+    info: Option<VolumeInfo>,
+}
+
+impl Published {
+    fn keep(mut self) -> Option<VolumeInfo> {
+        self.info.take()
+    }
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        if let Some(info) = &self.info
+            && let Err(e) = self.inner.free(&info.volid.name)
+        {
+            tracing::warn!("'{}', which nobody waits for any more, could not be removed: {e}", info.volid);
+        }
     }
 }

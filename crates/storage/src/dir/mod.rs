@@ -567,10 +567,7 @@ impl StorageDriver for DirStorage {
         self.0.holds(Content::Images)?;
         let plan = Plan::of(new, self.0.options.format)?;
         let discard = self.make_disk(&plan).await?;
-        self.blocking("allocate a disk", move |inner| {
-            inner.publish_disk(&inner.root()?, &discard.spooled, &plan)
-        })
-        .await
+        self.publish_made("allocate a disk", discard, plan).await
     }
 
     async fn free(&self, name: &str) -> Answer<()> {
