@@ -14,6 +14,7 @@ use stead_ops::epochs::{EPOCH_CALL, REJOIN_CALL};
 use stead_ops::events::Lines;
 use stead_ops::guest::along::DISKS_SENT_CALL;
 use stead_ops::guest::carry::{NO_ROOM_CALL, ROOM_CALL, RoomRequest};
+use stead_ops::guest::fetch::{FETCHES_CALL, SERVES_CALL};
 use stead_ops::guest::incoming::{ContinueRequest, IncomingRequest};
 use stead_ops::guest::migrate::GO_ON_CALL;
 use stead_ops::guest::preconditions::FITS_CALL;
@@ -111,6 +112,8 @@ impl Rpc {
                 ops.continue_incoming(request.vmid, request.epoch).await?;
                 Ok(Value::Null)
             }
+            SERVES_CALL => give(call, &ops.serves(&take(call, body)?).await),
+            FETCHES_CALL => give(call, &ops.fetches(&take(call, body)?).await),
             "guest/abort" => {
                 let request: ContinueRequest = take(call, body)?;
                 ops.check_source(from, request.vmid, request.epoch)?;

@@ -1,7 +1,7 @@
 //! Streams that another node opens to this one for its guests: memory and disks of those that come here.
 
 use stead_model::{NodeName, Vmid};
-use stead_ops::guest::{along, carry};
+use stead_ops::guest::{along, carry, fetch};
 use stead_ops::peers::Duplex;
 use stead_ops::{Ops, OpsError};
 use stead_transport::stream::{Carried, splice};
@@ -13,6 +13,8 @@ pub async fn take(ops: &Ops, from: &NodeName, call: &str, stream: impl Duplex + 
         into(vmid, "the incoming migration", stream, ops.migration_inlet(from, vmid).await).await;
     } else if let Some(vmid) = of_guest(call, along::STREAM) {
         into(vmid, "an incoming disk", stream, ops.disk_inlet(from, vmid).await).await;
+    } else if let Some(vmid) = of_guest(call, fetch::STREAM) {
+        into(vmid, "memory that is fetched", stream, ops.fetch_inlet(from, vmid).await).await;
     } else if let Some(which) = call.strip_prefix(carry::STREAM) {
         ops.take_volume(from, which, stream).await;
     }

@@ -100,8 +100,10 @@ pub enum RunState {
     Paused,
     /// It has received a migration and was never continued since.
     Received,
-    /// Its state was migrated away.
+    /// Its state was migrated away, or waits for it with its CPUs stopped for good: only a word has it go on.
     Postmigrate,
+    /// Its state was migrated away, but for memory that its target fetches while the guest runs there. It never runs again.
+    Serving,
     /// Switched itself off or panicked; the process is still there.
     Shutdown,
     /// The process answers no question.
@@ -256,6 +258,10 @@ pub enum MigrationPhase {
     Held,
     /// The source's CPUs have stopped, the rest is being sent.
     Switchover,
+    /// The target can run the guest, and fetches what memory it has not. Nobody can cancel it; the source's CPUs stand and stay so.
+    Fetching,
+    /// The same, and their connection is broken: the guest stands where it needs what is not there.
+    Broken,
     /// All was sent and received; the source is paused and stays so.
     Completed,
     /// It failed; the source's CPUs run, or can be continued.
@@ -300,6 +306,8 @@ pub struct Sending {
     pub bytes_per_second: Option<u64>,
     /// Once the guest's CPUs stand it waits, in [`MigrationPhase::Held`], for [`GuestDriver::send_rest`].
     pub hold: bool,
+    /// The target may be had to fetch what is left: [`GuestDriver::begin_fetching`]. It has to be able to, and to hold is part of it.
+    pub fetch: bool,
     /// By how many streams its memory goes: as many as whoever waits was made for.
     pub streams: u8,
 }
@@ -307,7 +315,7 @@ pub struct Sending {
 impl Sending {
     /// As fast as it goes, to its end.
     pub fn to(to: impl Into<PathBuf>) -> Self {
-        Self { to: to.into(), bytes_per_second: None, hold: false, streams: 1 }
+        Self { to: to.into(), bytes_per_second: None, hold: false, fetch: false, streams: 1 }
     }
 }
 
@@ -348,6 +356,11 @@ pub enum CopyPhase {
     Completed,
     /// It failed, or was cancelled.
     Failed,
+}
+
+fn no_fetching<T>(vmid: Vmid) -> Result<T, GuestError> {
+    let why = "its driver moves memory before the guest alone".to_owned();
+    Err(GuestError::Refused { what: "fetch memory of", vmid, why })
 }
 
 fn no_copies<T>(vmid: Vmid) -> Result<T, GuestError> {
@@ -496,6 +509,24 @@ pub trait GuestDriver: Send + Sync {
     async fn migrate(&self, vmid: Vmid, how: &Sending) -> Result<(), GuestError>;
     /// Has a migration that is held go on.
     async fn send_rest(&self, vmid: Vmid) -> Result<(), GuestError>;
+    /// Has an incoming guest that waits be ready to fetch memory while it runs, if its source has it so. An error says why it can't.
+    async fn can_fetch(&self, vmid: Vmid) -> Result<(), GuestError> {
+        no_fetching(vmid)
+    }
+    /// Stops the CPUs of a guest that is sent, and has the target fetch what is left: sending is held before. Nothing but a word lets
+    /// the CPUs go on from then on, however the sending ends; [`RunState::Postmigrate`] says so. False: it had come to its end by itself,
+    /// and is held as one that is not fetched.
+    async fn begin_fetching(&self, vmid: Vmid) -> Result<bool, GuestError> {
+        no_fetching(vmid)
+    }
+    /// Has a guest whose fetching is [`MigrationPhase::Broken`] wait for its source anew; where.
+    async fn fetch_again(&self, vmid: Vmid) -> Result<PathBuf, GuestError> {
+        no_fetching(vmid)
+    }
+    /// Has a source from which was fetched go on with it over another connection.
+    async fn send_again(&self, vmid: Vmid, _to: &Path) -> Result<(), GuestError> {
+        no_fetching(vmid)
+    }
     /// Begins to write the guest's state to a file while it runs, from which a process can go on (see [`SavedState`]). At the end
     /// the guest stays paused, and never needs to be continued; how it goes on [`Self::migration`] tells.
     async fn save(&self, vmid: Vmid, to: &Path) -> Result<(), GuestError>;

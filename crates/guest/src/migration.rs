@@ -16,9 +16,19 @@
 //!                                                                    └─ failed, cancelled: Stopping ──▶ Undo
 //! ```
 //!
+//! Memory that changes faster than it is sent can be fetched by the target while the guest runs there already (post-copy). What makes
+//! the guest whole again is then on two nodes until all is fetched. So the hand-over is committed before, while the source's CPUs stand
+//! and all is still its own, and the source's process ends only when nothing can be fetched of it any more:
+//!
+//! ```text
+//!  Sending ──no end──▶ Turning ──standing──▶ (Settling ─▶) Handover ──committed──▶ Opening ──fetching──▶ Handed ──▶ Fetching
+//!                         └─ held: it came to its end by itself                │ refused: Stopping ─▶ Undo               │
+//!                                                                                      completed, or lost for good: ──▶ Done
+//! ```
+//!
 //! The rule that keeps a guest from running twice: the source proposes `owner = target, epoch + 1` only after
-//! its own process reports *completed* (its CPUs stand and stay so), and the target continues only on that
-//! commit. From the first proposal on, the source never runs again under the old epoch unless the record was
+//! its own process reports *completed*, or for post-copy was stopped like one that its user pauses (in both cases its CPUs stand and stay
+//! so, whatever becomes of the sending), and the target continues only on that commit. From the first proposal on, the source never runs again under the old epoch unless the record was
 //! read as still its own after a *definite* refusal. An unknown outcome is asked again: the same proposal
 //! either commits or finds that it already has.
 
@@ -35,6 +45,14 @@ pub enum Event {
     Held,
     /// The target's disks hold what the source's hold, and nobody writes either.
     DisksSettled,
+    /// Its memory changes faster than it is sent, and the target can fetch the rest of it while the guest runs there.
+    NoEnd,
+    /// The source's CPUs were stopped, nothing but a word has them go on, and sending waits: the target is to fetch the rest.
+    Standing,
+    /// The target has all but the rest of its memory, which it fetches.
+    Fetching,
+    /// What the target has not fetched it never will.
+    Lost(String),
     /// The source's process reports the migration completed.
     Completed,
     /// Preparing or sending failed.
@@ -77,6 +95,13 @@ pub enum Command {
     SettleDisks,
     /// Have what is held go on, and watch it to a terminal phase.
     SendRest,
+    /// Stop the source's CPUs, and have sending wait for the target to fetch the rest; or wait as for [`Event::Held`], where it has come
+    /// to its end by itself meanwhile.
+    BeginFetching,
+    /// Have what is held go on, until the target fetches.
+    LetFetch,
+    /// Watch the fetching to its end; join the two anew if their connection breaks.
+    FollowFetching,
     /// Cancel the sending; the source goes on by itself.
     CancelSending,
     /// End what there is of mirrors. What fails of it ends with the target's copy.
@@ -105,10 +130,13 @@ enum State {
     Preparing,
     Mirroring,
     Sending,
-    Settling,
+    Turning,
+    Settling { fetches: bool },
     Stopping { why: String },
-    Handover,
-    Handed,
+    Handover { fetches: bool },
+    Opening,
+    Handed { fetches: bool },
+    Fetching { silent: Option<String> },
     Undo { why: String, target_ended: bool },
     Done,
 }
@@ -164,7 +192,85 @@ impl Migration {
         (State::Undo { why, target_ended: false }, commands)
     }
 
+    /// The guest is the target's by a commit, which says nothing of what the target makes of it.
+    fn unconfirmed(&self, why: &str) -> Command {
+        Command::Finish(Err(format!("handed over to {}, which did not confirm: {why}", self.target)))
+    }
+
+    /// The guest is the target's, and what it needs to go on there is gone. Our copy never runs again.
+    fn lost(&self, why: &str) -> (State, Vec<Command>) {
+        let why = format!(
+            "handed over to {}, where the VM has lost memory that it had not fetched yet, and can only be started again: {why}",
+            self.target
+        );
+        (State::Done, vec![Command::EndSource, Command::Finish(Err(why))])
+    }
+
     fn next(&mut self, state: State, event: Event) -> (State, Vec<Command>) {
+        match state {
+            State::Turning | State::Opening | State::Fetching { .. } => self.next_fetching(state, event),
+            State::Settling { .. } | State::Stopping { .. } => self.next_held(state, event),
+            state => self.next_sent(state, event),
+        }
+    }
+
+    /// Of a guest whose memory the target is to fetch, or fetches.
+    fn next_fetching(&self, state: State, event: Event) -> (State, Vec<Command>) {
+        use Command as C;
+        use Event as E;
+        match (state, event) {
+            (State::Turning, E::Held) => self.held(),
+            (State::Turning, E::Standing) if self.disks == Disks::Apart => {
+                (State::Settling { fetches: true }, vec![C::SettleDisks])
+            }
+            (State::Turning, E::Standing) => (State::Handover { fetches: true }, vec![self.propose()]),
+            (State::Turning, E::Completed) => self.next_sent(State::Sending, E::Completed),
+            // Its sending may go on, or wait.
+            (State::Turning, E::Failed(why)) => (State::Stopping { why }, vec![C::CancelSending]),
+            (State::Turning, E::CancelRequested) => {
+                (State::Stopping { why: "cancelled".into() }, vec![C::CancelSending])
+            }
+            (State::Opening, E::Fetching) => (State::Handed { fetches: true }, vec![C::AskTargetToRun]),
+            (State::Opening, E::Failed(why) | E::Lost(why)) => self.lost(&why),
+            (State::Fetching { silent }, E::Completed) => {
+                let end = silent.map_or(C::Finish(Ok(())), |why| self.unconfirmed(&why));
+                (State::Done, vec![C::EndSource, end])
+            }
+            (State::Fetching { .. }, E::Lost(why)) => self.lost(&why),
+            (state, _) => (state, vec![]),
+        }
+    }
+
+    /// It stands, and its sending waits.
+    fn held(&self) -> (State, Vec<Command>) {
+        match self.disks {
+            Disks::Apart => (State::Settling { fetches: false }, vec![Command::SettleDisks]),
+            Disks::None | Disks::Settled => (State::Sending, vec![Command::SendRest]),
+        }
+    }
+
+    /// Of a guest whose CPUs stand until the sending that is held goes on, or has ended.
+    fn next_held(&mut self, state: State, event: Event) -> (State, Vec<Command>) {
+        use Command as C;
+        use Event as E;
+        match (state, event) {
+            (State::Settling { fetches }, E::DisksSettled) => {
+                self.disks = Disks::Settled;
+                match fetches {
+                    false => (State::Sending, vec![C::SendRest]),
+                    true => (State::Handover { fetches }, vec![self.propose()]),
+                }
+            }
+            (State::Settling { .. }, E::Failed(why)) => (State::Stopping { why }, vec![C::CancelSending]),
+            (State::Settling { .. }, E::CancelRequested) => {
+                (State::Stopping { why: "cancelled".into() }, vec![C::CancelSending])
+            }
+            (State::Stopping { why }, E::Failed(_) | E::Completed) => self.undo(why),
+            (state, _) => (state, vec![]),
+        }
+    }
+
+    fn next_sent(&self, state: State, event: Event) -> (State, Vec<Command>) {
         use Command as C;
         use Event as E;
         match (state, event) {
@@ -176,42 +282,43 @@ impl Migration {
             }
             (State::Preparing | State::Mirroring, E::CancelRequested) => self.undo("cancelled".into()),
             (State::Preparing | State::Mirroring | State::Sending, E::Failed(why)) => self.undo(why),
-            (State::Sending, E::Held) if self.disks == Disks::Apart => {
-                (State::Settling, vec![C::SettleDisks])
-            }
-            (State::Settling, E::DisksSettled) => {
-                self.disks = Disks::Settled;
-                (State::Sending, vec![C::SendRest])
-            }
-            // The source's CPUs stand until the sending that is held has ended.
-            (State::Settling, E::Failed(why)) => (State::Stopping { why }, vec![C::CancelSending]),
-            (State::Settling, E::CancelRequested) => {
-                (State::Stopping { why: "cancelled".into() }, vec![C::CancelSending])
-            }
-            (State::Stopping { why }, E::Failed(_) | E::Completed) => self.undo(why),
+            (State::Sending, E::Held) => self.held(),
+            (State::Sending, E::NoEnd) => (State::Turning, vec![C::BeginFetching]),
             (State::Sending, E::CancelRequested) => (State::Sending, vec![C::CancelSending]),
             // It was to wait, and has not: what the target has of the disks is not what the source has.
             (State::Sending, E::Completed) if self.disks == Disks::Apart => {
                 self.undo("its memory was sent before its disks were the same".into())
             }
             // A cancellation that came too late does not undo what is complete: the guest's state is there.
-            (State::Sending, E::Completed) => (State::Handover, vec![self.propose()]),
-            (State::Handover, E::Unknown(_)) => (State::Handover, vec![self.propose()]),
-            (State::Handover, E::Committed) => (State::Handed, vec![C::AskTargetToRun]),
-            (State::Handover, E::RefusedStillOurs(why)) => self.undo(why),
+            (State::Sending, E::Completed) => (State::Handover { fetches: false }, vec![self.propose()]),
+            (State::Handover { fetches }, E::Unknown(_)) => {
+                (State::Handover { fetches }, vec![self.propose()])
+            }
+            (State::Handover { fetches: false }, E::Committed) => {
+                (State::Handed { fetches: false }, vec![C::AskTargetToRun])
+            }
+            (State::Handover { fetches: true }, E::Committed) => (State::Opening, vec![C::LetFetch]),
+            (State::Handover { fetches: false }, E::RefusedStillOurs(why)) => self.undo(why),
+            (State::Handover { fetches: true }, E::RefusedStillOurs(why)) => {
+                (State::Stopping { why }, vec![C::CancelSending])
+            }
             // Somebody recovered the guest: ours is the old copy.
-            (State::Handover, E::RefusedNotOurs(why)) => {
+            (State::Handover { .. }, E::RefusedNotOurs(why)) => {
                 (State::Done, vec![C::EndSource, C::EndTarget, C::Finish(Err(why))])
             }
-            (State::Handed, E::TargetRuns) => (State::Done, vec![C::EndSource, C::Finish(Ok(()))]),
+            (State::Handed { fetches: true }, E::TargetRuns) => {
+                (State::Fetching { silent: None }, vec![C::FollowFetching])
+            }
+            (State::Handed { fetches: true }, E::TargetSilent(why)) => {
+                (State::Fetching { silent: Some(why) }, vec![C::FollowFetching])
+            }
+            (State::Handed { fetches: false }, E::TargetRuns) => {
+                (State::Done, vec![C::EndSource, C::Finish(Ok(()))])
+            }
             // The guest is the target's now whatever becomes of it; ours never runs again.
-            (State::Handed, E::TargetSilent(why)) => (
-                State::Done,
-                vec![
-                    C::EndSource,
-                    C::Finish(Err(format!("handed over to {}, which did not confirm: {why}", self.target))),
-                ],
-            ),
+            (State::Handed { fetches: false }, E::TargetSilent(why)) => {
+                (State::Done, vec![C::EndSource, self.unconfirmed(&why)])
+            }
             (State::Undo { why, .. }, E::TargetEnded) => {
                 (State::Undo { why, target_ended: true }, vec![C::ContinueSource])
             }
@@ -278,6 +385,59 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_end_is_fetched_after_the_commit_and_the_source_stays_until_all_is() {
+        for disks in [false, true] {
+            let mut m = if disks { with_disks() } else { new().0 };
+            m.on(Event::TargetReady);
+            m.on(Event::DisksInStep);
+            assert_eq!(m.on(Event::NoEnd), [Command::BeginFetching]);
+            let mut next = m.on(Event::Standing);
+            if disks {
+                assert_eq!(next, [Command::SettleDisks]);
+                next = m.on(Event::DisksSettled);
+            }
+            assert_eq!(next, [Command::ProposeHandover { from: Epoch(7), to: Epoch(8) }]);
+            assert_eq!(m.on(Event::Committed), [Command::LetFetch]);
+            assert_eq!(m.on(Event::CancelRequested), [], "too late");
+            assert_eq!(m.on(Event::Fetching), [Command::AskTargetToRun]);
+            let mut silent = m.clone();
+            assert_eq!(m.on(Event::TargetRuns), [Command::FollowFetching]);
+            let mut lost = m.clone();
+            assert_eq!(m.on(Event::Completed), [Command::EndSource, Command::Finish(Ok(()))]);
+            assert!(
+                matches!(&lost.on(Event::Lost("off".into()))[..], [Command::EndSource, Command::Finish(Err(e))] if e.contains("lost"))
+            );
+            // It fetches whether it answers or not.
+            assert_eq!(silent.on(Event::TargetSilent("?".into())), [Command::FollowFetching]);
+            assert!(
+                matches!(&silent.on(Event::Completed)[..], [Command::EndSource, Command::Finish(Err(e))] if e.contains("confirm"))
+            );
+        }
+    }
+
+    #[test]
+    fn what_came_to_its_end_by_itself_is_not_fetched() {
+        let (mut m, _) = new();
+        m.on(Event::TargetReady);
+        m.on(Event::NoEnd);
+        assert_eq!(m.on(Event::Held), [Command::SendRest]);
+        assert_eq!(m.on(Event::Completed), [Command::ProposeHandover { from: Epoch(7), to: Epoch(8) }]);
+        assert_eq!(m.on(Event::Committed), [Command::AskTargetToRun]);
+    }
+
+    #[test]
+    fn what_was_to_be_fetched_and_is_refused_goes_on_where_it_was() {
+        let (mut m, _) = new();
+        m.on(Event::TargetReady);
+        m.on(Event::NoEnd);
+        m.on(Event::Standing);
+        assert_eq!(m.on(Event::RefusedStillOurs("no".into())), [Command::CancelSending]);
+        assert_eq!(m.on(Event::Failed("cancelled".into())), [Command::EndTarget]);
+        assert_eq!(m.on(Event::TargetEnded), [Command::ContinueSource]);
+        assert_eq!(m.on(Event::SourceRuns), [Command::Finish(Err("no".into()))]);
+    }
+
+    #[test]
     fn a_failure_before_the_end_leaves_the_guest_where_it_was() {
         let (mut m, _) = new();
         m.on(Event::TargetReady);
@@ -315,6 +475,10 @@ mod tests {
             Just(Event::DisksInStep),
             Just(Event::Held),
             Just(Event::DisksSettled),
+            Just(Event::NoEnd),
+            Just(Event::Standing),
+            Just(Event::Fetching),
+            Just(Event::Lost("l".into())),
             Just(Event::Completed),
             Just(Event::Failed("f".into())),
             Just(Event::CancelRequested),
@@ -333,17 +497,21 @@ mod tests {
     proptest! {
         /// Whatever comes in whatever order: the target is asked to run only after a commit, after which the
         /// source is never continued; a source that proposed is continued only after a definite refusal. Disks that go along are the
-        /// same before anything is proposed, and mirrors have ended before the source goes on.
+        /// same before anything is proposed, and mirrors have ended before the source goes on. Nothing is fetched before the commit, and the
+        /// source that is fetched from ends when that has.
         #[test]
         fn never_both(events in proptest::collection::vec(any_event(), 0..40), disks: bool) {
             let mut m = if disks { with_disks() } else { new().0 };
             let (mut settled, mut mirrors) = (false, disks);
             let (mut proposed, mut committed, mut refused) = (false, false, false);
+            let (mut stands, mut ended) = (false, false);
             for event in events {
-                let handover = m.state == State::Handover;
+                let handover = matches!(m.state, State::Handover { .. });
+                stands |= m.state == State::Turning && event == Event::Standing;
+                ended |= stands && matches!(event, Event::Completed | Event::Lost(_) | Event::Failed(_));
                 committed |= handover && event == Event::Committed;
                 refused |= handover && matches!(event, Event::RefusedStillOurs(_));
-                settled |= m.state == State::Settling && event == Event::DisksSettled;
+                settled |= matches!(m.state, State::Settling { .. }) && event == Event::DisksSettled;
                 for command in m.on(event.clone()) {
                     match command {
                         Command::ProposeHandover { .. } => {
@@ -355,7 +523,11 @@ mod tests {
                         Command::ContinueSource => {
                             prop_assert!(!committed && !mirrors && (!proposed || refused));
                         }
-                        Command::EndSource => prop_assert!(committed || matches!(event, Event::RefusedNotOurs(_))),
+                        Command::LetFetch | Command::FollowFetching => prop_assert!(committed && stands),
+                        Command::EndSource => {
+                            let not_ours = matches!(event, Event::RefusedNotOurs(_));
+                            prop_assert!(not_ours || (committed && (!stands || ended)));
+                        }
                         Command::EndTarget => prop_assert!(!committed),
                         _ => {}
                     }

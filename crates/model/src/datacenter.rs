@@ -50,6 +50,9 @@ pub struct Migration {
     pub network: Option<Network>,
     /// By how many streams memory goes at most: 1 to 8, default 1.
     pub streams: u8,
+    /// After how many rounds over memory that changes faster than it is sent the target fetches the rest, while the guest runs there
+    /// already: 1 to 100; 0: never, the default. Until all is fetched, losing either node loses the guest's memory.
+    pub postcopy: u8,
 }
 
 /// The file.
@@ -167,7 +170,7 @@ fn next_id(text: &str) -> Result<NextId, KeyError> {
 fn migration(text: &str) -> Result<Migration, KeyError> {
     const KEY: &str = "migration";
     let props: PropertyString = text.parse().or_else(|e| KeyError::value(KEY, e))?;
-    let mut how = Migration { network: None, streams: 1 };
+    let mut how = Migration { network: None, streams: 1, postcopy: 0 };
     for (name, value) in props.iter() {
         match (name.unwrap_or("type"), value) {
             ("type", "secure") => {}
@@ -187,6 +190,10 @@ fn migration(text: &str) -> Result<Migration, KeyError> {
             ("streams", text) => match text.parse() {
                 Ok(n) if (1..=8).contains(&n) => how.streams = n,
                 _ => return KeyError::value(KEY, "streams: value must lie in 1 to 8"),
+            },
+            ("postcopy", text) => match text.parse() {
+                Ok(n) if n <= 100 => how.postcopy = n,
+                _ => return KeyError::value(KEY, "postcopy: value must lie in 0 to 100"),
             },
             (name, _) => return KeyError::value(KEY, format_args!("there is no property '{name}'")),
         }
@@ -352,6 +359,8 @@ registered-tags: prod;test
             "migration: type: a guest's memory never leaves a node unencrypted"
         );
         assert_eq!(said("migration", "secure,streams=9"), "migration: streams: value must lie in 1 to 8");
+        assert_eq!(said("migration", "secure,postcopy=2"), "secure,postcopy=2");
+        assert_eq!(said("migration", "postcopy=-1"), "migration: postcopy: value must lie in 0 to 100");
         assert!(said("migration", "network=10.1").starts_with("migration: network: '10.1' is no network"));
         assert_eq!(said("migration", "speed=1"), "migration: there is no property 'speed'");
         assert_eq!(said("colour", "blue"), "colour: there is no such option of a cluster");

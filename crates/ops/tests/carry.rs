@@ -178,6 +178,7 @@ async fn a_copy_lends_what_was_made_for_its_source_and_nothing_else() {
         attempt: 1,
         lends: vec!["scsi0".to_owned()],
         paused: false,
+        fetch: false,
     };
     let refused = async |config: &str| {
         let why = node.ops.incoming(incoming(config.to_owned())).await.unwrap_err().to_string();
@@ -219,6 +220,7 @@ async fn a_paused_vm_stays_paused_where_it_comes() {
             attempt: 1,
             lends: vec![],
             paused,
+            fetch: false,
         };
         node.ops.incoming(request).await.unwrap();
         node.machines.set_state("n1", vmid(100), RunState::Received);

@@ -29,6 +29,8 @@ enum How {
     Live,
     /// Disks go along.
     WithDisks,
+    /// What is left of its memory is fetched.
+    Fetched,
     Quick,
 }
 
@@ -99,6 +101,8 @@ struct World {
     on_its_way: Vec<Proposal>,
     nodes: [Node; 2],
     moving: Option<Moving>,
+    /// Whose process has memory that the other one's fetches.
+    fetched_from: Option<usize>,
     /// Volumes that there are, with how often the guest had been continued when they were whole.
     volumes: BTreeMap<VolumeId, Option<u32>>,
     /// How often CPUs have begun to run.
@@ -136,6 +140,7 @@ impl World {
                 Node { is_up: true, ..Node::default() },
             ],
             moving: None,
+            fetched_from: None,
             volumes: BTreeMap::new(),
             continued: 1,
             made: 0,
@@ -230,6 +235,9 @@ impl World {
     }
 
     fn end_copy(&mut self, n: usize) {
+        if self.fetched_from == Some(1 - n) {
+            self.fetched_from = None;
+        }
         self.nodes[n].process = None;
         self.nodes[n].loading = None;
         self.nodes[n].follows = false;
@@ -334,11 +342,18 @@ impl World {
                 if !both || !matches!(luck, Luck::Well) {
                     return failed();
                 }
-                if how == How::WithDisks {
-                    self.set(source, RunState::Paused);
-                    return Event::Held;
+                match how {
+                    How::Fetched => return Event::NoEnd,
+                    How::WithDisks => {
+                        self.set(source, RunState::Paused);
+                        return Event::Held;
+                    }
+                    How::Live | How::Quick => {}
                 }
                 self.sent(source)
+            }
+            Command::BeginFetching | Command::LetFetch | Command::FollowFetching => {
+                self.next_fetching(source, command, luck)
             }
             Command::MirrorDisks if matches!(luck, Luck::Well) => Event::DisksInStep,
             // Mirrors of a guest that runs are not ended so.
@@ -376,6 +391,54 @@ impl World {
             }
             Command::ContinueSource => self.continue_source(source),
             Command::EndSource | Command::EndMirrors | Command::Finish(_) => unreachable!(),
+        }
+    }
+
+    fn next_fetching(&mut self, source: usize, command: &Command, luck: Luck) -> Event {
+        let (target, failed) = (1 - source, || Event::Failed("broken".into()));
+        let states = (self.state(source), self.state(target));
+        match (command, states) {
+            (Command::BeginFetching, (Some(RunState::Running), _)) => {
+                // However it goes, it may stand.
+                if !matches!(luck, Luck::Lost) {
+                    self.set(source, RunState::Postmigrate);
+                }
+                if matches!(luck, Luck::Well) { Event::Standing } else { failed() }
+            }
+            (Command::LetFetch, (Some(RunState::Postmigrate), Some(RunState::Inmigrate))) => match luck {
+                Luck::Well | Luck::Unheard => {
+                    self.set(source, RunState::Serving);
+                    self.set(target, RunState::Received);
+                    self.fetched_from = Some(source);
+                    if matches!(luck, Luck::Well) { Event::Fetching } else { failed() }
+                }
+                Luck::Fails | Luck::Lost => {
+                    self.end_copy(target);
+                    failed()
+                }
+            },
+            (Command::FollowFetching, (Some(RunState::Serving), Some(_))) if matches!(luck, Luck::Well) => {
+                self.fetched_from = None;
+                self.set(source, RunState::Postmigrate);
+                Event::Completed
+            }
+            (Command::FollowFetching, _) => Event::Lost("broken".into()),
+            _ => failed(),
+        }
+    }
+
+    /// A copy whose memory is lost in part is ended by its own node.
+    fn ends_if_torn(&mut self, n: usize) {
+        let is_torn = self.fetched_from == Some(1 - n);
+        // What was to come after the commit comes no more.
+        let waits = self.state(n) == Some(RunState::Inmigrate) && self.nodes[n].loading.is_none();
+        let in_vain = waits
+            && self.own.running
+            && self.nodes[n].process.as_ref().is_some_and(|p| p.epoch == self.own.epoch)
+            && self.owner() == n
+            && !saved::is_saved(&self.config);
+        if (is_torn || in_vain) && self.nodes[1 - n].process.is_none() {
+            self.end_copy(n);
         }
     }
 
@@ -429,6 +492,9 @@ impl World {
             Command::MirrorDisks
             | Command::SettleDisks
             | Command::SendRest
+            | Command::BeginFetching
+            | Command::LetFetch
+            | Command::FollowFetching
             | Command::EndMirrors
             | Command::EndSource
             | Command::Finish(_) => unreachable!(),
@@ -515,6 +581,7 @@ impl World {
         if self.moving.as_ref().is_some_and(|m| m.source == n) || self.nodes[n].loading.is_some() {
             return;
         }
+        self.ends_if_torn(n);
         let process = self.nodes[n].process.clone();
         let seen = process.as_ref().map(|p| (&p.state, p.epoch));
         match decide(seen, Some(&self.own), &node(n), false, true, saved::is_saved(&self.config)) {
@@ -522,6 +589,11 @@ impl World {
                 if self.owner() == n && saved::is_saved(&self.config) {
                     self.commit(n, |_, _| {});
                 }
+                self.end_copy(n);
+            }
+            // It is joined anew, or ended.
+            Step::Serve => {
+                self.fetched_from = None;
                 self.end_copy(n);
             }
             Step::Await => {
@@ -652,7 +724,7 @@ fn luck() -> impl Strategy<Value = Luck> {
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        2 => prop_oneof![Just(How::Live), Just(How::WithDisks), Just(How::Quick)].prop_map(Act::Begin),
+        2 => prop_oneof![Just(How::Live), Just(How::WithDisks), Just(How::Fetched), Just(How::Quick)].prop_map(Act::Begin),
         1 => Just(Act::Suspend),
         2 => (0..2_usize).prop_map(Act::Start),
         12 => luck().prop_map(Act::Next),

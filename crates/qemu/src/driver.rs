@@ -1,4 +1,6 @@
 //! The VM driver: every guest of this node, by number.
+//!
+//! It stays whole, since it is all of one trait; what takes more than a few lines is a module beside this one.
 
 use crate::agent::AgentError;
 use crate::cgroup::Cgroup;
@@ -12,7 +14,9 @@ use crate::probe::{self, Machines};
 use crate::process::{self, Process};
 use crate::rundir::{self, RunDir};
 use crate::vfio::Mdev;
-use crate::{Accel, QemuOptions, agent, copies, cpu_group, huge, lent, migration, net, snapshots, sys};
+use crate::{
+    Accel, QemuOptions, agent, copies, cpu_group, huge, lent, migration, net, postcopy, snapshots, sys,
+};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -474,6 +478,7 @@ impl GuestDriver for QemuDriver {
             }
             _ => guest.ask("continue", "cont", json!({})).await?,
         };
+        guest.note_stands(false);
         match guest.run_state().await {
             RunState::Running => Ok(()),
             other => {
@@ -489,6 +494,7 @@ impl GuestDriver for QemuDriver {
             return Ok(());
         }
         guest.ask("pause", "stop", json!({})).await?;
+        guest.note_stands(false);
         if matches!(guest.run_state().await, RunState::Prelaunch | RunState::Received) {
             // It is not one whose start was cut short, nor a copy that waits.
             guest.note_ran();
@@ -607,6 +613,22 @@ impl GuestDriver for QemuDriver {
 
     async fn send_rest(&self, vmid: Vmid) -> Answer<()> {
         migration::send_rest(&*self.guest(vmid).await?).await
+    }
+
+    async fn can_fetch(&self, vmid: Vmid) -> Answer<()> {
+        postcopy::ready(&*self.guest(vmid).await?).await
+    }
+
+    async fn begin_fetching(&self, vmid: Vmid) -> Answer<bool> {
+        postcopy::begin(&*self.guest(vmid).await?).await
+    }
+
+    async fn fetch_again(&self, vmid: Vmid) -> Answer<PathBuf> {
+        postcopy::wait_again(&*self.guest(vmid).await?).await
+    }
+
+    async fn send_again(&self, vmid: Vmid, to: &Path) -> Answer<()> {
+        postcopy::send_again(&*self.guest(vmid).await?, to).await
     }
 
     async fn save(&self, vmid: Vmid, to: &Path) -> Answer<()> {

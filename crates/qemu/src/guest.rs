@@ -8,7 +8,7 @@ use crate::qmp::{Event, Qmp, QmpError};
 use crate::rundir::{Meta, RunDir};
 use crate::stats::{self, CpuMeter};
 use crate::vfio::Mdev;
-use crate::{accel::Accel, balloon, cpu_group, huge, net};
+use crate::{accel::Accel, balloon, cpu_group, huge, net, postcopy};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,6 +40,8 @@ pub struct Guest {
     link: watch::Sender<Option<Arc<Qmp>>>,
     gone: watch::Sender<bool>,
     ran: AtomicBool,
+    /// It is being stopped for good: that it ran a moment ago says nothing.
+    turning: AtomicBool,
     meter: Mutex<CpuMeter>,
     /// Held by whoever speaks with its agent.
     pub agent: tokio::sync::Mutex<()>,
@@ -57,6 +59,7 @@ impl Guest {
             link: watch::channel(qmp.map(Arc::new)).0,
             gone: watch::channel(false).0,
             ran: AtomicBool::new(dir.ran().exists()),
+            turning: AtomicBool::default(),
             meter: Mutex::default(),
             agent: tokio::sync::Mutex::default(),
             dir,
@@ -162,7 +165,15 @@ impl Guest {
         let waits = self.meta().incoming && !self.ran.load(Ordering::Relaxed);
         let state = run_state(status["status"].as_str().unwrap_or(""), waits);
         match state {
-            RunState::Running => self.note_ran(),
+            RunState::Running => {
+                self.note_ran();
+                if !self.turning.load(Ordering::Relaxed) {
+                    self.note_stands(false);
+                }
+            }
+            RunState::Paused | RunState::Postmigrate if self.meta().stands => {
+                return postcopy::state_of_source(&qmp, STATE).await;
+            }
             // After a reset while its CPUs stood, QEMU says so of a guest that has run.
             RunState::Prelaunch if self.ran.load(Ordering::Relaxed) => return RunState::Paused,
             _ => {}
@@ -176,6 +187,16 @@ impl Guest {
             && let Err(e) = std::fs::write(self.dir.ran(), b"")
         {
             tracing::warn!(vmid = %self.vmid, error = %e, "could not note that the guest has run");
+        }
+    }
+
+    /// Notes on disk whether its CPUs stand for the sake of those who fetch from it: before they are stopped, until they run again.
+    pub fn note_stands(&self, stands: bool) {
+        self.turning.store(stands, Ordering::Relaxed);
+        if self.meta().stands != stands
+            && let Err(e) = self.note(|meta| meta.stands = stands)
+        {
+            tracing::warn!(vmid = %self.vmid, error = %e, "could not note whether the guest stands");
         }
     }
 
@@ -325,7 +346,12 @@ impl Guest {
                     () = qmp.closed() => return,
                 };
                 match event {
-                    Ok(event) if changes_state(&event) => break,
+                    Ok(event) if changes_state(&event) => {
+                        if event.name == "RESUME" {
+                            self.note_stands(false);
+                        }
+                        break;
+                    }
                     Ok(event) if event.name == "DEVICE_DELETED" && event.data["device"].is_string() => {
                         let _ = announce.send(GuestEvent::Unplugged { vmid: self.vmid });
                     }

@@ -400,6 +400,7 @@ impl<'a> Job<'a> {
             version: String::new(),
             cpus: line.cpus,
             agent: agent.enabled,
+            stands: false,
             incoming: self.launch.incoming.is_some(),
             taps: taps.collect(),
             cgroup: None,

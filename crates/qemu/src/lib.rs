@@ -29,6 +29,7 @@ mod lent;
 mod migration;
 mod net;
 mod plug;
+mod postcopy;
 mod probe;
 mod process;
 pub mod qmp;

@@ -3,8 +3,9 @@
 //! The source sends, with the return path on: it reports *completed* only after the target has said that it
 //! loaded everything, so that ownership is never handed to a copy that could not be continued. After that
 //! the source stays paused (`postmigrate`) and the target, started with stopped CPUs, paused as well: whoever
-//! commits the new owner decides which one goes on. QEMU's own `pause-before-switchover` is used only where disks go along: it adds
-//! a stop of the same kind before the last state is sent, in which their copies are ended. A change of owner would be too early there.
+//! commits the new owner decides which one goes on. QEMU's own `pause-before-switchover` is used only where disks go along, or memory may be
+//! fetched: it adds a stop of the same kind before the last state is sent, in which the copies of disks are ended. A change of owner would be
+//! too early there, but for memory that is fetched: see [`crate::postcopy`].
 
 use crate::guest::Guest;
 use crate::qmp::{Qmp, QmpError};
@@ -43,7 +44,7 @@ async fn told(guest: &Guest, what: &'static str) -> Result<Value, GuestError> {
     guest.ask(what, "query-migrate-capabilities", json!({})).await
 }
 
-fn uri(path: &Path) -> String {
+pub fn uri(path: &Path) -> String {
     format!("unix:{}", path.display())
 }
 
@@ -94,7 +95,7 @@ pub async fn save(guest: &Guest, to: &Path) -> Result<(), GuestError> {
         return Err(GuestError::Refused { what: WHAT, vmid: guest.vmid, why });
     }
     let on = ["events", "mapped-ram", "auto-converge"];
-    let wanted = with_capabilities(&told, &on, &["background-snapshot", "return-path", HOLD, MULTIFD]);
+    let wanted = with_capabilities(&told, &on, &["background-snapshot", "return-path", HOLD, FETCH, MULTIFD]);
     guest.ask(WHAT, "migrate-set-capabilities", wanted).await?;
     guest.ask(WHAT, "migrate-set-parameters", json!({ "max-bandwidth": UNLIMITED })).await?;
     guest.ask(WHAT, "migrate", json!({ "uri": file(to) })).await.map(drop)
@@ -102,17 +103,25 @@ pub async fn save(guest: &Guest, to: &Path) -> Result<(), GuestError> {
 
 const SEND: &str = "migrate";
 const HOLD: &str = "pause-before-switchover";
+/// Memory may be fetched by the target: see [`crate::postcopy`].
+pub const FETCH: &str = "postcopy-ram";
 
 /// Makes a source send.
 pub async fn send(guest: &Guest, how: &Sending) -> Result<(), GuestError> {
-    let (mut on, mut off) =
-        (vec!["events", "return-path", "auto-converge"], vec!["background-snapshot", "mapped-ram"]);
-    if how.hold { &mut on } else { &mut off }.push(HOLD);
+    let (mut on, mut off) = (vec!["events", "return-path"], vec!["background-snapshot", "mapped-ram"]);
+    if how.hold || how.fetch { &mut on } else { &mut off }.push(HOLD);
+    if how.fetch { &mut on } else { &mut off }.push(FETCH);
+    // What is fetched in the end need not be slowed down until it can be sent.
+    if how.fetch { &mut off } else { &mut on }.push("auto-converge");
     if how.streams > 1 { &mut on } else { &mut off }.push(MULTIFD);
     let wanted = with_capabilities(&told(guest, SEND).await?, &on, &off);
     guest.ask(SEND, "migrate-set-capabilities", wanted).await?;
     let rate = how.bytes_per_second.filter(|r| *r > 0).unwrap_or(UNLIMITED);
-    let parameters = json!({ "max-bandwidth": rate, "multifd-channels": how.streams.max(1) });
+    let mut parameters = json!({ "max-bandwidth": rate, "multifd-channels": how.streams.max(1) });
+    if how.fetch {
+        // What the guest waits for is sent at once, whatever is said here.
+        parameters["max-postcopy-bandwidth"] = how.bytes_per_second.unwrap_or(0).into();
+    }
     guest.ask(SEND, "migrate-set-parameters", parameters).await?;
     guest.ask(SEND, "migrate", json!({ "uri": uri(&how.to) })).await?;
     Ok(())
@@ -136,7 +145,7 @@ pub async fn can_write_memory(guest: &Guest) -> Result<(), GuestError> {
         &told(guest, MEMORY).await?,
         &["events", "background-snapshot"],
         // One that came here itself has been told to open its disks late.
-        &["return-path", "auto-converge", "mapped-ram", "late-block-activate", HOLD, MULTIFD],
+        &["return-path", "auto-converge", "mapped-ram", "late-block-activate", HOLD, FETCH, MULTIFD],
     );
     let until = tokio::time::Instant::now() + LETS_GO;
     loop {
@@ -184,7 +193,11 @@ pub async fn write_memory(guest: &Guest, to: &Path) -> Result<(), GuestError> {
 
 /// How it stands.
 pub async fn progress(guest: &Guest) -> Result<MigrationProgress, GuestError> {
-    Ok(read(&guest.ask("ask for the migration of", "query-migrate", json!({})).await?))
+    let answer = guest.ask("ask for the migration of", "query-migrate", json!({})).await?;
+    let now = read(&answer);
+    // QEMU 10.0 says so for ever where its connection breaks after the word to go on and before the target has what it runs by.
+    let is_stuck = now.phase == MigrationPhase::Switchover && now.error.is_some() && guest.meta().stands;
+    Ok(if is_stuck { MigrationProgress { phase: MigrationPhase::Failed, ..now } } else { now })
 }
 
 fn read(answer: &Value) -> MigrationProgress {
@@ -204,14 +217,16 @@ fn read(answer: &Value) -> MigrationProgress {
     }
 }
 
-fn phase(status: &str) -> MigrationPhase {
+pub fn phase(status: &str) -> MigrationPhase {
     match status {
         "none" => MigrationPhase::None,
         "completed" => MigrationPhase::Completed,
         "failed" => MigrationPhase::Failed,
         "cancelled" => MigrationPhase::Cancelled,
         "pre-switchover" => MigrationPhase::Held,
-        "device" => MigrationPhase::Switchover,
+        "device" | "postcopy-device" => MigrationPhase::Switchover,
+        "postcopy-active" => MigrationPhase::Fetching,
+        "postcopy-paused" | "postcopy-recover-setup" | "postcopy-recover" => MigrationPhase::Broken,
         // setup, active, cancelling, and what later versions add on the way.
         _ => MigrationPhase::Active,
     }

@@ -185,6 +185,9 @@ pub struct Meta {
     /// The devices, by QEMU's ids, that its guest was asked for and has not let go of.
     #[serde(default)]
     pub asked: BTreeSet<String>,
+    /// Its CPUs were stopped so that what is left of its memory can be fetched, and nobody has had it run since.
+    #[serde(default)]
+    pub stands: bool,
     /// Its process: pid and start in clock ticks since boot. None while it is being launched.
     pub process: Option<(u32, u64)>,
     /// The same of its TPM, if it has one.

@@ -8,7 +8,7 @@ use super::loose;
 use crate::peers::call;
 use crate::{Ops, OpsError};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use stead_driver::guest::{GuestError, Incoming, RunState};
@@ -43,6 +43,9 @@ pub struct IncomingRequest {
     /// Its user has paused it, and it stays so.
     #[serde(default)]
     pub paused: bool,
+    /// What is left of its memory may be fetched while it runs here.
+    #[serde(default)]
+    pub fetch: bool,
 }
 
 /// What a prepared copy waits for.
@@ -50,6 +53,12 @@ pub struct IncomingRequest {
 pub struct Prepared {
     /// By how many streams its memory may come.
     pub streams: u8,
+    /// It can fetch memory while it runs.
+    #[serde(default)]
+    pub fetches: bool,
+    /// Why it can't, if it was to.
+    #[serde(default)]
+    pub why_not: Option<String>,
 }
 
 /// Names a copy.
@@ -80,11 +89,34 @@ struct Move {
 /// The latest move of each guest to this node: who sends, and that one task at most follows it. What is over is kept
 /// until the next move of that guest, since its source may still ask.
 #[derive(Debug, Default)]
-pub struct Incomings(Mutex<BTreeMap<Vmid, Move>>);
+pub struct Incomings {
+    moves: Mutex<BTreeMap<Vmid, Move>>,
+    /// Copies of which somebody sees all of their memory come.
+    watched: Mutex<BTreeSet<(Vmid, Epoch)>>,
+}
 
 impl Incomings {
     fn all(&self) -> MutexGuard<'_, BTreeMap<Vmid, Move>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.moves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watched(&self) -> MutexGuard<'_, BTreeSet<(Vmid, Epoch)>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody watches it yet; whoever asks does from now on.
+    pub(super) fn begin_watch(&self, vmid: Vmid, epoch: Epoch) -> bool {
+        self.watched().insert((vmid, epoch))
+    }
+
+    /// Whether somebody watches a copy of it.
+    pub(super) fn is_watched(&self, vmid: Vmid) -> bool {
+        self.watched().iter().any(|(v, _)| *v == vmid)
+    }
+
+    /// Nobody watches it any more.
+    pub(super) fn end_watch(&self, vmid: Vmid, epoch: Epoch) {
+        self.watched().remove(&(vmid, epoch));
     }
 
     /// Notes a move that its source has announced.
@@ -118,7 +150,7 @@ impl Incomings {
     }
 
     /// Who sends a guest under that epoch.
-    fn source(&self, vmid: Vmid, epoch: Epoch) -> Option<NodeName> {
+    pub(super) fn source(&self, vmid: Vmid, epoch: Epoch) -> Option<NodeName> {
         self.all().get(&vmid).filter(|m| m.epoch == epoch).map(|m| m.source.clone())
     }
 }
@@ -209,8 +241,15 @@ impl Ops {
             self.destroy_copy(rq.vmid).await?;
             return Err(e.into());
         }
+        let (fetches, why_not) = match rq.fetch {
+            false => (false, None),
+            true => match self.may_fetch(rq.vmid, rq.epoch, &rq.source).await {
+                Ok(()) => (true, None),
+                Err(e) => (false, Some(e.to_string())),
+            },
+        };
         self.await_handover(rq.vmid, rq.epoch, rq.source);
-        Ok(Prepared { streams })
+        Ok(Prepared { streams, fetches, why_not })
     }
 
     /// Refuses a node that speaks of a move which is another's.
@@ -301,17 +340,26 @@ impl Ops {
         });
     }
 
-    async fn follow_handover(&self, vmid: Vmid, epoch: Epoch, source: &NodeName) -> Result<(), OpsError> {
+    async fn follow_handover(
+        self: &Arc<Self>,
+        vmid: Vmid,
+        epoch: Epoch,
+        source: &NodeName,
+    ) -> Result<(), OpsError> {
         let mut watch = self.conf.watch();
         let path = paths::ownership(vmid);
         loop {
             match self.fate_of(vmid, epoch)? {
-                Fate::Ours => match self.continue_incoming(vmid, epoch).await {
-                    Ok(()) => return Ok(()),
-                    Err(e) => tracing::warn!(
-                        "guest {vmid}: incoming copy of epoch {epoch} is not continued yet: {e}"
-                    ),
-                },
+                Fate::Ours => {
+                    // One that is to fetch is its own before it has what it runs by.
+                    self.see_it_fetched(vmid, epoch);
+                    match self.continue_incoming(vmid, epoch).await {
+                        Ok(()) => return Ok(()),
+                        Err(e) => tracing::warn!(
+                            "guest {vmid}: incoming copy of epoch {epoch} is not continued yet: {e}"
+                        ),
+                    }
+                }
                 Fate::Never => return self.end_incoming(vmid, epoch).await,
                 Fate::Wait => {}
             }
@@ -358,7 +406,7 @@ impl Ops {
     }
 
     /// Continues a copy whose hand-over is committed. Repeating it is no error, and does nothing to a guest that has run here.
-    pub async fn continue_incoming(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
+    pub async fn continue_incoming(self: &Arc<Self>, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
         if self.fate_of(vmid, epoch)? != Fate::Ours {
             self.conf.barrier().await?;
         }
@@ -387,6 +435,7 @@ impl Ops {
             }
         }
         tracing::info!("guest {vmid} runs here under epoch {epoch}");
+        self.see_it_fetched(vmid, epoch);
         self.flush.now().await;
         Ok(())
     }

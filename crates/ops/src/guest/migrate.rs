@@ -10,6 +10,7 @@ use super::carry::{Carried, HandedOver};
 use super::incoming::{ContinueRequest, IncomingRequest, Prepared};
 use super::loose;
 use super::preconditions::Found;
+pub use super::quick::{GO_ON_CALL, Quick};
 use super::tunnel::Tunnel;
 use crate::peers::{PeerError, call};
 use crate::store::{self, GuestAt};
@@ -18,7 +19,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use stead_conf::{Tree, TxnError};
 use stead_driver::guest::{GuestError, Incoming, MigrationPhase, MigrationProgress, RunState, Sending};
@@ -27,18 +28,13 @@ use stead_guest::migration::{Command, Event, Migration};
 use stead_guest::request::{Process, Request, Verdict};
 use stead_guest::saved;
 use stead_model::network::Network;
-use stead_model::vmconfig::VmConfig;
-use stead_model::{Epoch, NodeName, NodeRecord, Ownership, StorageId, Upid, Vmid, paths};
+use stead_model::{Epoch, NodeName, NodeRecord, Ownership, Upid, Vmid, paths};
 use stead_tasks::TaskContext;
 
 /// The lock of a guest that moves while it runs.
 pub(super) const LOCK: &str = "migrate";
 /// How long a target may take to make its process.
 const PREPARE: Duration = Duration::from_secs(60);
-/// How long a target may take to read a VM's memory.
-const GOES_ON: Duration = Duration::from_secs(300);
-/// Asks a node to have a VM go on that has come to it with its memory on disk.
-pub const GO_ON_CALL: &str = "guest/go-on";
 /// Between two questions to a configuration that does not answer.
 const ASK_AGAIN: Duration = Duration::from_millis(300);
 
@@ -76,13 +72,6 @@ impl MigrateOptions {
     }
 }
 
-/// Of a quick migration.
-#[derive(Debug, Clone, Default)]
-pub struct Quick {
-    /// Where its memory is written, if not where the VM's options say.
-    pub storage: Option<StorageId>,
-}
-
 /// A hand-over that was not seen to commit.
 #[derive(Debug, thiserror::Error)]
 enum HandoverError {
@@ -115,6 +104,8 @@ pub(super) struct Source<'a> {
     stream: Mutex<Option<Tunnel>>,
     /// How many streams its memory goes by: as many as are wanted, and then as many as the target takes.
     streams: AtomicU8,
+    /// After how many rounds that did not suffice its target fetches the rest; 0: never.
+    pub(super) postcopy: AtomicU8,
     /// A proposal is on its way of which nobody knows what became of it.
     is_open: AtomicBool,
     /// It could not be continued, or its disks may still be copied: its lock stays, for whoever finds it to end that.
@@ -193,6 +184,7 @@ impl Ops {
         options: &MigrateOptions,
     ) -> Result<(), OpsError> {
         let _lock = self.guest_locks.lock(vmid).await?;
+        self.is_whole(vmid)?;
         let guest = self.own_guest(vmid).await?;
         let facts = self.facts(&guest).await?;
         let live = facts.process != Process::Absent;
@@ -242,7 +234,10 @@ impl Ops {
         let own = super::config::parse(&guest.config.value)?.current.migrate_speed()?;
         let limit = super::copies::limit(options.bwlimit).or(own);
         let far = self.streams_to(cx, &target.value, options.network.as_ref())?;
-        let streams = self.datacenter()?.0.migration()?.streams;
+        let stead_model::datacenter::Migration { streams, postcopy, .. } =
+            self.datacenter()?.0.migration()?;
+        // One that stands changes nothing.
+        let postcopy = if facts.process == Process::Paused { 0 } else { postcopy };
         let ha = self.ha_maintains(vmid)?;
         let guest = match &options.quick {
             Some(quick) => self.make_room_to_save(cx, vmid, LOCK, self.shared_room(quick, &config)?).await?,
@@ -265,6 +260,7 @@ impl Ops {
             along: None,
             stream: Mutex::default(),
             streams: AtomicU8::new(streams),
+            postcopy: AtomicU8::new(postcopy),
             is_open: AtomicBool::new(false),
             is_stuck: AtomicBool::new(false),
         };
@@ -293,21 +289,6 @@ impl Ops {
             cx.warn(format!("{}, which the cluster's options name for moves: any is taken", none(&network)));
             target.clone()
         }))
-    }
-
-    /// Where the memory of a quick migration goes, if that is said. The target must have it, too.
-    fn shared_room(&self, quick: &Quick, config: &VmConfig) -> Result<Option<StorageId>, OpsError> {
-        let said = config.current.get("vmstatestorage").and_then(|id| id.parse().ok());
-        let named = quick.storage.clone().or(said);
-        if let Some(storage) = &named
-            && !self.storage(storage)?.shared
-        {
-            return Err(OpsError::invalid(
-                "statestorage",
-                format!("storage '{storage}' is not shared: the target could not read the VM's memory there"),
-            ));
-        }
-        Ok(named)
     }
 }
 
@@ -361,6 +342,9 @@ impl Source<'_> {
             Command::Send => Some(self.send().await),
             Command::SettleDisks => Some(self.settle_disks().await),
             Command::SendRest => Some(self.send_rest().await),
+            Command::BeginFetching => Some(self.begin_fetching().await),
+            Command::LetFetch => Some(self.let_fetch().await),
+            Command::FollowFetching => Some(self.follow_fetching().await),
             Command::EndMirrors => {
                 self.end_mirrors().await;
                 None
@@ -386,7 +370,9 @@ impl Source<'_> {
             Ok(p) => p,
             Err(e) => return Event::Failed(e.to_string()),
         };
-        let wanted = self.streams.load(Ordering::Relaxed);
+        let fetch = self.may_be_fetched();
+        // QEMU fetches by one stream.
+        let wanted = if fetch { 1 } else { self.streams.load(Ordering::Relaxed) };
         let streams = self.ops.guests.streams(Some(self.vmid()), wanted).await;
         let config = match self.config_there() {
             Ok(config) => config,
@@ -402,6 +388,7 @@ impl Source<'_> {
             attempt: self.attempt,
             paused: self.was_paused,
             lends: self.along.as_ref().map(Along::keys).unwrap_or_default(),
+            fetch,
         };
         // A version that takes one stream alone says nothing.
         let prepared =
@@ -413,7 +400,8 @@ impl Source<'_> {
         };
         match prepared {
             Ok(prepared) => {
-                let streams = prepared.map_or(1, |p| p.streams);
+                let streams = prepared.as_ref().map_or(1, |p| p.streams);
+                self.note_fetching(prepared.as_ref());
                 self.streams.store(streams, Ordering::Relaxed);
                 let by = if streams > 1 { format!(", by {streams} streams") } else { String::new() };
                 self.cx.log(format!("node '{}' waits for the state{by}", self.target.name));
@@ -440,19 +428,31 @@ impl Source<'_> {
             to: path.to_owned(),
             bytes_per_second: self.bytes_per_second,
             hold: self.along.is_some(),
+            fetch: self.may_be_fetched(),
             streams: self.streams.load(Ordering::Relaxed),
         };
-        self.ops.guests.migrate(vmid, &how).await?;
+        match self.ops.guests.migrate(vmid, &how).await {
+            Err(e) if how.fetch => {
+                self.not_fetched(&e.to_string());
+                self.ops.guests.migrate(vmid, &Sending { fetch: false, ..how }).await?;
+            }
+            sent => sent?,
+        }
         let event = self.follow(MigrationPhase::None).await;
         // After a terminal phase nothing more is sent.
-        if !matches!(event, Ok(Event::Held)) {
+        if !matches!(event, Ok(Event::Held | Event::NoEnd)) {
             self.keep_stream(None);
         }
         event
     }
 
-    fn keep_stream(&self, tunnel: Option<Tunnel>) {
-        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = tunnel;
+    pub(super) fn keep_stream(&self, tunnel: Option<Tunnel>) {
+        *self.stream() = tunnel;
+    }
+
+    /// The stream of its memory.
+    pub(super) fn stream(&self) -> MutexGuard<'_, Option<Tunnel>> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has what is held go on, to its end.
@@ -488,20 +488,17 @@ impl Source<'_> {
             if seen == MigrationPhase::Held && is_first {
                 return Ok(Event::Held);
             }
+            if is_first && self.has_no_end(&progress) {
+                return Ok(Event::NoEnd);
+            }
             if last_log.elapsed() >= Duration::from_secs(1) {
                 last_log = std::time::Instant::now();
-                self.cx.log(format!(
-                    "migration {seen:?}: {} of {} sent, {} left, round {}",
-                    mib(progress.transferred),
-                    mib(progress.total),
-                    mib(progress.remaining),
-                    progress.rounds
-                ));
+                self.cx.log(told(&progress));
             }
         }
     }
 
-    fn ended(&self, p: &MigrationProgress) -> Event {
+    pub(super) fn ended(&self, p: &MigrationProgress) -> Event {
         match p.phase {
             MigrationPhase::Completed => {
                 self.cx.log(format!(
@@ -618,46 +615,6 @@ impl Source<'_> {
                 Event::TargetRuns
             }
             Err(e) => Event::TargetSilent(e.to_string()),
-        }
-    }
-
-    /// The target has the VM go on. One that can't be told finds it by itself.
-    async fn ask_target_to_go_on(&self) -> Event {
-        let vmid = self.vmid();
-        let limit = Duration::from_secs(20);
-        let said = call::<_, ()>(&*self.ops.peers, &self.target, GO_ON_CALL, &vmid, limit).await;
-        let until = tokio::time::Instant::now() + GOES_ON;
-        if let Err(e) = &said {
-            self.cx.log(format!("node '{}' was not told that the VM is its own now: {e}", self.target.name));
-        }
-        match tokio::time::timeout_at(until, self.gone_on()).await {
-            Ok(Ok(())) => {
-                self.cx.log(format!("VM {vmid} runs on node '{}'", self.target.name));
-                Event::TargetRuns
-            }
-            Ok(Err(e)) => Event::TargetSilent(e.to_string()),
-            Err(_) => Event::TargetSilent(format!(
-                "it is suspended there, with its memory on disk, and was not seen to go on within {} s",
-                GOES_ON.as_secs()
-            )),
-        }
-    }
-
-    /// Waits until the VM's memory on disk was given up, or it is said not to run.
-    async fn gone_on(&self) -> Result<(), OpsError> {
-        let mut watch = self.ops.conf.watch();
-        loop {
-            let guest = self.ops.vm_at(self.vmid())?;
-            if !super::suspend::is_saved(&guest) {
-                return Ok(());
-            }
-            if !guest.own.value.running {
-                return Err(OpsError::failed(
-                    "it could not go on there, and is suspended with its memory on disk: see its log there, and start it",
-                ));
-            }
-            // Whatever changes, and nothing, both look again.
-            let _ = tokio::time::timeout(Duration::from_secs(1), watch.next()).await;
         }
     }
 
@@ -782,6 +739,12 @@ impl Source<'_> {
     }
 }
 
-fn mib(bytes: u64) -> String {
+/// How far it is.
+pub(super) fn told(now: &MigrationProgress) -> String {
+    let [sent, total, left] = [now.transferred, now.total, now.remaining].map(mib);
+    format!("migration {:?}: {sent} of {total} sent, {left} left, round {}", now.phase, now.rounds)
+}
+
+pub(super) fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

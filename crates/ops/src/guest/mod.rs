@@ -12,6 +12,7 @@ pub mod console;
 pub mod copies;
 pub mod create;
 pub mod destroy;
+pub mod fetch;
 mod held;
 mod hook;
 mod hotplug;
@@ -25,6 +26,7 @@ mod note;
 pub mod places;
 pub mod power;
 pub mod preconditions;
+mod quick;
 mod reassign;
 pub mod reconcile;
 mod snapshot_memory;
@@ -55,7 +57,9 @@ pub fn process_of(state: Option<RunState>) -> Process {
     match state {
         None => Process::Absent,
         Some(RunState::Running | RunState::Unresponsive) => Process::Running,
-        Some(RunState::Inmigrate | RunState::Received | RunState::Postmigrate) => Process::Migrating,
+        Some(RunState::Inmigrate | RunState::Received | RunState::Postmigrate | RunState::Serving) => {
+            Process::Migrating
+        }
         Some(RunState::Prelaunch | RunState::Paused | RunState::Shutdown) => Process::Paused,
     }
 }

@@ -21,6 +21,8 @@ pub enum Step {
     Destroy,
     /// A copy that waits for its hand-over.
     Await,
+    /// The guest is its target's, which fetches memory from it: it stays until all is fetched.
+    Serve,
     /// It had sent its state, or not been continued yet, when its daemon ended: take it back, and run it.
     Reclaim,
     /// HA maintains it and it is not armed, or it is armed and the fence process does not know it: register it,
@@ -53,6 +55,8 @@ pub fn decide(
             // What it has may be of another time: of a live move that came to nothing. What is on disk is whole, and is read anew.
             RunState::Inmigrate | RunState::Received if is_saved => Step::Destroy,
             RunState::Received | RunState::Postmigrate => Step::Reclaim,
+            // It goes over after the commit alone, which this node has not heard of yet.
+            RunState::Serving => Step::Nothing,
             // A start whose daemon ended half-way: it never ran, and whoever wants it running starts it again.
             RunState::Prelaunch => Step::Destroy,
             _ if ha && !o.armed => Step::Arm,
@@ -62,6 +66,9 @@ pub fn decide(
             _ => Step::Nothing,
         },
         (Claim::Heir, _) => Step::Await,
+        (Claim::Old, Some(o)) if *state == RunState::Serving && o.owner != *me && o.epoch == epoch.next() => {
+            Step::Serve
+        }
         (Claim::Owner | Claim::Old, _) => Step::Destroy,
     }
 }
@@ -140,6 +147,7 @@ impl Ops {
                 }
             }
             (Step::Destroy, Some(_), _) => self.destroy_copy(vmid).await?,
+            (Step::Serve, Some(_), _) => self.serve(vmid),
             (Step::Await, Some(p), Some(g)) => self.await_handover(vmid, p.epoch, g.own.value.owner),
             (Step::Reclaim, Some(_), Some(g)) => self.reclaim(g).await?,
             (Step::Arm, Some(p), Some(g)) => self.arm(&g, &p).await?,
@@ -157,6 +165,7 @@ impl Ops {
             (Step::Nothing, process, Some(g)) if owns => {
                 self.free_void_lock(&g).await?;
                 if let Some(process) = process {
+                    self.see_it_fetched(vmid, process.epoch);
                     self.true_up_by_and_by(&g, process.state).await;
                     if process.state == RunState::Running {
                         self.limit_again(&g).await;
@@ -193,6 +202,8 @@ impl Ops {
     /// this commits and the proposal never can, or it finds the guest handed over.
     pub(super) async fn reclaim(&self, guest: GuestAt) -> Result<(), OpsError> {
         self.take_back(&guest).await?;
+        // It may be held before its end.
+        self.guests.cancel_migration(guest.vmid).await?;
         if guest.own.value.armed {
             self.run_under_lease(guest.vmid, guest.own.value.epoch).await
         } else {
@@ -232,6 +243,7 @@ impl Ops {
             | RunState::Inmigrate
             | RunState::Received
             | RunState::Postmigrate
+            | RunState::Serving
             | RunState::Unresponsive => {
                 return Err(OpsError::failed(format!(
                     "VM {vmid} is {:?} and cannot be guarded for HA now: it is tried again until it answers",
@@ -294,6 +306,17 @@ mod tests {
             let waits = Some((&state, Epoch(4)));
             assert_eq!(decided(waits, Some(&own(4, false, false)), true, true), Step::Destroy);
         }
+    }
+
+    #[test]
+    fn a_copy_that_is_fetched_from_stays_until_all_is_fetched_or_the_guest_is_another_s() {
+        let serves = Some((&RunState::Serving, Epoch(3)));
+        assert_eq!(decided(serves, Some(&theirs(own(4, true, true))), true, true), Step::Serve);
+        assert_eq!(decided(serves, Some(&theirs(own(5, true, true))), true, true), Step::Destroy);
+        assert_eq!(decided(serves, Some(&own(4, true, true)), true, true), Step::Destroy, "it came back");
+        assert_eq!(decided(serves, Some(&own(3, true, true)), true, true), Step::Nothing);
+        let sent = Some((&RunState::Postmigrate, Epoch(3)));
+        assert_eq!(decided(sent, Some(&theirs(own(4, true, true))), true, true), Step::Destroy);
     }
 
     #[test]

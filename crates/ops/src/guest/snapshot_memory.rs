@@ -111,6 +111,7 @@ impl Ops {
         memory: &Memory,
     ) -> Result<(), OpsError> {
         let vmid = guest.vmid;
+        self.is_whole(vmid)?;
         let to = self.resolve_volume(&memory.volume).await?.path;
         let begun = self.guests.snapshot_with_memory(vmid, disks, name, &to).await;
         let goes_on = self.go_on(guest).await;
@@ -174,7 +175,11 @@ impl Ops {
                     cx.log(format!("memory written: {} MiB in {} ms", now.transferred >> 20, now.total_ms));
                     return Ok(());
                 }
-                MigrationPhase::Active | MigrationPhase::Held | MigrationPhase::Switchover => {
+                MigrationPhase::Active
+                | MigrationPhase::Held
+                | MigrationPhase::Switchover
+                | MigrationPhase::Fetching
+                | MigrationPhase::Broken => {
                     cx.progress(now.transferred as f64 / now.total.max(1) as f64);
                 }
                 MigrationPhase::None | MigrationPhase::Failed | MigrationPhase::Cancelled => {

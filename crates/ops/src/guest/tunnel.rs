@@ -1,9 +1,12 @@
 //! A socket of this node whose other side is on another node: what connects to it is joined with a stream there, over the cluster's TLS.
 
 use super::migrate::Source;
-use crate::OpsError;
 use crate::peers::Duplex;
+use crate::{Ops, OpsError};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use stead_model::{NodeRecord, Vmid};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -12,11 +15,21 @@ const THERE: usize = 1 << 20;
 const BACK: usize = 1 << 16;
 
 /// What is joined, until this is dropped.
-pub(super) struct Tunnel(JoinHandle<()>);
+pub(super) struct Tunnel {
+    task: JoinHandle<()>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Tunnel {
+    /// Whether a stream of it has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+}
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -26,33 +39,48 @@ async fn join(mut near: UnixStream, mut far: Box<dyn Duplex>) -> Result<(), OpsE
 }
 
 impl Source<'_> {
-    /// Listens at a path, and has what connects come out at the target as a stream of that name. The first is opened at once: a
-    /// target that can't be reached is found out before anything relies on it.
+    /// [`tunnel`] to the target.
     pub(super) async fn tunnel(&self, path: &Path, name: &str) -> Result<Tunnel, OpsError> {
-        let _ = std::fs::remove_file(path);
-        let listener = UnixListener::bind(path)
-            .map_err(|e| OpsError::failed(format!("could not listen on {}: {e}", path.display())))?;
-        let mut first = Some(self.ops.peers.open(&self.far, name).await?);
-        let (peers, target, name, vmid) =
-            (self.ops.peers.clone(), self.far.clone(), name.to_owned(), self.vmid());
-        Ok(Tunnel(tokio::spawn(async move {
-            let mut streams = JoinSet::new();
-            while let Ok((near, _)) = listener.accept().await {
-                let (peers, target, name, first) =
-                    (peers.clone(), target.clone(), name.clone(), first.take());
-                streams.spawn(async move {
-                    let joined = async {
-                        let far = match first {
-                            Some(far) => far,
-                            None => peers.open(&target, &name).await?,
-                        };
-                        join(near, far).await
-                    };
-                    if let Err(e) = joined.await {
-                        tracing::info!("guest {vmid}: a stream to node '{}' ended: {e}", target.name);
-                    }
-                });
-            }
-        })))
+        tunnel(self.ops, self.vmid(), &self.far, path, name).await
     }
+}
+
+/// Listens at a path, and has what connects come out at a node as a stream of that name. The first is opened at once: a
+/// node that can't be reached is found out before anything relies on it.
+pub(super) async fn tunnel(
+    ops: &Ops,
+    vmid: Vmid,
+    far: &NodeRecord,
+    path: &Path,
+    name: &str,
+) -> Result<Tunnel, OpsError> {
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path)
+        .map_err(|e| OpsError::failed(format!("could not listen on {}: {e}", path.display())))?;
+    let mut first = Some(ops.peers.open(far, name).await?);
+    let (peers, target, name) = (ops.peers.clone(), far.clone(), name.to_owned());
+    let ended = Arc::new(AtomicBool::new(false));
+    let tell = ended.clone();
+    let task = tokio::spawn(async move {
+        let mut streams = JoinSet::new();
+        while let Ok((near, _)) = listener.accept().await {
+            let (peers, target, name, first, ended) =
+                (peers.clone(), target.clone(), name.clone(), first.take(), tell.clone());
+            streams.spawn(async move {
+                let joined = async {
+                    let far = match first {
+                        Some(far) => far,
+                        None => peers.open(&target, &name).await?,
+                    };
+                    join(near, far).await
+                };
+                let joined = joined.await;
+                ended.store(true, Ordering::Relaxed);
+                if let Err(e) = joined {
+                    tracing::info!("guest {vmid}: a stream to node '{}' ended: {e}", target.name);
+                }
+            });
+        }
+    });
+    Ok(Tunnel { task, ended })
 }

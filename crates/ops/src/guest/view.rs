@@ -212,7 +212,7 @@ fn run_state_name(state: RunState) -> &'static str {
         RunState::Inmigrate => "inmigrate",
         RunState::Running => "running",
         RunState::Paused => "paused",
-        RunState::Received | RunState::Postmigrate => "postmigrate",
+        RunState::Received | RunState::Postmigrate | RunState::Serving => "postmigrate",
         RunState::Shutdown => "shutdown",
         RunState::Unresponsive => "unresponsive",
     }

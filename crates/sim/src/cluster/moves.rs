@@ -81,8 +81,11 @@ impl World {
         match command {
             Command::PrepareTarget { epoch } => self.send(node, far, Msg::Prepare { vmid, epoch }),
             Command::Send => self.begin_sending(node, vmid, far),
-            // The model's guests have no disks of their own.
+            // The model's guests have no disks of their own, and are sent before they go over.
             Command::CancelSending
+            | Command::BeginFetching
+            | Command::LetFetch
+            | Command::FollowFetching
             | Command::MirrorDisks
             | Command::SettleDisks
             | Command::SendRest
