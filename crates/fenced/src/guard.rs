@@ -14,6 +14,11 @@
 //! recorded there already, and the guest must hear of no write that has reached the old one alone. Connections to network storage are yanked only when this
 //! does not come about, since a guest that is thawed later would miss them.
 //!
+//! A guest that fetches memory from where it came from (post-copy) is stopped as it is, its connection left alone: without it its CPUs may
+//! stand in a page that never comes, and can't be stopped. One that does not stop in half of the time is killed: its memory is torn then.
+//! The source of such a guest has its connection cut, and its CPUs stand for good: that its migration has no end is none of a guest that
+//! could run.
+//!
 //! "Paused" is recorded *before* the freeze and withdrawn *before* the first `cont`. So a guest that is frozen and
 //! recorded as paused is safe, whoever reads the record.
 
@@ -38,6 +43,8 @@ use stead_membership::{Moment, Report};
 const POLL: Duration = Duration::from_millis(5);
 /// How often the kernel is asked whether a cgroup is frozen.
 const FREEZE_POLL: Duration = Duration::from_millis(1);
+/// How long a guest may take to say whether it fetches memory. One that does not say is not known to.
+const SAYS: Duration = Duration::from_millis(100);
 /// How long a guest may take to continue.
 const RUN: Duration = Duration::from_secs(10);
 
@@ -93,6 +100,8 @@ pub(crate) struct Guard {
     clock: Rc<Clock>,
     dirty: Rc<Dirty>,
     facts: RefCell<Facts>,
+    /// It was found to fetch memory from where it came from.
+    fetches: Cell<bool>,
     /// The last failure that was told: it is tried again twenty times a second, and told when it changes.
     told: RefCell<String>,
 }
@@ -100,7 +109,15 @@ pub(crate) struct Guard {
 impl Guard {
     pub fn new(registration: Registration, clock: Rc<Clock>, dirty: Rc<Dirty>) -> Self {
         let monitor = Monitor::new(&registration.monitor);
-        Self { registration, monitor, clock, dirty, facts: RefCell::default(), told: RefCell::default() }
+        Self {
+            registration,
+            monitor,
+            clock,
+            dirty,
+            facts: RefCell::default(),
+            fetches: Cell::default(),
+            told: RefCell::default(),
+        }
     }
 
     /// The guard of a guest that an earlier fence process had.
@@ -139,6 +156,15 @@ impl Guard {
         let late = now + by.saturating_sub(now) / 2;
         let escalate = async {
             self.clock.at(late).await;
+            if self.fetches.get() {
+                log(&format!(
+                    "guest {vmid} does not stop while it fetches memory that does not come; it is killed"
+                ));
+                if let Err(e) = self.kill() {
+                    log(&format!("guest {vmid} could not be killed: {e}"));
+                }
+                return;
+            }
             log(&format!("guest {vmid} does not stop; cutting its storage connections"));
             self.yank(true).await;
         };
@@ -195,7 +221,10 @@ impl Guard {
             return Ok(());
         }
         self.monitor.ready().await?;
-        self.yank(false).await;
+        self.find_whether_it_fetches().await;
+        if !self.fetches.get() {
+            self.yank(false).await;
+        }
         let status = self.status().await?;
         {
             let mut facts = self.facts.borrow_mut();
@@ -206,7 +235,9 @@ impl Guard {
             }
         }
         loop {
-            self.end_migration().await?;
+            if !self.fetches.get() {
+                self.end_migration().await?;
+            }
             self.monitor.ask("stop").await?;
             self.end_jobs().await?;
             self.end_exports().await?;
@@ -259,6 +290,21 @@ impl Guard {
                 return Ok(());
             }
             self.clock.after(FREEZE_POLL).await;
+        }
+    }
+
+    /// Looks whether it is the target of a post-copy migration that has not ended.
+    async fn find_whether_it_fetches(&self) {
+        let asked = async {
+            let migration = self.monitor.ask("query-migrate").await.ok()?;
+            Some(in_post_copy(&migration) && !is_source(&self.status().await.ok()?))
+        };
+        let late = async {
+            self.clock.after(SAYS).await;
+            None
+        };
+        if let Some(fetches) = first(asked, late).await {
+            self.fetches.set(fetches);
         }
     }
 
@@ -322,8 +368,10 @@ impl Guard {
     /// Reads everything back.
     async fn is_quiet(&self) -> Result<bool, GuardError> {
         let status = self.status().await?;
-        let stopped = !status.running && status.name != "finish-migrate";
-        let migration = migration_ended(&self.monitor.ask("query-migrate").await?);
+        let migration = self.monitor.ask("query-migrate").await?;
+        // QEMU says so to the end of a source of which is fetched, and never starts it.
+        let stopped = !status.running && (!is_source(&status) || in_post_copy(&migration));
+        let migration = migration_ended(&migration) || (self.fetches.get() && in_post_copy(&migration));
         let jobs = alive_jobs(&self.monitor.ask("query-jobs").await?).is_empty()
             && alive_jobs(&self.monitor.ask("query-block-jobs").await?).is_empty();
         let exports = self.monitor.ask("query-block-exports").await?;
@@ -366,6 +414,16 @@ fn migration_ended(answer: &Value) -> bool {
     // After a broken post-copy the source stays paused until someone recovers it by a command.
     let ended = ["none", "completed", "failed", "cancelled", "postcopy-paused"];
     answer.get("status").is_none_or(|s| s.as_str().is_some_and(|s| ended.contains(&s)))
+}
+
+/// Whether a target runs, or can, that has not all of its memory.
+fn in_post_copy(answer: &Value) -> bool {
+    answer["status"].as_str().is_some_and(|s| s.starts_with("postcopy-"))
+}
+
+/// Whether its CPUs stand since its migration is ending.
+fn is_source(status: &Status) -> bool {
+    status.name == "finish-migrate"
 }
 
 /// Ids of the jobs that can still write.
