@@ -220,9 +220,13 @@ async fn a_paused_vm_stays_paused_where_it_comes() {
             attempt: 1,
             lends: vec![],
             paused,
-            fetch: false,
+            fetch: true,
         };
-        node.ops.incoming(request).await.unwrap();
+        let prepared = node.ops.incoming(request).await.unwrap();
+        assert!(
+            !prepared.fetches && prepared.why_not.unwrap().contains("before the guest alone"),
+            "a fake can't"
+        );
         node.machines.set_state("n1", vmid(100), RunState::Received);
         let own = Ownership { owner: name("n1"), epoch: Epoch(5), running: true, ..node.own(100) };
         let path = |n: &str| paths::guest(&name(n), GuestKind::Qemu, vmid(100));

@@ -341,12 +341,12 @@ impl Ops {
         epoch: Epoch,
         source: &NodeName,
     ) -> Result<(), OpsError> {
+        self.guests.can_fetch(vmid).await?;
         let path = self.fetch_note(vmid);
         let failed =
             |e: &dyn std::fmt::Display| OpsError::failed(format!("could not write {}: {e}", path.display()));
         let note = serde_json::to_vec(&Note { epoch, source: source.clone() }).map_err(|e| failed(&e))?;
-        std::fs::write(&path, note).map_err(|e| failed(&e))?;
-        Ok(self.guests.can_fetch(vmid).await?)
+        std::fs::write(&path, note).map_err(|e| failed(&e))
     }
 
     /// Where a stream goes that takes the place of one that has broken, for the node from which is fetched.
@@ -391,13 +391,16 @@ impl Ops {
     }
 
     /// Refuses what takes a guest's memory from one that has not all of it.
-    pub(super) fn is_whole(&self, vmid: Vmid) -> Result<(), OpsError> {
-        match self.guest_locks.incoming.is_watched(vmid) {
-            true => Err(OpsError::failed(format!(
-                "VM {vmid} still fetches memory from the node that it came from: try again when it has all of it"
-            ))),
-            false => Ok(()),
+    pub(super) async fn is_whole(&self, vmid: Vmid) -> Result<(), OpsError> {
+        // Whoever watches hears a moment later that it has all.
+        if !self.guest_locks.incoming.is_watched(vmid)
+            || self.guests.migration(vmid).await?.phase.is_terminal()
+        {
+            return Ok(());
         }
+        Err(OpsError::failed(format!(
+            "VM {vmid} still fetches memory from the node that it came from: try again when it has all of it"
+        )))
     }
 
     /// Returns when a guest is whole, or gone; an error says why it never will be whole.

@@ -184,7 +184,7 @@ impl Ops {
         options: &MigrateOptions,
     ) -> Result<(), OpsError> {
         let _lock = self.guest_locks.lock(vmid).await?;
-        self.is_whole(vmid)?;
+        self.is_whole(vmid).await?;
         let guest = self.own_guest(vmid).await?;
         let facts = self.facts(&guest).await?;
         let live = facts.process != Process::Absent;

@@ -111,7 +111,7 @@ impl Ops {
         memory: &Memory,
     ) -> Result<(), OpsError> {
         let vmid = guest.vmid;
-        self.is_whole(vmid)?;
+        self.is_whole(vmid).await?;
         let to = self.resolve_volume(&memory.volume).await?.path;
         let begun = self.guests.snapshot_with_memory(vmid, disks, name, &to).await;
         let goes_on = self.go_on(guest).await;

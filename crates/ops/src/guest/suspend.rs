@@ -119,7 +119,7 @@ impl Ops {
 
     /// Writes the memory of a VM to where its configuration says. At the end its CPUs stand.
     pub(super) async fn save(&self, cx: &TaskContext, guest: &GuestAt) -> Result<(), OpsError> {
-        self.is_whole(guest.vmid)?;
+        self.is_whole(guest.vmid).await?;
         let config = super::config::parse(&guest.config.value)?;
         let Some(memory) = saved::memory(&config) else {
             return Err(OpsError::failed("its configuration names no place for its memory"));
