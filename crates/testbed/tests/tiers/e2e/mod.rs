@@ -21,6 +21,7 @@ mod links;
 mod machine;
 mod moves;
 mod network;
+mod postcopy;
 mod power;
 mod shares;
 mod standstill;
