@@ -12,6 +12,7 @@ use stead_ha::{
 };
 use stead_model::{GuestKind, NodeName, Ownership, ServiceId, paths};
 use stead_ops::guest::Asked;
+use stead_ops::guest::lock::is_given_away;
 use stead_ops::guest::migrate::MigrateOptions;
 use stead_ops::guest::power::{PowerAction, SHUTDOWN_TIMEOUT};
 use stead_ops::ha::{COMMANDS, HISTORY};
@@ -224,7 +225,7 @@ async fn recover(ops: &Ops, command: &Command) -> Result<(), OpsError> {
         kind: own.kind,
     };
     // A lock names a task of the lost node: it ended with it.
-    if *unlock {
+    if *unlock && !ops.conf.view(|t| is_given_away(t, &guest, &config)) {
         config.current.remove("lock");
     }
     let mut txn = store::txn("root@pam", format!("{sid} recovered: {reason}"));

@@ -14,6 +14,7 @@ pub mod lease;
 pub mod members;
 pub mod peers;
 pub mod raft;
+pub mod remote;
 pub mod report;
 pub mod restart;
 pub mod rpc;

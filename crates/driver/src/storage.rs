@@ -319,6 +319,11 @@ pub trait StorageDriver: Send + Sync {
     async fn rename(&self, _name: &str, _vmid: Vmid, _to: Option<&str>) -> Result<VolumeInfo, StorageError> {
         Err(no("other names of its volumes", self.id()))
     }
+    /// Refuses a disk whose content was brought by somebody who may not choose files of this host, if it names any: an image that is
+    /// built on another. Those that do not say otherwise can't tell.
+    async fn check_brought(&self, _name: &str) -> Result<(), StorageError> {
+        Err(no("disks of other clusters", self.id()))
+    }
     /// What a guest's process opens.
     async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError>;
     /// A file on the storage's own file system to spool an upload into; removed at the next start if left over.

@@ -3,51 +3,134 @@
 //! They never keep their names. A node may get the guest in another way while its disks are on their way, as by a recovery; then its
 //! configuration names the old ones, and no half of a new one is taken for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::str::FromStr;
 use stead_model::vmconfig::devices::{Bus, as_disk};
 use stead_model::vmconfig::{Disk, KeyError, Settings, VmConfig};
 use stead_model::{StorageId, VolumeId};
 
-/// To which storage of the other node each storage's volumes go. As clients write it: `1` for the same, `NAME` for all, or
+/// What each thing of one place is at another: storages, bridges. As clients write it: `1` for the same, `NAME` for all, or
 /// pairs `FROM:TO`, separated by commas; what is in no pair stays the same.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StorageMap {
-    all: Option<StorageId>,
-    pairs: BTreeMap<StorageId, StorageId>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairMap<T> {
+    all: Option<T>,
+    pairs: BTreeMap<T, T>,
 }
 
-impl StorageMap {
-    /// Where volumes of a storage go.
-    pub fn of(&self, storage: &StorageId) -> StorageId {
-        self.pairs.get(storage).or(self.all.as_ref()).unwrap_or(storage).clone()
+/// To which storage of the other node each storage's volumes go.
+pub type StorageMap = PairMap<StorageId>;
+/// To which bridge of the other node each bridge's devices go.
+pub type BridgeMap = PairMap<Bridge>;
+
+impl<T> Default for PairMap<T> {
+    fn default() -> Self {
+        Self { all: None, pairs: BTreeMap::new() }
+    }
+}
+
+impl<T: Ord + Clone> PairMap<T> {
+    /// What that is there.
+    pub fn of(&self, one: &T) -> T {
+        self.pairs.get(one).or(self.all.as_ref()).unwrap_or(one).clone()
     }
 
-    /// The storages that are named as targets.
-    pub fn targets(&self) -> impl Iterator<Item = &StorageId> {
+    /// What is named as a target.
+    pub fn targets(&self) -> impl Iterator<Item = &T> {
         self.pairs.values().chain(&self.all)
     }
 }
 
-impl FromStr for StorageMap {
+impl<T: FromStr<Err: fmt::Display> + Ord> FromStr for PairMap<T> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let id = |text: &str| text.parse::<StorageId>().map_err(|e| e.to_string());
+        let id = |text: &str| text.parse::<T>().map_err(|e| e.to_string());
         let mut map = Self::default();
         for part in text.split([',', ';', ' ']).map(str::trim).filter(|p| !p.is_empty() && *p != "1") {
             match part.split_once(':') {
                 Some((from, to)) => {
                     if map.pairs.insert(id(from)?, id(to)?).is_some() {
-                        return Err(format!("storage '{from}' is in two pairs"));
+                        return Err(format!("'{from}' is in two pairs"));
                     }
                 }
                 None if map.all.is_none() => map.all = Some(id(part)?),
-                None => return Err("only one storage can be that of all others".to_owned()),
+                None => return Err("only one can be that of all others".to_owned()),
             }
         }
         Ok(map)
     }
+}
+
+/// A bridge's name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bridge(String);
+
+impl Bridge {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Bridge {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        match (1..=15).contains(&text.len()) && !text.starts_with(['.', '-']) && text.chars().all(fits) {
+            true => Ok(Self(text.to_owned())),
+            false => Err(format!("'{}' is no name of a bridge", text.escape_debug())),
+        }
+    }
+}
+
+impl fmt::Display for Bridge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The sections of a configuration that say what a VM is, will be with its next start, and was.
+pub fn sections(config: &VmConfig) -> impl Iterator<Item = &Settings> {
+    [&config.current, &config.pending.set].into_iter().chain(config.snapshots.values())
+}
+
+/// The same, to be changed.
+pub fn sections_mut(config: &mut VmConfig) -> impl Iterator<Item = &mut Settings> {
+    [&mut config.current, &mut config.pending.set].into_iter().chain(config.snapshots.values_mut())
+}
+
+/// The bridges that a configuration names anywhere.
+///
+/// # Errors
+/// If an option can't be read.
+pub fn bridges(config: &VmConfig) -> Result<BTreeSet<Bridge>, KeyError> {
+    let mut all = BTreeSet::new();
+    for section in sections(config) {
+        for net in section.nets()? {
+            let Some(bridge) = &net.bridge else { continue };
+            all.insert(bridge.parse().or_else(|e: String| KeyError::value(&net.key, e))?);
+        }
+    }
+    Ok(all)
+}
+
+/// Has a configuration name other bridges.
+///
+/// # Errors
+/// If an option can't be read.
+pub fn rename_bridges(config: &mut VmConfig, to: &BridgeMap) -> Result<(), KeyError> {
+    for section in sections_mut(config) {
+        for net in section.nets()? {
+            let Some(bridge) = &net.bridge else { continue };
+            let bridge: Bridge = bridge.parse().or_else(|e: String| KeyError::value(&net.key, e))?;
+            let mut props = net.props.clone();
+            props.set("bridge", to.of(&bridge).as_str()).or_else(|e| KeyError::value(&net.key, e))?;
+            section.set(&net.key, &props.to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// Has a configuration name other volumes, wherever it names one of these.
@@ -124,6 +207,25 @@ mod tests {
             map("aa:xx,zz").unwrap().targets().map(ToString::to_string).collect::<Vec<_>>(),
             ["xx", "zz"]
         );
+    }
+
+    #[test]
+    fn bridges_are_named_everywhere_and_all_else_stays() {
+        let text = "memory: 16\nnet0: virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1\nnet1: e1000=BC:24:11:00:00:02\n\n\
+            [PENDING]\nnet2: virtio=BC:24:11:00:00:03,bridge=vmbr1\n\n[one]\nnet0: virtio=BC:24:11:00:00:01,bridge=vmbr0\nsnaptime: 1\n";
+        let mut config = VmConfig::parse(text).unwrap();
+        assert_eq!(
+            bridges(&config).unwrap().iter().map(Bridge::as_str).collect::<Vec<_>>(),
+            ["vmbr0", "vmbr1"]
+        );
+        rename_bridges(&mut config, &"vmbr0:lan".parse().unwrap()).unwrap();
+        let now = config.to_string();
+        assert_eq!(now, text.replace("bridge=vmbr0", "bridge=lan"));
+        rename_bridges(&mut config, &"all".parse().unwrap()).unwrap();
+        assert_eq!(bridges(&config).unwrap().len(), 1);
+        for bad in ["", "a/b", "-a", "a:b", "sixteen-letters-"] {
+            assert!(bad.parse::<Bridge>().is_err(), "{bad}");
+        }
     }
 
     #[test]

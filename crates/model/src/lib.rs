@@ -21,6 +21,7 @@ pub mod ova;
 pub mod ownership;
 pub mod paths;
 pub mod property;
+pub mod remote;
 pub mod schema;
 pub mod sectionconfig;
 pub mod size;
@@ -46,6 +47,7 @@ pub use ids::{
 pub use mapping::{Mapping, MappingEntry, MappingError, MappingKind, Mappings};
 pub use ownership::Ownership;
 pub use property::PropertyString;
+pub use remote::Remote;
 pub use sectionconfig::SectionConfig;
 pub use size::{Mebibytes, Size};
 pub use storage_cfg::{Storage, StorageCfg};

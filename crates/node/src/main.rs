@@ -108,6 +108,7 @@ async fn run(args: Args) -> Result<bool> {
         storage_types: vec![Arc::new(stead_ops::kept_open::KeptOpen::new(stead_storage::DirType))],
         epochs: stead_ops::epochs::Epochs::default(),
         peers: Arc::new(Link::new(peers.clone())),
+        remotes: Arc::new(stead_agents::remote::Remotes),
         status: stead_ops::status::ClusterStatus::default(),
         events: stead_ops::events::Events::new(unix_ms),
         lease: leased,

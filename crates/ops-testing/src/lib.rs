@@ -15,11 +15,12 @@ use stead_driver::fake_fence::FakeFence;
 use stead_driver::storage::{StorageDriver, StorageError, StorageType};
 use stead_model::{
     ClusterRecord, Epoch, Era, FenceProfile, GuestKind, NodeName, NodeRecord, NodeState, NodeUuid, Ownership,
-    RaftId, StorageId, Upid, Vmid, paths,
+    RaftId, Remote, StorageId, Upid, Vmid, paths,
 };
 use stead_ops::epochs::{Aside, EpochPlan, RejoinAnswer};
 use stead_ops::join::{Host, JoinMaterial};
 use stead_ops::peers::{Duplex, PeerError, PeerLink};
+use stead_ops::remote::{Ask, RemoteError, RemoteLink};
 use stead_ops::status::{NodeReport, NodeStats};
 use stead_ops::{Actor, Flush, Lease, Me, Ops, store};
 use stead_tasks::Tasks;
@@ -66,6 +67,33 @@ impl PeerLink for Alone {
     }
     async fn open(&self, to: &NodeRecord, _: &str) -> Result<Box<dyn Duplex>, PeerError> {
         Err(away(to))
+    }
+}
+
+/// The way to other clusters, as a test sets it.
+#[derive(Default)]
+pub struct Elsewhere(Mutex<Option<Arc<dyn RemoteLink>>>);
+
+impl Elsewhere {
+    /// From now on it is this one.
+    pub fn set(&self, link: Arc<dyn RemoteLink>) {
+        *self.0.lock().unwrap() = Some(link);
+    }
+
+    fn link(&self, to: &Remote) -> Result<Arc<dyn RemoteLink>, RemoteError> {
+        let nobody =
+            || RemoteError::Unreachable { at: to.to_string(), why: "this test has one cluster".into() };
+        self.0.lock().unwrap().clone().ok_or_else(nobody)
+    }
+}
+
+#[async_trait]
+impl RemoteLink for Elsewhere {
+    async fn call(&self, to: &Remote, ca: &str, ask: &Ask, limit: Duration) -> Result<Value, RemoteError> {
+        self.link(to)?.call(to, ca, ask, limit).await
+    }
+    async fn open(&self, to: &Remote, ca: &str, ask: &Ask) -> Result<Box<dyn Duplex>, RemoteError> {
+        self.link(to)?.open(to, ca, ask).await
     }
 }
 
@@ -153,6 +181,8 @@ pub struct Node {
     pub cds: Arc<FakeCds>,
     /// The daemon around it.
     pub host: Arc<Kept>,
+    /// Other clusters: there are none, until a test says otherwise.
+    pub remotes: Arc<Elsewhere>,
     /// Its lease: held, until a test says otherwise.
     pub lease: watch::Sender<Lease>,
     storages: Fakes,
@@ -235,6 +265,7 @@ impl Node {
         let (machines, fence) = (FakeMachines::default(), Arc::new(FakeFence::leased()));
         let (host, cds) = (Arc::new(Kept::default()), Arc::new(FakeCds::default()));
         let storages = Fakes(Arc::default(), dir.path().to_owned());
+        let remotes = Arc::new(Elsewhere::default());
         let ops = Arc::new(Ops {
             me: Me {
                 name: name("n1"),
@@ -256,6 +287,7 @@ impl Node {
             storage_types: vec![Arc::new(storages.clone())],
             epochs: stead_ops::epochs::Epochs::default(),
             peers: Arc::new(Alone),
+            remotes: remotes.clone(),
             status: stead_ops::status::ClusterStatus::default(),
             events: stead_ops::events::Events::new(1),
             lease: leased,
@@ -265,7 +297,7 @@ impl Node {
             sign_ins: stead_ops::access::SignIns::default(),
             departure: stead_ops::departure::Departure::default(),
         });
-        (Self { ops, machines, fence, cds, host, lease, storages, dir }, flushes)
+        (Self { ops, machines, fence, cds, host, lease, remotes, storages, dir }, flushes)
     }
 
     /// A storage, as it stands behind its driver.

@@ -16,6 +16,7 @@
 
 use crate::clock::unix_ms;
 use crate::guest::config::parse;
+use crate::guest::lock::is_given_away;
 use crate::store::{self, At, GuestAt};
 use crate::{Actor, Ops, OpsError};
 use serde::{Deserialize, Serialize};
@@ -271,7 +272,8 @@ impl Ops {
         store::put_over(&mut txn, &paths::ownership(vmid), Some(guest.own.revision), record);
         let mut config = parse(&guest.config.value)?;
         // A lock names a task of the lost node: it ended with it, unless it has left something half done.
-        if config.current.lock().is_some_and(stead_ha::lock_ends_with_its_node) {
+        let given_away = self.conf.view(|t| is_given_away(t, guest, &config));
+        if config.current.lock().is_some_and(stead_ha::lock_ends_with_its_node) && !given_away {
             config.current.remove("lock");
         }
         txn.checks.push(Check::Revision(guest.path(), guest.config.revision));

@@ -245,6 +245,10 @@ impl StorageDriver for Watched {
         self.inner.rename(name, vmid, to).await
     }
 
+    async fn check_brought(&self, name: &str) -> Result<(), StorageError> {
+        self.inner.check_brought(name).await
+    }
+
     async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError> {
         self.inner.resolve(name).await
     }

@@ -34,6 +34,7 @@ pub mod links;
 pub mod mapping;
 pub mod peers;
 pub mod profile;
+pub mod remote;
 pub mod report;
 pub mod status;
 pub mod storage;
@@ -132,6 +133,8 @@ pub struct Ops {
     pub epochs: epochs::Epochs,
     /// Other nodes.
     pub peers: Arc<dyn peers::PeerLink>,
+    /// Other clusters.
+    pub remotes: Arc<dyn remote::RemoteLink>,
     /// What runs where.
     pub status: status::ClusterStatus,
     /// The event stream.
@@ -162,6 +165,8 @@ pub struct GuestLocks {
     pub sending: guest::places::Places,
     /// Tasks that read guests' disks.
     pub readers: guest::copies::Readers,
+    /// Moves from other clusters to this node.
+    pub tunnels: guest::arrive::Tunnels,
 }
 
 impl GuestLocks {

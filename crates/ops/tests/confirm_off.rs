@@ -72,6 +72,17 @@ async fn a_vm_that_has_gone_back_half_way_stays_locked() {
     );
 }
 
+/// It may run there.
+#[tokio::test]
+async fn what_was_given_to_another_cluster_stays_locked() {
+    let node = Node::of_three().await;
+    node.record_guest(100, "n2", |_| {}, SHARED).await;
+    assert!(SHARED.contains("lock: migrate"));
+    let (status, log) = say(&node, Some("n1")).await;
+    assert_eq!((status.as_str(), node.own(100).owner.as_str()), ("OK", "n1"), "{log}");
+    assert!(node.ops.guest_at(vmid(100)).unwrap().config.value.contains("lock: migrate"));
+}
+
 #[tokio::test]
 async fn the_operator_may_say_where_to() {
     let node = Node::of_three().await;

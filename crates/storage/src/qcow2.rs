@@ -27,6 +27,30 @@ pub fn parse(bytes: &[u8; LENGTH]) -> Option<Header> {
     Some(Header { virtual_size: u64_at(24)?, backing })
 }
 
+/// Bytes that [`check_alone`] wants: up to the end of what a program must know of an image.
+pub const WHOLE: usize = 80;
+/// It keeps its data in another file.
+const EXTERNAL_DATA: u64 = 1 << 2;
+
+/// Refuses an image that needs other files, by its header. What is none is refused, too.
+pub fn check_alone(bytes: &[u8; WHOLE]) -> Result<(), String> {
+    let mut first = [0; LENGTH];
+    first.copy_from_slice(&bytes[..LENGTH]);
+    if parse(&first).is_none() {
+        return Err("it is no qcow2 image".to_owned());
+    }
+    if bytes[8..16] != [0; 8] {
+        return Err("it is built on another image: flatten it first ('qemu-img convert')".to_owned());
+    }
+    let mut features = [0; 8];
+    features.copy_from_slice(&bytes[72..80]);
+    // The second version has none.
+    if bytes[7] == 3 && u64::from_be_bytes(features) & EXTERNAL_DATA != 0 {
+        return Err("it keeps its data in another file: convert it first ('qemu-img convert')".to_owned());
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,5 +67,23 @@ mod tests {
         assert_eq!(parse(&h).unwrap().backing, Some((0x200, 9)));
         h[0] = 0;
         assert_eq!(parse(&h), None);
+    }
+
+    #[test]
+    fn an_image_that_names_other_files_is_found_out() {
+        let mut h = [0u8; WHOLE];
+        h[..4].copy_from_slice(b"QFI\xfb");
+        h[7] = 3;
+        assert_eq!(check_alone(&h), Ok(()));
+        for (at, byte, why) in
+            [(9, 1, "built on"), (15, 9, "built on"), (79, 4, "another file"), (0, 0, "no qcow2")]
+        {
+            let mut bad = h;
+            bad[at] = byte;
+            assert!(check_alone(&bad).unwrap_err().contains(why), "{at}");
+        }
+        // What else a program must know names no file.
+        h[79] = 0b11011;
+        assert_eq!(check_alone(&h), Ok(()));
     }
 }

@@ -17,6 +17,10 @@ use rustls_pki_types::pem::PemObject;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Where systems keep the certificates that they trust: the first that is there.
+const SYSTEM: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+
 /// What makes a public TLS server trustworthy.
 #[derive(Debug, Clone)]
 pub enum Trust {
@@ -35,6 +39,15 @@ impl Trust {
         let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
         let certs = certs.map_err(|e| bad(e.to_string()))?;
         if certs.is_empty() { Err(bad("it has no certificate".into())) } else { Ok(Self::Ca(certs)) }
+    }
+
+    /// Trusts what this system trusts, and the certificates in a PEM text. What of the system's can't be read is left out.
+    pub fn of_system(pem: &str) -> Self {
+        let mut scratch = RootCertStore::empty();
+        let files = SYSTEM.iter().filter_map(|path| std::fs::read(path).ok()).take(1);
+        let texts: Vec<Vec<u8>> = files.chain([pem.as_bytes().to_vec()]).collect();
+        let certs = texts.iter().flat_map(|text| CertificateDer::pem_slice_iter(text).flatten());
+        Self::Ca(certs.filter(|cert| scratch.add(cert.clone()).is_ok()).collect())
     }
 
     pub(crate) fn config(&self) -> Result<ClientConfig, rustls::Error> {

@@ -178,6 +178,38 @@ pub enum Command {
         #[arg(long, value_name = "STORAGE", requires = "quick")]
         statestorage: Option<String>,
     },
+    /// Move a VM that does not run to another cluster of Stead's
+    #[command(
+        after_help = "Examples:\n  stead vm remote-migrate 100 'apitoken=PVEAPIToken=mover@pve!away=SECRET,host=pve9,fingerprint=AB:CD:…' --target-storage local\n  \
+                      stead vm remote-migrate 100 --target-vmid 200 --delete --target-storage fast:nvme,1 --target-bridge vmbr0:vmbr2\n\n\
+                      The endpoint may be in STEAD_TARGET_ENDPOINT, where nobody sees the token who lists processes. 'pve_fp' of\n\
+                      'stead cluster join-info -o json' there is the fingerprint. docs/moves.md says which rights the token needs."
+    )]
+    RemoteMigrate {
+        #[command(flatten)]
+        which: Which,
+        /// The other cluster: apitoken=PVEAPIToken=USER@REALM!TOKEN=SECRET,host=ADDRESS[,fingerprint=FP][,port=PORT]
+        #[arg(env = "STEAD_TARGET_ENDPOINT", hide_env_values = true)]
+        target_endpoint: String,
+        /// Its number there (default: the same)
+        #[arg(long, value_name = "VMID")]
+        target_vmid: Option<String>,
+        /// Where its disks go: 1 (the same names), STORAGE, or pairs FROM:TO
+        #[arg(long, value_name = "STORAGES", default_value = "1")]
+        target_storage: String,
+        /// What its network interfaces are attached to: 1 (the same names), BRIDGE, or pairs FROM:TO
+        #[arg(long, value_name = "BRIDGES", default_value = "1")]
+        target_bridge: String,
+        /// While it runs (not supported yet)
+        #[arg(long)]
+        online: bool,
+        /// Remove it here once it is there
+        #[arg(long)]
+        delete: bool,
+        /// At most so many KiB/s
+        #[arg(long, value_name = "KIB_PER_S")]
+        bwlimit: Option<u64>,
+    },
     /// Make another VM of one, or of a template
     #[command(
         after_help = "Examples:\n  stead vm clone 100 101 --name web2\n  stead vm clone 100 101 --storage nfs --format qcow2"
@@ -418,6 +450,25 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             put(&mut p, "bwlimit", bwlimit);
             migrate(cx, &which.vmid, &p).await
         }
+        Command::RemoteMigrate {
+            which,
+            target_endpoint,
+            target_vmid,
+            target_storage,
+            target_bridge,
+            online,
+            delete,
+            bwlimit,
+        } => {
+            put(&mut p, "target-endpoint", Some(target_endpoint));
+            put(&mut p, "target-vmid", target_vmid);
+            put(&mut p, "target-storage", Some(target_storage));
+            put(&mut p, "target-bridge", Some(target_bridge));
+            switch(&mut p, "online", online);
+            switch(&mut p, "delete", delete);
+            put(&mut p, "bwlimit", bwlimit);
+            remote_migrate(cx, &which.vmid, &p).await
+        }
         Command::Clone { which, newid, what } => clone::make(cx, &which.vmid, &newid, what.params(p)).await,
         Command::Template { which, disk, yes } => {
             put(&mut p, "disk", disk);
@@ -614,6 +665,13 @@ pub async fn migrate(cx: &Cx, vmid: &str, p: &Params) -> Result<(), Failure> {
 async fn quick_migrate(cx: &Cx, vmid: &str, p: &Params) -> Result<(), Failure> {
     let path = cx.api.vm(vmid).await?;
     let answer = cx.api.post(&format!("{path}/quick_migrate"), p).await?;
+    cx.answer(&answer, &format!("VM {vmid} moved")).await
+}
+
+/// Moves a VM to another cluster.
+pub async fn remote_migrate(cx: &Cx, vmid: &str, p: &Params) -> Result<(), Failure> {
+    let path = cx.api.vm(vmid).await?;
+    let answer = cx.api.post(&format!("{path}/remote_migrate"), p).await?;
     cx.answer(&answer, &format!("VM {vmid} moved")).await
 }
 

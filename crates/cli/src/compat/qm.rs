@@ -24,6 +24,8 @@ qm: virtual machines
   qm shutdown VMID [--timeout S] [--forceStop]
   qm reboot VMID [--timeout S]
   qm migrate VMID NODE [--online] [--targetstorage STORAGES]
+  qm remote-migrate VMID [TARGET-VMID] ENDPOINT --target-bridge BRIDGES --target-storage STORAGES [--delete]
+                                           to another cluster; the VM does not run
   qm clone VMID NEWID [--name N] [--full] [--storage S] [--format F] [--snapname S] [--target NODE]
   qm template VMID [--disk DISK]
   qm destroy VMID [--purge]
@@ -49,7 +51,7 @@ qm: virtual machines
 ";
 
 /// Those that concern one VM.
-const VERBS: [&str; 28] = [
+const VERBS: [&str; 29] = [
     "importdisk",
     "clone",
     "move-disk",
@@ -68,6 +70,7 @@ const VERBS: [&str; 28] = [
     "suspend",
     "resume",
     "migrate",
+    "remote-migrate",
     "destroy",
     "resize",
     "unlink",
@@ -177,6 +180,17 @@ pub async fn run(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure> {
         "migrate" => {
             let target = words.next("the target node")?;
             put(&mut words.params, "target", Some(target));
+        }
+        "remote-migrate" => {
+            let first = words.next("the other cluster's endpoint")?;
+            let endpoint = match words.alone.is_empty() {
+                true => first,
+                false => {
+                    put(&mut words.params, "target-vmid", Some(first));
+                    words.next("the other cluster's endpoint")?
+                }
+            };
+            put(&mut words.params, "target-endpoint", Some(endpoint));
         }
         "resize" => {
             let (disk, size) = (words.next("the disk")?, words.next("the size")?);
@@ -288,6 +302,7 @@ async fn act(cx: &Cx, verb: &str, vmid: &str, mut p: Params) -> Result<(), Failu
             vm::status(cx, vmid, verb, &p).await
         }
         "migrate" => vm::migrate(cx, vmid, &p).await,
+        "remote-migrate" => vm::remote_migrate(cx, vmid, &p).await,
         "template" => clone::template(cx, vmid, &p).await,
         "destroy" => vm::delete(cx, vmid, &p).await,
         "resize" | "unlink" => {

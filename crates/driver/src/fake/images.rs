@@ -31,8 +31,17 @@ pub(super) fn write(image: &Path, all: &[Kept]) -> io::Result<()> {
     std::fs::write(beside(image), serde_json::to_vec(all)?)
 }
 
+/// Makes an image that holds nothing.
+pub(super) fn make(image: &Path) -> io::Result<()> {
+    if let Some(folder) = image.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(image, "")
+}
+
 /// Forgets all with the image.
 pub(super) fn remove(image: &Path) {
+    let _ = std::fs::remove_file(image);
     // There is nothing where nothing was kept.
     let _ = std::fs::remove_file(beside(image));
 }

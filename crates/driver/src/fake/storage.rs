@@ -70,7 +70,7 @@ impl FakeStorage {
         self.lock().read_only = why.map(str::to_owned);
     }
 
-    /// Makes `snapshot`, `delete_snapshot`, `rollback_snapshot`, `copy`, `clone_base`, `make_base`, `rename` or `free` fail once it has worked so many times; with none all work again.
+    /// Makes `snapshot`, `delete_snapshot`, `rollback_snapshot`, `copy`, `clone_base`, `make_base`, `rename`, `check_brought` or `free` fail once it has worked so many times; with none all work again.
     pub fn set_failing(&self, operation: Option<(&'static str, usize)>) {
         self.lock().failing = operation;
     }
@@ -282,7 +282,10 @@ impl StorageDriver for FakeStorage {
             }
             None => self.free_name(&state, id, format, &[]),
         };
-        self.add(&mut state, name, (format, size), id, None)
+        let made = self.add(&mut state, name, (format, size), id, None)?;
+        // For those who write what it holds by themselves.
+        images::make(&self.image(&made.volid.name)).map_err(|e| self.failed("allocate a disk", &e))?;
+        Ok(made)
     }
 
     async fn next_name(
@@ -439,6 +442,16 @@ impl StorageDriver for FakeStorage {
             std::fs::metadata(&spooled).and_then(|meta| self.keep(&spooled, name).map(|()| meta.len()));
         volume.size = size.map_err(|e| self.failed("replace a disk's content", &e))?;
         Ok(volume.clone())
+    }
+
+    async fn check_brought(&self, name: &str) -> Result<(), StorageError> {
+        self.wear(&mut *self.there()?, "check_brought")?;
+        let info = self.info(name).await?;
+        let whole = std::fs::read(self.image(name)).unwrap_or_default();
+        match info.format == "qcow2" && whole.starts_with(b"backed") {
+            true => invalid("volume", "it is built on another image"),
+            false => Ok(()),
+        }
     }
 
     async fn resolve(&self, name: &str) -> Result<ResolvedVolume, StorageError> {

@@ -19,7 +19,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stead_conf::Revision;
-use stead_driver::storage::{Content, NewVolume};
+use stead_driver::storage::{Content, NewVolume, VolumeInfo};
 use stead_guest::carried::{self, StorageMap};
 use stead_model::vmconfig::VmConfig;
 use stead_model::{Epoch, NodeName, NodeRecord, StorageId, Vmid, VolumeId, cloudinit};
@@ -40,8 +40,10 @@ const ROOM: Duration = Duration::from_secs(120);
 const PART: usize = 1 << 20;
 /// Parts that are read ahead.
 const AHEAD: usize = 4;
+/// Says that an image is on disk.
+const KEPT: &str = "kept";
 /// What an image is made with, before it is what was sent.
-const SMALL: u64 = 1 << 20;
+pub(super) const SMALL: u64 = 1 << 20;
 
 /// A volume that goes along.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,24 +124,13 @@ impl Ops {
                 why.push(format!("the CD '{volume}' is on a storage that is not shared: take it out"));
                 continue;
             }
-            let info = match self.volume_info(&volume).await {
+            let info = match self.own_image(vmid, &volume).await {
                 Ok(info) => info,
                 Err(e) => {
-                    why.push(e.to_string());
+                    why.push(format!("{e}; and its storage is not shared"));
                     continue;
                 }
             };
-            if info.content != Content::Images || info.vmid != Some(vmid) {
-                why.push(format!("volume '{volume}' is not the VM's own, on a storage that is not shared"));
-                continue;
-            }
-            if info.parent.is_some() || volume.name.rsplit('/').next().is_some_and(|f| f.starts_with("base-"))
-            {
-                why.push(format!(
-                    "volume '{volume}' is a template's disk, or built on one, on a storage that is not shared"
-                ));
-                continue;
-            }
             let disk = if runs { carried::written(&config.current, &volume)? } else { None };
             if let Some(key) = &disk
                 && config.snapshots.values().any(|s| s.volumes().iter().any(|(_, v)| v.is_same(&volume)))
@@ -154,6 +145,18 @@ impl Ops {
             all.push(Carried { volume, storage, format: info.format, size: info.used, disk });
         }
         Ok((all, why))
+    }
+
+    /// What is known of a VM's volume that can be sent: its own, and whole by itself.
+    pub(super) async fn own_image(&self, vmid: Vmid, volume: &VolumeId) -> Result<VolumeInfo, OpsError> {
+        let info = self.volume_info(volume).await?;
+        if info.content != Content::Images || info.vmid != Some(vmid) {
+            return Err(OpsError::failed(format!("volume '{volume}' is not the VM's own")));
+        }
+        if info.parent.is_some() || volume.is_base() {
+            return Err(OpsError::failed(format!("volume '{volume}' is a template's disk, or built on one")));
+        }
+        Ok(info)
     }
 
     /// Sends the volumes that go along with a VM to where it goes, by those of its links that streams go by.
@@ -205,43 +208,8 @@ impl Ops {
         limit: Option<u64>,
     ) -> Result<u64, OpsError> {
         let path = self.resolve_volume(&from.volume).await?.path;
-        let lost = |e: std::io::Error| {
-            OpsError::failed(format!("the stream of '{}' to node '{}' broke: {e}", from.volume, target.name))
-        };
-        let mut far = self.peers.open(target, &format!("{STREAM}{vmid}/{n}")).await?;
-        let (parts, mut read) = mpsc::channel(AHEAD);
-        let reading = path.clone();
-        let reader = tokio::task::spawn_blocking(move || read_parts(&reading, &parts));
-        let (begun, mut sent, mut told) = (tokio::time::Instant::now(), 0_u64, begun_at());
-        while let Some((offset, part)) = read.recv().await {
-            far.write_u64(offset).await.map_err(lost)?;
-            far.write_u32(u32::try_from(part.len()).unwrap_or(u32::MAX)).await.map_err(lost)?;
-            far.write_all(&part).await.map_err(lost)?;
-            sent += part.len() as u64;
-            if let Some(limit) = limit {
-                tokio::time::sleep_until(begun + Duration::from_secs_f64(sent as f64 / limit as f64)).await;
-            }
-            if told.elapsed() >= Duration::from_secs(1) {
-                told = begun_at();
-                cx.progress(sent as f64 / from.size.max(1) as f64);
-                cx.log(format!("{} of {} MiB", sent >> 20, from.size >> 20));
-            }
-        }
-        let size =
-            reader.await.map_err(|e| OpsError::failed(e.to_string()))?.map_err(failed("read", &path))?;
-        far.write_u64(size).await.map_err(lost)?;
-        far.write_u32(0).await.map_err(lost)?;
-        far.flush().await.map_err(lost)?;
-        let mut answer = String::new();
-        far.read_to_string(&mut answer).await.map_err(lost)?;
-        match answer.as_str() {
-            "kept" => Ok(sent),
-            "" => Err(lost(std::io::ErrorKind::UnexpectedEof.into())),
-            why => Err(OpsError::failed(format!(
-                "node '{}' could not keep '{}': {why}",
-                target.name, from.volume
-            ))),
-        }
+        let far = self.peers.open(target, &format!("{STREAM}{vmid}/{n}")).await?;
+        send_image(cx, far, path, from, &format!("node '{}'", target.name), limit).await
     }
 
     /// Tells a target that nothing comes. One that does not hear it finds out.
@@ -311,17 +279,11 @@ impl Ops {
     }
 
     /// Takes the stream of a volume that this node has made room for, and says how it went.
-    pub async fn take_volume(&self, from: &NodeName, which: &str, mut stream: impl Duplex) {
-        let answer = match self.write_volume(from, which, &mut stream).await {
-            Ok(()) => "kept".to_owned(),
-            Err(e) => {
-                tracing::warn!("volume {which} from node '{from}': {e}");
-                e.to_string()
-            }
-        };
-        // A source that does not hear it takes it for a failure.
-        let _ = stream.write_all(answer.as_bytes()).await;
-        let _ = stream.shutdown().await;
+    pub async fn take_volume(&self, from: &NodeName, which: &str, stream: impl Duplex) {
+        let kept = answered(stream, async |stream| self.write_volume(from, which, stream).await).await;
+        if let Err(e) = kept {
+            tracing::warn!("volume {which} from node '{from}': {e}");
+        }
     }
 
     async fn write_volume(
@@ -361,6 +323,64 @@ fn new_name(vmid: Vmid, wanted: &Carried) -> Result<VolumeId, OpsError> {
     Ok(VolumeId { storage: wanted.storage.clone(), name })
 }
 
+/// Sends an image over a stream, and hears that it is kept there; says how many bytes that was. `to`: where, for people.
+pub(super) async fn send_image(
+    cx: &TaskContext,
+    mut far: Box<dyn Duplex>,
+    path: PathBuf,
+    from: &Carried,
+    to: &str,
+    limit: Option<u64>,
+) -> Result<u64, OpsError> {
+    let lost =
+        |e: std::io::Error| OpsError::failed(format!("the stream of '{}' to {to} broke: {e}", from.volume));
+    let (parts, mut read) = mpsc::channel(AHEAD);
+    let reading = path.clone();
+    let reader = tokio::task::spawn_blocking(move || read_parts(&reading, &parts));
+    let (begun, mut sent, mut told) = (tokio::time::Instant::now(), 0_u64, begun_at());
+    while let Some((offset, part)) = read.recv().await {
+        far.write_u64(offset).await.map_err(lost)?;
+        far.write_u32(u32::try_from(part.len()).unwrap_or(u32::MAX)).await.map_err(lost)?;
+        far.write_all(&part).await.map_err(lost)?;
+        sent += part.len() as u64;
+        if let Some(limit) = limit {
+            tokio::time::sleep_until(begun + Duration::from_secs_f64(sent as f64 / limit as f64)).await;
+        }
+        if told.elapsed() >= Duration::from_secs(1) {
+            told = begun_at();
+            cx.progress(sent as f64 / from.size.max(1) as f64);
+            cx.log(format!("{} of {} MiB", sent >> 20, from.size >> 20));
+        }
+    }
+    let size = reader.await.map_err(|e| OpsError::failed(e.to_string()))?.map_err(failed("read", &path))?;
+    far.write_u64(size).await.map_err(lost)?;
+    far.write_u32(0).await.map_err(lost)?;
+    far.flush().await.map_err(lost)?;
+    let mut answer = String::new();
+    far.read_to_string(&mut answer).await.map_err(lost)?;
+    match answer.as_str() {
+        KEPT => Ok(sent),
+        "" => Err(lost(std::io::ErrorKind::UnexpectedEof.into())),
+        why => Err(OpsError::failed(format!("{to} could not keep '{}': {why}", from.volume))),
+    }
+}
+
+/// Takes an image from a stream and says how it went; `keep` writes it.
+pub(super) async fn answered<D: Duplex, E: std::fmt::Display>(
+    mut stream: D,
+    keep: impl AsyncFnOnce(&mut D) -> Result<(), E>,
+) -> Result<(), E> {
+    let kept = keep(&mut stream).await;
+    let answer = match &kept {
+        Ok(()) => KEPT.to_owned(),
+        Err(e) => e.to_string(),
+    };
+    // A source that does not hear it takes it for a failure.
+    let _ = stream.write_all(answer.as_bytes()).await;
+    let _ = stream.shutdown().await;
+    kept
+}
+
 fn begun_at() -> std::time::Instant {
     std::time::Instant::now()
 }
@@ -396,7 +416,7 @@ fn read_parts(path: &PathBuf, to: &mpsc::Sender<(u64, Vec<u8>)>) -> std::io::Res
 }
 
 /// Writes what was sent over a file, to disk.
-async fn write_parts(path: &Path, from: &mut impl Duplex) -> std::io::Result<()> {
+pub(super) async fn write_parts(path: &Path, from: &mut impl Duplex) -> std::io::Result<()> {
     let file = tokio::fs::File::options().write(true).truncate(true).open(path).await?;
     let file = std::sync::Arc::new(file.into_std().await);
     let mut part = Vec::with_capacity(PART);

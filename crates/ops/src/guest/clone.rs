@@ -182,7 +182,8 @@ impl Ops {
         let config = super::config::parse(&source.config.value)?;
         self.check_clone(actor, &config, options)?;
         let plan = self.plan_clone(source.vmid, &config, options).await?;
-        let begun = self.begin_clone(cx, actor, source.vmid, newid, plan.settings).await;
+        let what = format!("a clone of VM {} begun", source.vmid);
+        let begun = self.begin_making(cx, actor, newid, plan.settings, &what).await;
         if let Err(e) = begun {
             self.undo_made(&e, &plan.made).await;
             return Err(e);
@@ -247,26 +248,23 @@ impl Ops {
         Ok(Plan { settings, making, made })
     }
 
-    /// Records the clone, locked for this task.
-    async fn begin_clone(
+    /// Records a VM that is being made, locked for this task. `what`: what of it is said.
+    pub(super) async fn begin_making(
         &self,
         cx: &TaskContext,
         actor: &Actor,
         vmid: Vmid,
-        newid: Vmid,
         mut settings: Settings,
+        what: &str,
     ) -> Result<(), OpsError> {
-        let _lock = self.guest_locks.lock(newid).await?;
+        let _lock = self.guest_locks.lock(vmid).await?;
         self.conf.barrier().await?;
-        self.check_free(newid)?;
+        self.check_free(vmid)?;
         settings.set("lock", MAKING)?;
         let config = VmConfig { current: settings, ..VmConfig::default() };
-        let (mut txn, epoch) = self.new_guest(
-            newid,
-            &config,
-            store::txn(&actor.who, format!("VM {newid}: a clone of VM {vmid} begun")),
-        )?;
-        super::lock::hold(newid, MAKING, cx.upid(), epoch, vec![], Before::default(), &mut txn)?;
+        let (mut txn, epoch) =
+            self.new_guest(vmid, &config, store::txn(&actor.who, format!("VM {vmid}: {what}")))?;
+        super::lock::hold(vmid, MAKING, cx.upid(), epoch, vec![], Before::default(), &mut txn)?;
         self.conf.transact(txn).await?;
         Ok(())
     }
@@ -418,7 +416,7 @@ impl Ops {
         if guest.own.value.running || self.guests.state(vmid).await.is_some() {
             return Err(OpsError::failed("it was never whole, and runs: nothing of it is removed"));
         }
-        tracing::warn!("guest {vmid}: the task that made it is dead: what there is of it is removed");
+        tracing::warn!("guest {vmid}: the task that made it has ended: what there is of it is removed");
         let guest = &self.shut_out(guest).await?;
         for volume in super::config::parse(&guest.config.value)?.all_volumes() {
             if self.is_own_volume(&volume, vmid).await {

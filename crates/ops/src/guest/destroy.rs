@@ -1,7 +1,8 @@
 //! Removing a VM with its disks.
 
 use super::Asked;
-use crate::{Actor, Ops, OpsError, store};
+use crate::store::{self, GuestAt};
+use crate::{Actor, Ops, OpsError};
 use std::sync::Arc;
 use stead_conf::{Check, Op};
 use stead_driver::storage::Content;
@@ -61,6 +62,18 @@ impl Ops {
         if options.purge {
             self.ha_remove_quietly(actor, vmid).await?;
         }
+        self.remove_whole(cx, &actor.who, &guest, options.unreferenced).await
+    }
+
+    /// Removes a guest's volumes, and then the guest. Under its mutex, and after all that speaks against it was asked. `who` does it.
+    pub(super) async fn remove_whole(
+        &self,
+        cx: &TaskContext,
+        who: &str,
+        guest: &GuestAt,
+        unreferenced: bool,
+    ) -> Result<(), OpsError> {
+        let vmid = guest.vmid;
         let config = super::config::parse(&guest.config.value)?;
         let mut volumes: Vec<VolumeId> = vec![];
         for volume in config.all_volumes() {
@@ -68,7 +81,7 @@ impl Ops {
                 volumes.push(volume);
             }
         }
-        if options.unreferenced {
+        if unreferenced {
             volumes.extend(self.volumes_of(vmid).await?);
         }
         volumes.sort();
@@ -85,7 +98,7 @@ impl Ops {
                 }
             }
         }
-        let mut txn = store::txn(&actor.who, format!("VM {vmid} removed"));
+        let mut txn = store::txn(who, format!("VM {vmid} removed"));
         txn.checks.push(Check::Revision(paths::ownership(vmid), guest.own.revision));
         txn.ops.push(Op::Delete(paths::ownership(vmid)));
         txn.ops.push(Op::Delete(guest.path()));

@@ -86,6 +86,13 @@ pub(super) fn ran(tree: &Tree, vmid: Vmid) -> Result<bool, OpsError> {
     Ok(store::record::<Holder>(tree, &path(vmid))?.is_some_and(|h| h.value.ran))
 }
 
+/// Whether a guest was given to another cluster: it does not run, its lock is one of a move, and no task of this cluster holds it. It
+/// stays with a recovery, whoever recovers it: it may run there.
+pub fn is_given_away(tree: &Tree, guest: &GuestAt, config: &VmConfig) -> bool {
+    let locked = config.current.lock() == Some(super::migrate::LOCK);
+    locked && !guest.own.value.running && tree.get(&path(guest.vmid)).is_none()
+}
+
 /// The volumes that whoever holds a guest's lock makes of it.
 pub(super) fn making(tree: &Tree, vmid: Vmid) -> Result<Vec<VolumeId>, OpsError> {
     let holder = store::record::<Holder>(tree, &path(vmid))?;

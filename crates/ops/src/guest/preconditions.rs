@@ -247,7 +247,7 @@ impl Ops {
     }
 
     /// What of this node's storages speaks against taking these volumes.
-    async fn no_room(&self, carried: &[Carried]) -> Vec<String> {
+    pub(super) async fn no_room(&self, carried: &[Carried]) -> Vec<String> {
         let mut sizes: BTreeMap<&StorageId, u64> = BTreeMap::new();
         for volume in carried {
             // A raw image that a running guest's disk is mirrored to is written whole.

@@ -46,6 +46,20 @@ fn opened(image: &Image) -> OsString {
 }
 
 impl Inner {
+    /// Refuses a disk that names other files. Only its header is read, and by this process: whatever it names is not opened.
+    pub(super) fn check_brought(&self, root: &Beneath, name: &str) -> Answer<()> {
+        let (volume, file) = self.open_volume(root, name, OFlags::RDONLY)?;
+        if volume.format != "qcow2" {
+            return Ok(());
+        }
+        let mut header = [0; qcow2::WHOLE];
+        let read = file.read_exact_at(&mut header, 0).map_err(|e| e.to_string());
+        read.and_then(|()| qcow2::check_alone(&header)).map_err(|why| StorageError::Invalid {
+            parameter: "volume",
+            why: format!("the image '{}:{name}' can't be taken: {why}", self.id),
+        })
+    }
+
     /// Refuses what others are built on. Each image of the storage says so itself.
     pub(super) fn check_no_clones(&self, root: &Beneath, name: &str, base: &Volume) -> Answer<()> {
         let mut tail = base.path.rsplit('/');

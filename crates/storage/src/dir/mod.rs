@@ -673,6 +673,11 @@ impl StorageDriver for DirStorage {
         self.blocking("rename a volume", move |inner| inner.rename(&name, vmid, to.as_deref())).await
     }
 
+    async fn check_brought(&self, name: &str) -> Answer<()> {
+        let name = name.to_owned();
+        self.blocking("look into a disk", move |inner| inner.check_brought(&inner.root()?, &name)).await
+    }
+
     async fn resolve(&self, name: &str) -> Answer<ResolvedVolume> {
         let name = name.to_owned();
         self.blocking("find a volume", move |inner| {

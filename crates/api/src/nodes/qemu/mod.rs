@@ -8,6 +8,7 @@ pub mod console;
 pub mod disks;
 pub mod migrate;
 pub mod options;
+pub mod remote;
 pub mod snapshot;
 pub mod status;
 

@@ -23,6 +23,7 @@ mod moves;
 mod network;
 mod postcopy;
 mod power;
+mod remote;
 mod shares;
 mod standstill;
 mod storages;

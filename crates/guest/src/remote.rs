@@ -1,0 +1,320 @@
+//! A VM that goes to another cluster: what the two clusters say to each other, and what of a VM can't go.
+//!
+//! The two share no record of who may run it. So its source gives it away first, in its own configuration, and says so only then:
+//!
+//! ```text
+//!  source                                              target
+//!  hello ─────────────────────────────────────────────▶ VM reserved (lock 'create')
+//!  fits: configuration, volumes ──────────────────────▶ all that speaks against it; none: go on
+//!  make ──────────────────────────────────────────────▶ its configuration names new volumes, which are made
+//!  each volume, by a channel of its own ──────────────▶ on disk, looked into, 'kept'
+//!  given away: lock 'migrate', held by no task
+//!  commit ────────────────────────────────────────────▶ unlocked: the VM is this cluster's
+//!  ◀──────────────────────────────────────── committed
+//!  removed (delete), or kept as it is, locked
+//! ```
+//!
+//! Until *commit* was sent anything that breaks leaves the VM with its source, and the target removes what it has made. From then on
+//! the source asks what became of it, and takes it back on the answer *gone* alone.
+//!
+//! The first message says which version of this is spoken. Messages are lines of JSON; a message that one side does not know it
+//! refuses.
+
+use crate::saved;
+use serde::{Deserialize, Serialize};
+use stead_model::vmconfig::host::{as_hostpci, as_usb};
+use stead_model::vmconfig::shares::as_virtiofs;
+use stead_model::vmconfig::{DiskSource, Serial, Settings, VmConfig};
+use stead_model::{StorageId, VolumeId};
+
+/// The version that is spoken.
+pub const PROTOCOL: u32 = 1;
+/// The most bytes that a message has. A configuration has one MiB.
+pub const LONGEST: usize = 4 << 20;
+
+/// A WebSocket of a move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    /// Messages.
+    Control,
+    /// The content of one of the volumes, by its place in the list.
+    Disk(usize),
+}
+
+impl Channel {
+    /// As the parameter `socket` names it.
+    pub fn name(self) -> String {
+        match self {
+            Self::Control => "control".to_owned(),
+            Self::Disk(n) => format!("disk:{n}"),
+        }
+    }
+
+    /// The one of that name.
+    pub fn named(text: &str) -> Option<Self> {
+        match text.strip_prefix("disk:") {
+            Some(n) => n.parse().ok().map(Self::Disk),
+            None => (text == "control").then_some(Self::Control),
+        }
+    }
+}
+
+/// A volume that goes along.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sent {
+    /// As the configuration names it.
+    pub volume: VolumeId,
+    /// The target's storage.
+    pub storage: StorageId,
+    /// `raw` or `qcow2`.
+    pub format: String,
+    /// Bytes that it takes.
+    pub size: u64,
+}
+
+/// What the source says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "say", rename_all = "lowercase")]
+pub enum Say {
+    /// First of all.
+    Hello {
+        /// The version of these messages.
+        protocol: u32,
+        /// The daemon's, for people.
+        version: String,
+    },
+    /// Asks what speaks against it.
+    Fits {
+        /// The VM's configuration: the target's storages and bridges, the source's names of volumes.
+        config: String,
+        /// Which go along.
+        volumes: Vec<Sent>,
+    },
+    /// Has the volumes of the last question made.
+    Make,
+    /// It is given away: the target is to have it.
+    Commit,
+    /// Asks what became of it. Before [`Say::Commit`] it ends it.
+    Outcome,
+    /// It is still being sent.
+    Alive,
+    /// Nothing comes of it.
+    Quit,
+}
+
+/// What the target answers. To [`Say::Alive`] and [`Say::Quit`] it says nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "lowercase")]
+pub enum Answer {
+    /// To the first message.
+    Hello {
+        /// The version that is spoken.
+        protocol: u32,
+    },
+    /// All that speaks against it; nothing: it fits.
+    Obstacles {
+        /// In words.
+        why: Vec<String>,
+    },
+    /// The volumes are there, in the same order.
+    Made {
+        /// Their names.
+        volumes: Vec<VolumeId>,
+    },
+    /// The VM is the target's.
+    Committed,
+    /// The VM is not the target's, and never will be by this move.
+    Gone {
+        /// Why.
+        why: String,
+    },
+}
+
+/// Why a first message is refused.
+pub fn check_protocol(protocol: u32) -> Result<(), String> {
+    if protocol == PROTOCOL {
+        return Ok(());
+    }
+    Err(format!(
+        "moves between clusters are spoken in version {PROTOCOL} here, and in version {protocol} by the other cluster: bring both to the \
+         same version of Stead"
+    ))
+}
+
+/// A VM's configuration without what is about its cluster alone: its lock, and what was found out of it.
+pub fn outfit(config: &mut VmConfig) {
+    config.current.remove("lock");
+    config.special.clear();
+}
+
+/// What a VM has that can't go to another cluster.
+pub fn bound(config: &VmConfig) -> Vec<String> {
+    let mut why = vec![];
+    if config.current.template() {
+        why.push("it is a template, on which others may be built: clone it, and move the clone".to_owned());
+    }
+    if saved::is_saved(config) || config.current.get("vmstate").is_some() {
+        why.push("it is suspended to disk: start it and shut it down, or unlock it".to_owned());
+    }
+    for (name, snapshot) in &config.snapshots {
+        if snapshot.get("vmstate").is_some() {
+            why.push(format!(
+                "its snapshot '{name}' keeps memory, which goes to no other cluster: remove the snapshot"
+            ));
+        }
+        if snapshot.get("snapstate").is_some() {
+            why.push(format!("its snapshot '{name}' is not whole: remove the snapshot"));
+        }
+    }
+    for section in crate::carried::sections(config) {
+        for (key, _) in section.iter() {
+            match bound_by(section, key) {
+                Some(what) if !why.iter().any(|w: &String| w.starts_with(&format!("{key}: "))) => {
+                    why.push(format!("{key}: {what}"));
+                }
+                _ => {}
+            }
+        }
+        for disk in section.disks().into_iter().chain(section.unused()).flatten() {
+            let what = match (&disk.source, disk.import_from()) {
+                (DiskSource::Volume(_) | DiskSource::Empty, Ok(None)) => continue,
+                (DiskSource::Path(path), _) => format!("{}: '{path}' is a file of its host", disk.key),
+                (DiskSource::HostDrive, _) => format!("{}: it is a drive of its host", disk.key),
+                _ => format!("{}: it names no volume", disk.key),
+            };
+            if !why.contains(&what) {
+                why.push(what);
+            }
+        }
+    }
+    why
+}
+
+/// What binds a VM to its host or its cluster in an option.
+fn bound_by(section: &Settings, key: &str) -> Option<&'static str> {
+    const HOST: &str = "it is a device of its host: take it out";
+    let value = section.get(key).unwrap_or_default();
+    let family = key.trim_end_matches(|c: char| c.is_ascii_digit());
+    if as_hostpci(key).is_some() || as_usb(key).is_some() || family == "parallel" {
+        return Some(HOST);
+    }
+    if as_virtiofs(key).is_some() {
+        return Some("it is a directory of its host: take it out");
+    }
+    match key {
+        "ivshmem" => Some("it is memory that programs of its host see: take it out"),
+        "cicustom" => Some("it names files of its cluster: take it out"),
+        "hookscript" => Some("it names a file of its cluster: take it out"),
+        "cpu" if value.contains("custom-") => {
+            Some("it names a model that its cluster has defined: choose another")
+        }
+        _ if family == "serial" => {
+            let serials = section.serials().unwrap_or_default();
+            serials.iter().any(|(k, s)| k == key && matches!(s, Serial::Device(_))).then_some(HOST)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What another version of the daemon reads and writes, too.
+    #[test]
+    fn messages_are_written_as_ever() {
+        let volume = Sent {
+            volume: "local:100/vm-100-disk-0.qcow2".parse().unwrap(),
+            storage: "fast".parse().unwrap(),
+            format: "qcow2".into(),
+            size: 7,
+        };
+        let says = [
+            (
+                Say::Hello { protocol: 1, version: "0.1.0".into() },
+                r#"{"say":"hello","protocol":1,"version":"0.1.0"}"#,
+            ),
+            (
+                Say::Fits { config: "memory: 16\n".into(), volumes: vec![volume] },
+                r#"{"say":"fits","config":"memory: 16\n","volumes":[{"volume":"local:100/vm-100-disk-0.qcow2","storage":"fast","format":"qcow2","size":7}]}"#,
+            ),
+            (Say::Make, r#"{"say":"make"}"#),
+            (Say::Commit, r#"{"say":"commit"}"#),
+            (Say::Outcome, r#"{"say":"outcome"}"#),
+            (Say::Alive, r#"{"say":"alive"}"#),
+            (Say::Quit, r#"{"say":"quit"}"#),
+        ];
+        for (say, text) in says {
+            assert_eq!(serde_json::to_string(&say).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Say>(text).unwrap(), say);
+        }
+        let answers = [
+            (Answer::Hello { protocol: 1 }, r#"{"answer":"hello","protocol":1}"#),
+            (Answer::Obstacles { why: vec!["a".into()] }, r#"{"answer":"obstacles","why":["a"]}"#),
+            (
+                Answer::Made { volumes: vec!["fast:200/vm-200-disk-0.qcow2".parse().unwrap()] },
+                r#"{"answer":"made","volumes":["fast:200/vm-200-disk-0.qcow2"]}"#,
+            ),
+            (Answer::Committed, r#"{"answer":"committed"}"#),
+            (Answer::Gone { why: "b".into() }, r#"{"answer":"gone","why":"b"}"#),
+        ];
+        for (answer, text) in answers {
+            assert_eq!(serde_json::to_string(&answer).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Answer>(text).unwrap(), answer);
+        }
+    }
+
+    #[test]
+    fn another_version_is_refused_by_both_numbers() {
+        check_protocol(PROTOCOL).unwrap();
+        let why = check_protocol(9).unwrap_err();
+        assert!(why.contains("version 1") && why.contains("version 9"), "{why}");
+        // A later version may say more in its first message.
+        let first = r#"{"say":"hello","protocol":9,"version":"2","more":[1]}"#;
+        assert!(matches!(serde_json::from_str(first).unwrap(), Say::Hello { protocol: 9, .. }));
+    }
+
+    #[test]
+    fn channels_have_names() {
+        for channel in [Channel::Control, Channel::Disk(0), Channel::Disk(12)] {
+            assert_eq!(Channel::named(&channel.name()), Some(channel));
+        }
+        for bad in ["", "disk", "disk:", "disk:-1", "ram", "control:1"] {
+            assert_eq!(Channel::named(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_binds_a_vm_to_its_cluster_is_named_all_of_it() {
+        let bound = |text: &str| bound(&VmConfig::parse(text).unwrap());
+        let free = "boot: order=scsi0\ncores: 2\nide2: local:iso/a.iso,media=cdrom\nide0: none,media=cdrom\nmemory: 512\n\
+            net0: virtio=BC:24:11:00:00:01,bridge=vmbr0\nscsi0: local:100/a.qcow2,size=1G\nserial0: socket\nunused0: local:100/b.raw\n\n\
+            [one]\nscsi0: local:100/a.qcow2,size=1G\nsnaptime: 1\n";
+        assert_eq!(bound(free), [""; 0]);
+        let all = bound(
+            "cicustom: user=local:snippets/u.yaml\ncpu: custom-big\nhookscript: local:snippets/h.pl\nhostpci0: mapping=gpu\n\
+             ide2: cdrom,media=cdrom\nlock: suspended\nparallel0: /dev/parport0\nscsi0: /dev/sdb\nscsi1: local:8\nserial1: /dev/ttyS0\n\
+             template: 1\nusb0: host=1-2\nvirtiofs0: data\nvmstate: local:100/s.raw\n\n[one]\nsnaptime: 1\nusb1: mapping=stick\n\
+             vmstate: local:100/t.raw\n",
+        );
+        for key in [
+            "cicustom: ",
+            "cpu: ",
+            "hookscript: ",
+            "hostpci0: ",
+            "ide2: ",
+            "parallel0: ",
+            "scsi0: ",
+            "scsi1: ",
+            "serial1: ",
+            "usb0: ",
+            "usb1: ",
+            "virtiofs0: ",
+            "it is a template",
+            "it is suspended",
+            "its snapshot 'one' keeps memory",
+        ] {
+            assert!(all.iter().filter(|w| w.starts_with(key)).count() == 1, "{key} in {all:#?}");
+        }
+    }
+}
