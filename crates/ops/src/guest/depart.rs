@@ -113,13 +113,13 @@ impl Ops {
             let why = format!(
                 "VM {vmid} runs, and moves to another cluster only while it does not: shut it down first"
             );
-            return Err(OpsError::invalid("online", why));
+            return Err(OpsError::Failed(why));
         }
         if options.delete && self.facts(guest).await?.protection {
             let why = format!(
                 "VM {vmid} is protected from removal: take 'protection' out, or move it without 'delete'"
             );
-            return Err(OpsError::invalid("delete", why));
+            return Err(OpsError::Failed(why));
         }
         Ok(())
     }
