@@ -12,6 +12,7 @@ use stead_model::{NodeName, Vmid};
 use stead_ops::bulk::{ACT_CALL, STOP_CALL, WAIT_CALL};
 use stead_ops::epochs::{EPOCH_CALL, REJOIN_CALL};
 use stead_ops::events::Lines;
+use stead_ops::files::guests::FILE_CALL;
 use stead_ops::guest::along::DISKS_SENT_CALL;
 use stead_ops::guest::carry::{NO_ROOM_CALL, ROOM_CALL, RoomRequest};
 use stead_ops::guest::fetch::{FETCHES_CALL, SERVES_CALL};
@@ -21,7 +22,7 @@ use stead_ops::guest::preconditions::FITS_CALL;
 use stead_ops::leave::{LEAVE_CALL, LEFT_CALL};
 use stead_ops::mapping::CHECK_CALL;
 use stead_ops::status::NodeReport;
-use stead_ops::{Ops, OpsError};
+use stead_ops::{Actor, Ops, OpsError};
 
 /// Answers calls.
 #[derive(Clone)]
@@ -82,6 +83,7 @@ impl Rpc {
             LEFT_CALL => give(call, &ops.forget_left(from, &take(call, body)?).await?),
             FITS_CALL => give(call, &ops.fits(take(call, body)?).await?),
             CHECK_CALL => give(call, &ops.mapping_faults(take(call, body)?).await?),
+            FILE_CALL => give(call, &ops.guest_file(&Actor::system(), take(call, body)?).await.err()),
             "guest/incoming" => {
                 let request: IncomingRequest = take(call, body)?;
                 same(from, &request.source)?;

@@ -211,6 +211,11 @@ impl Conf {
         self.shared.key.seal(path, plain)
     }
 
+    /// Opens a value that was sealed for `path`.
+    pub fn unseal(&self, path: &str, sealed: &[u8]) -> Result<Vec<u8>, SealError> {
+        self.shared.key.unseal(path, sealed)
+    }
+
     /// Seals and commits one secret.
     pub async fn put_secret(
         &self,

@@ -140,6 +140,35 @@ impl Tree {
             .map(|(path, entry)| (path.as_str(), entry))
     }
 
+    /// What lies directly in a folder (`""`: the top), by name; a folder has no entry. Costs what is shown, not what lies deeper.
+    pub fn children(&self, folder: &str) -> Vec<(&str, Option<&Entry>)> {
+        let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+        let mut found = Vec::new();
+        let mut from = std::ops::Bound::Included(prefix.clone());
+        loop {
+            let next = self.entries.range((from, std::ops::Bound::Unbounded)).next();
+            let Some((path, entry)) = next.filter(|(path, _)| path.starts_with(&prefix)) else {
+                return found;
+            };
+            match path[prefix.len()..].split_once('/') {
+                None => {
+                    found.push((&path[prefix.len()..], Some(entry)));
+                    from = std::ops::Bound::Excluded(path.clone());
+                }
+                Some((name, _)) => {
+                    found.push((name, None));
+                    // '0' is what follows '/'.
+                    from = std::ops::Bound::Included(format!("{prefix}{name}0"));
+                }
+            }
+        }
+    }
+
+    /// Whether anything lies below a path.
+    pub fn is_folder(&self, path: &str) -> bool {
+        path.is_empty() || self.list(&format!("{path}/")).next().is_some()
+    }
+
     /// The transaction that changed the tree last.
     pub fn revision(&self) -> Revision {
         self.revision

@@ -319,3 +319,22 @@ fn the_history_is_bounded_and_keeps_no_secrets_or_owners() {
     assert!(bytes <= 16 << 20, "{bytes}");
     assert!(bytes > 8 << 20, "{bytes}");
 }
+
+#[test]
+fn a_folder_lists_what_lies_directly_in_it() {
+    let mut tree = Tree::new();
+    let paths = ["a", "b/c", "b/d/e", "b/d/f", "b.x", "b0", "c/d/e/f"];
+    tree.apply(&paths.iter().fold(Txn::new("x"), |txn, path| txn.put(*path, *path))).unwrap();
+    let of = |folder: &str| {
+        let found = tree.children(folder).into_iter().map(|(name, entry)| (name.to_owned(), entry.is_some()));
+        found.collect::<Vec<_>>()
+    };
+    let named = |all: &[(&str, bool)]| all.iter().map(|(n, f)| ((*n).to_owned(), *f)).collect::<Vec<_>>();
+    assert_eq!(of(""), named(&[("a", true), ("b.x", true), ("b", false), ("b0", true), ("c", false)]));
+    assert_eq!(of("b"), named(&[("c", true), ("d", false)]));
+    assert_eq!(of("b/d"), named(&[("e", true), ("f", true)]));
+    assert_eq!(of("a"), vec![]);
+    assert!(
+        tree.is_folder("") && tree.is_folder("c/d") && !tree.is_folder("a") && !tree.is_folder("c/d/e/f")
+    );
+}

@@ -197,7 +197,8 @@ impl Ops {
                 Fate::ByHa { running: true } => (from, format!("VM {vmid}: it does not run; HA recovers it")),
                 Fate::To(to) => (to, format!("VM {vmid} now belongs to node '{to}', stopped")),
             };
-            if self.free_by_word(actor, &guest, node, to).await? {
+            let note = format!("VM {vmid} from '{from}' to '{to}': {} says that '{from}' is off", actor.who);
+            if self.set_over(actor, &guest, node, to, note).await? {
                 cx.log(said);
                 return Ok(());
             }
@@ -230,7 +231,7 @@ impl Ops {
     }
 
     /// Whether HA recovers a guest whose node is lost.
-    fn ha_recovers(&self, vmid: Vmid) -> Result<bool, OpsError> {
+    pub(crate) fn ha_recovers(&self, vmid: Vmid) -> Result<bool, OpsError> {
         if !self.ha_maintains(vmid)? {
             return Ok(false);
         }
@@ -253,20 +254,19 @@ impl Ops {
         Ok(online.map(place).collect())
     }
 
-    /// Commits it; false: something has changed in between.
-    async fn free_by_word(
+    /// Gives a guest that is known not to run to another node, over its record as read and the loss of its node; false: something
+    /// has changed in between.
+    pub(crate) async fn set_over(
         &self,
         actor: &Actor,
         guest: &GuestAt,
         node: &At<NodeRecord>,
         to: &NodeName,
+        note: String,
     ) -> Result<bool, OpsError> {
         let (vmid, from) = (guest.vmid, &node.value.name);
         let new = free(&guest.own.value, to);
-        let mut txn = store::txn(
-            &actor.who,
-            format!("VM {vmid} from '{from}' to '{to}': {} says that '{from}' is off", actor.who),
-        );
+        let mut txn = store::txn(&actor.who, note);
         txn.checks.push(Check::Revision(paths::node(from), node.revision));
         let record = store::bytes(&new)?;
         store::put_over(&mut txn, &paths::ownership(vmid), Some(guest.own.revision), record);

@@ -137,6 +137,23 @@ impl Ops {
         sid: ServiceId,
         options: &[(String, String)],
     ) -> Result<(), OpsError> {
+        self.may_be_resource(sid)?;
+        let (mut cfg, revision) = self.resources_cfg()?;
+        let kind = if sid.kind == GuestKind::Qemu { "vm" } else { "ct" };
+        let mut new = Section::new(kind, &sid.vmid.to_string()).map_err(refused)?;
+        for (key, value) in options {
+            check_option(key, value)?;
+            new.set(key, value).map_err(refused)?;
+        }
+        if new.get("state").is_none() {
+            new.set("state", "started").map_err(refused)?;
+        }
+        cfg.insert(new).map_err(refused)?;
+        self.commit_resources(&actor.who, format!("HA resource '{sid}' added"), &cfg, revision, |_| {}).await
+    }
+
+    /// Refuses a guest that is not there, or that other nodes could not start.
+    pub(crate) fn may_be_resource(&self, sid: ServiceId) -> Result<(), OpsError> {
         let guest = self.guest_at(sid.vmid)?;
         if guest.own.value.kind != sid.kind {
             return Err(OpsError::failed(format!(
@@ -152,18 +169,7 @@ impl Ops {
                 local.join(", ")
             )));
         }
-        let (mut cfg, revision) = self.resources_cfg()?;
-        let kind = if sid.kind == GuestKind::Qemu { "vm" } else { "ct" };
-        let mut new = Section::new(kind, &sid.vmid.to_string()).map_err(refused)?;
-        for (key, value) in options {
-            check_option(key, value)?;
-            new.set(key, value).map_err(refused)?;
-        }
-        if new.get("state").is_none() {
-            new.set("state", "started").map_err(refused)?;
-        }
-        cfg.insert(new).map_err(refused)?;
-        self.commit_resources(&actor.who, format!("HA resource '{sid}' added"), &cfg, revision, |_| {}).await
+        Ok(())
     }
 
     /// Changes a resource.

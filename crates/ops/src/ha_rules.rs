@@ -285,13 +285,8 @@ impl Ops {
         Err(OpsError::invalid("nodes", format!("the cluster has no node {}", unknown.join(", "))))
     }
 
-    async fn commit_rules(
-        &self,
-        actor: &Actor,
-        note: String,
-        (before, revision): (&HaRules, Option<Revision>),
-        after: &HaRules,
-    ) -> Result<(), OpsError> {
+    /// Refuses rules that conflict where they did not before.
+    pub(crate) fn bring_no_conflict(&self, before: &HaRules, after: &HaRules) -> Result<(), OpsError> {
         let old = self.ha_conflicts(before);
         let brought: Vec<String> =
             self.ha_conflicts(after).into_iter().filter(|c| !old.contains(c)).map(|c| c.reason).collect();
@@ -301,6 +296,17 @@ impl Ops {
                 format!("the rules would conflict: {}", brought.join("; ")),
             ));
         }
+        Ok(())
+    }
+
+    async fn commit_rules(
+        &self,
+        actor: &Actor,
+        note: String,
+        (before, revision): (&HaRules, Option<Revision>),
+        after: &HaRules,
+    ) -> Result<(), OpsError> {
+        self.bring_no_conflict(before, after)?;
         let mut txn = store::txn(&actor.who, note);
         store::put_over(&mut txn, paths::HA_RULES, revision, after.to_string());
         self.conf.transact(txn).await?;

@@ -20,6 +20,7 @@ pub mod epochs;
 pub mod error;
 pub mod events;
 pub mod fence_devices;
+pub mod files;
 pub mod guest;
 pub mod ha;
 pub mod ha_rules;

@@ -68,7 +68,7 @@ impl Ops {
         self.open_storage(&info)
     }
 
-    fn open_storage(&self, info: &Storage) -> Result<Arc<dyn StorageDriver>, OpsError> {
+    pub(crate) fn open_storage(&self, info: &Storage) -> Result<Arc<dyn StorageDriver>, OpsError> {
         let kind = self.storage_types.iter().find(|t| t.name() == info.kind).ok_or_else(|| {
             let known: Vec<_> = self.storage_types.iter().map(|t| t.name()).collect();
             OpsError::invalid(

@@ -332,7 +332,7 @@ impl Ops {
         self.configure_under(lock, actor, vmid, change, asked, made).await
     }
 
-    async fn configure_under(
+    pub(crate) async fn configure_under(
         self: &Arc<Self>,
         lock: OwnedMutexGuard<()>,
         actor: &Actor,

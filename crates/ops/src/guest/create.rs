@@ -58,7 +58,7 @@ impl Ops {
         Ok(self.guests.check(&config.to_string()).await?)
     }
 
-    pub(super) fn check_free(&self, vmid: Vmid) -> Result<(), OpsError> {
+    pub(crate) fn check_free(&self, vmid: Vmid) -> Result<(), OpsError> {
         let taken = self.conf.view(|t| {
             let path = paths::ownership(vmid);
             t.get(&path).is_some().then(|| t.guest(vmid.get()).unwrap_or(&path).to_owned())
@@ -131,7 +131,7 @@ impl Ops {
     }
 
     /// Adds to a transaction that this node has a new guest; under which epoch.
-    pub(super) fn new_guest(
+    pub(crate) fn new_guest(
         &self,
         vmid: Vmid,
         config: &VmConfig,

@@ -246,6 +246,6 @@ fn imported(change: &Change) -> Result<Option<(Disk, StorageId, DiskSource)>, Op
 }
 
 /// The option of a change that imports an image, if one does.
-pub(super) fn imports(changes: &[Change]) -> Option<&str> {
+pub(crate) fn imports(changes: &[Change]) -> Option<&str> {
     changes.iter().find(|c| imported(c).is_ok_and(|i| i.is_some())).map(Change::key)
 }
