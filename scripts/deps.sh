@@ -39,6 +39,10 @@ qemu-ga|qemu-guest-agent|the agent in a test guest
 mkfs.ext4|e2fsprogs|a file system in a test guest
 swtpm|swtpm|trusted platform modules beside guests
 faketime|faketime|nodes whose clocks are wrong
+vim|vim|editing the configuration as files
+rsync|rsync|copying the configuration as files
+git|git|keeping the configuration as files
+setpriv|util-linux|users who may not read all files
 '
 bench_programs='
 ip|iproute2|nodes in network namespaces

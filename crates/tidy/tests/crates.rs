@@ -56,6 +56,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "transport",
         ],
     ),
+    // The configuration as files: a shell beside `api`.
+    ("files", &["conf", "model", "ops"]),
     // One node's use cases over fakes, for tests.
     ("ops-testing", &["conf", "driver", "model", "ops", "tasks", "transport"]),
     ("api-derive", &[]),
@@ -70,6 +72,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "conf",
             "driver",
             "fenced",
+            "files",
             "guest",
             "ha",
             "membership",
