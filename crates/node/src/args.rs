@@ -56,6 +56,8 @@ pub struct Args {
     /// Where the fence agents are: the programs that speak to fence devices.
     #[arg(long, value_name = "DIR", default_value = stead_ops::fence_devices::agent::AGENTS)]
     pub fence_agents: PathBuf,
+    #[command(flatten)]
+    pub files: stead_files::FilesArgs,
 }
 
 /// How guests' network devices reach bridges.

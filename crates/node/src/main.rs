@@ -37,6 +37,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 
 fn main() -> Result<()> {
+    stead_files::keeper::be_one_if_asked();
     heap::give_back();
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("STEAD_LOG").unwrap_or_else(|_| "info".into());
@@ -135,12 +136,14 @@ async fn run(args: Args) -> Result<bool> {
     tokio::spawn(links::follow(ops.clone(), members, peers, server.clone(), tell));
     tracing::info!("node '{}' serves {} and {}", ops.me.name, args.listen, home.at("run/api.sock").display());
 
+    let files = stead_files::start(&ops, &args.files);
     notify(READY);
     let again = until_told(&restart, &conf).await?;
     if !again {
         notify(STOPPING);
         leases.prepare(&ops).await;
     }
+    files.unmount().await;
     server.shutdown(Duration::from_secs(3)).await;
     stead_agents::witness::hand_over(&conf).await;
     conf.shutdown().await;

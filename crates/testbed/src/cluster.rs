@@ -8,7 +8,7 @@ use crate::api::{ApiClient, Refused, until};
 use crate::bed::Bed;
 use crate::machine::{Content, Machine};
 use crate::netns::{self, Network};
-use crate::node::{Node, Plan};
+use crate::node::{FILES, Node, Plan};
 use crate::{addr, guest};
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::future::try_join_all;
@@ -44,6 +44,7 @@ pub struct Builder {
     shape: Shape,
     disk: Option<u64>,
     own_mounts: bool,
+    files: bool,
     arguments: Vec<String>,
     witness: bool,
     links: u8,
@@ -107,6 +108,13 @@ impl Builder {
     pub fn own_mounts(mut self) -> Self {
         self.own_mounts = true;
         self
+    }
+
+    /// Shows the configuration as files on each node, at [`Node::files`] among its mounts. Namespace shape only.
+    #[must_use]
+    pub fn files(mut self) -> Self {
+        self.files = true;
+        self.own_mounts()
     }
 
     /// One more argument for every daemon.
@@ -208,6 +216,9 @@ impl Builder {
                 arguments.extend(["--network", "user", "--user-net-forward"].map(str::to_owned));
                 arguments.push(format!("80:{base}"));
             }
+            // Nodes that share their mounts would meet at /etc/pve.
+            let at = if self.files { dir.join(FILES).display().to_string() } else { "none".to_owned() };
+            arguments.extend(["--files-path".to_owned(), at]);
             arguments.extend(more);
         }
         Node::new(Plan {
@@ -260,6 +271,7 @@ impl Cluster {
             shape: Shape::Loopback,
             disk: None,
             own_mounts: false,
+            files: false,
             arguments: Vec::new(),
             witness: false,
             links: 1,

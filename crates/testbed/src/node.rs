@@ -33,6 +33,8 @@ use std::time::{Duration, Instant};
 
 /// A daemon that ends by itself so often in a minute is not started again.
 const RESTARTS_A_MINUTE: usize = 10;
+/// Where in its folder a node shows the configuration as files.
+pub(crate) const FILES: &str = "pve";
 
 /// How long an end may take that was not asked for politely, or by a signal.
 const ENDED_WITHIN: Duration = Duration::from_secs(20);
@@ -271,6 +273,11 @@ impl Node {
         let mut command = Command::new("nsenter");
         command.arg(format!("--mount=/proc/{}/ns/mnt", daemon.as_raw_pid())).args(["sh", "-c", script, "sh"]);
         Ok(command)
+    }
+
+    /// Where it shows the configuration as files, among its own mounts, with the builder's `files()`.
+    pub fn files(&self) -> PathBuf {
+        self.inner.dir.join(FILES)
     }
 
     /// Kills the daemon alone; it stays away until [`Self::start_daemon`].

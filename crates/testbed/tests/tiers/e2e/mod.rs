@@ -14,6 +14,7 @@ mod disk;
 mod epochs;
 mod events;
 mod faults;
+mod files;
 mod guests;
 mod hotplug;
 mod join;
