@@ -204,7 +204,7 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 26] = [
+const BEYOND: [(&str, &str); 27] = [
     ("POST", "/nodes/{node}/qemu/{vmid}/quick_migrate"),
     ("GET", "/cluster/qemu/common"),
     ("GET", "/cluster/config/expected"),
@@ -226,6 +226,7 @@ const BEYOND: [(&str, &str); 26] = [
     ("PUT", "/cluster/ha/profile"),
     ("GET", "/cluster/events"),
     ("GET", "/cluster/history"),
+    ("GET", "/cluster/history/file"),
     ("POST", "/cluster/config/nodes/{node}/confirm-off"),
     ("POST", "/nodes/{node}/depart"),
     ("GET", "/cluster/ha/resources/{sid}/history"),

@@ -1,6 +1,8 @@
 //! The command line of `stead`.
 
-use crate::cmd::{cluster, events, fence, ha, mapping, node, raw, sim, storage, tasks, token, vm, witness};
+use crate::cmd::{
+    cluster, conf, events, fence, ha, mapping, node, raw, sim, storage, tasks, token, vm, witness,
+};
 use crate::options::Options;
 use clap::{Parser, Subcommand};
 
@@ -72,6 +74,9 @@ pub enum Command {
     Events(events::EventArgs),
     /// Show who changed what in the configuration
     History(raw::HistoryArgs),
+    /// Files of the configuration, and their past
+    #[command(subcommand)]
+    Conf(conf::Command),
     /// Simulate: play scenarios on a modelled cluster; needs no daemon
     #[command(subcommand)]
     Sim(sim::Command),

@@ -185,6 +185,28 @@ pub fn time(unix: f64) -> String {
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60)
 }
 
+/// What [`time`] shows, and parts of it from the date on; also with `T` in between and `Z` at the end. In seconds since 1970.
+pub fn unix(text: &str) -> Option<u64> {
+    let text = text.strip_suffix('Z').unwrap_or(text);
+    let (date, clock) = text.split_once(['T', ' ']).unwrap_or((text, "00:00"));
+    let number = |word: &str, most: u64| word.parse::<u64>().ok().filter(|n| *n <= most && word.len() <= 4);
+    let mut ymd = date.split('-');
+    let mut next = |most| ymd.next().and_then(|word| number(word, most));
+    let (year, month, day) = (next(9999)?, next(12)?, next(31)?);
+    let mut hms = clock.split(':');
+    let (hour, minute) = (number(hms.next()?, 23)?, number(hms.next()?, 59)?);
+    let second = hms.next().map_or(Some(0), |word| number(word, 59))?;
+    if ymd.next().is_some() || hms.next().is_some() || year < 1970 || month == 0 || day == 0 {
+        return None;
+    }
+    // Years begin in March, as in `time`.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = y * 365 + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1;
+    let unix = days.checked_sub(719_468)? * 86_400 + hour * 3600 + minute * 60 + second;
+    // A 30th of February is another day.
+    time(unix as f64).starts_with(&format!("{year:04}-{month:02}-{day:02} ")).then_some(unix)
+}
+
 /// An object, a line a key.
 pub fn object(value: &Value) -> String {
     let empty = Map::new();

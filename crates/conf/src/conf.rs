@@ -3,7 +3,7 @@
 
 use crate::driver::{LeadershipTerm, MemberChange};
 use crate::error::{ConfError, MemberError, NotLeader, SecretError, StoreError, TxnError};
-use crate::history::Change;
+use crate::history::{Change, History, Moment, Past, PastError};
 use crate::machine::Machine;
 use crate::seal::{ClusterKey, SealError};
 use crate::shell::{self, Call, Shared};
@@ -115,6 +115,26 @@ impl Conf {
     /// The last `limit` changes of all paths, newest first.
     pub fn recent(&self, limit: usize) -> Vec<Change> {
         self.machine().history().all().rev().take(limit).cloned().collect()
+    }
+
+    /// Looks through the changes that are kept. `f` must be short: commits wait for it.
+    pub fn changes<R>(&self, f: impl FnOnce(&History) -> R) -> R {
+        f(self.machine().history())
+    }
+
+    /// What a path held at a moment.
+    ///
+    /// # Errors
+    /// If what is kept does not tell.
+    pub fn past(&self, path: &str, moment: Moment) -> Result<Past, PastError> {
+        let machine = self.machine();
+        let newest = machine.tree().revision();
+        if let Moment::Revision(wanted) = moment
+            && wanted > newest
+        {
+            return Err(PastError::Future { wanted, newest });
+        }
+        machine.history().past(path, machine.tree().get(path), moment)
     }
 
     /// Commits a transaction, wherever the leader is, and returns once it is applied here, so that the caller reads

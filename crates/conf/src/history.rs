@@ -4,7 +4,7 @@
 //! back) never enter it; neither do their paths.
 
 use crate::raw;
-use crate::tree::{ChangeKind, Changed};
+use crate::tree::{ChangeKind, Changed, Entry};
 use crate::txn::Revision;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,58 @@ impl Change {
     }
 }
 
+/// A moment of the past.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Right after a transaction.
+    Revision(Revision),
+    /// A time in milliseconds since 1970, by the clocks of the nodes that proposed.
+    Time(u64),
+}
+
+impl Moment {
+    /// Whether a change had taken place by then.
+    fn is_after(self, change: &Change) -> bool {
+        match self {
+            Self::Revision(revision) => change.revision <= revision,
+            Self::Time(at_ms) => change.at_ms <= at_ms,
+        }
+    }
+}
+
+/// What a path held at a moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Past {
+    /// Its value; `None` if there was nothing.
+    pub value: Option<Bytes>,
+    /// The change that made it so, if that is kept.
+    pub change: Option<Change>,
+}
+
+/// Why it can't be told what a path held at a moment.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PastError {
+    /// Secrets and ownership have no history.
+    #[error("'{0}' has no history: secrets and ownership records are kept out of it")]
+    Never(String),
+    /// What is kept begins later.
+    #[error("the history of '{path}' does not reach back so far: it begins with revision {since}")]
+    Forgotten {
+        /// The path.
+        path: String,
+        /// Of the oldest change that is kept, or of the value that is there.
+        since: Revision,
+    },
+    /// The moment is yet to come.
+    #[error("there is no revision {wanted} yet: the newest is {newest}")]
+    Future {
+        /// What was asked for.
+        wanted: Revision,
+        /// The newest.
+        newest: Revision,
+    },
+}
+
 /// The change log.
 #[derive(Debug, Clone, Default)]
 pub struct History {
@@ -83,6 +135,42 @@ impl History {
     /// All changes that are kept, oldest first.
     pub fn all(&self) -> impl DoubleEndedIterator<Item = &Change> {
         self.changes.values()
+    }
+
+    /// What a path held at a moment. `now`: what it holds, as a tree of this history has it.
+    ///
+    /// # Errors
+    /// If what is kept does not tell.
+    pub fn past(&self, path: &str, now: Option<&Entry>, moment: Moment) -> Result<Past, PastError> {
+        if !is_kept(path) {
+            return Err(PastError::Never(path.to_owned()));
+        }
+        if let Some(change) = self.of(path).rev().find(|change| moment.is_after(change)) {
+            return Ok(Past { value: change.new.clone(), change: Some(change.clone()) });
+        }
+        let forgotten = |since| Err(PastError::Forgotten { path: path.to_owned(), since });
+        let oldest = self.all().next();
+        // Nothing of that time was dropped to make room.
+        let is_whole = self.changes.len() as u64 == self.next || oldest.is_some_and(|c| moment.is_after(c));
+        match (self.of(path).next(), now) {
+            (Some(first), _) => {
+                let begins = first.old.is_none() && is_whole && self.of(path).count() < PER_PATH;
+                if begins { Ok(Past { value: None, change: None }) } else { forgotten(first.revision) }
+            }
+            (None, Some(now)) => {
+                let is_older = match moment {
+                    Moment::Revision(revision) => now.revision <= revision,
+                    // It was written before all that is kept.
+                    Moment::Time(_) => is_whole,
+                };
+                match is_older {
+                    true => Ok(Past { value: Some(now.data.clone()), change: None }),
+                    false => forgotten(now.revision),
+                }
+            }
+            (None, None) if is_whole => Ok(Past { value: None, change: None }),
+            (None, None) => forgotten(oldest.map_or(Revision(0), |c| c.revision)),
+        }
     }
 
     pub(crate) fn record(&mut self, origin: Origin<'_>, changed: &[Changed]) {
@@ -147,6 +235,7 @@ impl History {
     }
 }
 
+/// Whether changes of a path are kept.
 fn is_kept(path: &str) -> bool {
     !path.starts_with(paths::PRIVATE) && !path.starts_with(paths::OWNERSHIP)
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use stead_conf::{
     Change, ChangeKind, CommittedEntry, Expected, Found, MAX_FILE, MAX_TXN, Machine, MachineFault, Members,
-    Op, PathFault, Proposal, ProposalId, Refusal, Revision, Tree, Txn, check_path,
+    Moment, Op, PastError, PathFault, Proposal, ProposalId, Refusal, Revision, Tree, Txn, check_path,
 };
 
 const VM: &str = "nodes/a/qemu-server/100.conf";
@@ -337,4 +337,64 @@ fn a_folder_lists_what_lies_directly_in_it() {
     assert!(
         tree.is_folder("") && tree.is_folder("c/d") && !tree.is_folder("a") && !tree.is_folder("c/d/e/f")
     );
+}
+
+#[test]
+fn the_history_tells_what_each_path_held_or_that_it_does_not_know() {
+    let mut machine = Machine::found(1, &Txn::new("x"), 0).unwrap();
+    let mut then: Vec<std::collections::BTreeMap<String, String>> = vec![Default::default()];
+    for n in 1..=300u64 {
+        // One path often, one seldom, one that comes and goes, one moved back and forth.
+        let mut txn = Txn::new("root@pam").put("often", n.to_string());
+        let mut now = then.last().unwrap().clone();
+        now.insert("often".into(), n.to_string());
+        if n % 100 == 50 {
+            txn = txn.put("seldom", n.to_string());
+            now.insert("seldom".into(), n.to_string());
+        }
+        match n % 7 {
+            1 => {
+                txn = txn.put("guest", n.to_string());
+                now.insert("guest".into(), n.to_string());
+            }
+            4 => {
+                txn = txn.delete("guest");
+                now.remove("guest");
+            }
+            _ => {}
+        }
+        machine.apply(n + 1, proposal(1, n, n, txn)).unwrap();
+        then.push(now);
+    }
+    let newest = machine.tree().revision();
+    assert_eq!(newest, Revision(300));
+    let (mut told, mut forgotten) = (0, 0);
+    for path in ["often", "seldom", "guest", "never"] {
+        for (revision, held) in (0..).zip(&then).skip(1) {
+            let value = held.get(path).map(String::as_str);
+            for moment in [Moment::Revision(Revision(revision)), Moment::Time(revision)] {
+                match machine.history().past(path, machine.tree().get(path), moment) {
+                    Ok(past) => {
+                        assert_eq!(
+                            past.value.as_deref().map(|v| std::str::from_utf8(v).unwrap()),
+                            value,
+                            "{path} {moment:?}"
+                        );
+                        told += 1;
+                    }
+                    Err(PastError::Forgotten { since, .. }) => {
+                        assert!(since > Revision(revision), "{path} {moment:?}: {since}");
+                        forgotten += 1;
+                    }
+                    Err(e) => panic!("{path} {moment:?}: {e}"),
+                }
+            }
+        }
+    }
+    // 64 are kept of each.
+    assert!(forgotten > 2 * (300 - 64) && told > 2 * 3 * 200, "{told} told, {forgotten} forgotten");
+    assert!(matches!(
+        machine.history().past("priv/shadow.cfg", None, Moment::Time(0)),
+        Err(PastError::Never(_))
+    ));
 }

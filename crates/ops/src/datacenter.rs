@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use stead_api_derive::Schema;
-use stead_conf::{Change, ChangeKind, Revision};
+use stead_conf::Revision;
 use stead_model::datacenter::Datacenter;
 use stead_model::{NodeName, paths};
 
@@ -34,60 +34,6 @@ pub struct LogEntry {
     pub pid: u32,
     /// Which part of the system.
     pub tag: &'static str,
-}
-
-/// What became of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Schema)]
-#[serde(rename_all = "kebab-case")]
-pub enum HistoryKind {
-    /// It was written.
-    Put,
-    /// It was removed.
-    Delete,
-    /// It came from `other`.
-    MovedHere,
-    /// It went to `other`.
-    MovedAway,
-}
-
-/// A change of a file of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
-pub struct HistoryEntry {
-    /// Which transaction.
-    pub revision: u64,
-    /// Seconds since 1970.
-    pub time: u64,
-    /// Who.
-    pub author: String,
-    /// The file.
-    pub path: String,
-    /// Why.
-    pub note: String,
-    /// What became of it.
-    pub kind: HistoryKind,
-    /// Of a move, its other end.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub other: Option<String>,
-}
-
-impl From<&Change> for HistoryEntry {
-    fn from(c: &Change) -> Self {
-        let (kind, other) = match &c.kind {
-            ChangeKind::Put => (HistoryKind::Put, None),
-            ChangeKind::Delete => (HistoryKind::Delete, None),
-            ChangeKind::MovedFrom(from) => (HistoryKind::MovedHere, Some(from.clone())),
-            ChangeKind::MovedTo(to) => (HistoryKind::MovedAway, Some(to.clone())),
-        };
-        Self {
-            revision: c.revision.0,
-            time: c.at_ms / 1000,
-            author: c.author.clone(),
-            path: c.path.clone(),
-            note: c.note.clone(),
-            kind,
-            other,
-        }
-    }
 }
 
 impl Ops {
@@ -162,18 +108,6 @@ impl Ops {
             }
         }
         out
-    }
-
-    /// Changes of the configuration, the latest first: of all files, of one, or of all below a folder. Secrets and
-    /// who owns guests have no history.
-    pub fn history(&self, path: Option<&str>, limit: usize) -> Vec<HistoryEntry> {
-        let Some(path) = path.map(|p| p.trim_matches('/')).filter(|p| !p.is_empty()) else {
-            return self.conf.recent(limit).iter().map(HistoryEntry::from).collect();
-        };
-        let below = format!("{path}/");
-        let all = self.conf.recent(usize::MAX);
-        let of = all.iter().filter(|c| c.path == path || c.path.starts_with(&below));
-        of.take(limit).map(HistoryEntry::from).collect()
     }
 }
 

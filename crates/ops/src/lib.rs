@@ -26,6 +26,7 @@ pub mod ha;
 pub mod ha_rules;
 pub mod ha_view;
 pub mod hardware;
+pub mod history;
 pub mod join;
 mod join_storage;
 pub mod kept_open;

@@ -5,6 +5,7 @@ pub mod config;
 pub mod epoch;
 pub mod events;
 pub mod ha;
+pub mod history;
 pub mod mapping;
 pub mod off;
 pub mod options;
@@ -16,7 +17,7 @@ use crate::version::Nothing;
 use stead_api_derive::Params;
 use stead_model::Vmid;
 use stead_ops::cluster::{Resource, ResourceKind, StatusEntry};
-use stead_ops::datacenter::{HistoryEntry, LogEntry};
+use stead_ops::datacenter::LogEntry;
 use stead_ops::task_view::TaskRow;
 
 choice! {
@@ -51,15 +52,6 @@ pub struct ReadLog {
     /// How many entries at most.
     #[param(min = 1, max = 10000)]
     max: Option<usize>,
-}
-
-#[derive(Params)]
-pub struct ReadHistory {
-    /// Only this path of the configuration, or what lies below it.
-    path: Option<String>,
-    /// How many changes at most.
-    #[param(min = 1, max = 10000, default = "50")]
-    limit: usize,
 }
 
 /// How many entries the log shows unless asked.
@@ -110,13 +102,5 @@ endpoint! {
     Log = get("/cluster/log"), Anywhere, Access::Authenticated;
     fn call(cx, p: ReadLog) -> Json<Vec<LogEntry>> {
         Ok(Json(cx.ops().cluster_log(&cx.actor(), p.max.unwrap_or(LOG_ENTRIES))))
-    }
-}
-
-endpoint! {
-    /// Every change of the configuration's files, the latest first: when, by whom, which file, and why.
-    History = get("/cluster/history"), Anywhere, Access::All("/", &["Sys.Audit"]);
-    fn call(cx, p: ReadHistory) -> Json<Vec<HistoryEntry>> {
-        Ok(Json(cx.ops().history(p.path.as_deref(), p.limit)))
     }
 }

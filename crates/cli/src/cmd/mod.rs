@@ -4,6 +4,7 @@ pub mod agent;
 pub mod clone;
 pub mod cloudinit;
 pub mod cluster;
+pub mod conf;
 pub mod events;
 pub mod fence;
 pub mod ha;
@@ -91,6 +92,7 @@ pub async fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Api(a) => raw::api(&cx, a).await,
         Command::Events(a) => events::follow(&cx, a).await,
         Command::History(a) => raw::history(&cx, a).await,
+        Command::Conf(c) => conf::run(&cx, c).await,
         Command::Completion { .. }
         | Command::Sim(_)
         | Command::Witness(_)

@@ -1,0 +1,52 @@
+//! `/cluster/history`: the configuration's past. Beyond Proxmox VE, which keeps none.
+
+use crate::framework::{Access, Error, Json};
+use stead_api_derive::Params;
+use stead_ops::history::{FileThen, HistoryEntry, Moment, Revision};
+
+#[derive(Params)]
+pub struct Read {
+    /// Only this path of the configuration, or what lies below it.
+    path: Option<String>,
+    /// How many changes at most.
+    #[param(min = 1, max = 10000, default = "50")]
+    limit: usize,
+}
+
+#[derive(Params)]
+pub struct Then {
+    /// The file of the configuration.
+    path: String,
+    /// As it was right after this transaction.
+    revision: Option<u64>,
+    /// As it was at this time, in seconds since 1970.
+    time: Option<u64>,
+}
+
+impl Then {
+    fn moment(&self) -> Result<Option<Moment>, Error> {
+        match (self.revision, self.time) {
+            (Some(_), Some(_)) => Err(Error::parameter("time", "a revision or a time, and not both")),
+            (Some(revision), None) => Ok(Some(Moment::Revision(Revision(revision)))),
+            // To the end of that second.
+            (None, Some(time)) => Ok(Some(Moment::Time(time.saturating_mul(1000).saturating_add(999)))),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+endpoint! {
+    /// Every change of the configuration's files, the latest first: when, by whom, which file, and why.
+    History = get("/cluster/history"), Anywhere, Access::All("/", &["Sys.Audit"]);
+    fn call(cx, p: Read) -> Json<Vec<HistoryEntry>> {
+        Ok(Json(cx.ops().history(p.path.as_deref(), p.limit)))
+    }
+}
+
+endpoint! {
+    /// What a file of the configuration held at a moment, or holds.
+    Show = get("/cluster/history/file"), Anywhere, Access::All("/", &["Sys.Audit", "VM.Audit", "Datastore.Audit"]);
+    fn call(cx, p: Then) -> Json<FileThen> {
+        Ok(Json(cx.ops().file_then(&p.path, p.moment()?)?))
+    }
+}

@@ -1,0 +1,170 @@
+//! `stead conf`: the configuration's files and their past.
+
+use super::{Cx, raw};
+use crate::api::text;
+use crate::failure::Failure;
+use crate::output::{self, Format};
+use crate::params::{Params, put};
+use clap::{Args, Subcommand};
+use http::Method;
+use serde_json::{Value, json};
+use similar::TextDiff;
+
+const MOMENTS: &str = "\
+A moment is a revision, as 'stead conf history' shows them, or a time in UTC:
+  1043    2026-11-22T14:03:05Z    '2026-11-22 14:03'    2026-11-22
+
+Examples:
+  stead conf show storage.cfg
+  stead conf show nodes/pve1/qemu-server/100.conf --at '2026-11-22 14:00'
+  stead conf diff user.cfg                      what its last change was
+  stead conf diff user.cfg --from 1043          what has changed since";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show who changed what, when and why
+    History(raw::HistoryArgs),
+    /// Print a file as it is, or as it was
+    #[command(after_help = MOMENTS)]
+    Show(Show),
+    /// Show what has changed in a file
+    #[command(after_help = MOMENTS)]
+    Diff(Diff),
+}
+
+#[derive(Debug, Args)]
+pub struct Show {
+    /// The file, as storage.cfg or nodes/pve1/qemu-server/100.conf
+    pub path: String,
+    /// The moment; now unless it is said
+    #[arg(long, value_name = "MOMENT")]
+    pub at: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The file, as storage.cfg or nodes/pve1/qemu-server/100.conf
+    pub path: String,
+    /// From which moment on; right before the last change until --to unless it is said
+    #[arg(long, value_name = "MOMENT")]
+    pub from: Option<String>,
+    /// Up to which moment; now unless it is said
+    #[arg(long, value_name = "MOMENT")]
+    pub to: Option<String>,
+}
+
+pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::History(args) => raw::history(cx, args).await,
+        Command::Show(args) => show(cx, args).await,
+        Command::Diff(args) => diff(cx, args).await,
+    }
+}
+
+/// A file at a moment.
+async fn then(cx: &Cx, path: &str, at: Option<&str>) -> Result<Value, Failure> {
+    let mut p = Params::new();
+    put(&mut p, "path", Some(path));
+    if let Some(at) = at {
+        let (name, value) = moment(at)?;
+        put(&mut p, name, Some(value));
+    }
+    cx.api.call(Method::GET, "/cluster/history/file", &p).await
+}
+
+async fn show(cx: &Cx, args: Show) -> Result<(), Failure> {
+    let file = then(cx, &args.path, args.at.as_deref()).await?;
+    if cx.format() == Format::Json {
+        return output::json(&file);
+    }
+    match file["content"].as_str() {
+        Some(content) => output::print(content.strip_suffix('\n').unwrap_or(content)),
+        None => Err(Failure::failed(format!("there was no '{}' then", args.path))),
+    }
+}
+
+async fn diff(cx: &Cx, args: Diff) -> Result<(), Failure> {
+    let after = then(cx, &args.path, args.to.as_deref()).await?;
+    let before = match (&args.from, after["change"]["revision"].as_u64()) {
+        (Some(from), _) => then(cx, &args.path, Some(from)).await?,
+        (None, Some(last)) => then(cx, &args.path, Some(&last.saturating_sub(1).to_string())).await?,
+        (None, None) => {
+            return Err(Failure::failed(format!("no change of '{}' is kept until then", args.path)));
+        }
+    };
+    if cx.format() == Format::Json {
+        return output::json(&json!({ "before": before, "after": after }));
+    }
+    let [old, new] = [&before, &after].map(|file| file["content"].as_str().unwrap_or_default());
+    if old == new {
+        return output::print(&format!("'{}' is the same at both moments", args.path));
+    }
+    let [from, to] = [heading(&before, &args.path), heading(&after, &args.path)];
+    let lines = TextDiff::from_lines(old, new).unified_diff().header(&from, &to).to_string();
+    output::print(lines.trim_end_matches('\n'))
+}
+
+/// `storage.cfg (revision 7, 2026-11-22 14:03:05, root@pam: storage 'nfs' added)`.
+fn heading(file: &Value, path: &str) -> String {
+    let change = &file["change"];
+    if file["content"].is_null() {
+        return "/dev/null".to_owned();
+    }
+    let (Some(revision), Some(at)) = (change["revision"].as_u64(), change["time"].as_f64()) else {
+        return format!("{path} (its change is not kept any more)");
+    };
+    let (who, why) = (text(&change["author"]), text(&change["note"]));
+    format!("{path} (revision {revision}, {} UTC, {who}: {why})", output::time(at))
+}
+
+/// A moment as the API takes it: by which parameter, and its value.
+fn moment(word: &str) -> Result<(&'static str, String), Failure> {
+    if word.parse::<u64>().is_ok() {
+        return Ok(("revision", word.to_owned()));
+    }
+    match output::unix(word) {
+        Some(seconds) => Ok(("time", seconds.to_string())),
+        None => Err(Failure::usage(format!(
+            "'{word}' is no moment: expected a revision, or a time in UTC as 2026-11-22T14:03:05Z"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_revisions_or_times() {
+        assert_eq!(moment("1043").unwrap(), ("revision", "1043".to_owned()));
+        for (word, seconds) in [
+            ("1970-01-01", 0),
+            ("1970-01-01 00:01", 60),
+            ("2024-02-29T12:00:01Z", 1_709_208_001),
+            ("2026-11-22 14:03:05", 1_795_356_185),
+        ] {
+            assert_eq!(moment(word).unwrap(), ("time", seconds.to_string()), "{word}");
+            // As it is shown.
+            assert!(output::time(seconds as f64).starts_with(&word[..10]));
+        }
+        for word in [
+            "",
+            "yesterday",
+            "2026-13-01",
+            "2026-02-30",
+            "2026-11-22 25:00",
+            "2026-11-22 14:03:05+01:00",
+            "-5",
+        ] {
+            assert!(moment(word).is_err(), "{word}");
+        }
+    }
+
+    #[test]
+    fn headings_say_whose_change_it_was() {
+        let change = json!({"revision": 7, "time": 60, "author": "root@pam", "note": "why"});
+        let file = json!({"path": "a", "content": "x", "change": change});
+        assert_eq!(heading(&file, "a"), "a (revision 7, 1970-01-01 00:01:00 UTC, root@pam: why)");
+        assert_eq!(heading(&json!({"path": "a"}), "a"), "/dev/null");
+    }
+}
