@@ -1,4 +1,4 @@
-//! The configuration tree as files, at `/etc/pve` where that is free.
+//! The configuration tree as files, as at `/etc/pve`.
 //!
 //! ```text
 //!   kernel (FUSE) ── shell: a thread that reads requests, workers, an answer within a deadline whatever happens

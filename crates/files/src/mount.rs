@@ -22,8 +22,6 @@ use tokio::sync::{oneshot, watch};
 
 /// The file system's type, by which a mount is known to be one of ours.
 pub const TYPE: &str = "fuse.stead";
-/// Where administrators look for it.
-const DEFAULT: &str = "/etc/pve";
 /// The group that may read what is not private.
 const GROUP: &str = "www-data";
 /// How long after it ended, or could not be, it is mounted again.
@@ -32,19 +30,15 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// Where the configuration is shown as files.
 #[derive(Debug, Clone, clap::Args)]
 pub struct FilesArgs {
-    /// Where the configuration is shown as files: a folder, which is made if need be, or `none`. Default: /etc/pve, unless there is something.
+    /// Where the configuration is shown as files: a folder, which is made if need be, as /etc/pve. Nowhere unless it is said, or if it is `none`.
     #[arg(long, value_name = "PATH")]
     pub files_path: Option<PathBuf>,
 }
 
 impl FilesArgs {
-    /// The path, and whether somebody has asked for it.
-    fn path(&self) -> Option<(PathBuf, bool)> {
-        match &self.files_path {
-            None => Some((DEFAULT.into(), false)),
-            Some(path) if path.as_os_str() == "none" => None,
-            Some(path) => Some((path.clone(), true)),
-        }
+    /// The path, if there is to be one.
+    fn path(&self) -> Option<PathBuf> {
+        self.files_path.clone().filter(|path| path.as_os_str() != "none")
     }
 }
 
@@ -219,8 +213,8 @@ pub fn start(ops: &Arc<Ops>, args: &FilesArgs) -> Mounted {
     Mounted { stop: Some(stop), task }
 }
 
-async fn keep_mounted(ops: Arc<Ops>, path: Option<(PathBuf, bool)>, mut stopped: oneshot::Receiver<()>) {
-    let Some((path, is_asked_for)) = path else { return };
+async fn keep_mounted(ops: Arc<Ops>, path: Option<PathBuf>, mut stopped: oneshot::Receiver<()>) {
+    let Some(path) = path else { return };
     let runtime = tokio::runtime::Handle::current();
     let mut said = String::new();
     loop {
@@ -246,13 +240,10 @@ async fn keep_mounted(ops: Arc<Ops>, path: Option<(PathBuf, bool)>, mut stopped:
                 }
             }
             Ok(Err(e)) => {
-                // Once, not every few seconds. Where nobody asked for it, it may well be that it can't be.
+                // Once, not every few seconds.
                 if e.to_string() != said {
                     said = e.to_string();
-                    if is_asked_for { tracing::error!("{said}") } else { tracing::warn!("{said}") }
-                }
-                if !is_asked_for {
-                    return;
+                    tracing::error!("{said}");
                 }
             }
             Err(e) => tracing::error!("the files: {e}"),

@@ -205,9 +205,11 @@ impl Ops {
         if self.ha_recovers(vmid).map_err(fault)? {
             return busy(format!("VM {vmid} is under HA, which recovers it"));
         }
-        if guest.own.value.running && !record.value.is_off() && !self.is_said_off(&node) {
+        let locked = parse(&guest.config.value).map_err(fault)?.current.lock().is_some();
+        let runs = guest.own.value.running || locked;
+        if runs && !record.value.is_off() && !self.is_said_off(&node) {
             return busy(format!(
-                "VM {vmid} may run on node '{node}', which is lost and perhaps on: switch it off, and say so ('stead node confirm-off \
+                "VM {vmid} may run, or be worked on, on node '{node}', which is lost and perhaps on: switch it off, and say so ('stead node confirm-off \
                  {node}'), which sets its guests free"
             ));
         }

@@ -145,10 +145,14 @@ pub enum FileChange {
     },
 }
 
+/// Folders of records that are made and taken by Stead alone, beside `stead/`.
+const OWN_FOLDERS: [&str; 3] = [crate::ha::COMMANDS, crate::ha::HISTORY, crate::join::JOIN_TOKENS];
+
 /// What is Stead's own: it is read as a file, and never written as one.
 pub fn is_own(path: &str) -> bool {
     path == "stead"
         || path.starts_with("stead/")
+        || OWN_FOLDERS.iter().any(|own| path == own.trim_end_matches('/') || path.starts_with(own))
         || [paths::HA_STATUS, paths::CA_CERT, paths::CA_KEY, paths::AUTH_KEY].contains(&path)
         || path.rsplit('/').next() == Some(MARKER)
 }
@@ -234,6 +238,9 @@ pub fn plan(tree: &Tree, author: &str, change: &FileChange, seal: Seal<'_>) -> R
         }
         FileChange::MakeFolder { path } => {
             may_touch(path)?;
+            if is_guest(path) || check::is_known(path) {
+                return Err(FileFault::new(Why::Never, path, "this is the name of a file"));
+            }
             check_place(tree, path)?;
             if path.starts_with("nodes/") && !path[6..].contains('/') {
                 return Err(FileFault::new(Why::Never, path, "a node has its folder when it joins"));
