@@ -520,6 +520,10 @@ impl Arriving<'_> {
                 let folder =
                     name.name.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
                 name.name = format!("{folder}vm-{vmid}-cloudinit.{}", s.format);
+                // What is undone goes by its name: it must not be another's, as on a storage that both clusters have.
+                if ops.volume_info(&name).await.is_ok() {
+                    return Err(OpsError::failed(format!("'{name}' is there already: remove it first")));
+                }
             }
             map.insert(s.volume.clone(), name.clone());
             names.push(name);

@@ -38,6 +38,8 @@ pub const STREAM: &str = "guest/volume-stream/";
 const ROOM: Duration = Duration::from_secs(120);
 /// Bytes that are sent as one.
 const PART: usize = 1 << 20;
+/// Bytes at most that are heard of how it went.
+const ANSWER: u64 = 64 << 10;
 /// Parts that are read ahead.
 const AHEAD: usize = 4;
 /// Says that an image is on disk.
@@ -357,7 +359,8 @@ pub(super) async fn send_image(
     far.write_u32(0).await.map_err(lost)?;
     far.flush().await.map_err(lost)?;
     let mut answer = String::new();
-    far.read_to_string(&mut answer).await.map_err(lost)?;
+    // A few words, whoever it is.
+    (&mut far).take(ANSWER).read_to_string(&mut answer).await.map_err(lost)?;
     match answer.as_str() {
         KEPT => Ok(sent),
         "" => Err(lost(std::io::ErrorKind::UnexpectedEof.into())),

@@ -18,7 +18,7 @@ pub use stead_guest::carried::{Bridge, BridgeMap, StorageMap};
 use stead_guest::remote::{Answer, Channel, PROTOCOL, Say, Sent, bound, outfit};
 use stead_guest::request::{Request, Verdict};
 use stead_model::vmconfig::VmConfig;
-use stead_model::{Remote, Upid, Vmid, VolumeId, cloudinit, paths};
+use stead_model::{Ownership, Remote, Upid, Vmid, VolumeId, cloudinit, paths};
 use stead_tasks::TaskContext;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -381,7 +381,16 @@ impl Departing<'_> {
         let mut config = super::config::parse(&guest.config.value)?;
         config.current.set("lock", LOCK)?;
         let note = format!("VM {}: given to the cluster at {}", self.vmid, self.options.remote);
-        self.ops.commit_released(guest, &config, store::txn(self.who, note)).await?;
+        let mut txn = store::txn(self.who, note);
+        // It has no process. That the record says so, too, is what keeps its lock through a recovery.
+        let own = Ownership { running: false, armed: false, ..guest.own.value.clone() };
+        store::put_over(
+            &mut txn,
+            &paths::ownership(self.vmid),
+            Some(guest.own.revision),
+            store::bytes(&own)?,
+        );
+        self.ops.commit_released(guest, &config, txn).await?;
         self.cx.log(format!(
             "all of it is there: VM {} is given away. From here on it stays locked ({LOCK}) unless the other cluster says that it has it \
              not",
