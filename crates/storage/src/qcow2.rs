@@ -31,6 +31,9 @@ pub fn parse(bytes: &[u8; LENGTH]) -> Option<Header> {
 pub const WHOLE: usize = 80;
 /// It keeps its data in another file.
 const EXTERNAL_DATA: u64 = 1 << 2;
+/// What else a program must know of an image and names no file: dirty, corrupt, its compression, its extended tables (QEMU's
+/// docs/interop/qcow2.txt).
+const HARMLESS: u64 = 0b1_1011;
 
 /// Refuses an image that needs other files, by its header. What is none is refused, too.
 pub fn check_alone(bytes: &[u8; WHOLE]) -> Result<(), String> {
@@ -45,10 +48,16 @@ pub fn check_alone(bytes: &[u8; WHOLE]) -> Result<(), String> {
     let mut features = [0; 8];
     features.copy_from_slice(&bytes[72..80]);
     // The second version has none.
-    if bytes[7] == 3 && u64::from_be_bytes(features) & EXTERNAL_DATA != 0 {
+    let features = if bytes[7] == 3 { u64::from_be_bytes(features) } else { 0 };
+    if features & EXTERNAL_DATA != 0 {
         return Err("it keeps its data in another file: convert it first ('qemu-img convert')".to_owned());
     }
-    Ok(())
+    match features & !HARMLESS {
+        0 => Ok(()),
+        unknown => Err(format!(
+            "it has features that are not known ({unknown:#x}): convert it first ('qemu-img convert')"
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -75,9 +84,14 @@ mod tests {
         h[..4].copy_from_slice(b"QFI\xfb");
         h[7] = 3;
         assert_eq!(check_alone(&h), Ok(()));
-        for (at, byte, why) in
-            [(9, 1, "built on"), (15, 9, "built on"), (79, 4, "another file"), (0, 0, "no qcow2")]
-        {
+        for (at, byte, why) in [
+            (9, 1, "built on"),
+            (15, 9, "built on"),
+            (79, 4, "another file"),
+            (79, 32, "not known"),
+            (72, 1, "not known"),
+            (0, 0, "no qcow2"),
+        ] {
             let mut bad = h;
             bad[at] = byte;
             assert!(check_alone(&bad).unwrap_err().contains(why), "{at}");
