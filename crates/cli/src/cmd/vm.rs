@@ -180,15 +180,18 @@ pub enum Command {
     },
     /// Move a VM that does not run to another cluster of Stead's
     #[command(
-        after_help = "Examples:\n  stead vm remote-migrate 100 'apitoken=PVEAPIToken=mover@pve!away=SECRET,host=pve9,fingerprint=AB:CD:…' --target-storage local\n  \
-                      stead vm remote-migrate 100 --target-vmid 200 --delete --target-storage fast:nvme,1 --target-bridge vmbr0:vmbr2\n\n\
-                      The endpoint may be in STEAD_TARGET_ENDPOINT, where nobody sees the token who lists processes. 'pve_fp' of\n\
-                      'stead cluster join-info -o json' there is the fingerprint. docs/moves.md says which rights the token needs."
+        after_help = "Examples:\n  stead vm remote-migrate 100 - --target-storage local < endpoint\n  \
+                      stead vm remote-migrate 100 - --target-vmid 200 --delete --target-storage fast:nvme,1 --target-bridge vmbr0:vmbr2\n\n\
+                      where the file 'endpoint' is one line:\n  \
+                      apitoken=PVEAPIToken=mover@pve!away=SECRET,host=pve9,fingerprint=AB:CD:…\n\n\
+                      Who gives the endpoint itself shows the token to all who list processes; with '-' it is read from standard input, and\n\
+                      it may be in STEAD_TARGET_ENDPOINT. 'pve_fp' of 'stead cluster join-info -o json' there is the fingerprint.\n\
+                      docs/moves.md says which rights the token needs."
     )]
     RemoteMigrate {
         #[command(flatten)]
         which: Which,
-        /// The other cluster: apitoken=PVEAPIToken=USER@REALM!TOKEN=SECRET,host=ADDRESS[,fingerprint=FP][,port=PORT]
+        /// The other cluster: apitoken=PVEAPIToken=USER@REALM!TOKEN=SECRET,host=ADDRESS[,fingerprint=FP][,port=PORT]; '-': a line of standard input
         #[arg(env = "STEAD_TARGET_ENDPOINT", hide_env_values = true)]
         target_endpoint: String,
         /// Its number there (default: the same)
@@ -467,7 +470,7 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             switch(&mut p, "online", online);
             switch(&mut p, "delete", delete);
             put(&mut p, "bwlimit", bwlimit);
-            remote_migrate(cx, &which.vmid, &p).await
+            remote_migrate(cx, &which.vmid, p).await
         }
         Command::Clone { which, newid, what } => clone::make(cx, &which.vmid, &newid, what.params(p)).await,
         Command::Template { which, disk, yes } => {
@@ -669,9 +672,15 @@ async fn quick_migrate(cx: &Cx, vmid: &str, p: &Params) -> Result<(), Failure> {
 }
 
 /// Moves a VM to another cluster.
-pub async fn remote_migrate(cx: &Cx, vmid: &str, p: &Params) -> Result<(), Failure> {
+pub async fn remote_migrate(cx: &Cx, vmid: &str, mut p: Params) -> Result<(), Failure> {
+    let endpoint = p.iter_mut().find(|(name, value)| name == "target-endpoint" && value == "-");
+    if let Some((_, endpoint)) = endpoint {
+        let mut line = String::new();
+        std::io::stdin().lock().read_line(&mut line)?;
+        *endpoint = line.trim().to_owned();
+    }
     let path = cx.api.vm(vmid).await?;
-    let answer = cx.api.post(&format!("{path}/remote_migrate"), p).await?;
+    let answer = cx.api.post(&format!("{path}/remote_migrate"), &p).await?;
     cx.answer(&answer, &format!("VM {vmid} moved")).await
 }
 

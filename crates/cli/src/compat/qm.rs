@@ -302,7 +302,7 @@ async fn act(cx: &Cx, verb: &str, vmid: &str, mut p: Params) -> Result<(), Failu
             vm::status(cx, vmid, verb, &p).await
         }
         "migrate" => vm::migrate(cx, vmid, &p).await,
-        "remote-migrate" => vm::remote_migrate(cx, vmid, &p).await,
+        "remote-migrate" => vm::remote_migrate(cx, vmid, p).await,
         "template" => clone::template(cx, vmid, &p).await,
         "destroy" => vm::delete(cx, vmid, &p).await,
         "resize" | "unlink" => {
