@@ -38,6 +38,8 @@ enum Cut {
     ForGood(usize),
     /// The first disk, after so many bytes.
     Disk(usize),
+    /// Nowhere, and nothing is taken of the first disk after so many bytes.
+    Stalled(usize),
 }
 
 /// The other cluster, in this process. Its user's rights, as the other cluster knows them.
@@ -109,6 +111,12 @@ impl RemoteLink for Link {
                 let mut part = vec![0; bytes];
                 middle.read_exact(&mut part).await.unwrap();
                 far.write_all(&part).await.unwrap();
+            });
+        } else if let (Cut::Stalled(bytes), "disk:0") = (cut, socket.as_str()) {
+            tokio::spawn(async move {
+                let (mut middle, _far) = (middle, far);
+                middle.read_exact(&mut vec![0; bytes]).await.unwrap();
+                std::future::pending::<()>().await;
             });
         } else {
             let said = self.said.clone();
@@ -255,16 +263,18 @@ async fn has_come(far: &Node) {
     let text = config(far, 200).unwrap();
     let config = VmConfig::parse(&text).unwrap();
     assert_eq!(config.current.lock(), None, "{text}");
-    let disk = "shared:200/vm-200-disk-0.qcow2,discard=on,size=3M";
-    for section in [&config.current, &config.snapshots["one"]] {
-        assert_eq!(section.get("scsi0"), Some(disk), "{text}");
-    }
-    assert_eq!(config.current.get("unused0"), Some("shared:200/vm-200-disk-1.raw"), "{text}");
+    // They are called as no others are.
+    let [disk, unused] = ["scsi0", "unused0"].map(|key| config.current.get(key).unwrap().to_owned());
+    let disk_name =
+        disk.strip_suffix(",discard=on,size=3M").unwrap().strip_prefix("shared:200/vm-200-disk-").unwrap();
+    let unused_name = unused.strip_prefix("shared:200/vm-200-disk-").unwrap();
+    let lengths = [disk_name, unused_name].map(str::len);
+    assert_eq!(lengths, [16 + ".qcow2".len(), 16 + ".raw".len()], "{text}");
+    assert_eq!(config.snapshots["one"].get("scsi0"), Some(disk.as_str()), "{text}");
     assert_eq!(config.current.get("net0"), Some("virtio=BC:24:11:00:00:01,bridge=lan"), "{text}");
-    for (n, format, old) in [(0, "qcow2", "vm-100-disk-0.qcow2"), (1, "raw", "vm-100-disk-1.raw")] {
-        let image =
-            std::fs::read(far.dir.path().join(format!("shared/200/vm-200-disk-{n}.{format}"))).unwrap();
-        assert!(image.len() == 3 << 20 && image[2 << 20..].starts_with(old.as_bytes()), "{n}");
+    for (name, old) in [(disk_name, "vm-100-disk-0.qcow2"), (unused_name, "vm-100-disk-1.raw")] {
+        let image = std::fs::read(far.dir.path().join(format!("shared/200/vm-200-disk-{name}"))).unwrap();
+        assert!(image.len() == 3 << 20 && image[2 << 20..].starts_with(old.as_bytes()), "{name}");
     }
     assert!(!far.ops.conf.view(|t| t.get("stead/lock/200").is_some()));
     assert!(!far.own(200).running);
@@ -290,6 +300,20 @@ async fn a_vm_goes_to_another_cluster_and_stays_locked_where_it_was() {
         "{log}"
     );
     has_come(&far).await;
+    is_given_away(&near).await;
+}
+
+/// A recovery goes by the record, which may say of a VM without a process that it runs.
+#[tokio::test]
+async fn what_is_given_away_is_recorded_as_without_a_process() {
+    let (near, far) = pair().await;
+    let own = near.ops.guest_at(vmid(100)).unwrap().own;
+    let stale = stead_model::Ownership { running: true, ..own.value };
+    let text = serde_json::to_string(&stale).unwrap();
+    near.commit(Txn::new("test").put(paths::ownership(vmid(100)), text)).await;
+    let (status, log) = moved(&near, Link::new(&far, Cut::Never), options()).await;
+    assert_eq!(status, "OK", "{log}");
+    assert!(!near.own(100).running);
     is_given_away(&near).await;
 }
 
@@ -324,6 +348,20 @@ async fn a_tunnel_that_is_cut_before_the_word_leaves_all_as_it_was() {
         is_nothing(&far).await;
         is_whole(&near).await;
     }
+}
+
+#[tokio::test]
+async fn a_target_that_takes_nothing_any_more_is_given_up() {
+    let (near, far) = pair().await;
+    let waits = Waits { stalled: Duration::from_millis(100), ..Waits::default() };
+    near.ops.guest_locks.tunnels.set_waits(waits);
+    let (status, log) = moved(&near, Link::new(&far, Cut::Stalled(100)), options()).await;
+    assert!(
+        status.contains("vm-100-disk-0.qcow2") && status.contains("nothing was taken"),
+        "{status}\n{log}"
+    );
+    is_nothing(&far).await;
+    is_whole(&near).await;
 }
 
 #[tokio::test]
@@ -551,7 +589,7 @@ async fn an_image_that_names_files_of_the_host_is_not_taken() {
     let volumes = json!([{"volume": "aa:1/x.qcow2", "storage": "local", "format": "qcow2", "size": 10}]);
     let answer = hand.say(&fits("scsi0: aa:1/x.qcow2\n", &volumes)).await;
     assert_eq!(answer.trim(), r#"{"answer":"obstacles","why":[]}"#);
-    assert!(hand.say(r#"{"say":"make"}"#).await.contains("local:200/vm-200-disk-0.qcow2"));
+    assert!(hand.say(r#"{"say":"make"}"#).await.contains("local:200/vm-200-disk-"));
     let mut disk = far.ops.tunnel_channel(WHO, vmid(200), &ticket, "disk:0").await.unwrap();
     disk.write_u64(0).await.unwrap();
     disk.write_u32(6).await.unwrap();
@@ -563,6 +601,26 @@ async fn an_image_that_names_files_of_the_host_is_not_taken() {
     assert!(answer.contains("built on another image"), "{answer}");
     assert!(far.ended(&upid).await.0.contains("built on another image"));
     is_nothing(&far).await;
+}
+
+/// It goes by its name, which undoing would free.
+#[tokio::test]
+async fn a_cloud_init_drive_takes_the_place_of_no_other() {
+    let far = Node::start().await;
+    let file = "vm-200-cloudinit.qcow2";
+    let new =
+        NewVolume { vmid: vmid(200), name: Some(file.into()), format: Some("qcow2".into()), size: 1 << 20 };
+    let other = far.storage("local").alloc(&new).await.unwrap().volid;
+    let (mut hand, _, upid) = by_hand(&far).await;
+    hand.say(HELLO).await;
+    let drive = "aa:150/vm-150-cloudinit.qcow2";
+    let volumes = json!([{"volume": drive, "storage": "local", "format": "qcow2", "size": 10}]);
+    hand.say(&fits(&format!("ide2: {drive},media=cdrom\n"), &volumes)).await;
+    let answer = hand.say(r#"{"say":"make"}"#).await;
+    assert!(answer.contains("gone") && answer.contains("is there already"), "{answer}");
+    assert!(far.ended(&upid).await.0.contains("is there already"));
+    assert_eq!(config(&far, 200), None);
+    assert!(far.ops.volume_info(&other).await.is_ok());
 }
 
 #[tokio::test]

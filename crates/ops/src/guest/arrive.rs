@@ -5,7 +5,7 @@
 //! `create`) until the other side says that it is given away: its volumes are named in its configuration before they are made, so
 //! that whatever ends half-way is removed by this task, or by whoever finds its lock.
 
-use super::carry::{Carried, SMALL, answered, write_parts};
+use super::carry::{Carried, SMALL, STALLED, answered, write_parts};
 use super::copies::file_of;
 use crate::peers::Duplex;
 use crate::remote::Lines;
@@ -35,6 +35,8 @@ const KEPT: Duration = Duration::from_secs(600);
 const ASKING: Duration = Duration::from_secs(10);
 /// Bytes on their way between a WebSocket and its reader.
 const BUFFER: usize = 1 << 20;
+/// Moves from other clusters to one node that may be under way at once.
+const AT_ONCE: usize = 32;
 /// Between two attempts to record what is not known to be recorded.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Options that the system keeps, which say nothing to the host.
@@ -54,11 +56,13 @@ pub struct Waits {
     pub heard: Duration,
     /// At the source: how long it is asked what became of a VM that was given away.
     pub outcome: Duration,
+    /// At the source: how long nothing may be taken of what is sent.
+    pub stalled: Duration,
 }
 
 impl Default for Waits {
     fn default() -> Self {
-        Self { heard: Duration::from_secs(60), outcome: Duration::from_secs(120) }
+        Self { heard: Duration::from_secs(60), outcome: Duration::from_secs(120), stalled: STALLED }
     }
 }
 
@@ -129,7 +133,8 @@ impl Tunnels {
         *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = waits;
     }
 
-    fn begin(&self, vmid: Vmid, user: &str) -> (String, Arc<Tunnel>, Channels) {
+    /// None: there are too many.
+    fn begin(&self, vmid: Vmid, user: &str) -> Option<(String, Arc<Tunnel>, Channels)> {
         let secret: [u8; 32] = rand::random();
         let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
         let ticket = format!("PVETUNNEL:{hex}");
@@ -138,8 +143,11 @@ impl Tunnels {
         let tunnel = Arc::new(Tunnel { vmid, user, ticket: digest, channels, ended: Mutex::default() });
         let mut all = self.all();
         all.retain(|t| t.ended().as_ref().is_none_or(|(_, at)| at.elapsed() < KEPT));
+        if all.iter().filter(|t| t.ended().is_none()).count() >= AT_ONCE {
+            return None;
+        }
         all.push(tunnel.clone());
-        (ticket, tunnel, taken)
+        Some((ticket, tunnel, taken))
     }
 
     fn find(&self, user: &str, vmid: Vmid, ticket: &str) -> Option<Arc<Tunnel>> {
@@ -205,7 +213,13 @@ impl Ops {
             return Err(OpsError::failed(format!("node '{}' is a witness: it runs no guests", self.me.name)));
         }
         self.check_free(vmid)?;
-        let (ticket, tunnel, channels) = self.guest_locks.tunnels.begin(vmid, &actor.who);
+        let begun = self.guest_locks.tunnels.begin(vmid, &actor.who);
+        let (ticket, tunnel, channels) = begun.ok_or_else(|| {
+            OpsError::failed(format!(
+                "{AT_ONCE} VMs are on their way to node '{}' from other clusters: try again when one has come",
+                self.me.name
+            ))
+        })?;
         let (ops, by) = (self.clone(), actor.clone());
         let upid = self.task("qmtunnel", &vmid.to_string(), &actor.who, move |cx| async move {
             Arriving { ops: &ops, cx: &cx, actor: &by, vmid }.serve(&tunnel, channels).await
@@ -295,7 +309,10 @@ impl Arriving<'_> {
             let _lock = self.ops.guest_locks.lock(self.vmid).await?;
             let guest = self.ops.own_guest(self.vmid).await?;
             if super::config::parse(&guest.config.value)?.current.lock() != Some(MAKING) {
-                return Err(OpsError::failed("somebody has unlocked it: it stays"));
+                return Err(OpsError::failed(
+                    "somebody has unlocked it, so it stays. Not all of its disks have come, and what has come was perhaps not looked into, \
+                     and may name files of this host: don't start it, remove it",
+                ));
             }
             self.ops.end_half_made(&guest).await
         };
@@ -514,13 +531,14 @@ impl Arriving<'_> {
         let (mut names, mut map) = (vec![], BTreeMap::new());
         for s in sent {
             let driver = ops.active(&s.storage).await?;
+            // Where a disk of that format lies. What is undone goes by its name: it is called as no other is, and as nobody else can call
+            // one before it is made, as on a storage that both clusters have.
             let mut name = driver.next_name(vmid, Some(&s.format), None, &names).await?;
+            let folder = name.name.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
+            name.name = format!("{folder}vm-{vmid}-disk-{:016x}.{}", rand::random::<u64>(), s.format);
             if cloudinit::is_drive(&s.volume) {
                 // It goes by its name.
-                let folder =
-                    name.name.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
                 name.name = format!("{folder}vm-{vmid}-cloudinit.{}", s.format);
-                // What is undone goes by its name: it must not be another's, as on a storage that both clusters have.
                 if ops.volume_info(&name).await.is_ok() {
                     return Err(OpsError::failed(format!("'{name}' is there already: remove it first")));
                 }
@@ -626,8 +644,8 @@ mod tests {
     async fn a_ticket_is_its_user_s_and_its_vm_s_and_ends() {
         let all = Tunnels::default();
         let [a, b] = [100, 101].map(|n| Vmid::new(n).unwrap());
-        let (ticket, tunnel, _channels) = all.begin(a, "u@pve!t");
-        let (other, ..) = all.begin(a, "u@pve!t");
+        let (ticket, tunnel, _channels) = all.begin(a, "u@pve!t").unwrap();
+        let (other, ..) = all.begin(a, "u@pve!t").unwrap();
         assert_ne!(ticket, other);
         assert!(all.find("u@pve!t", a, &ticket).is_some());
         for (user, vmid, shown) in [
@@ -643,5 +661,7 @@ mod tests {
         *tunnel.ended() = Some((Answer::Committed, Instant::now().checked_sub(KEPT).unwrap()));
         assert!(all.find("u@pve!t", a, &ticket).is_none());
         assert!(all.find("u@pve!t", a, &other).is_some(), "the other one goes on");
+        let more = std::iter::from_fn(|| all.begin(b, "u@pve!t")).take(2 * AT_ONCE).count();
+        assert_eq!(more, AT_ONCE - 1, "those that have ended do not count");
     }
 }

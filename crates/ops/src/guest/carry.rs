@@ -38,6 +38,8 @@ pub const STREAM: &str = "guest/volume-stream/";
 const ROOM: Duration = Duration::from_secs(120);
 /// Bytes that are sent as one.
 const PART: usize = 1 << 20;
+/// How long a stream may take nothing of what is sent, and as long again for each GiB until it is said to be kept.
+pub(super) const STALLED: Duration = Duration::from_secs(120);
 /// Bytes at most that are heard of how it went.
 const ANSWER: u64 = 64 << 10;
 /// Parts that are read ahead.
@@ -211,7 +213,7 @@ impl Ops {
     ) -> Result<u64, OpsError> {
         let path = self.resolve_volume(&from.volume).await?.path;
         let far = self.peers.open(target, &format!("{STREAM}{vmid}/{n}")).await?;
-        send_image(cx, far, path, from, &format!("node '{}'", target.name), limit).await
+        send_image(cx, far, path, from, &format!("node '{}'", target.name), (limit, STALLED)).await
     }
 
     /// Tells a target that nothing comes. One that does not hear it finds out.
@@ -325,14 +327,15 @@ fn new_name(vmid: Vmid, wanted: &Carried) -> Result<VolumeId, OpsError> {
     Ok(VolumeId { storage: wanted.storage.clone(), name })
 }
 
-/// Sends an image over a stream, and hears that it is kept there; says how many bytes that was. `to`: where, for people.
+/// Sends an image over a stream, and hears that it is kept there; says how many bytes that was. `to`: where, for people. At most so
+/// many bytes a second are sent, and nothing is waited for longer than so.
 pub(super) async fn send_image(
     cx: &TaskContext,
     mut far: Box<dyn Duplex>,
     path: PathBuf,
     from: &Carried,
     to: &str,
-    limit: Option<u64>,
+    (limit, patience): (Option<u64>, Duration),
 ) -> Result<u64, OpsError> {
     let lost =
         |e: std::io::Error| OpsError::failed(format!("the stream of '{}' to {to} broke: {e}", from.volume));
@@ -341,9 +344,12 @@ pub(super) async fn send_image(
     let reader = tokio::task::spawn_blocking(move || read_parts(&reading, &parts));
     let (begun, mut sent, mut told) = (tokio::time::Instant::now(), 0_u64, begun_at());
     while let Some((offset, part)) = read.recv().await {
-        far.write_u64(offset).await.map_err(lost)?;
-        far.write_u32(u32::try_from(part.len()).unwrap_or(u32::MAX)).await.map_err(lost)?;
-        far.write_all(&part).await.map_err(lost)?;
+        let write = async {
+            far.write_u64(offset).await?;
+            far.write_u32(u32::try_from(part.len()).unwrap_or(u32::MAX)).await?;
+            far.write_all(&part).await
+        };
+        in_time(patience, write).await.map_err(lost)?;
         sent += part.len() as u64;
         if let Some(limit) = limit {
             tokio::time::sleep_until(begun + Duration::from_secs_f64(sent as f64 / limit as f64)).await;
@@ -355,17 +361,35 @@ pub(super) async fn send_image(
         }
     }
     let size = reader.await.map_err(|e| OpsError::failed(e.to_string()))?.map_err(failed("read", &path))?;
-    far.write_u64(size).await.map_err(lost)?;
-    far.write_u32(0).await.map_err(lost)?;
-    far.flush().await.map_err(lost)?;
     let mut answer = String::new();
-    // A few words, whoever it is.
-    (&mut far).take(ANSWER).read_to_string(&mut answer).await.map_err(lost)?;
+    let end = async {
+        far.write_u64(size).await?;
+        far.write_u32(0).await?;
+        far.flush().await?;
+        // A few words, whoever it is.
+        (&mut far).take(ANSWER).read_to_string(&mut answer).await
+    };
+    // What was sent is written there first.
+    let gib = u32::try_from(sent >> 30).unwrap_or(u32::MAX);
+    in_time(patience.saturating_mul(gib.saturating_add(1)), end).await.map_err(lost)?;
     match answer.as_str() {
         KEPT => Ok(sent),
         "" => Err(lost(std::io::ErrorKind::UnexpectedEof.into())),
         why => Err(OpsError::failed(format!("{to} could not keep '{}': {why}", from.volume))),
     }
+}
+
+async fn in_time<T>(
+    patience: Duration,
+    work: impl Future<Output = std::io::Result<T>>,
+) -> std::io::Result<T> {
+    let nothing = || {
+        std::io::Error::new(
+            std::io::ErrorKind::TimedOut,
+            format!("nothing was taken for {} s", patience.as_secs()),
+        )
+    };
+    tokio::time::timeout(patience, work).await.unwrap_or_else(|_| Err(nothing()))
 }
 
 /// Takes an image from a stream and says how it went; `keep` writes it.

@@ -183,7 +183,7 @@ impl Departing<'_> {
         if let Err(e) = given {
             // Nobody has told the other side that it may have it: it hears that it may not, or finds out.
             drop(wire);
-            self.ops.clear_lock(vmid).await;
+            self.take_back().await;
             return Err(OpsError::failed(format!("migration aborted: {e}")));
         }
         self.conclude(self.hand_over(&far, wire).await).await
@@ -363,7 +363,8 @@ impl Departing<'_> {
             self.cx.log(format!("sending '{}' to '{name}' there: {} MiB", from.volume, from.size >> 20));
             let path = self.ops.resolve_volume(&from.volume).await?.path;
             let io = self.channel(far, Channel::Disk(n).name()).await?;
-            let bytes = match send_image(self.cx, io, path, from, &to, limit).await {
+            let pace = (limit, self.ops.guest_locks.tunnels.waits().stalled);
+            let bytes = match send_image(self.cx, io, path, from, &to, pace).await {
                 Ok(bytes) => bytes,
                 // It may have said why it takes no more of it.
                 Err(e) => match wire.say(Say::Outcome, CALL).await {
@@ -392,11 +393,32 @@ impl Departing<'_> {
         );
         self.ops.commit_released(guest, &config, txn).await?;
         self.cx.log(format!(
-            "all of it is there: VM {} is given away. From here on it stays locked ({LOCK}) unless the other cluster says that it has it \
-             not",
-            self.vmid
+            "all of it is there: VM {0} is given away. From here on it stays locked ({LOCK}) unless the other cluster says that it has it \
+             not. Should this log end here, look there: if there is a VM {1} that is not locked, it is this one; if there is none, unlock \
+             this one (stead vm unlock {0}). Never start both",
+            self.vmid,
+            self.there()
         ));
         Ok(())
+    }
+
+    /// Unlocks the VM, which is this cluster's and nobody else's. That it was given away may have been recorded, and nobody but this task
+    /// knows better: it tries for as long as it would ask the other side.
+    async fn take_back(&self) {
+        let until = Instant::now() + self.ops.guest_locks.tunnels.waits().outcome;
+        loop {
+            let unlocked = async { self.ops.unlock(&self.ops.own_guest(self.vmid).await?).await };
+            let Err(e) = unlocked.await else { return };
+            if Instant::now() >= until {
+                self.cx.warn(format!(
+                    "VM {0} was not given away, and could not be unlocked: {e}. If it stays locked ({LOCK}), unlock it (stead vm unlock {0})",
+                    self.vmid
+                ));
+                return;
+            }
+            self.cx.log(format!("it could not be unlocked: {e}; trying again"));
+            tokio::time::sleep(AGAIN).await;
+        }
     }
 
     /// Tells the other side that the VM is its own, and hears whether it is.
@@ -443,7 +465,7 @@ impl Departing<'_> {
         match fate {
             Fate::There => self.cx.log(format!("it is VM {there} of the cluster at {at}")),
             Fate::Not(why) => {
-                self.ops.clear_lock(vmid).await;
+                self.take_back().await;
                 return Err(OpsError::failed(format!("migration aborted: {why}")));
             }
             Fate::Unknown(why) => {
