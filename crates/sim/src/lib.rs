@@ -4,6 +4,8 @@ pub mod cluster;
 
 pub mod conf;
 
+pub mod linear;
+
 pub mod scenario;
 
 pub mod serve;

@@ -66,6 +66,7 @@ fn add(a: Figures, b: Figures) -> Figures {
         crashes: a.crashes + b.crashes,
         leaders: a.leaders + b.leaders,
         holds: a.holds + b.holds,
+        judged: a.judged + b.judged,
     }
 }
 
@@ -83,6 +84,7 @@ fn conf_holds_its_invariants() {
     // A search that does not reach what it is for would hold everything.
     assert!(figures.commits > 10 * seeds, "{figures:?}");
     assert!(figures.leaders > 2 * seeds, "{figures:?}");
+    assert!(figures.judged > 20 * seeds, "{figures:?}");
     for reached in [
         figures.refused,
         figures.unknown,
@@ -114,7 +116,19 @@ fn conf_replays() {
 
 #[test]
 fn conf_finds_planted_bugs() {
-    for bug in [Bug::EarlyReport, Bug::SameBoot, Bug::LocalBarrier, Bug::ForgetHold] {
+    for bug in [
+        Bug::EarlyReport,
+        Bug::SameBoot,
+        Bug::LocalBarrier,
+        Bug::ForgetHold,
+        Bug::CommitAll,
+        Bug::SameRead,
+        Bug::SnapshotWithoutMembers,
+        Bug::FormerVoters,
+        Bug::DroppedEvent,
+        Bug::HalfMove,
+        Bug::LostTail,
+    ] {
         finds(bug);
     }
 }

@@ -57,6 +57,15 @@ impl SimDisk {
         }
     }
 
+    /// What was written last is not there any more, and nothing tells. Of the model alone.
+    pub fn lose_tail(&mut self) {
+        if let Self::Model(disk) = self {
+            disk.log.pop_last();
+            let last = disk.log.last_key_value().map_or(disk.truncated.0, |(index, _)| *index);
+            disk.hard.commit = disk.hard.commit.min(last);
+        }
+    }
+
     /// What is there when the node starts again, and how often it has started.
     pub fn recover(&mut self) -> Result<(Recovered, u64), String> {
         match self {

@@ -39,6 +39,20 @@ pub enum Bug {
     LocalBarrier,
     /// Opens a store without the hold that it had.
     ForgetHold,
+    /// Takes all of its log for committed when it starts.
+    CommitAll,
+    /// Gives two reads the same name.
+    SameRead,
+    /// Sends a state without its members: as if the first node were the only one.
+    SnapshotWithoutMembers,
+    /// Goes on with the members that it had, whatever is decided.
+    FormerVoters,
+    /// Tells subscribers nothing of one commit in fifty.
+    DroppedEvent,
+    /// Carries out the first half of a move alone. All nodes do, so that their states agree.
+    HalfMove,
+    /// Loses what was on disk at a crash, and does not notice.
+    LostTail,
 }
 
 /// What a run is about.

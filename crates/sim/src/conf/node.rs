@@ -8,7 +8,7 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::time::Duration;
 use stead_conf::driver::{Command, Driver, Input, Outcome, Persist, RequestId, Settings};
-use stead_conf::{CommittedEntry, Machine, RaftStatus};
+use stead_conf::{CommittedEntry, Machine, Members, Op, RaftStatus};
 use stead_model::RaftId;
 
 /// The consensus' tick, in microseconds.
@@ -83,6 +83,9 @@ impl Node {
         match bug {
             Bug::SameBoot => boot = 1,
             Bug::ForgetVote => recovered.hard.vote = 0,
+            Bug::CommitAll => {
+                recovered.hard.commit = recovered.entries.last().map_or(recovered.hard.commit, |e| e.index);
+            }
             _ => {}
         }
         let settings = Settings {
@@ -119,6 +122,9 @@ impl Node {
             batch.clear();
         }
         self.disk.cut(&batch, dice);
+        if bug == Bug::LostTail {
+            self.disk.lose_tail();
+        }
     }
 
     pub fn status(&self) -> Option<&RaftStatus> {
@@ -162,9 +168,9 @@ impl Running {
                 match command {
                     Command::Persist(persist) => self.persist(now, persist, bug, &mut wishes),
                     Command::Send { to, frame } => wishes.push(Wish::Send { to, frame }),
-                    Command::Apply(entries) => self.apply(id, now, entries, invariants)?,
+                    Command::Apply(entries) => self.apply(id, now, entries, bug, invariants)?,
                     Command::Install(machine) => self.install(id, now, *machine, invariants)?,
-                    Command::Encode => self.encode(now)?,
+                    Command::Encode => self.encode(now, bug)?,
                     Command::Done(request, outcome) => wishes.push(Wish::Done(request, outcome)),
                     Command::Status(status) => invariants.status(&status)?,
                     Command::Halt(reason) => return Err(format!("node {id} halted: {reason}")),
@@ -189,13 +195,16 @@ impl Running {
         id: u64,
         now: u64,
         entries: Vec<(u64, CommittedEntry)>,
+        bug: Bug,
         invariants: &mut Invariants,
     ) -> Result<(), String> {
         let mut applied = Vec::with_capacity(entries.len());
         for (index, entry) in entries {
             invariants.committed.entry(id, index, &entry)?;
+            let entry = self.mistaken(bug, entry);
             let done = self.machine.apply(index, entry).map_err(|fault| fault.to_string())?;
-            if let Some(event) = &done.event {
+            let told = |revision: u64| bug != Bug::DroppedEvent || !revision.is_multiple_of(50);
+            if let Some(event) = done.event.as_ref().filter(|event| told(event.revision.0)) {
                 invariants.commit(id, event)?;
             }
             invariants.agree.state(id, index, &self.machine)?;
@@ -204,6 +213,24 @@ impl Running {
         let (revision, hash) = (self.machine.tree().revision(), self.machine.hash());
         self.driver.handle(Duration::from_micros(now), Input::Applied { applied, revision, hash });
         Ok(())
+    }
+
+    /// An entry as a host with a mistake would apply it.
+    fn mistaken(&self, bug: Bug, entry: CommittedEntry) -> CommittedEntry {
+        match (bug, entry) {
+            (Bug::FormerVoters, CommittedEntry::Members(_)) => {
+                CommittedEntry::Members(self.machine.members().clone())
+            }
+            (Bug::HalfMove, CommittedEntry::Proposal(mut proposal)) => {
+                for op in &mut proposal.txn.ops {
+                    if let Op::Move { from, .. } = op {
+                        *op = Op::Delete(std::mem::take(from));
+                    }
+                }
+                CommittedEntry::Proposal(proposal)
+            }
+            (_, entry) => entry,
+        }
     }
 
     fn install(
@@ -226,11 +253,14 @@ impl Running {
         Ok(())
     }
 
-    fn encode(&mut self, now: u64) -> Result<(), String> {
+    fn encode(&mut self, now: u64, bug: Bug) -> Result<(), String> {
         let image = self.machine.encode().map_err(|error| error.to_string())?;
         let input = Input::Encoded {
             index: self.machine.applied(),
-            members: self.machine.members().clone(),
+            members: match bug {
+                Bug::SnapshotWithoutMembers => Members { voters: [1].into(), ..Members::default() },
+                _ => self.machine.members().clone(),
+            },
             image: image.into(),
         };
         self.driver.handle(Duration::from_micros(now), input);

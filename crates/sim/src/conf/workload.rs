@@ -1,9 +1,10 @@
 //! What the nodes are asked to do, and what may be said of the answers.
 
 use super::dice::Dice;
-use super::invariants::Invariants;
+use super::invariants::{Invariants, clients};
+use crate::linear::{Answer, Call};
 use stead_conf::driver::{Input, MemberChange, Outcome, RequestId};
-use stead_conf::{Check, Machine, Txn, TxnError};
+use stead_conf::{Check, Machine, Refusal, Txn, TxnError};
 use stead_model::RaftId;
 
 /// A question that was asked.
@@ -11,8 +12,8 @@ use stead_model::RaftId;
 pub enum Asked {
     /// A transaction with this mark as its note.
     Txn { mark: u64 },
-    /// A barrier, when the newest revision applied anywhere was this.
-    Barrier { newest: u64 },
+    /// A barrier, when the newest revision applied anywhere was this, and then what lies at the path.
+    Barrier { newest: u64, path: String },
     /// A confirmation, when the newest term known to be led was this.
     Confirm { newest: u64 },
     /// A change of members.
@@ -30,7 +31,7 @@ pub fn txn(mark: u64, machine: &Machine, dice: &mut Dice) -> Txn {
     match dice.below(10) {
         0..=3 => {
             let size = dice.pick(&[4, 60, 60, 900]).unwrap_or(4);
-            txn.put(path, vec![b'x'; usize::try_from(size).unwrap_or(4)])
+            txn.put(path, format!("{mark:x<0$}", usize::try_from(size).unwrap_or(4)))
         }
         4..=6 => match tree.get(&path) {
             Some(entry) => txn.unchanged(path.clone(), entry.revision).put(path, mark.to_string()),
@@ -66,9 +67,48 @@ pub fn question(
     dice: &mut Dice,
 ) -> (Input, Asked) {
     match dice.below(8) {
-        0 | 1 => (Input::Barrier { request }, Asked::Barrier { newest: invariants.reads.newest_revision() }),
+        0 | 1 => {
+            let path = format!("k/{}", dice.below(6));
+            let path = if dice.chance(300) {
+                format!("nodes/n{}/qemu-server/{}.conf", dice.below(3), 100 + dice.below(4))
+            } else {
+                path
+            };
+            (Input::Barrier { request }, Asked::Barrier { newest: invariants.reads.newest_revision(), path })
+        }
         2 => (Input::Confirm { request }, Asked::Confirm { newest: invariants.reads.newest_term() }),
         _ => (Input::Transact { request, txn: txn(mark, machine, dice), at_ms: mark }, Asked::Txn { mark }),
+    }
+}
+
+/// What is asked, as the history of clients has it.
+pub fn call(asked: &Asked, input: &Input, invariants: &Invariants) -> Result<Option<Call>, String> {
+    match (asked, input) {
+        (Asked::Txn { mark }, Input::Transact { txn, .. }) => {
+            clients::call(*mark, txn, &invariants.durable).map(Some)
+        }
+        (Asked::Barrier { path, .. }, _) => Ok(Some(Call::Read(path.clone()))),
+        _ => Ok(None),
+    }
+}
+
+/// What is answered, as the history of clients has it; none: nothing has come of it, nor will.
+pub fn answer(
+    asked: &Asked,
+    outcome: &Outcome,
+    machine: &Machine,
+    invariants: &Invariants,
+) -> Result<Option<Answer>, String> {
+    match (asked, outcome) {
+        (Asked::Txn { .. }, Outcome::Txn(Ok(_))) => Ok(Some(Answer::Done)),
+        // A node that takes no part any more asks for nothing.
+        (Asked::Txn { .. }, Outcome::Txn(Err(TxnError::Refused(Refusal::NotMember { .. })))) => Ok(None),
+        (Asked::Txn { .. }, Outcome::Txn(Err(TxnError::Refused(_)))) => Ok(Some(Answer::Refused)),
+        (Asked::Txn { .. }, Outcome::Txn(Err(TxnError::Unknown { .. }))) => Ok(Some(Answer::Unknown)),
+        (Asked::Barrier { path, .. }, Outcome::Barrier(Ok(()))) => {
+            clients::read(machine, path, &invariants.durable).map(Some)
+        }
+        _ => Ok(None),
     }
 }
 
@@ -100,7 +140,7 @@ pub fn answered(
             }
             Err(stopped @ TxnError::Stopped { .. }) => Err(stopped.to_string()),
         },
-        (Asked::Barrier { newest }, Outcome::Barrier(Ok(()))) => {
+        (Asked::Barrier { newest, .. }, Outcome::Barrier(Ok(()))) => {
             invariants.figures.barriers += 1;
             invariants.reads.barrier(node, *newest, machine.tree().revision().0)
         }

@@ -36,6 +36,7 @@ pub struct Figures {
     pub crashes: u64,
     pub leaders: u64,
     pub holds: u64,
+    pub judged: u64,
 }
 
 #[derive(Debug)]
@@ -324,6 +325,8 @@ impl World {
             && let Some(running) = self.nodes.get(at).and_then(|node| node.running.as_ref())
         {
             workload::answered(id, &asked, &outcome, &running.machine, &mut self.invariants)?;
+            let answer = workload::answer(&asked, &outcome, &running.machine, &self.invariants)?;
+            self.invariants.clients.end(key, self.now, answer);
         }
         if self.healing {
             self.answers.insert(key, outcome);
@@ -405,7 +408,8 @@ impl World {
         for (id, machine) in self.members() {
             self.invariants.durable.survives(id, machine)?;
         }
-        Ok(())
+        self.invariants.figures.judged = self.invariants.clients.count();
+        self.invariants.clients.judge(&self.invariants.durable)
     }
 
     fn members(&self) -> Vec<(u64, u64)> {
@@ -492,14 +496,16 @@ impl World {
         for (id, _) in self.members() {
             for attempt in 1.. {
                 let mark = self.next_mark();
-                let txn = Txn::new("last").note(mark.to_string()).put(format!("last/{id}"), "x");
+                let txn = Txn::new("last").note(mark.to_string()).put(format!("last/{id}"), mark.to_string());
                 let written = self.ask(id, Asked::Txn { mark }, |request| Input::Transact {
                     request,
                     txn,
                     at_ms: mark,
                 })?;
                 let newest = self.invariants.reads.newest_revision();
-                let read = self.ask(id, Asked::Barrier { newest }, |request| Input::Barrier { request })?;
+                let path = format!("last/{id}");
+                let read =
+                    self.ask(id, Asked::Barrier { newest, path }, |request| Input::Barrier { request })?;
                 let end = self.now + 7_000_000;
                 let both = [written, read];
                 self.until(end, |world| both.iter().all(|key| world.answers.contains_key(key)))?;
@@ -536,9 +542,11 @@ impl World {
         let life = node.life;
         let Some(running) = &mut node.running else { return Err(format!("node {id} is down")) };
         let request = running.request();
-        self.asked.insert((id, life, request), asked);
-        self.input(id, input(request))?;
-        Ok((id, life, request))
+        let (key, input) = ((id, life, request), input(request));
+        self.note(key, &asked, &input)?;
+        self.asked.insert(key, asked);
+        self.input(id, input)?;
+        Ok(key)
     }
 
     /// Whether a node is frozen: then the event waits.
@@ -662,15 +670,28 @@ impl World {
         let Some(node) = self.nodes.get_mut(at) else { return Ok(()) };
         let life = node.life;
         let Some(running) = &mut node.running else { return Ok(()) };
-        let request = running.request();
-        let (input, asked) =
+        let mut request = running.request();
+        let (mut input, asked) =
             workload::question(request, &running.machine, mark, &self.invariants, &mut self.dice);
         let barrier = matches!(asked, Asked::Barrier { .. });
+        if barrier && self.plan.bug == Bug::SameRead {
+            request = RequestId(u64::MAX);
+            input = Input::Barrier { request };
+        }
+        self.note((id, life, request), &asked, &input)?;
         self.asked.insert((id, life, request), asked);
         if barrier && self.plan.bug == Bug::LocalBarrier {
             return self.answered(id, life, request, Outcome::Barrier(Ok(())));
         }
         self.input(id, input)
+    }
+
+    /// Notes in the history of clients what is asked.
+    fn note(&mut self, key: (u64, u64, RequestId), asked: &Asked, input: &Input) -> Result<(), String> {
+        if let Some(call) = workload::call(asked, input, &self.invariants)? {
+            self.invariants.clients.begin(key, self.now, call);
+        }
+        Ok(())
     }
 
     fn random_member_change(&mut self, id: u64) -> Result<(), String> {

@@ -2,7 +2,7 @@
 //! there; each takes effect at most once; one that was refused, or never handed to a leader, never does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use stead_conf::Committed;
+use stead_conf::{Committed, Revision};
 
 /// The one sequence of commits, as the first node applied it, and what was said of it.
 #[derive(Debug, Default)]
@@ -33,6 +33,19 @@ impl Acknowledged {
         }
         self.sequence.insert(revision, mark.clone());
         Ok(())
+    }
+
+    /// Which transaction is at a revision.
+    pub fn writer(&self, revision: Revision) -> Result<u64, String> {
+        // What the cluster was founded with no node has applied.
+        let founding = (revision == Revision(1)).then_some(0);
+        let known = self.sequence.get(&revision.0).and_then(|mark| mark.parse().ok()).or(founding);
+        known.ok_or_else(|| format!("revision {revision} is seen, and no node has applied it"))
+    }
+
+    /// Where a transaction is.
+    pub fn place(&self, mark: u64) -> Option<u64> {
+        self.marks.get(&mark.to_string()).copied()
     }
 
     /// A caller was told that its transaction is committed.

@@ -1,6 +1,7 @@
 //! What must hold after every event, one file each.
 
 pub mod agree;
+pub mod clients;
 pub mod committed;
 pub mod durable;
 pub mod leaders;
@@ -16,6 +17,8 @@ use stead_conf::{Committed, RaftStatus};
 pub struct Invariants {
     /// Committed entries never change.
     pub committed: committed::CommittedEntries,
+    /// What clients were answered can have come of one copy.
+    pub clients: clients::Clients,
     /// Applied states agree.
     pub agree: agree::States,
     /// What was acknowledged stays, once.
