@@ -13,8 +13,8 @@ use super::carry::{Carried, HandedOver};
 use super::copies::Telling;
 use super::migrate::Source;
 use super::tunnel::Tunnel;
-use crate::OpsError;
 use crate::peers::call;
+use crate::{Ops, OpsError};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
@@ -22,6 +22,8 @@ use std::time::Duration;
 use stead_driver::guest::{CopyKind, CopyPhase, CopyTo, DiskCopy};
 use stead_guest::carried;
 use stead_guest::migration::Event;
+use stead_model::vmconfig::VmConfig;
+use stead_model::{Vmid, VolumeId};
 
 /// What the stream to a disk of a waiting copy is called: the guest follows.
 pub const STREAM: &str = "guest/disk-stream/";
@@ -29,7 +31,7 @@ pub const STREAM: &str = "guest/disk-stream/";
 pub const DISKS_SENT_CALL: &str = "guest/disks-sent";
 
 /// How long it may take until both nodes' disks are known to hold the same. The VM stands meanwhile.
-const SETTLE: Duration = Duration::from_secs(20);
+pub(super) const SETTLE: Duration = Duration::from_secs(20);
 
 /// What goes along.
 pub(super) struct Along {
@@ -142,19 +144,9 @@ impl Source<'_> {
 
     /// Ends with the first mirror that fails, and says why.
     pub(super) async fn mirrors_fail(&self) -> String {
-        if self.along.as_ref().is_none_or(|along| along.disks.is_empty()) {
-            return std::future::pending().await;
-        }
-        loop {
-            match self.ops.guests.copies_changed(self.vmid(), CopyPhase::InStep).await {
-                Ok(now) if matches!(now.phase, CopyPhase::InStep | CopyPhase::Active) => {}
-                Ok(now) => {
-                    let why = now.error.unwrap_or_else(|| "somebody has ended it".to_owned());
-                    return format!("mirroring its disks has failed: {why}");
-                }
-                // It is asked for its memory, too, which says what is wrong with it.
-                Err(_) => return std::future::pending().await,
-            }
+        match &self.along {
+            Some(along) if !along.disks.is_empty() => self.ops.mirrors_fail(self.vmid()).await,
+            _ => std::future::pending().await,
         }
     }
 
@@ -203,4 +195,35 @@ impl Source<'_> {
             self.cx.warn(format!("copies of its disks may still be under way: {e}"));
         }
     }
+}
+
+impl Ops {
+    /// Ends with the first of a VM's mirrors that fails, and says why. It has some, in step.
+    pub(super) async fn mirrors_fail(&self, vmid: Vmid) -> String {
+        loop {
+            match self.guests.copies_changed(vmid, CopyPhase::InStep).await {
+                Ok(now) if matches!(now.phase, CopyPhase::InStep | CopyPhase::Active) => {}
+                Ok(now) => {
+                    let why = now.error.unwrap_or_else(|| "somebody has ended it".to_owned());
+                    return format!("mirroring its disks has failed: {why}");
+                }
+                // It is asked for its memory, too, which says what is wrong with it.
+                Err(_) => return std::future::pending().await,
+            }
+        }
+    }
+}
+
+/// The option of the disk that a volume of a running VM is, if the VM writes it: what it sees of it is mirrored. An error where more would
+/// have to go along.
+pub(super) fn mirrored(config: &VmConfig, volume: &VolumeId) -> Result<Option<String>, OpsError> {
+    let disk = carried::written(&config.current, volume)?;
+    if let Some(key) = &disk
+        && config.snapshots.values().any(|s| s.volumes().iter().any(|(_, v)| v.is_same(volume)))
+    {
+        return Err(OpsError::failed(format!(
+            "{key} ('{volume}') keeps snapshots in its image, which do not go along while the VM runs: remove them, or stop it"
+        )));
+    }
+    Ok(disk)
 }

@@ -8,6 +8,7 @@
 //! They are sent byte for byte, as they lie in the storage, so that what an image keeps inside goes along. Holes are not sent.
 //! What a guest that runs writes is only given room here, and is [`super::along`]'s.
 
+use super::along::mirrored;
 use super::loose;
 use crate::peers::{Duplex, call};
 use crate::store::GuestAt;
@@ -135,15 +136,13 @@ impl Ops {
                     continue;
                 }
             };
-            let disk = if runs { carried::written(&config.current, &volume)? } else { None };
-            if let Some(key) = &disk
-                && config.snapshots.values().any(|s| s.volumes().iter().any(|(_, v)| v.is_same(&volume)))
-            {
-                why.push(format!(
-                    "{key} ('{volume}') keeps snapshots in its image, which do not go along while the VM runs: remove them, or stop it"
-                ));
-                continue;
-            }
+            let disk = match if runs { mirrored(config, &volume) } else { Ok(None) } {
+                Ok(disk) => disk,
+                Err(e) => {
+                    why.push(e.to_string());
+                    continue;
+                }
+            };
             let storage = storages.of(&volume.storage);
             let disk = disk.map(|key| (key, info.size));
             all.push(Carried { volume, storage, format: info.format, size: info.used, disk });

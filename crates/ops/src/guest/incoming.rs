@@ -6,6 +6,7 @@
 
 use super::loose;
 use crate::peers::call;
+use crate::store::GuestAt;
 use crate::{Ops, OpsError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +15,7 @@ use std::time::Duration;
 use stead_driver::guest::{GuestError, Incoming, RunState};
 use stead_guest::copy::{Claim, claim};
 use stead_model::vmconfig::Disk;
-use stead_model::{Epoch, NodeName, Ownership, Vmid, paths};
+use stead_model::{Epoch, NodeName, Ownership, Vmid, VolumeId, paths};
 
 /// How often the source is asked whether it still migrates, while no commit comes.
 const ASK_SOURCE: Duration = Duration::from_secs(5);
@@ -225,22 +226,7 @@ impl Ops {
         guest.own.value.epoch = rq.epoch;
         let streams = self.guests.streams(None, rq.incoming.streams).await;
         rq.incoming.streams = streams;
-        let launch = self.launch_spec(&guest, Some(rq.incoming)).await?;
-        let registration = self.guests.prepare(rq.vmid, rq.epoch).await?;
-        if rq.ha {
-            self.fence.register(registration).await?;
-        }
-        if let Err(e) = self.guests.launch(launch).await {
-            // Nothing was executed or nothing of it is left.
-            let _ = self.fence.forget(rq.vmid).await;
-            return Err(e.into());
-        }
-        if !lent.is_empty()
-            && let Err(e) = self.guests.lend_disks(rq.vmid, &lent).await
-        {
-            self.destroy_copy(rq.vmid).await?;
-            return Err(e.into());
-        }
+        self.launch_waiting(&guest, rq.incoming, rq.ha, &lent).await?;
         let (fetches, why_not) = match rq.fetch {
             false => (false, None),
             true => match self.may_fetch(rq.vmid, rq.epoch, &rq.source).await {
@@ -250,6 +236,35 @@ impl Ops {
         };
         self.await_handover(rq.vmid, rq.epoch, rq.source);
         Ok(Prepared { streams, fetches, why_not })
+    }
+
+    /// Executes a process that waits for the state of a guest, registered before where it is HA's, and has it lend disks. After an error
+    /// nothing of it is left.
+    pub(super) async fn launch_waiting(
+        &self,
+        guest: &GuestAt,
+        incoming: Incoming,
+        ha: bool,
+        lends: &[String],
+    ) -> Result<(), OpsError> {
+        let (vmid, epoch) = (guest.vmid, guest.own.value.epoch);
+        let launch = self.launch_spec(guest, Some(incoming)).await?;
+        let registration = self.guests.prepare(vmid, epoch).await?;
+        if ha {
+            self.fence.register(registration).await?;
+        }
+        if let Err(e) = self.guests.launch(launch).await {
+            // Nothing was executed or nothing of it is left.
+            let _ = self.fence.forget(vmid).await;
+            return Err(e.into());
+        }
+        if !lends.is_empty()
+            && let Err(e) = self.guests.lend_disks(vmid, lends).await
+        {
+            self.destroy_copy(vmid).await?;
+            return Err(e.into());
+        }
+        Ok(())
     }
 
     /// Refuses a node that speaks of a move which is another's.
@@ -318,8 +333,13 @@ impl Ops {
         self.guests.end_lending(vmid).await?;
         // Also of a disk whose own options have nothing flushed: the source's is removed soon.
         let made = self.conf.view(|t| loose::of(t, &self.me.name, vmid))?.map(|found| found.value.volumes);
-        for volume in made.unwrap_or_default() {
-            let path = self.resolve_volume(&volume).await?.path;
+        self.keep_on_disk(&made.unwrap_or_default()).await
+    }
+
+    /// Has what was written of volumes survive a power cut.
+    pub(super) async fn keep_on_disk(&self, volumes: &[VolumeId]) -> Result<(), OpsError> {
+        for volume in volumes {
+            let path = self.resolve_volume(volume).await?.path;
             let kept = move || std::fs::File::open(&path)?.sync_all();
             let kept =
                 tokio::task::spawn_blocking(kept).await.map_err(|e| OpsError::failed(e.to_string()))?;
@@ -449,7 +469,7 @@ impl Ops {
     }
 
     /// Waits until the process has taken all of its state.
-    async fn await_received(&self, vmid: Vmid) -> Result<(), OpsError> {
+    pub(super) async fn await_received(&self, vmid: Vmid) -> Result<(), OpsError> {
         let mut events = self.guests.events();
         let received = async {
             while self.guests.state(vmid).await.is_some_and(|p| p.state == RunState::Inmigrate) {

@@ -499,19 +499,7 @@ impl Source<'_> {
     }
 
     pub(super) fn ended(&self, p: &MigrationProgress) -> Event {
-        match p.phase {
-            MigrationPhase::Completed => {
-                self.cx.log(format!(
-                    "state sent: {} in {} ms, paused for {} ms",
-                    mib(p.transferred),
-                    p.total_ms,
-                    p.downtime_ms
-                ));
-                Event::Completed
-            }
-            MigrationPhase::Cancelled => Event::Failed("cancelled".into()),
-            _ => Event::Failed(p.error.clone().unwrap_or_else(|| "the VM's process gave up".into())),
-        }
+        ended(self.cx, p)
     }
 
     /// Commits the target as owner: configuration and record in one transaction, if both are as they were and
@@ -650,23 +638,7 @@ impl Source<'_> {
     }
 
     async fn continue_source(&self) -> Event {
-        let (vmid, own) = (self.vmid(), &self.guest.own.value);
-        let state = self.ops.guests.state(vmid).await.map(|p| p.state);
-        let result = match state {
-            None => Err(OpsError::failed(format!("VM {vmid} has ended"))),
-            Some(RunState::Running) => Ok(()),
-            Some(RunState::Paused) if self.was_paused => Ok(()),
-            Some(_) if own.armed => self.ops.run_under_lease(vmid, own.epoch).await,
-            Some(_) => self.ops.guests.resume(vmid).await.map_err(OpsError::from),
-        };
-        // What was sent to its end has to be continued before it can be paused.
-        let result = match result {
-            Ok(()) if self.was_paused && state != Some(RunState::Paused) => {
-                self.ops.guests.pause(vmid).await.map_err(OpsError::from)
-            }
-            result => result,
-        };
-        match result {
+        match self.ops.go_on_unmoved(&self.guest, self.was_paused).await {
             Ok(()) => Event::SourceRuns,
             Err(e) => {
                 self.is_stuck.store(true, Ordering::Relaxed);
@@ -736,6 +708,43 @@ impl Source<'_> {
         if let Err(e) = back.await {
             self.cx.warn(format!("VM {vmid} could not be given its lock '{}' back: {e}", saved::SAVED));
         }
+    }
+}
+
+impl Ops {
+    /// Makes sure that a VM which was to be moved runs here, or is paused as it was.
+    pub(super) async fn go_on_unmoved(&self, guest: &GuestAt, was_paused: bool) -> Result<(), OpsError> {
+        let (vmid, own) = (guest.vmid, &guest.own.value);
+        let state = self.guests.state(vmid).await.map(|p| p.state);
+        match state {
+            None => Err(OpsError::failed(format!("VM {vmid} has ended"))),
+            Some(RunState::Running) => Ok(()),
+            Some(RunState::Paused) if was_paused => Ok(()),
+            Some(_) if own.armed => self.run_under_lease(vmid, own.epoch).await,
+            Some(_) => self.guests.resume(vmid).await.map_err(OpsError::from),
+        }?;
+        // What was sent to its end has to be continued before it can be paused.
+        if was_paused && state != Some(RunState::Paused) {
+            self.guests.pause(vmid).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What became of a sending that has ended.
+pub(super) fn ended(cx: &TaskContext, p: &MigrationProgress) -> Event {
+    match p.phase {
+        MigrationPhase::Completed => {
+            cx.log(format!(
+                "state sent: {} in {} ms, paused for {} ms",
+                mib(p.transferred),
+                p.total_ms,
+                p.downtime_ms
+            ));
+            Event::Completed
+        }
+        MigrationPhase::Cancelled => Event::Failed("cancelled".into()),
+        _ => Event::Failed(p.error.clone().unwrap_or_else(|| "the VM's process gave up".into())),
     }
 }
 
