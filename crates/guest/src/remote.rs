@@ -17,6 +17,20 @@
 //! Until *commit* was sent anything that breaks leaves the VM with its source, and the target removes what it has made. From then on
 //! the source asks what became of it, and takes it back on the answer *gone* alone.
 //!
+//! One that runs goes along with its memory, where the target says in its first answer that it takes such:
+//!
+//! ```text
+//!  source                                              target
+//!  make, and what it does not write, as above ────────▶ new volumes, of the size that it sees
+//!  wait ──────────────────────────────────────────────▶ a process that waits, and lends these
+//!  mirrors, then its memory, each by channels of its own
+//!  its CPUs stand, the mirrors have ended: settle ────▶ nobody writes its disks any more; they are on disk
+//!  all of it is sent
+//!  given away, as above: commit ──────────────────────▶ recorded as running here, and only then continued
+//!  ◀──────────────────────────────────────── committed
+//!  its process is killed
+//! ```
+//!
 //! The first message says which version of this is spoken. Messages are lines of JSON; a message that one side does not know it
 //! refuses.
 
@@ -32,6 +46,9 @@ pub const PROTOCOL: u32 = 1;
 /// The most bytes that a message has. A configuration has one MiB.
 pub const LONGEST: usize = 4 << 20;
 
+/// Why a target has ended what its source has given up.
+pub const GIVEN_UP: &str = "the other cluster has given up";
+
 /// A WebSocket of a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channel {
@@ -39,6 +56,10 @@ pub enum Channel {
     Control,
     /// The content of one of the volumes, by its place in the list.
     Disk(usize),
+    /// The disks that a waiting process lends, as NBD names them by their options. Each connection is one of these.
+    Disks,
+    /// The memory that a waiting process takes.
+    Memory,
 }
 
 impl Channel {
@@ -47,14 +68,18 @@ impl Channel {
         match self {
             Self::Control => "control".to_owned(),
             Self::Disk(n) => format!("disk:{n}"),
+            Self::Disks => "disks".to_owned(),
+            Self::Memory => "memory".to_owned(),
         }
     }
 
     /// The one of that name.
     pub fn named(text: &str) -> Option<Self> {
-        match text.strip_prefix("disk:") {
-            Some(n) => n.parse().ok().map(Self::Disk),
-            None => (text == "control").then_some(Self::Control),
+        match text {
+            "control" => Some(Self::Control),
+            "disks" => Some(Self::Disks),
+            "memory" => Some(Self::Memory),
+            _ => text.strip_prefix("disk:")?.parse().ok().map(Self::Disk),
         }
     }
 }
@@ -70,6 +95,50 @@ pub struct Sent {
     pub format: String,
     /// Bytes that it takes.
     pub size: u64,
+    /// Of one that runs and writes it: the option of its disk, and the bytes that it sees. It is mirrored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<(String, u64)>,
+}
+
+/// How a VM runs: the process that takes its place has to be alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runs {
+    /// The versioned machine type.
+    pub machine: String,
+    /// `kvm` or `tcg`.
+    pub accel: String,
+    /// The CPU, in the words of the driver.
+    pub cpu: Option<String>,
+    /// Its user has paused it, and it stays so.
+    pub paused: bool,
+}
+
+impl Runs {
+    /// Why nothing of another cluster may say so. These words become some of a command line.
+    pub fn obstacle(&self) -> Option<String> {
+        let plain = |text: &str, more: &str| {
+            (1..=4096).contains(&text.len())
+                && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c) || more.contains(c))
+        };
+        if !plain(&self.machine, "+") {
+            return Some(format!("machine: '{}' is no machine type", self.machine.escape_debug()));
+        }
+        if !matches!(self.accel.as_str(), "kvm" | "tcg") {
+            return Some(format!("'{}' is nothing that runs VMs", self.accel.escape_debug()));
+        }
+        let cpu = self.cpu.as_deref()?;
+        if !plain(cpu, ",=+") {
+            return Some(format!("cpu: '{}' is no CPU", cpu.escape_debug()));
+        }
+        let model = cpu.split(',').next().unwrap_or_default();
+        matches!(model, "host" | "max").then(|| {
+            format!(
+                "cpu: the VM has all that the CPU of its node can do ('{model}'), which is not known of another cluster: move it while it \
+                 does not run, or give it a model by name and start it anew"
+            )
+        })
+    }
 }
 
 /// What the source says.
@@ -89,9 +158,16 @@ pub enum Say {
         config: String,
         /// Which go along.
         volumes: Vec<Sent>,
+        /// How it runs; none: it does not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        runs: Option<Runs>,
     },
     /// Has the volumes of the last question made.
     Make,
+    /// Has a process wait for its memory, and lend the disks that it writes.
+    Wait,
+    /// Its CPUs stand, and its disks hold all that they will.
+    Settle,
     /// It is given away: the target is to have it.
     Commit,
     /// Asks what became of it. Before [`Say::Commit`] it ends it.
@@ -110,6 +186,9 @@ pub enum Answer {
     Hello {
         /// The version that is spoken.
         protocol: u32,
+        /// It takes VMs that run.
+        #[serde(default, skip_serializing_if = "is_false")]
+        live: bool,
     },
     /// All that speaks against it; nothing: it fits.
     Obstacles {
@@ -121,6 +200,10 @@ pub enum Answer {
         /// Their names.
         volumes: Vec<VolumeId>,
     },
+    /// A process waits.
+    Waits,
+    /// Nobody writes its disks any more, and they are on disk.
+    Settled,
     /// The VM is the target's.
     Committed,
     /// The VM is not the target's, and never will be by this move.
@@ -128,6 +211,11 @@ pub enum Answer {
         /// Why.
         why: String,
     },
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's shape")]
+fn is_false(is: &bool) -> bool {
+    !*is
 }
 
 /// Why a first message is refused.
@@ -228,6 +316,14 @@ mod tests {
             storage: "fast".parse().unwrap(),
             format: "qcow2".into(),
             size: 7,
+            disk: None,
+        };
+        let mirrored = Sent { disk: Some(("scsi0".into(), 9)), ..volume.clone() };
+        let runs = Runs {
+            machine: "pc-q35-10.0".into(),
+            accel: "kvm".into(),
+            cpu: Some("qemu64".into()),
+            paused: false,
         };
         let says = [
             (
@@ -235,10 +331,16 @@ mod tests {
                 r#"{"say":"hello","protocol":1,"version":"0.1.0"}"#,
             ),
             (
-                Say::Fits { config: "memory: 16\n".into(), volumes: vec![volume] },
+                Say::Fits { config: "memory: 16\n".into(), volumes: vec![volume], runs: None },
                 r#"{"say":"fits","config":"memory: 16\n","volumes":[{"volume":"local:100/vm-100-disk-0.qcow2","storage":"fast","format":"qcow2","size":7}]}"#,
             ),
+            (
+                Say::Fits { config: String::new(), volumes: vec![mirrored], runs: Some(runs) },
+                r#"{"say":"fits","config":"","volumes":[{"volume":"local:100/vm-100-disk-0.qcow2","storage":"fast","format":"qcow2","size":7,"disk":["scsi0",9]}],"runs":{"machine":"pc-q35-10.0","accel":"kvm","cpu":"qemu64","paused":false}}"#,
+            ),
             (Say::Make, r#"{"say":"make"}"#),
+            (Say::Wait, r#"{"say":"wait"}"#),
+            (Say::Settle, r#"{"say":"settle"}"#),
             (Say::Commit, r#"{"say":"commit"}"#),
             (Say::Outcome, r#"{"say":"outcome"}"#),
             (Say::Alive, r#"{"say":"alive"}"#),
@@ -249,7 +351,10 @@ mod tests {
             assert_eq!(serde_json::from_str::<Say>(text).unwrap(), say);
         }
         let answers = [
-            (Answer::Hello { protocol: 1 }, r#"{"answer":"hello","protocol":1}"#),
+            (Answer::Hello { protocol: 1, live: false }, r#"{"answer":"hello","protocol":1}"#),
+            (Answer::Hello { protocol: 1, live: true }, r#"{"answer":"hello","protocol":1,"live":true}"#),
+            (Answer::Waits, r#"{"answer":"waits"}"#),
+            (Answer::Settled, r#"{"answer":"settled"}"#),
             (Answer::Obstacles { why: vec!["a".into()] }, r#"{"answer":"obstacles","why":["a"]}"#),
             (
                 Answer::Made { volumes: vec!["fast:200/vm-200-disk-0.qcow2".parse().unwrap()] },
@@ -276,11 +381,35 @@ mod tests {
 
     #[test]
     fn channels_have_names() {
-        for channel in [Channel::Control, Channel::Disk(0), Channel::Disk(12)] {
+        for channel in
+            [Channel::Control, Channel::Disk(0), Channel::Disk(12), Channel::Disks, Channel::Memory]
+        {
             assert_eq!(Channel::named(&channel.name()), Some(channel));
         }
         for bad in ["", "disk", "disk:", "disk:-1", "ram", "control:1"] {
             assert_eq!(Channel::named(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn how_a_vm_runs_says_nothing_else_on_a_command_line() {
+        let runs = |machine: &str, accel: &str, cpu: Option<&str>| {
+            let (machine, accel, cpu) = (machine.into(), accel.into(), cpu.map(Into::into));
+            Runs { machine, accel, cpu, paused: false }.obstacle()
+        };
+        assert_eq!(runs("pc-i440fx-10.0", "tcg", None), None);
+        assert_eq!(runs("pc-q35-9.2+pve1", "kvm", Some("x86-64-v2-AES,+aes,vendor=GenuineIntel")), None);
+        for (machine, accel, cpu) in [
+            ("", "tcg", None),
+            ("pc-q35-9.2,firmware=/etc/shadow", "tcg", None),
+            ("-machine", "tcg", None),
+            ("pc-q35-9.2", "tcg,thread=multi", None),
+            ("pc-q35-9.2", "tcg", Some("qemu64 -device x")),
+            ("pc-q35-9.2", "tcg", Some("a/b")),
+            ("pc-q35-9.2", "kvm", Some("host")),
+            ("pc-q35-9.2", "tcg", Some("max,-svm")),
+        ] {
+            assert!(runs(machine, accel, cpu).is_some(), "{machine} {accel} {cpu:?}");
         }
     }
 

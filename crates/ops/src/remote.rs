@@ -148,7 +148,7 @@ mod tests {
         let (near, far) = duplex(7);
         let (mut near, mut far) = (Lines::new(Box::new(near)), Lines::new(Box::new(far)));
         let sent = tokio::spawn(async move {
-            for say in [Say::Make, Say::Fits { config: "x".repeat(1000), volumes: vec![] }] {
+            for say in [Say::Make, Say::Fits { config: "x".repeat(1000), volumes: vec![], runs: None }] {
                 near.send(&say).await.unwrap();
             }
             assert_eq!(near.next::<Answer>().await.unwrap(), Some(Answer::Committed));

@@ -178,7 +178,7 @@ pub enum Command {
         #[arg(long, value_name = "STORAGE", requires = "quick")]
         statestorage: Option<String>,
     },
-    /// Move a VM that does not run to another cluster of Stead's
+    /// Move a VM to another cluster of Stead's
     #[command(
         after_help = "Examples:\n  stead vm remote-migrate 100 - --target-storage local < endpoint\n  \
                       stead vm remote-migrate 100 - --target-vmid 200 --delete --target-storage fast:nvme,1 --target-bridge vmbr0:vmbr2\n\n\
@@ -203,7 +203,7 @@ pub enum Command {
         /// What its network interfaces are attached to: 1 (the same names), BRIDGE, or pairs FROM:TO
         #[arg(long, value_name = "BRIDGES", default_value = "1")]
         target_bridge: String,
-        /// While it runs (not supported yet)
+        /// While it runs, with its memory
         #[arg(long)]
         online: bool,
         /// Remove it here once it is there

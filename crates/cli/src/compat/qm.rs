@@ -24,8 +24,8 @@ qm: virtual machines
   qm shutdown VMID [--timeout S] [--forceStop]
   qm reboot VMID [--timeout S]
   qm migrate VMID NODE [--online] [--targetstorage STORAGES]
-  qm remote-migrate VMID [TARGET-VMID] ENDPOINT --target-bridge BRIDGES --target-storage STORAGES [--delete]
-                                           to another cluster; the VM does not run
+  qm remote-migrate VMID [TARGET-VMID] ENDPOINT --target-bridge BRIDGES --target-storage STORAGES [--delete] [--online]
+                                           to another cluster; --online: while it runs
   qm clone VMID NEWID [--name N] [--full] [--storage S] [--format F] [--snapname S] [--target NODE]
   qm template VMID [--disk DISK]
   qm destroy VMID [--purge]

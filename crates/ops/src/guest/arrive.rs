@@ -5,12 +5,15 @@
 //! `create`) until the other side says that it is given away: its volumes are named in its configuration before they are made, so
 //! that whatever ends half-way is removed by this task, or by whoever finds its lock.
 
+mod live;
+
 use super::carry::{Carried, SMALL, STALLED, answered, write_parts};
 use super::copies::file_of;
 use crate::peers::Duplex;
 use crate::remote::Lines;
 use crate::{Actor, Ops, OpsError, store};
 use futures_util::future::pending;
+use live::Waiting;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +22,9 @@ use stead_driver::guest::{Launch, ResolvedVolume};
 use stead_driver::storage::{Content, NewVolume};
 use stead_guest::carried::{self, Bridge};
 use stead_guest::clones::MAKING;
-use stead_guest::remote::{Answer, Channel, PROTOCOL, Say, Sent, bound, check_protocol, outfit};
+use stead_guest::remote::{
+    Answer, Channel, GIVEN_UP, PROTOCOL, Runs, Say, Sent, bound, check_protocol, outfit,
+};
 use stead_model::vmconfig::devices::as_disk;
 use stead_model::vmconfig::{Change, Settings, VmConfig};
 use stead_model::{Epoch, StorageId, Upid, Vmid, VolumeId, cloudinit};
@@ -108,7 +113,7 @@ pub enum NoChannel {
     #[error("this ticket opens no tunnel for the VM: it is another's, or the move is over")]
     Ticket,
     /// There is no channel of that name.
-    #[error("a tunnel has the sockets 'control' and 'disk:N'")]
+    #[error("a tunnel has the sockets 'control', 'disk:N', 'disks' and 'memory'")]
     Socket,
 }
 
@@ -177,7 +182,7 @@ async fn tell(io: DuplexStream, ended: Answer) {
 }
 
 fn greeted(protocol: u32) -> Result<Answer, String> {
-    check_protocol(protocol).map(|()| Answer::Hello { protocol: PROTOCOL })
+    check_protocol(protocol).map(|()| Answer::Hello { protocol: PROTOCOL, live: true })
 }
 
 fn of_bridge(bridge: &Bridge) -> String {
@@ -241,7 +246,7 @@ impl Ops {
         let ended = tunnel.ended().as_ref().map(|(answer, _)| answer.clone());
         match (ended, channel) {
             (Some(ended), Channel::Control) => drop(tokio::spawn(tell(far, ended))),
-            (Some(_), Channel::Disk(_)) => return Err(NoChannel::Ticket),
+            (Some(_), _) => return Err(NoChannel::Ticket),
             // One that ends just now takes none: it is asked again.
             (None, channel) => {
                 drop(tokio::time::timeout(ASKING, tunnel.channels.send((channel, far))).await);
@@ -264,28 +269,56 @@ struct Arriving<'a> {
 struct Agreed {
     greeted: bool,
     /// What fits.
-    fits: Option<(VmConfig, Vec<Sent>)>,
+    fits: Option<(VmConfig, Vec<Sent>, Option<Runs>)>,
     /// What was made for it; none: that was not asked yet.
     made: Option<Vec<VolumeId>>,
     /// Which of these were begun.
     begun: BTreeSet<usize>,
     /// Which of these are on disk.
     kept: BTreeSet<usize>,
+    /// How it runs there; none: it does not.
+    runs: Option<Runs>,
+    /// The volumes that are mirrored, and the options of their disks.
+    mirrored: BTreeMap<usize, String>,
+    /// The process that waits for its memory.
+    waiting: Option<Waiting>,
+}
+
+impl Agreed {
+    /// Refuses to go on without all that is sent as it lies.
+    fn check_come(&self) -> Result<(), OpsError> {
+        match &self.made {
+            Some(made) if made.len() == self.kept.len() + self.mirrored.len() => Ok(()),
+            _ => Err(OpsError::failed("not all of it has come")),
+        }
+    }
+
+    /// Waits for what its source has heard to be on disk before this task did.
+    async fn settle(&mut self, writers: &mut Writers, patience: Duration) -> Result<(), OpsError> {
+        let rest = async {
+            while let Some(done) = writers.join_next().await {
+                self.kept.insert(done.map_err(|e| OpsError::failed(e.to_string()))??);
+            }
+            Ok::<(), OpsError>(())
+        };
+        let late = |_| OpsError::failed("a volume that was begun has not come");
+        tokio::time::timeout(patience, rest).await.map_err(late)?
+    }
 }
 
 type Writers = JoinSet<Result<usize, OpsError>>;
 
 impl Arriving<'_> {
     async fn serve(&self, tunnel: &Tunnel, mut channels: Channels) -> Result<(), OpsError> {
-        let (vmid, mut control) = (self.vmid, None);
+        let (vmid, mut control, mut agreed) = (self.vmid, None, Agreed::default());
         let what = "to come from another cluster";
         let reserved = self.ops.begin_making(self.cx, self.actor, vmid, Settings::default(), what).await;
         let done = match reserved {
             Ok(()) => {
                 self.cx.log(format!("VM {vmid} is reserved for a VM of another cluster"));
-                let done = self.converse(&mut control, &mut channels).await;
+                let done = self.converse(&mut agreed, &mut control, &mut channels).await;
                 if let Err(e) = &done {
-                    self.undo(e).await;
+                    self.undo(e, agreed.waiting.take()).await;
                 }
                 done
             }
@@ -304,9 +337,16 @@ impl Arriving<'_> {
     }
 
     /// Removes what there is of the VM. What can't be removed now is by whoever finds the lock.
-    async fn undo(&self, why: &OpsError) {
+    async fn undo(&self, why: &OpsError, waiting: Option<Waiting>) {
         let undone = async {
-            let _lock = self.ops.guest_locks.lock(self.vmid).await?;
+            let _lock = match waiting {
+                Some(waiting) => {
+                    // It has never run here.
+                    self.ops.destroy_copy(self.vmid).await?;
+                    waiting.into_lock()
+                }
+                None => self.ops.guest_locks.lock(self.vmid).await?,
+            };
             let guest = self.ops.own_guest(self.vmid).await?;
             if super::config::parse(&guest.config.value)?.current.lock() != Some(MAKING) {
                 return Err(OpsError::failed(
@@ -325,8 +365,13 @@ impl Arriving<'_> {
     }
 
     /// Carries out what the other side says, until the VM is this node's: then without an error, and in no other case.
-    async fn converse(&self, control: &mut Option<Lines>, channels: &mut Channels) -> Result<(), OpsError> {
-        let (mut agreed, mut writers) = (Agreed::default(), Writers::new());
+    async fn converse(
+        &self,
+        agreed: &mut Agreed,
+        control: &mut Option<Lines>,
+        channels: &mut Channels,
+    ) -> Result<(), OpsError> {
+        let mut writers = Writers::new();
         let patience = self.ops.guest_locks.tunnels.waits().heard;
         let mut until = Instant::now() + patience;
         loop {
@@ -346,7 +391,8 @@ impl Arriving<'_> {
                     match channel {
                         Channel::Control if control.is_none() => *control = Some(Lines::new(Box::new(io))),
                         Channel::Control => {}
-                        Channel::Disk(n) => self.take_disk(&mut agreed, &mut writers, n, io)?,
+                        Channel::Disk(n) => self.take_disk(agreed, &mut writers, n, io)?,
+                        Channel::Disks | Channel::Memory => self.take_stream(agreed, channel, io)?,
                     }
                     continue;
                 }
@@ -357,20 +403,14 @@ impl Arriving<'_> {
                 }
             };
             let Some(say) = say else { return Err(broke("it has ended")) };
-            if say == Say::Commit {
+            if matches!(say, Say::Commit | Say::Wait) {
                 // What was kept just now has told its source so before it told this task.
-                let rest = async {
-                    while let Some(done) = writers.join_next().await {
-                        agreed.kept.insert(done.map_err(|e| OpsError::failed(e.to_string()))??);
-                    }
-                    Ok::<(), OpsError>(())
-                };
-                tokio::time::timeout(patience, rest)
-                    .await
-                    .map_err(|_| OpsError::failed("a volume that was begun has not come"))??;
-                return self.take_over(&agreed).await;
+                agreed.settle(&mut writers, patience).await?;
             }
-            let answer = self.answer(&mut agreed, say).await?;
+            if say == Say::Commit {
+                return self.take_over(agreed).await;
+            }
+            let answer = self.answer(agreed, say).await?;
             if let (Some(answer), Some(control)) = (answer, control.as_mut()) {
                 control.send(&answer).await.map_err(broke)?;
             }
@@ -389,29 +429,47 @@ impl Arriving<'_> {
             }
             _ if !agreed.greeted => Err(order("anything before 'hello'")),
             Say::Fits { .. } if agreed.made.is_some() => Err(order("fits")),
-            Say::Fits { config, volumes } => {
+            Say::Fits { config, volumes, runs } => {
                 let mut config = super::config::parse(&config)?;
                 outfit(&mut config);
-                let why = self.obstacles(&config, &volumes).await?;
-                agreed.fits = why.is_empty().then_some((config, volumes));
+                let why = self.obstacles(&config, &volumes, runs.as_ref()).await?;
+                agreed.fits = why.is_empty().then_some((config, volumes, runs));
                 Ok(Some(Answer::Obstacles { why }))
             }
             Say::Make => {
-                let (config, sent) = agreed.fits.take().ok_or_else(|| order("make"))?;
+                let (config, sent, runs) = agreed.fits.take().ok_or_else(|| order("make"))?;
                 let volumes = self.make(config, &sent).await?;
                 agreed.made = Some(volumes.clone());
+                agreed.runs = runs;
+                let disks = sent.into_iter().enumerate().filter_map(|(n, s)| Some((n, s.disk?.0)));
+                agreed.mirrored = disks.collect();
                 Ok(Some(Answer::Made { volumes }))
             }
+            Say::Wait => {
+                agreed.waiting = Some(self.wait(agreed).await?);
+                Ok(Some(Answer::Waits))
+            }
+            Say::Settle => {
+                self.settle(agreed).await?;
+                Ok(Some(Answer::Settled))
+            }
             Say::Alive => Ok(None),
-            Say::Quit | Say::Outcome => Err(OpsError::failed("the other cluster has given up")),
+            Say::Quit | Say::Outcome => Err(OpsError::failed(GIVEN_UP)),
             Say::Commit => Err(order("commit")),
         }
     }
 
     /// All that speaks against taking it.
-    async fn obstacles(&self, config: &VmConfig, sent: &[Sent]) -> Result<Vec<String>, OpsError> {
+    async fn obstacles(
+        &self,
+        config: &VmConfig,
+        sent: &[Sent],
+        runs: Option<&Runs>,
+    ) -> Result<Vec<String>, OpsError> {
         let ops = self.ops;
         let mut why = bound(config);
+        why.extend(runs.into_iter().flat_map(|runs| self.live_obstacles(config, runs)));
+        why.extend(live::mirrored_otherwise(config, sent, runs.is_some()));
         let refused = |result: Result<(), OpsError>| result.err().map(|e| e.to_string());
         why.extend(self.options(config));
         why.extend(refused(config.current.check().map_err(OpsError::from)));
@@ -430,11 +488,11 @@ impl Arriving<'_> {
             storage: s.storage.clone(),
             format: s.format.clone(),
             size: s.size,
-            disk: None,
+            disk: s.disk.clone(),
         });
         why.extend(ops.no_room(&coming.collect::<Vec<_>>()).await);
         let mut current = config.current.clone();
-        let unknown = ops.spell_out(&mut current, false).await;
+        let unknown = ops.spell_out(&mut current, runs.is_some_and(|r| r.cpu.is_some())).await;
         why.extend(unknown.into_iter().map(|e| format!("on node '{}': {e}", ops.me.name)));
         // Also of one that does not run: whoever moves it wants to start it.
         let volumes = current.volumes().into_iter().map(|(_, v)| ResolvedVolume {
@@ -451,7 +509,8 @@ impl Arriving<'_> {
             volumes: volumes.collect(),
             config: VmConfig { current, ..VmConfig::default() }.to_string(),
             recovered: false,
-            incoming: None,
+            // What nothing here may say is named already.
+            incoming: runs.filter(|r| r.obstacle().is_none()).map(live::incoming),
         };
         let theirs = ops.guests.obstacles(&launch).await;
         why.extend(theirs.into_iter().map(|e| format!("on node '{}': {e}", ops.me.name)));
@@ -552,13 +611,20 @@ impl Arriving<'_> {
         ops.commit_with(&guest, &config, txn).await?;
         for (name, s) in names.iter().zip(sent) {
             let format = Some(s.format.clone());
-            let made =
-                ops.alloc(&name.storage, &NewVolume { vmid, name: file_of(name), format, size: SMALL }).await;
+            // What is mirrored is of the size that the VM sees; what is sent brings its own.
+            let size = s.disk.as_ref().map_or(SMALL, |(_, size)| *size);
+            let made = ops.alloc(&name.storage, &NewVolume { vmid, name: file_of(name), format, size }).await;
             let made = made.map_err(|e| OpsError::failed(format!("no room for '{}': {e}", s.volume)))?;
             if made.volid != *name {
                 return Err(OpsError::failed(format!(
                     "'{name}' was made under another name, '{}'",
                     made.volid
+                )));
+            }
+            if s.disk.is_some() && made.size != size {
+                return Err(OpsError::failed(format!(
+                    "storage '{}' makes '{}' {} bytes large, and the running VM's disk has {size}: stop the VM, or choose another storage",
+                    name.storage, s.volume, made.size
                 )));
             }
             self.cx.log(format!("made volume '{name}', for {} MiB", s.size >> 20));
@@ -574,7 +640,8 @@ impl Arriving<'_> {
         n: usize,
         io: DuplexStream,
     ) -> Result<(), OpsError> {
-        let volume = agreed.made.iter().flatten().nth(n).filter(|_| agreed.begun.insert(n)).cloned();
+        let volume = agreed.made.iter().flatten().nth(n).cloned();
+        let volume = volume.filter(|_| !agreed.mirrored.contains_key(&n) && agreed.begun.insert(n));
         let volume = volume.ok_or_else(|| OpsError::failed(format!("no volume {n} is awaited")))?;
         let (ops, cx) = (self.ops.clone(), self.cx.clone());
         writers.spawn(async move {
@@ -586,13 +653,20 @@ impl Arriving<'_> {
     }
 
     /// The other side has given it away: it is this node's. Where nobody knows whether that is recorded it is asked until it is known.
-    async fn take_over(&self, agreed: &Agreed) -> Result<(), OpsError> {
-        if agreed.made.as_ref().is_none_or(|made| made.len() != agreed.kept.len()) {
-            return Err(OpsError::failed("not all of it has come"));
+    async fn take_over(&self, agreed: &mut Agreed) -> Result<(), OpsError> {
+        agreed.check_come()?;
+        match (&agreed.runs, &agreed.waiting) {
+            (_, Some(waiting)) => self.check_received(waiting).await?,
+            (Some(_), None) => return Err(OpsError::failed("its memory has not come")),
+            (None, None) => {}
         }
         let mut proposed = false;
         loop {
-            let e = match self.unlock_arrived(proposed).await {
+            let done = match &agreed.waiting {
+                Some(waiting) => self.record_running(waiting, proposed).await,
+                None => self.unlock_arrived(proposed).await,
+            };
+            let e = match done {
                 Ok(()) => break,
                 Err(e) => e,
             };
@@ -604,6 +678,9 @@ impl Arriving<'_> {
             }
             self.cx.log(format!("{e}; asking again"));
             tokio::time::sleep(AGAIN).await;
+        }
+        if let Some(waiting) = agreed.waiting.take() {
+            self.go_on(waiting).await;
         }
         self.cx.log(format!("VM {} is on node '{}'", self.vmid, self.ops.me.name));
         Ok(())

@@ -4,6 +4,9 @@
 //! other one is told that it may have it, and is taken back on that one's definite *no* alone. Given away is a VM that does not run
 //! and whose lock, `migrate`, no task holds: no restart of this daemon and no recovery takes that off, its user can.
 
+mod live;
+
+use super::along::mirrored;
 use super::carry::{Carried, send_image};
 use super::migrate::LOCK;
 use super::{Asked, copies};
@@ -15,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use stead_guest::carried;
 pub use stead_guest::carried::{Bridge, BridgeMap, StorageMap};
-use stead_guest::remote::{Answer, Channel, PROTOCOL, Say, Sent, bound, outfit};
+use stead_guest::remote::{Answer, Channel, PROTOCOL, Runs, Say, Sent, bound, outfit};
 use stead_guest::request::{Request, Verdict};
 use stead_model::vmconfig::VmConfig;
 use stead_model::{Ownership, Remote, Upid, Vmid, VolumeId, cloudinit, paths};
@@ -87,11 +90,22 @@ impl Ops {
             actor.require(&format!("/vms/{vmid}"), &["VM.Allocate"])?;
         }
         self.may_depart(&guest, &options).await?;
+        let running = self.guests.state(vmid).await.is_some();
         let (ops, who) = (self.clone(), actor.who.clone());
         self.task("qmigrate", &vmid.to_string(), &actor.who, move |cx| async move {
+            let _place = match running {
+                true => Some(ops.place_to_send(&cx).await?),
+                false => None,
+            };
             let _lock = ops.guest_locks.lock(vmid).await?;
-            let guest = ops.own_guest(vmid).await?;
+            let mut guest = ops.own_guest(vmid).await?;
             ops.may_depart(&guest, &options).await?;
+            if ops.guests.state(vmid).await.is_some() {
+                ops.is_whole(vmid).await?;
+                // The process there is made by the configuration, which must say what the machine is.
+                ops.true_up(vmid).await?;
+                guest = ops.own_guest(vmid).await?;
+            }
             Departing { ops: &ops, cx: &cx, who: &who, vmid, options: &options }.go(guest).await
         })
     }
@@ -108,12 +122,6 @@ impl Ops {
                 )));
             }
             Verdict::Accept | Verdict::Already => {}
-        }
-        if runs {
-            let why = format!(
-                "VM {vmid} runs, and moves to another cluster only while it does not: shut it down first"
-            );
-            return Err(OpsError::Failed(why));
         }
         if options.delete && self.facts(guest).await?.protection {
             let why = format!(
@@ -154,17 +162,22 @@ impl Departing<'_> {
             self.there(),
             at.token
         ));
-        let (config, volumes, why) = self.outfitted(&guest).await?;
+        let runs = self.ops.guests.state(vmid).await.as_ref().map(live::runs);
+        let (config, volumes, why) = self.outfitted(&guest, runs.is_some()).await?;
         let ready = async {
             let ca = self.ops.file(paths::CA_CERT)?.0;
             self.check_is_stead(&ca).await?;
             let far = self.open(ca).await?;
-            let wire = Wire::start(self.control(&far).await?);
-            Ok::<_, OpsError>((far, wire))
+            let (lines, takes_live) = self.control(&far).await?;
+            if runs.is_some() && !takes_live {
+                let why = "its version takes only VMs that do not run: bring it to that of this one, or shut the VM down";
+                return Err(self.strange(why));
+            }
+            Ok::<_, OpsError>((far, Wire::start(lines)))
         };
         let (far, wire, why) = match self.or_cancelled(ready).await {
             Ok((far, wire)) => {
-                let fits = self.ask_fits(&wire, &config, &volumes, why);
+                let fits = self.ask_fits(&wire, &config, &volumes, runs.clone(), why);
                 let why = self.or_cancelled(fits).await?;
                 (far, wire, why)
             }
@@ -175,6 +188,9 @@ impl Departing<'_> {
             return Err(self.refused(why.into_iter()));
         }
         let guest = self.ops.set_lock(guest, LOCK, self.cx.upid()).await?;
+        if let Some(runs) = runs {
+            return self.live(&far, wire, guest, &volumes, runs.paused).await;
+        }
         let sent = self.or_cancelled(self.send(&far, &wire, &guest, &volumes)).await;
         let given = match sent {
             Ok(()) => self.give_away(&guest).await,
@@ -204,7 +220,11 @@ impl Departing<'_> {
     }
 
     /// The configuration as it is to be there, its volumes, and all that speaks against it here.
-    async fn outfitted(&self, guest: &GuestAt) -> Result<(VmConfig, Vec<Carried>, Vec<String>), OpsError> {
+    async fn outfitted(
+        &self,
+        guest: &GuestAt,
+        runs: bool,
+    ) -> Result<(VmConfig, Vec<Carried>, Vec<String>), OpsError> {
         let (ops, storages) = (self.ops, &self.options.storages);
         let mut config = super::config::parse(&guest.config.value)?;
         let mut why = bound(&config);
@@ -219,16 +239,15 @@ impl Departing<'_> {
                 cds.push((volume, there));
                 continue;
             }
-            match ops.own_image(self.vmid, &volume).await {
-                Ok(info) => {
+            let found = async {
+                let info = ops.own_image(self.vmid, &volume).await?;
+                let disk = if runs { mirrored(&config, &volume)? } else { None };
+                Ok::<_, OpsError>((disk.map(|key| (key, info.size)), info))
+            };
+            match found.await {
+                Ok((disk, info)) => {
                     let storage = storages.of(&volume.storage);
-                    volumes.push(Carried {
-                        volume,
-                        storage,
-                        format: info.format,
-                        size: info.used,
-                        disk: None,
-                    });
+                    volumes.push(Carried { volume, storage, format: info.format, size: info.used, disk });
                 }
                 Err(e) => why.push(e.to_string()),
             }
@@ -285,22 +304,25 @@ impl Departing<'_> {
         Ok(Far { path, opened, ca })
     }
 
-    async fn channel(&self, far: &Far, socket: String) -> Result<Box<dyn crate::peers::Duplex>, OpsError> {
-        let ask = Ask::get(format!("{}/mtunnelwebsocket", far.path), "open a channel of the tunnel")
+    fn channel_ask(&self, far: &Far, socket: String) -> Ask {
+        Ask::get(format!("{}/mtunnelwebsocket", far.path), "open a channel of the tunnel")
             .with("ticket", far.opened.ticket.clone())
-            .with("socket", socket);
-        Ok(self.ops.remotes.open(&self.options.remote, &far.ca, &ask).await?)
+            .with("socket", socket)
     }
 
-    /// Messages, after the first has been exchanged.
-    async fn control(&self, far: &Far) -> Result<Lines, OpsError> {
+    async fn channel(&self, far: &Far, socket: String) -> Result<Box<dyn crate::peers::Duplex>, OpsError> {
+        Ok(self.ops.remotes.open(&self.options.remote, &far.ca, &self.channel_ask(far, socket)).await?)
+    }
+
+    /// Messages, after the first has been exchanged, and whether it takes VMs that run.
+    async fn control(&self, far: &Far) -> Result<(Lines, bool), OpsError> {
         let at = &self.options.remote;
         let greeted = async {
             let mut lines = Lines::new(self.channel(far, far.opened.socket.clone()).await?);
             let hello = Say::Hello { protocol: PROTOCOL, version: self.ops.me.version.to_owned() };
             lines.send(&hello).await.map_err(|e| lost(at, e))?;
             match lines.next::<Answer>().await.map_err(|e| lost(at, e))? {
-                Some(Answer::Hello { protocol: PROTOCOL }) => Ok(lines),
+                Some(Answer::Hello { protocol: PROTOCOL, live }) => Ok((lines, live)),
                 Some(Answer::Gone { why }) => Err(OpsError::Failed(why)),
                 Some(other) => Err(self.strange(format!("it greets with {other:?}"))),
                 None => Err(lost(at, "it has closed the tunnel")),
@@ -324,6 +346,7 @@ impl Departing<'_> {
         wire: &Wire,
         config: &VmConfig,
         volumes: &[Carried],
+        runs: Option<Runs>,
         mut why: Vec<String>,
     ) -> Result<Vec<String>, OpsError> {
         let sent = |c: &Carried| Sent {
@@ -331,8 +354,10 @@ impl Departing<'_> {
             storage: c.storage.clone(),
             format: c.format.clone(),
             size: c.size,
+            disk: c.disk.clone(),
         };
-        let fits = Say::Fits { config: config.to_string(), volumes: volumes.iter().map(sent).collect() };
+        let volumes = volumes.iter().map(sent).collect();
+        let fits = Say::Fits { config: config.to_string(), volumes, runs };
         match self.say(wire, fits).await {
             Ok(Answer::Obstacles { why: theirs }) => {
                 let new: Vec<String> = theirs.into_iter().filter(|w| !why.contains(w)).collect();
@@ -344,7 +369,7 @@ impl Departing<'_> {
         Ok(why)
     }
 
-    /// Sends all volumes. They are on the other side's disks then.
+    /// Sends all volumes but those that are mirrored. They are on the other side's disks then.
     async fn send(
         &self,
         far: &Far,
@@ -359,7 +384,9 @@ impl Departing<'_> {
             other => return Err(self.strange(format!("it answers with {other:?}"))),
         };
         let to = format!("the cluster at {}", self.options.remote);
-        for (n, (from, name)) in volumes.iter().zip(&made).enumerate() {
+        for (n, (from, name)) in
+            volumes.iter().zip(&made).enumerate().filter(|(_, (from, _))| from.disk.is_none())
+        {
             self.cx.log(format!("sending '{}' to '{name}' there: {} MiB", from.volume, from.size >> 20));
             let path = self.ops.resolve_volume(&from.volume).await?.path;
             let io = self.channel(far, Channel::Disk(n).name()).await?;
@@ -450,7 +477,7 @@ impl Departing<'_> {
     async fn outcome(&self, far: &Far) -> Result<Answer, OpsError> {
         let at = &self.options.remote;
         let asked = async {
-            let mut lines = self.control(far).await?;
+            let (mut lines, _) = self.control(far).await?;
             lines.send(&Say::Outcome).await.map_err(|e| lost(at, e))?;
             lines.next::<Answer>().await.map_err(|e| lost(at, e))?.ok_or_else(|| lost(at, "no answer"))
         };

@@ -30,7 +30,7 @@ pub struct RemoteMigrate {
     /// What its network devices are attached to: `1`, a bridge, or pairs, likewise.
     #[param(name = "target-bridge", max_length = 4096)]
     target_bridge: String,
-    /// While it runs. It can't yet: one that runs is refused.
+    /// While it runs, with its memory. One that runs is refused otherwise.
     online: Option<bool>,
     /// Remove it here once the other cluster has it (VM.Allocate). Default: it stays, stopped and locked `migrate`.
     #[param(default = "0")]
@@ -58,7 +58,7 @@ pub struct OpenChannel {
     node: NodeName,
     /// The VM.
     vmid: Vmid,
-    /// Which: `control`, or `disk:N`.
+    /// Which: `control`, `disk:N`, `disks` or `memory`.
     #[param(max_length = 64)]
     socket: String,
     /// The tunnel's ticket.
