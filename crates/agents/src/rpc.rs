@@ -22,7 +22,7 @@ use stead_ops::guest::preconditions::FITS_CALL;
 use stead_ops::leave::{LEAVE_CALL, LEFT_CALL};
 use stead_ops::mapping::CHECK_CALL;
 use stead_ops::status::NodeReport;
-use stead_ops::{Actor, Ops, OpsError};
+use stead_ops::{Ops, OpsError};
 
 /// Answers calls.
 #[derive(Clone)]
@@ -83,7 +83,7 @@ impl Rpc {
             LEFT_CALL => give(call, &ops.forget_left(from, &take(call, body)?).await?),
             FITS_CALL => give(call, &ops.fits(take(call, body)?).await?),
             CHECK_CALL => give(call, &ops.mapping_faults(take(call, body)?).await?),
-            FILE_CALL => give(call, &ops.guest_file(&Actor::system(), take(call, body)?).await.err()),
+            FILE_CALL => give(call, &ops.guest_file_of(from, take(call, body)?).await.err()),
             "guest/incoming" => {
                 let request: IncomingRequest = take(call, body)?;
                 same(from, &request.source)?;

@@ -10,22 +10,6 @@ use stead_api_derive::{Params, Schema};
 use stead_model::schema::Schema as _;
 use stead_model::{StorageId, storage_cfg};
 
-/// Options that can't be changed once a storage is there.
-const FIXED: [&str; 12] = [
-    "authsupported",
-    "base",
-    "datastore",
-    "export",
-    "iscsiprovider",
-    "path",
-    "portal",
-    "share",
-    "target",
-    "thinpool",
-    "type",
-    "vgname",
-];
-
 /// The types that there are; those that this version can't use are refused by name.
 fn types() -> Vec<ParamSchema> {
     let schema = ParamSchema::plain("type", Kind::String, "The storage's type.");
@@ -42,7 +26,7 @@ fn new_options() -> Vec<ParamSchema> {
 }
 
 fn changeable_options() -> Vec<ParamSchema> {
-    all_options().into_iter().filter(|s| !FIXED.contains(&s.name.as_str())).collect()
+    all_options().into_iter().filter(|s| !storage_cfg::FIXED.contains(&s.name.as_str())).collect()
 }
 
 #[derive(Params)]

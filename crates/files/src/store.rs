@@ -76,7 +76,7 @@ impl Store for OpsStore {
     }
 
     fn change(&self, change: FileChange) -> Result<(), FileFault> {
-        self.runtime.block_on(self.ops.change_file(&self.root, change))
+        self.runtime.block_on(self.ops.change_file(&self.root, change)).map(drop)
     }
 
     fn facts(&self) -> Facts {

@@ -93,6 +93,21 @@ const OPTIONS: &[&str] = &[
     "zfs-base-path",
 ];
 
+/// Options that say, beside its type, where a storage's content lies: they can't be changed once it is there.
+pub const FIXED: &[&str] = &[
+    "authsupported",
+    "base",
+    "datastore",
+    "export",
+    "iscsiprovider",
+    "path",
+    "portal",
+    "share",
+    "target",
+    "thinpool",
+    "vgname",
+];
+
 /// A storage that cannot be as it is asked for, or as the file has it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StorageCfgError {
@@ -326,6 +341,20 @@ impl StorageCfg {
         Ok(())
     }
 
+    /// Storages whose content would be elsewhere, or nowhere, by another version of the file: each with the first option that says so
+    /// (`type`, or one of [`FIXED`]), or with none if it is left out there. Also those that can't be read.
+    pub fn displaced(&self, by: &Self) -> Vec<(&str, Option<&'static str>)> {
+        let differs = |old: &Section| {
+            let Some(new) = by.sections.get(old.id()) else { return Some(None) };
+            if old.kind() != new.kind() {
+                return Some(Some("type"));
+            }
+            let (old, new) = (old.options(), new.options());
+            FIXED.iter().find(|key| old.get(**key) != new.get(**key)).map(|key| Some(*key))
+        };
+        self.sections.iter().filter_map(|old| Some((old.id(), differs(old)?))).collect()
+    }
+
     /// See [`crate::vmconfig::digest`].
     pub fn digest(&self) -> String {
         crate::vmconfig::digest(&self.to_string())
@@ -377,6 +406,22 @@ nfs: far
         assert!(pool.is_enabled_on(&node("n2")) && !pool.is_enabled_on(&node("n3")));
         assert!(local.is_enabled_on(&node("n3")) && !far.is_enabled_on(&node("n1")));
         assert!(far.shared && far.content.is_empty());
+    }
+
+    #[test]
+    fn where_a_storage_s_content_lies_is_told_from_what_may_change() {
+        let cfg = StorageCfg::parse(GOLDEN).unwrap();
+        let after = |from: &str, to: &str| {
+            let new = StorageCfg::parse(&GOLDEN.replacen(from, to, 1)).unwrap();
+            cfg.displaced(&new).into_iter().map(|(id, key)| (id.to_owned(), key)).collect::<Vec<_>>()
+        };
+        assert_eq!(after("dir: pool1", "btrfs: pool1"), [("pool1".to_owned(), Some("type"))]);
+        assert_eq!(after("path /mnt/pool1", "path /mnt/pool2"), [("pool1".to_owned(), Some("path"))]);
+        assert_eq!(after("\texport /x\n", ""), [("far".to_owned(), Some("export"))]);
+        assert_eq!(after("nfs: far", "nfs: near"), [("far".to_owned(), None)]);
+        assert_eq!(after("nodes n1,n2", "nodes n1"), []);
+        assert_eq!(after("content none", "content images"), []);
+        assert!(FIXED.iter().all(|key| OPTIONS.contains(key)));
     }
 
     #[test]

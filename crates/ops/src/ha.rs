@@ -9,7 +9,7 @@ use crate::{Actor, Ops, OpsError};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::Duration;
-use stead_conf::{Check, Op, Revision, Txn};
+use stead_conf::{Check, Op, Revision, Tree, Txn};
 use stead_model::ha_cfg::HaRules;
 use stead_model::sectionconfig::{Section, SectionConfig, SectionError};
 use stead_model::{GuestKind, NodeName, ServiceId, Upid, Vmid, paths};
@@ -33,6 +33,20 @@ fn command_path(request: &Request) -> String {
         Request::Stop { sid, .. } => format!("{COMMANDS}stop-{}", sid.vmid),
         Request::Maintenance { node, .. } => format!("{COMMANDS}maintenance-{node}"),
         Request::Disarm { .. } | Request::Arm => format!("{COMMANDS}arm"),
+    }
+}
+
+/// What was asked of the manager about a resource, and it has not taken yet.
+pub(crate) fn asked_of(tree: &Tree, sid: ServiceId) -> Vec<String> {
+    let commands = [format!("{COMMANDS}{}", sid.vmid), format!("{COMMANDS}stop-{}", sid.vmid)];
+    commands.into_iter().filter(|c| tree.get(c).is_some()).collect()
+}
+
+/// Takes requests back with what else a transaction does: who comes under HA again later is not moved by an old word.
+pub(crate) fn forget(txn: &mut Txn, asked: Vec<String>) {
+    for command in asked {
+        txn.checks.push(Check::Exists(command.clone()));
+        txn.ops.push(Op::Delete(command));
     }
 }
 
@@ -206,18 +220,13 @@ impl Ops {
     pub async fn ha_delete(&self, actor: &Actor, sid: ServiceId, purge: bool) -> Result<(), OpsError> {
         let (mut cfg, revision) = self.resources_cfg()?;
         cfg.remove(&sid.vmid.to_string()).map_err(refused)?;
-        let commands = [format!("{COMMANDS}{}", sid.vmid), format!("{COMMANDS}stop-{}", sid.vmid)];
-        let asked: Vec<String> =
-            self.conf.view(|t| commands.into_iter().filter(|c| t.get(c).is_some()).collect());
+        let asked = self.conf.view(|t| asked_of(t, sid));
         let rules = if purge { self.rules_without(sid)? } else { None };
         self.commit_resources(&actor.who, format!("HA resource '{sid}' removed"), &cfg, revision, |txn| {
             if let Some((text, revision)) = rules {
                 store::put_over(txn, paths::HA_RULES, revision, text);
             }
-            for command in asked {
-                txn.checks.push(Check::Exists(command.clone()));
-                txn.ops.push(Op::Delete(command));
-            }
+            forget(txn, asked);
         })
         .await
     }

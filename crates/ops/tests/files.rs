@@ -6,6 +6,7 @@ use stead_conf::Txn;
 use stead_driver::storage::{NewVolume, StorageDriver};
 use stead_model::vmconfig::VmConfig;
 use stead_model::{NodeState, paths};
+use stead_ops::files::guests::GuestFile;
 use stead_ops::files::{FileChange, FileFault, Why};
 use stead_ops::guest::Asked;
 use stead_ops_testing::{Node, lost, name, root, uuid, vmid};
@@ -15,7 +16,7 @@ const SHARED: &str = "shared:100/vm-100-disk-0.raw";
 async fn put(node: &Node, path: &str, text: &str) -> Result<(), FileFault> {
     let over = node.ops.conf.view(|t| t.get(path).map(|e| e.revision));
     let data = Bytes::copy_from_slice(text.as_bytes());
-    node.ops.change_file(&root(), FileChange::Put { path: path.into(), over, data }).await
+    node.ops.change_file(&root(), FileChange::Put { path: path.into(), over, data }).await.map(drop)
 }
 
 async fn rename(node: &Node, from: &str, to: &str) -> Result<(), FileFault> {
@@ -23,12 +24,16 @@ async fn rename(node: &Node, from: &str, to: &str) -> Result<(), FileFault> {
     let (old, over) = (entry(from).unwrap(), entry(to).map(|e| e.revision));
     let change =
         FileChange::Move { from: (from.into(), old.revision), data: old.data, to: (to.into(), over) };
-    node.ops.change_file(&root(), change).await
+    node.ops.change_file(&root(), change).await.map(drop)
 }
 
 async fn remove(node: &Node, path: &str) -> Result<(), FileFault> {
     let at = node.ops.conf.view(|t| t.get(path).unwrap().revision);
-    node.ops.change_file(&root(), FileChange::Remove { path: path.into(), at }).await
+    node.ops.change_file(&root(), FileChange::Remove { path: path.into(), at }).await.map(drop)
+}
+
+async fn make_folder(node: &Node, path: &str) -> Result<(), FileFault> {
+    node.ops.change_file(&root(), FileChange::MakeFolder { path: path.into() }).await.map(drop)
 }
 
 fn of(node: &str, n: u32) -> String {
@@ -97,6 +102,118 @@ async fn a_known_file_is_checked_and_what_is_in_use_stays() {
     remove(&node, "new.cfg").await.unwrap();
 }
 
+/// `storage.cfg` with that said otherwise.
+async fn put_storages(node: &Node, from: &str, to: &str) -> Result<(), FileFault> {
+    let text = text(node, "storage.cfg");
+    assert!(text.contains(from), "{text}");
+    put(node, "storage.cfg", &text.replacen(from, to, 1)).await
+}
+
+#[tokio::test]
+async fn a_storage_that_a_guest_names_stays_what_and_where_it_is() {
+    let node = with_vm().await;
+    let before = text(&node, "storage.cfg");
+    for (from, to, key) in [
+        ("dir: shared", "btrfs: shared", "type"),
+        ("path /fake/shared", "path /fake/other", "path"),
+        ("\tpath /fake/shared\n", "", "path"),
+    ] {
+        let refused = put_storages(&node, from, to).await.unwrap_err();
+        assert_eq!(refused.why, Why::Busy, "{refused}");
+        assert!(
+            refused.reason.starts_with(&format!("{key}: storage 'shared' is used by VM 100")),
+            "{refused}"
+        );
+        assert_eq!(refused.line, before.lines().position(|l| l.ends_with(": shared")).map(|n| n + 1));
+    }
+    assert_eq!(text(&node, "storage.cfg"), before);
+    // What does not move it is taken, and so is all of one that nobody names.
+    put_storages(&node, "\tcontent images\n", "\tcontent images,iso\n").await.unwrap();
+    put_storages(&node, "path /fake/local", "path /fake/elsewhere").await.unwrap();
+    // A snapshot's volume, or one that waits, is one, too.
+    node.record_guest(200, "n3", |_| {}, "cores: 1\n\n[old]\nscsi0: local:200/vm-200-disk-0.raw\n").await;
+    assert_eq!(why(put_storages(&node, "path /fake/elsewhere", "path /fake/local").await), Why::Busy);
+    assert_eq!(why(put_storages(&node, "dir: local", "dir: here").await), Why::Busy);
+}
+
+#[tokio::test]
+async fn records_of_stead_s_own_are_no_files_to_write() {
+    let node = Node::of_three().await;
+    for own in ["ha/crm_commands/100", "ha/history/100", "priv/join/abc"] {
+        let sealed = own.starts_with("priv/").then(|| node.ops.conf.seal(own, b"{}").unwrap());
+        node.commit(Txn::new("x").put(own, sealed.unwrap_or("{}".into())).put("mine", "x")).await;
+        let at = || node.ops.conf.view(|t| t.get(own).map(|e| e.revision));
+        let before = at();
+        assert_eq!(why(put(&node, own, "x").await), Why::Never, "{own} written");
+        assert_eq!(why(put(&node, &format!("{own}-new"), "x").await), Why::Never, "{own} made");
+        assert_eq!(why(remove(&node, own).await), Why::Never, "{own} removed");
+        assert_eq!(why(rename(&node, own, "notes").await), Why::Never, "{own} renamed");
+        assert_eq!(why(rename(&node, "mine", own).await), Why::Never, "{own} replaced");
+        let folder = own.rsplit_once('/').unwrap().0;
+        assert_eq!(
+            why(make_folder(&node, &format!("{folder}/sub")).await),
+            Why::Never,
+            "a folder in {folder}"
+        );
+        let change = FileChange::RemoveFolder { path: folder.into() };
+        assert_eq!(
+            why(node.ops.change_file(&root(), change).await.map(drop)),
+            Why::Never,
+            "{folder} removed"
+        );
+        assert_eq!(at(), before, "{own}");
+    }
+}
+
+#[tokio::test]
+async fn no_folder_takes_the_name_of_a_file_that_stead_reads() {
+    let node = Node::of_three().await;
+    for name in
+        [of("n1", 100), of("n1", 7), "nodes/n1/lxc/100.conf".into(), "ha/rules.cfg".into(), "user.cfg".into()]
+    {
+        assert_eq!(why(make_folder(&node, &name).await), Why::Never, "{name}");
+    }
+    make_folder(&node, "nodes/n1/qemu-server/old").await.unwrap();
+    make_folder(&node, "ha/rules").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_resource_that_is_left_out_takes_what_was_asked_of_it_along() {
+    let node = with_vm().await;
+    node.record_guest(101, "n1", |_| {}, "cores: 1\n").await;
+    put(&node, paths::HA_RESOURCES, "vm: 100\n\tstate ignored\n\nvm: 101\n\tstate ignored\n").await.unwrap();
+    let asked = ["100", "stop-100", "101", "maintenance-n1"].map(|what| format!("ha/crm_commands/{what}"));
+    for command in &asked {
+        node.commit(Txn::new("x").put(command.as_str(), "{}")).await;
+    }
+    put(&node, paths::HA_RESOURCES, "vm: 101\n\tstate ignored\n").await.unwrap();
+    let left: Vec<bool> = asked.iter().map(|c| node.ops.conf.view(|t| t.get(c).is_some())).collect();
+    assert_eq!(left, [false, false, true, true]);
+}
+
+#[tokio::test]
+async fn who_is_lost_or_a_witness_changes_no_guest() {
+    let node = with_vm().await;
+    let path = of("n1", 100);
+    let n = vmid(100);
+    let asked = || {
+        let over = node.ops.conf.view(|t| t.get(&path).unwrap().revision);
+        GuestFile::Write { vmid: n, over, text: text(&node, &path).replace("cores: 1", "cores: 2") }
+    };
+    let refused = node.ops.guest_file_of(&name("n2"), asked()).await.unwrap_err();
+    assert!(refused.why == Why::Never && refused.reason.contains("'n2' is lost"), "{refused}");
+    assert_eq!(why(node.ops.guest_file_of(&name("n9"), asked()).await), Why::Never, "no member");
+    let record = text(&node, "stead/nodes/n3");
+    let witness = record.trim_end().trim_end_matches('}').to_owned() + ",\"witness\":true}";
+    node.commit(Txn::new("x").put("stead/nodes/n3", witness)).await;
+    let refused = node.ops.guest_file_of(&name("n3"), asked()).await.unwrap_err();
+    assert!(refused.why == Why::Never && refused.reason.contains("'n3' is a witness"), "{refused}");
+    assert_eq!(config(&node, 100).current.get("cores"), Some("1"));
+    node.commit(Txn::new("x").put("stead/nodes/n3", record)).await;
+    node.ops.guest_file_of(&name("n3"), asked()).await.unwrap();
+    assert_eq!(config(&node, 100).current.get("cores"), Some("2"));
+}
+
 #[tokio::test]
 async fn a_vm_s_file_is_a_change_of_the_vm() {
     let node = with_vm().await;
@@ -158,7 +275,7 @@ async fn an_old_version_is_not_written_over() {
     let over = node.ops.conf.view(|t| t.get(&path).map(|e| e.revision));
     put(&node, &path, &text(&node, &path).replace("cores: 1", "cores: 2")).await.unwrap();
     let late = FileChange::Put { path: path.clone(), over, data: Bytes::from_static(b"cores: 8\n") };
-    assert_eq!(why(node.ops.change_file(&root(), late).await), Why::Busy);
+    assert_eq!(why(node.ops.change_file(&root(), late).await.map(drop)), Why::Busy);
     assert_eq!(config(&node, 100).current.get("cores"), Some("2"));
 }
 
@@ -207,6 +324,19 @@ async fn what_an_editor_puts_in_its_place_is_a_change() {
     put(&node, &beside, "nonsense\n").await.unwrap();
     assert_eq!(why(rename(&node, &beside, &path).await), Why::Invalid);
     assert!(node.ops.conf.view(|t| t.get(&beside).is_some()), "what was refused is kept");
+    // What could not go from where it is changes nothing, either.
+    let entry = |path: &str| node.ops.conf.view(|t| t.get(path).cloned()).unwrap();
+    let (old, over) = (entry(&beside), entry(&path).revision);
+    put(&node, &beside, "cores: 4\n").await.unwrap();
+    let text = Bytes::from(text(&node, &path).replace("cores: 3", "cores: 5"));
+    let late =
+        FileChange::Move { from: (beside.clone(), old.revision), data: text, to: (path.clone(), Some(over)) };
+    assert_eq!(why(node.ops.change_file(&root(), late).await.map(drop)), Why::Busy);
+    let (own, over) = (entry("stead/nodes/n3"), entry(&path).revision);
+    let from = ("stead/nodes/n3".to_owned(), own.revision);
+    let stolen = FileChange::Move { from, data: Bytes::from_static(b"cores: 6\n"), to: (path, Some(over)) };
+    assert_eq!(why(node.ops.change_file(&root(), stolen).await.map(drop)), Why::Never);
+    assert_eq!(config(&node, 100).current.get("cores"), Some("3"));
 }
 
 #[tokio::test]
@@ -254,6 +384,11 @@ async fn a_lost_node_s_guest_is_handed_over_if_nothing_of_it_can_run() {
         assert!(refused.reason.contains("confirm-off"), "{refused}");
         assert_eq!((node.own(n).owner, node.own(n).epoch.0), (name("n2"), 7));
     }
+    // A task that works on it there would go on.
+    node.record_guest(104, "n2", |_| {}, "cores: 1\nlock: clone\n").await;
+    let refused = rename(&node, &of("n2", 104), &of("n1", 104)).await.unwrap_err();
+    assert!(refused.why == Why::Busy && refused.reason.contains("worked on"), "{refused}");
+    assert_eq!(node.own(104).owner, name("n2"));
     node.commit(Txn::new("x").put(paths::HA_RESOURCES, "vm: 103\n\tstate started\n")).await;
     node.record_guest(103, "n2", |_| {}, "cores: 1\n").await;
     assert_eq!(why(rename(&node, &of("n2", 103), &of("n1", 103)).await), Why::Busy, "HA recovers it");

@@ -17,7 +17,7 @@ use stead_model::mapping::{MappingKind, Mappings};
 use stead_model::storage_cfg::{Storage, StorageCfg};
 use stead_model::text::FormatError;
 use stead_model::user_cfg::UserCfg;
-use stead_model::{ha_groups, paths};
+use stead_model::{ServiceId, ha_groups, paths};
 
 /// How long a storage may take to show that it is there.
 const STORAGE: Duration = Duration::from_secs(5);
@@ -145,6 +145,13 @@ pub fn check(path: &str, before: &str, data: &[u8]) -> Result<(), FileFault> {
     }
 }
 
+/// The HA resources that one text has and another has not.
+pub(super) fn left_out(before: &str, now: &str) -> Vec<ServiceId> {
+    let read = |text: &str| HaResources::parse(text).map(|c| c.list().0).unwrap_or_default();
+    let now = read(now);
+    read(before).into_keys().filter(|sid| !now.contains_key(sid)).collect()
+}
+
 impl Ops {
     /// Refuses a content that cannot be read, or that takes away what is in use.
     pub(super) async fn check_file(
@@ -171,14 +178,8 @@ impl Ops {
     async fn check_storages(&self, before: &str, text: &str) -> Result<(), FileFault> {
         let it = Reader { path: paths::STORAGE_CFG, text };
         let read = |text: &str| StorageCfg::parse(text).map(|c| c.list().0).unwrap_or_default();
+        self.check_in_use(before, text)?;
         let (old, new): (Vec<Storage>, Vec<Storage>) = (read(before), read(text));
-        for gone in old.iter().filter(|o| !new.iter().any(|n| n.id == o.id)) {
-            let users = self.conf.view(|t| storage_place::users_of(t, &gone.id));
-            if let Some(vmid) = users.first() {
-                let reason = format!("storage '{}' is used by VM {vmid}, and can't be left out", gone.id);
-                return Err(FileFault::new(Why::Busy, paths::STORAGE_CFG, reason));
-            }
-        }
         for storage in new.iter().filter(|n| !old.contains(n)) {
             let line = line_of(text, storage.id.as_str());
             let fault = |e: crate::OpsError| it.fault(line, e);
@@ -188,6 +189,27 @@ impl Ops {
                 let late = || it.fault(line, format!("storage '{}' does not answer", storage.id));
                 there.map_err(|_| late())?.map_err(|e| fault(naming(e.into(), storage)))?;
             }
+        }
+        Ok(())
+    }
+
+    /// A storage that a guest's configuration names stays where it is: volumes of its would be others by the same names, or be lost.
+    fn check_in_use(&self, before: &str, text: &str) -> Result<(), FileFault> {
+        let read = |text: &str| StorageCfg::parse(text).unwrap_or_default();
+        let (old, new) = (read(before), read(text));
+        for (id, differs) in old.displaced(&new) {
+            // No volume is named by what is no storage's name.
+            let Ok(id) = id.parse() else { continue };
+            let users = self.conf.view(|t| storage_place::users_of(t, &id));
+            let Some(vmid) = users.first() else { continue };
+            let reason = match differs {
+                None => format!("storage '{id}' is used by VM {vmid}, and can't be left out"),
+                Some(key) => format!(
+                    "{key}: storage '{id}' is used by VM {vmid}, and can't be another by the same name: move the disks, or take them out, first"
+                ),
+            };
+            let line = differs.and_then(|_| line_of(text, id.as_str()));
+            return Err(FileFault { why: Why::Busy, path: paths::STORAGE_CFG.to_owned(), line, reason });
         }
         Ok(())
     }

@@ -254,6 +254,28 @@ impl Ops {
         self.conf.barrier().await.map_err(|e| FileFault::of(path, "", e.into()))
     }
 
+    /// Changes a guest of this node as its file was changed on another one, which takes part in the cluster and may have guests of its own.
+    ///
+    /// # Errors
+    /// Why it was refused.
+    pub async fn guest_file_of(self: &Arc<Self>, from: &NodeName, what: GuestFile) -> Result<(), FileFault> {
+        let (GuestFile::Write { vmid, .. }
+        | GuestFile::Create { vmid, .. }
+        | GuestFile::HandOver { vmid, .. }) = &what;
+        let path = paths::guest(&self.me.name, GuestKind::Qemu, *vmid);
+        let never = |reason: String| Err(FileFault::new(Why::Never, &path, reason));
+        match self.node_record(from).map(|record| record.value) {
+            Err(e) => never(e.to_string()),
+            Ok(record) if record.state.is_lost() => never(format!(
+                "node '{from}' is lost: what is written there concerns nobody until it is back"
+            )),
+            Ok(record) if record.witness => never(format!(
+                "node '{from}' is a witness: guests are changed on the nodes that can run them"
+            )),
+            Ok(_) => self.guest_file(&Actor::system(), what).await,
+        }
+    }
+
     /// Changes a guest of this node as its file was changed, here or on another node.
     ///
     /// # Errors

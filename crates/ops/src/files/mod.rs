@@ -16,7 +16,7 @@
 pub mod check;
 pub mod guests;
 
-use crate::{Actor, Ops, OpsError, store};
+use crate::{Actor, Ops, OpsError, ha, store};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -143,6 +143,19 @@ pub enum FileChange {
         /// Which.
         path: String,
     },
+}
+
+impl FileChange {
+    /// The file or folder that is there, or not there, by it.
+    pub fn path(&self) -> &str {
+        match self {
+            Self::Put { path, .. }
+            | Self::Remove { path, .. }
+            | Self::Move { to: (path, _), .. }
+            | Self::MakeFolder { path }
+            | Self::RemoveFolder { path } => path,
+        }
+    }
 }
 
 /// Folders of records that are made and taken by Stead alone, beside `stead/`.
@@ -286,47 +299,74 @@ fn must_stay(path: &str) -> Result<(), FileFault> {
 }
 
 impl Ops {
-    /// Changes a file as an administrator has changed it on this node.
+    /// Changes a file as an administrator has changed it on this node. Returns the tree's revision by it, which is the file's, too; none for
+    /// a guest's configuration, which its node writes in its own way.
     ///
     /// # Errors
     /// Why it was refused; nothing of it took effect then, but where that is said not to be known.
-    pub async fn change_file(self: &Arc<Self>, actor: &Actor, change: FileChange) -> Result<(), FileFault> {
+    pub async fn change_file(
+        self: &Arc<Self>,
+        actor: &Actor,
+        change: FileChange,
+    ) -> Result<Option<Revision>, FileFault> {
         match &change {
             FileChange::Put { path, over, data } if is_guest(path) => {
-                return self.write_guest(actor, path, *over, data).await;
+                return self.write_guest(actor, path, *over, data).await.map(|()| None);
             }
             FileChange::Move { from: (from, _), to: (to, over), .. } if is_guest(from) => {
-                return self.rename_guest(actor, from, to, *over).await;
+                return self.rename_guest(actor, from, to, *over).await.map(|()| None);
             }
             FileChange::Move { from: (from, at), data, to: (to, over) } if is_guest(to) => {
-                // What an editor wrote beside it, and now puts in its place.
-                self.write_guest(actor, to, *over, data).await?;
-                return self.commit_file(actor, &FileChange::Remove { path: from.clone(), at: *at }).await;
+                return self.put_in_guest_s_place(actor, (from, *at), data, (to, *over)).await.map(|()| None);
             }
             FileChange::Put { path, over, data } | FileChange::Move { data, to: (path, over), .. } => {
                 self.check_file(path, *over, data).await?;
             }
             FileChange::Remove { .. } | FileChange::MakeFolder { .. } | FileChange::RemoveFolder { .. } => {}
         }
-        self.commit_file(actor, &change).await
+        self.commit_file(actor, &change).await.map(Some)
     }
 
-    async fn commit_file(&self, actor: &Actor, change: &FileChange) -> Result<(), FileFault> {
+    /// What an editor wrote beside a guest's configuration is put in its place. The guest is changed by its node, in its own transactions,
+    /// and only then the other file goes: so all that could keep that from going is looked at before.
+    async fn put_in_guest_s_place(
+        self: &Arc<Self>,
+        actor: &Actor,
+        (from, at): (&str, Revision),
+        data: &Bytes,
+        (to, over): (&str, Option<Revision>),
+    ) -> Result<(), FileFault> {
+        let remove = FileChange::Remove { path: from.to_owned(), at };
+        self.conf.view(|t| {
+            let is_as_read = t.get(from).is_some_and(|e| e.revision == at);
+            let changed = || FileFault::new(Why::Busy, from, "it was changed by somebody else meanwhile");
+            plan(t, &actor.who, &remove, &|_, data| Ok(Bytes::copy_from_slice(data)))?;
+            is_as_read.then_some(()).ok_or_else(changed)
+        })?;
+        self.write_guest(actor, to, over, data).await?;
+        self.commit_file(actor, &remove).await.map(drop).map_err(|e| {
+            let reason = format!("'{to}' was written by it, but this file is still there: {}", e.reason);
+            FileFault::new(Why::Unknown, from, reason)
+        })
+    }
+
+    async fn commit_file(&self, actor: &Actor, change: &FileChange) -> Result<Revision, FileFault> {
         let seal = |path: &str, data: &[u8]| self.conf.seal(path, data).map_err(|e| e.to_string());
-        let txn = self.conf.view(|t| plan(t, &actor.who, change, &seal))?;
-        let path = match change {
-            FileChange::Put { path, .. }
-            | FileChange::Remove { path, .. }
-            | FileChange::Move { to: (path, _), .. }
-            | FileChange::MakeFolder { path }
-            | FileChange::RemoveFolder { path } => path,
-        };
-        self.conf.transact(txn).await.map_err(|e| FileFault::of_txn(path, &e))?;
+        let mut txn = self.conf.view(|t| plan(t, &actor.who, change, &seal))?;
+        let path = change.path();
+        if let FileChange::Put { data, .. } | FileChange::Move { data, .. } = change
+            && path == paths::HA_RESOURCES
+        {
+            let gone = check::left_out(&self.file_before(path)?, &String::from_utf8_lossy(data));
+            let asked = self.conf.view(|t| gone.iter().flat_map(|sid| ha::asked_of(t, *sid)).collect());
+            ha::forget(&mut txn, asked);
+        }
+        let done = self.conf.transact(txn).await.map_err(|e| FileFault::of_txn(path, &e))?;
         if path.starts_with(paths::PRIVATE) {
             // Secrets have no history: this line is all that tells of it.
             tracing::info!("the file '{path}' was changed by {}", actor.who);
         }
-        Ok(())
+        Ok(done.revision)
     }
 
     /// A file's content as root sees it: what is sealed is opened.
