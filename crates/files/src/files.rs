@@ -73,8 +73,10 @@ pub enum Begin {
 enum When {
     /// A descriptor was closed.
     Close,
-    /// The last one was, or somebody asked for it.
+    /// Somebody asked for it.
     Now,
+    /// The last descriptor was: what was refused before is not tried again.
+    Last,
 }
 
 /// The files of a node.
@@ -107,7 +109,7 @@ impl<S: Store> Files<S> {
         Self { store, state: Mutex::new(state), started: now() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -131,7 +133,7 @@ impl<S: Store> Files<S> {
     }
 
     /// Notes why something was refused, for the log and for who asks.
-    fn refused(&self, fault: &FileFault) -> Errno {
+    pub(crate) fn refused(&self, fault: &FileFault) -> Errno {
         tracing::warn!("{fault}");
         let at = now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut state = self.state();
@@ -148,7 +150,7 @@ impl<S: Store> Files<S> {
         may_touch(path).map_err(|fault| self.refused(&fault))
     }
 
-    fn child(&self, parent: u64, name: &OsStr) -> Answer<String> {
+    pub(crate) fn child(&self, parent: u64, name: &OsStr) -> Answer<String> {
         let name = name.to_str().ok_or(Errno::INVAL)?;
         if name.len() > 255 {
             return Err(Errno::NAMETOOLONG);
@@ -280,7 +282,10 @@ impl<S: Store> Files<S> {
             return self.open_to_write(ino, &path, kind.as_ref(), begin);
         }
         let data = match kind {
-            Some(Kind::Special(special)) => self.made(special),
+            Some(Kind::Special(special)) => {
+                let data = self.made(special);
+                self.state().share(special, data)
+            }
             Some(Kind::Folder) => return Err(Errno::ISDIR),
             Some(Kind::Link(_)) => return Err(Errno::LOOP),
             Some(Kind::File { .. }) | None => match self.content(&path)? {
@@ -319,6 +324,14 @@ impl<S: Store> Files<S> {
         Ok(state.handle(Handle::Write { ino }))
     }
 
+    /// Empties a file that was opened so, and waits for nothing.
+    pub fn empty(&self, handle: u64) {
+        let Ok(ino) = self.writer(handle) else { return };
+        if let Some(draft) = self.state().draft(ino) {
+            draft.resize(0);
+        }
+    }
+
     /// Makes a file and opens it to write. The cluster knows of it when it is closed.
     pub fn create(&self, parent: u64, name: &OsStr, exclusive: bool, begin: Begin) -> Answer<(Attr, u64)> {
         let path = self.child(parent, name)?;
@@ -343,7 +356,9 @@ impl<S: Store> Files<S> {
                 Some(Draft::begin(vec![], None, Dirt::Made));
             state.handle(Handle::Write { ino })
         };
-        Ok((self.attr_of(&path, true)?, handle))
+        // Nobody hears of the handle.
+        let attr = self.attr_of(&path, true).inspect_err(|_| self.abandon(handle))?;
+        Ok((attr, handle))
     }
 
     /// Some of an open file's bytes.
@@ -367,19 +382,19 @@ impl<S: Store> Files<S> {
         }
     }
 
-    fn writer(&self, handle: u64) -> Answer<u64> {
+    pub(crate) fn writer(&self, handle: u64) -> Answer<u64> {
         match self.state().handles.get(&handle) {
             Some(Handle::Write { ino }) => Ok(*ino),
             _ => Err(Errno::BADF),
         }
     }
 
-    /// Before the first change of a draft: what others have committed since it was opened is what is changed.
+    /// Before the first change of a draft, if nothing of it was committed yet: what others have committed since it was opened is what is changed.
     fn renew(&self, ino: u64) -> Answer<()> {
         let path = {
             let mut state = self.state();
             let Ok(path) = state.path(ino) else { return Ok(()) };
-            if state.draft(ino).is_none_or(|d| d.dirt != Dirt::Clean) {
+            if state.draft(ino).is_none_or(|d| d.dirt != Dirt::Clean || d.kept) {
                 return Ok(());
             }
             path
@@ -422,11 +437,16 @@ impl<S: Store> Files<S> {
         self.attr(ino)
     }
 
-    /// Whether a mode that somebody asks for is taken: modes follow from the path, and none may be thought stricter than it is.
+    /// Whether a mode that somebody asks for is taken: modes follow from the path. None may be thought stricter than it is, and nobody that a
+    /// file can be executed, or be written by others.
     pub fn may_have_mode(&self, ino: u64, mode: u32) -> Answer<Attr> {
         let attr = self.attr(ino)?;
-        let too_open = u32::from(attr.perm) & !mode & 0o055;
-        if too_open == 0 { Ok(attr) } else { Err(Errno::PERM) }
+        let perm = u32::from(attr.perm);
+        let too_open = perm & !mode & 0o055;
+        // That others read it, or root writes, is often asked for by who copies a file, and is no promise to anybody.
+        let is_folder = attr.kind == Kind::Folder;
+        let not_given = mode & !perm & if is_folder { 0o7022 } else { 0o7133 };
+        if too_open == 0 && not_given == 0 { Ok(attr) } else { Err(Errno::PERM) }
     }
 
     /// A descriptor was closed: what was written is committed.
@@ -447,13 +467,16 @@ impl<S: Store> Files<S> {
 
     /// The last descriptor was closed. Nobody hears of an error any more, but for the log.
     pub fn release(&self, handle: u64) {
-        let ino = self.writer(handle).ok();
-        if let Some(ino) = ino {
-            let news = self.state().draft(ino).is_some_and(|d| d.refused != Some(d.version));
-            if news && let Err(e) = self.settle(ino, When::Now) {
-                tracing::debug!("a file was closed and its content not kept: {e}");
-            }
+        if let Ok(ino) = self.writer(handle)
+            && let Err(e) = self.settle(ino, When::Last)
+        {
+            tracing::debug!("a file was closed and its content not kept: {e}");
         }
+        self.abandon(handle);
+    }
+
+    /// A handle goes. What was written and not committed goes with a file's last one.
+    pub fn abandon(&self, handle: u64) {
         let mut state = self.state();
         let Some(closed) = state.handles.remove(&handle) else { return };
         let (Handle::Read { ino, .. } | Handle::Write { ino } | Handle::Listing { ino, .. }) = closed;
@@ -490,40 +513,55 @@ impl<S: Store> Files<S> {
     }
 
     fn settle_in_turn(&self, ino: u64, when: When) -> Answer<()> {
-        let (path, base, data, version) = {
+        let (path, base, data, version, spoiled) = {
             let mut state = self.state();
             // What has no name any more is nobody's but its holder's.
             let Ok(path) = state.path(ino) else { return Ok(()) };
             let Some(draft) = state.draft(ino) else { return Ok(()) };
             match (draft.dirt, when) {
                 (Dirt::Clean, _) | (Dirt::Made, When::Close) => return Ok(()),
-                (Dirt::Made, When::Now) | (Dirt::Written, _) => {}
+                (_, When::Last) if draft.refused == Some(draft.version) => return Ok(()),
+                (Dirt::Made, When::Now | When::Last) | (Dirt::Written, _) => {}
             }
-            (path, draft.base, Bytes::copy_from_slice(&draft.data), draft.version)
+            if draft.spoiled {
+                draft.refused = Some(draft.version);
+            }
+            (path, draft.base, Bytes::copy_from_slice(&draft.data), draft.version, draft.spoiled)
         };
+        if spoiled {
+            let reason = "a write to it was told to have failed: nothing of it is kept; open it again";
+            return Err(self.refused(&FileFault::new(Why::Unknown, &path, reason)));
+        }
+        let mut own = base;
         let same = base.is_some() && self.content(&path)?.is_some_and(|(d, r)| Some(r) == base && d == data);
         if !same {
             let change = FileChange::Put { path: path.clone(), over: base, data };
             let done = self
                 .must_be_writable()
                 .and_then(|()| self.store.change(change).map_err(|f| self.refused(&f)));
-            if let Err(e) = done {
-                if let Some(draft) = self.state().draft(ino) {
-                    draft.refused = Some(version);
+            match done {
+                Ok(revision) => own = revision,
+                Err(e) => {
+                    if let Some(draft) = self.state().draft(ino) {
+                        draft.refused = Some(version);
+                    }
+                    return Err(e);
                 }
-                return Err(e);
             }
         }
-        let found = self.content(&path)?;
+        // What a guest's node has made of it is read again; what others have made of it since is not ours.
+        let found = if own.is_none() { self.content(&path)? } else { None };
         let mut state = self.state();
         state.fresh.remove(&path);
         if let Some(draft) = state.draft(ino) {
-            draft.base = found.as_ref().map(|(_, revision)| *revision);
             if draft.version == version {
+                let kept = draft.kept || !same;
                 draft.dirt = Dirt::Clean;
-                // What was committed may be written in another way, as a guest's options are.
                 draft.refresh(found);
+                draft.kept = kept;
             }
+            // Where the version is not known, what was written meanwhile stays over the old one, and is refused.
+            draft.base = own.or(draft.base);
         }
         Ok(())
     }
@@ -632,7 +670,7 @@ impl<S: Store> Files<S> {
         let refused = |f: FileFault| self.refused(&f);
         self.store.change(FileChange::MakeFolder { path: to.to_owned() }).map_err(refused)?;
         self.store.change(FileChange::RemoveFolder { path: from.to_owned() }).map_err(refused)?;
-        self.renamed(from, to);
+        self.renamed(from, to, None);
         Ok(())
     }
 
@@ -643,13 +681,13 @@ impl<S: Store> Files<S> {
             _ => None,
         };
         let change = FileChange::Move { from: (from.to_owned(), revision), data, to: (to.to_owned(), over) };
-        self.store.change(change).map_err(|f| self.refused(&f))?;
-        self.renamed(from, to);
+        let own = self.store.change(change).map_err(|f| self.refused(&f))?;
+        self.renamed(from, to, own);
         Ok(())
     }
 
-    fn renamed(&self, from: &str, to: &str) {
-        let now_at = self.entry(to).map(|e| e.revision);
+    fn renamed(&self, from: &str, to: &str, own: Option<Revision>) {
+        let now_at = own.or_else(|| self.entry(to).map(|e| e.revision));
         let mut state = self.state();
         state.unlink(to);
         state.times.remove(from);
@@ -688,8 +726,10 @@ impl<S: Store> Files<S> {
         if self.look(&path) != Some(Kind::Folder) {
             return Err(Errno::NOTDIR);
         }
-        let names = Arc::new(self.names(&path));
-        Ok(self.state().handle(Handle::Listing { ino, names }))
+        let names = self.names(&path);
+        let mut state = self.state();
+        let names = state.share_names(ino, names);
+        Ok(state.handle(Handle::Listing { ino, names }))
     }
 
     /// The names of an open folder, and what it is.

@@ -1,10 +1,11 @@
 //! What is known of files by number: the names that the kernel knows, what is open, and drafts.
 
 use crate::files::{Attr, TOP};
+use crate::special::Special;
 use bytes::Bytes;
 use rustix::io::Errno;
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::SystemTime;
 use stead_conf::Revision;
 
@@ -30,6 +31,10 @@ pub(crate) struct Draft {
     pub(crate) version: u64,
     /// The change that was refused last.
     pub(crate) refused: Option<u64>,
+    /// Something of it was committed since it was opened: what others do from then on is a conflict, not what is changed.
+    pub(crate) kept: bool,
+    /// A write was told to have failed, and may be missing: nothing of the draft is committed any more.
+    pub(crate) spoiled: bool,
     pub(crate) writers: u32,
     pub(crate) changed: SystemTime,
 }
@@ -45,6 +50,8 @@ pub(crate) struct Inode {
     pub(crate) last: Option<Attr>,
     /// Held while its draft is committed, or its name changes.
     pub(crate) turn: Arc<Mutex<()>>,
+    /// What was listed last of a folder, as long as somebody has that open.
+    pub(crate) names: Weak<Vec<String>>,
 }
 
 #[derive(Debug)]
@@ -65,6 +72,8 @@ pub(crate) struct State {
     pub(crate) next_handle: u64,
     pub(crate) times: HashMap<String, (Revision, SystemTime)>,
     pub(crate) errors: VecDeque<String>,
+    /// What was made last of each: many who read it have it once.
+    pub(crate) made: BTreeMap<Special, Bytes>,
 }
 
 impl State {
@@ -76,8 +85,15 @@ impl State {
         let (ino, path) = (self.next_ino, path.to_owned());
         let path_too = Some(path.clone());
         self.by_path.insert(path, ino);
-        let inode =
-            Inode { path: path_too, lookups: 0, handles: 0, draft: None, last: None, turn: Arc::default() };
+        let inode = Inode {
+            path: path_too,
+            lookups: 0,
+            handles: 0,
+            draft: None,
+            last: None,
+            turn: Arc::default(),
+            names: Weak::new(),
+        };
         self.inodes.insert(ino, inode);
         ino
     }
@@ -102,6 +118,26 @@ impl State {
         self.next_handle += 1;
         self.handles.insert(self.next_handle, handle);
         self.next_handle
+    }
+
+    /// The same bytes as were made last, if these are the same.
+    pub(crate) fn share(&mut self, special: Special, data: Bytes) -> Bytes {
+        let last = self.made.entry(special).or_default();
+        if *last != data {
+            *last = data;
+        }
+        last.clone()
+    }
+
+    /// The same names as others have open of a folder, if these are the same.
+    pub(crate) fn share_names(&mut self, ino: u64, names: Vec<String>) -> Arc<Vec<String>> {
+        let Some(inode) = self.inodes.get_mut(&ino) else { return Arc::new(names) };
+        if let Some(last) = inode.names.upgrade().filter(|last| **last == names) {
+            return last;
+        }
+        let names = Arc::new(names);
+        inode.names = Arc::downgrade(&names);
+        names
     }
 
     /// The name is gone or means another file: whoever has the old one open keeps that.
@@ -131,11 +167,24 @@ impl State {
 
 impl Draft {
     pub(crate) fn begin(data: Vec<u8>, base: Option<Revision>, dirt: Dirt) -> Self {
-        Self { data, base, dirt, version: 0, refused: None, writers: 1, changed: now() }
+        Self {
+            data,
+            base,
+            dirt,
+            version: 0,
+            refused: None,
+            kept: false,
+            spoiled: false,
+            writers: 1,
+            changed: now(),
+        }
     }
 
     /// Takes what is committed, unless something was changed.
     pub(crate) fn refresh(&mut self, found: Option<(Bytes, Revision)>) {
+        if self.dirt == Dirt::Clean {
+            self.kept = false;
+        }
         if let (Dirt::Clean, Some((data, revision))) = (self.dirt, found)
             && (self.base != Some(revision) || self.data != data)
         {

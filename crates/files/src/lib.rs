@@ -22,6 +22,8 @@
 pub mod files;
 mod inodes;
 pub mod keeper;
+pub mod lane;
+pub mod late;
 pub mod layout;
 pub mod mount;
 pub mod shell;

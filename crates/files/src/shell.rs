@@ -1,9 +1,11 @@
 //! FUSE around [`Files`]: requests are handed to workers, and each is answered within its time.
 //!
 //! The thread that reads requests never waits for anything. Looking and reading has workers of its own, which those that commit can't
-//! keep busy. A request that no worker has answered in time is answered by the clock; its worker goes on, and its answer is nobody's.
+//! keep busy. A request that no worker has answered in time is answered by the clock ([`crate::lane`]).
 
-use crate::files::{Answer, Attr, Begin, Files};
+use crate::files::{Attr, Begin, Files, Room};
+use crate::lane::{Fate, Lane, Otherwise, Refuse};
+use crate::late::About;
 use crate::layout::Kind;
 use crate::store::Store;
 use fuser::{
@@ -13,12 +15,10 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 use rustix::fs::OFlags;
-use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 /// How long an answer may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,13 +40,8 @@ const TTL: Duration = Duration::from_secs(1);
 /// Threads that look and read, and threads that commit.
 const WORKERS: (usize, usize) = (4, 8);
 const BLOCK: u32 = 4096;
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// An answer that can be an error.
-trait Refuse: Send + 'static {
-    fn refuse(self, e: Errno);
-}
+/// How many names of a folder are told at once: the kernel asks for more.
+const AT_ONCE: usize = 64;
 
 macro_rules! refuse {
     ($($reply:ty),*) => { $(impl Refuse for $reply {
@@ -68,125 +63,6 @@ refuse!(
     ReplyWrite
 );
 
-/// A reply that is given once, by whoever takes it first.
-struct Slot<R>(Mutex<Option<R>>);
-
-impl<R> Slot<R> {
-    fn take(&self) -> Option<R> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-trait Expire: Send + Sync {
-    fn expire(&self);
-}
-
-impl<R: Refuse> Expire for Slot<R> {
-    fn expire(&self) {
-        if let Some(reply) = self.take() {
-            reply.refuse(Errno::EIO);
-        }
-    }
-}
-
-/// Requests of one kind: workers, and the times by which they are answered, in order.
-struct Lane {
-    jobs: Sender<Job>,
-    limit: Duration,
-    due: Arc<(Mutex<Due>, Condvar)>,
-}
-
-#[derive(Default)]
-struct Due {
-    queue: VecDeque<(Instant, Weak<dyn Expire>)>,
-    ended: bool,
-}
-
-impl Lane {
-    fn start(name: &str, workers: usize, limit: Duration) -> io::Result<Self> {
-        let (jobs, taken) = channel::<Job>();
-        let taken = Arc::new(Mutex::new(taken));
-        for _ in 0..workers {
-            let taken = taken.clone();
-            std::thread::Builder::new().name(format!("files-{name}")).spawn(move || work(&taken))?;
-        }
-        let due: Arc<(Mutex<Due>, Condvar)> = Arc::default();
-        let watched = due.clone();
-        std::thread::Builder::new().name(format!("files-{name}-due")).spawn(move || watch(&watched))?;
-        Ok(Self { jobs, limit, due })
-    }
-
-    /// Has `job` done, and its result answered, or an error once its time is over.
-    fn run<R: Refuse, T>(
-        &self,
-        reply: R,
-        job: impl FnOnce() -> Answer<T> + Send + 'static,
-        answer: impl FnOnce(R, T) + Send + 'static,
-    ) {
-        let slot = Arc::new(Slot(Mutex::new(Some(reply))));
-        let as_expire: Arc<dyn Expire> = slot.clone();
-        {
-            let mut due = self.due.0.lock().unwrap_or_else(PoisonError::into_inner);
-            while due.queue.front().is_some_and(|(_, slot)| slot.strong_count() == 0) {
-                due.queue.pop_front();
-            }
-            due.queue.push_back((Instant::now() + self.limit, Arc::downgrade(&as_expire)));
-            if due.queue.len() == 1 {
-                self.due.1.notify_one();
-            }
-        }
-        let failed = slot.clone();
-        let sent = self.jobs.send(Box::new(move || {
-            let done = job();
-            let Some(reply) = slot.take() else { return };
-            match done {
-                Ok(done) => answer(reply, done),
-                Err(e) => reply.refuse(Errno::from_i32(e.raw_os_error())),
-            }
-        }));
-        if sent.is_err() {
-            failed.expire();
-        }
-    }
-}
-
-impl Drop for Lane {
-    fn drop(&mut self) {
-        self.due.0.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
-        self.due.1.notify_one();
-    }
-}
-
-fn work(jobs: &Mutex<Receiver<Job>>) {
-    loop {
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(job) = job else { return };
-        job();
-    }
-}
-
-fn watch(due: &(Mutex<Due>, Condvar)) {
-    let mut held = due.0.lock().unwrap_or_else(PoisonError::into_inner);
-    while !held.ended {
-        let now = Instant::now();
-        held = match held.queue.front() {
-            None => due.1.wait(held).unwrap_or_else(PoisonError::into_inner),
-            Some((at, _)) if *at > now => {
-                let left = *at - now;
-                due.1.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0
-            }
-            Some(_) => {
-                let late = held.queue.pop_front().and_then(|(_, slot)| slot.upgrade());
-                drop(held);
-                if let Some(late) = late {
-                    late.expire();
-                }
-                due.0.lock().unwrap_or_else(PoisonError::into_inner)
-            }
-        };
-    }
-}
-
 /// The files, as the kernel asks for them.
 pub struct Shell<S> {
     files: Arc<Files<S>>,
@@ -205,6 +81,23 @@ impl<S: Store> Shell<S> {
         let look = Lane::start("look", WORKERS.0, limits.read)?;
         let commit = Lane::start("commit", WORKERS.1, limits.write)?;
         Ok(Self { files, look, commit, gid })
+    }
+
+    /// Nobody is left to be told of an error, but the log and who closes the file.
+    fn hears(&self, about: About) -> impl Fn(Fate) + Send + Sync + 'static {
+        let files = self.files.clone();
+        move |fate| files.given_up(&about, fate)
+    }
+
+    /// Of what makes or removes a name.
+    fn named<T: 'static>(&self, parent: INodeNo, name: &OsStr) -> Otherwise<T> {
+        Otherwise::default().given_up(self.hears(About::Name(parent.0, name.to_owned())))
+    }
+
+    /// Of what makes a name that the kernel knows then.
+    fn known(&self) -> Otherwise<Attr> {
+        let files = self.files.clone();
+        Otherwise::unheard(move |attr| files.unheard_name(&attr))
     }
 
     fn told(&self) -> impl Fn(&Attr) -> FileAttr + Send + 'static {
@@ -263,7 +156,7 @@ impl<S: Store> Filesystem for Shell<S> {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (files, name, told) = (self.files.clone(), name.to_owned(), self.told());
         let job = move || files.lookup(parent.0, &name);
-        self.look.run(reply, job, move |r, a| r.entry(&ttl(&a), &told(&a), Generation(0)));
+        self.look.run(reply, job, move |r, a| r.entry(&ttl(&a), &told(&a), Generation(0)), self.known());
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, times: u64) {
@@ -272,7 +165,8 @@ impl<S: Store> Filesystem for Shell<S> {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let (files, told) = (self.files.clone(), self.told());
-        self.look.run(reply, move || files.attr(ino.0), move |r, a| r.attr(&ttl(&a), &told(&a)));
+        let answer = move |r: ReplyAttr, a| r.attr(&ttl(&a), &told(&a));
+        self.look.run(reply, move || files.attr(ino.0), answer, Otherwise::default());
     }
 
     fn setattr(
@@ -307,13 +201,19 @@ impl<S: Store> Filesystem for Shell<S> {
                 None => files.attr(ino.0),
             }
         };
-        let lane = if size.is_some() { &self.commit } else { &self.look };
-        lane.run(reply, job, move |r, a| r.attr(&ttl(&a), &told(&a)));
+        let answer = move |r: ReplyAttr, a| r.attr(&ttl(&a), &told(&a));
+        if size.is_some() {
+            let otherwise = Otherwise::default().given_up(self.hears(About::Size(ino.0)));
+            self.commit.run(reply, job, answer, otherwise);
+        } else {
+            self.look.run(reply, job, answer, Otherwise::default());
+        }
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         let files = self.files.clone();
-        self.look.run(reply, move || files.link(ino.0), |r, to| r.data(to.as_bytes()));
+        let job = move || files.link(ino.0);
+        self.look.run(reply, job, |r, to: String| r.data(to.as_bytes()), Otherwise::default());
     }
 
     fn mknod(
@@ -326,6 +226,7 @@ impl<S: Store> Filesystem for Shell<S> {
         _: u32,
         reply: ReplyEntry,
     ) {
+        let otherwise = self.known().given_up(self.hears(About::Name(parent.0, name.to_owned())));
         let (files, name, told) = (self.files.clone(), name.to_owned(), self.told());
         let job = move || {
             // A plain file: no pipe, device or socket is replicated.
@@ -335,25 +236,30 @@ impl<S: Store> Filesystem for Shell<S> {
             let (attr, handle) = files.create(parent.0, &name, true, Begin::AsItIs)?;
             let kept = files.sync(handle);
             files.release(handle);
-            kept.map(|()| attr)
+            kept.inspect_err(|_| files.unheard_name(&attr))?;
+            Ok(attr)
         };
-        self.commit.run(reply, job, move |r, a| r.entry(&Duration::ZERO, &told(&a), Generation(0)));
+        let answer = move |r: ReplyEntry, a| r.entry(&Duration::ZERO, &told(&a), Generation(0));
+        self.commit.run(reply, job, answer, otherwise);
     }
 
     fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        let otherwise = self.known().given_up(self.hears(About::Name(parent.0, name.to_owned())));
         let (files, name, told) = (self.files.clone(), name.to_owned(), self.told());
         let job = move || files.make_folder(parent.0, &name);
-        self.commit.run(reply, job, move |r, a| r.entry(&TTL, &told(&a), Generation(0)));
+        self.commit.run(reply, job, move |r, a| r.entry(&TTL, &told(&a), Generation(0)), otherwise);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let otherwise = self.named(parent, name);
         let (files, name) = (self.files.clone(), name.to_owned());
-        self.commit.run(reply, move || files.unlink(parent.0, &name), |r, ()| r.ok());
+        self.commit.run(reply, move || files.unlink(parent.0, &name), |r, ()| r.ok(), otherwise);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let otherwise = self.named(parent, name);
         let (files, name) = (self.files.clone(), name.to_owned());
-        self.commit.run(reply, move || files.remove_folder(parent.0, &name), |r, ()| r.ok());
+        self.commit.run(reply, move || files.remove_folder(parent.0, &name), |r, ()| r.ok(), otherwise);
     }
 
     fn rename(
@@ -370,16 +276,26 @@ impl<S: Store> Filesystem for Shell<S> {
             return reply.error(Errno::EINVAL);
         }
         let replace = !flags.contains(RenameFlags::RENAME_NOREPLACE);
+        let otherwise = self.named(new_parent, new_name);
         let (files, name, new_name) = (self.files.clone(), name.to_owned(), new_name.to_owned());
         let job = move || files.rename((parent.0, &name), (new_parent.0, &new_name), replace);
-        self.commit.run(reply, job, |r, ()| r.ok());
+        self.commit.run(reply, job, |r, ()| r.ok(), otherwise);
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let write = (flags.acc_mode() != fuser::OpenAccMode::O_RDONLY).then_some(begin(flags.0));
-        let files = self.files.clone();
+        // It is emptied once it is sure that somebody hears of it.
+        let write = (flags.acc_mode() != fuser::OpenAccMode::O_RDONLY).then_some(Begin::AsItIs);
+        let empties = write.is_some() && begin(flags.0) == Begin::Emptied;
+        let (files, then, back) = (self.files.clone(), self.files.clone(), self.files.clone());
         let how = if write.is_some() { FopenFlags::FOPEN_DIRECT_IO } else { READ };
-        self.look.run(reply, move || files.open(ino.0, write), move |r, h| r.opened(FileHandle(h), how));
+        let answer = move |r: ReplyOpen, h| {
+            if empties {
+                then.empty(h);
+            }
+            r.opened(FileHandle(h), how);
+        };
+        let otherwise = Otherwise::unheard(move |h| back.abandon(h));
+        self.look.run(reply, move || files.open(ino.0, write), answer, otherwise);
     }
 
     fn create(
@@ -393,11 +309,19 @@ impl<S: Store> Filesystem for Shell<S> {
         reply: ReplyCreate,
     ) {
         let exclusive = has(flags, OFlags::EXCL);
+        let empties = begin(flags) == Begin::Emptied;
         let (files, name, told) = (self.files.clone(), name.to_owned(), self.told());
-        let job = move || files.create(parent.0, &name, exclusive, begin(flags));
-        self.look.run(reply, job, move |r, (a, h)| {
+        let (then, back) = (files.clone(), files.clone());
+        let job = move || files.create(parent.0, &name, exclusive, Begin::AsItIs);
+        let answer = move |r: ReplyCreate, (mut a, h): (Attr, u64)| {
+            if empties {
+                then.empty(h);
+                a.size = 0;
+            }
             r.created(&ttl(&a), &told(&a), Generation(0), FileHandle(h), FopenFlags::FOPEN_DIRECT_IO);
-        });
+        };
+        let otherwise = Otherwise::unheard(move |(a, h): (Attr, u64)| back.unheard_file(&a, h));
+        self.look.run(reply, job, answer, otherwise);
     }
 
     fn read(
@@ -413,7 +337,7 @@ impl<S: Store> Filesystem for Shell<S> {
     ) {
         let files = self.files.clone();
         let job = move || files.read(handle.0, offset, usize::try_from(size).unwrap_or(usize::MAX));
-        self.look.run(reply, job, |r, data| r.data(&data));
+        self.look.run(reply, job, |r, data| r.data(&data), Otherwise::default());
     }
 
     fn write(
@@ -430,17 +354,20 @@ impl<S: Store> Filesystem for Shell<S> {
     ) {
         let (files, data) = (self.files.clone(), data.to_owned());
         let job = move || files.write(handle.0, offset, &data);
-        self.look.run(reply, job, |r, n| r.written(u32::try_from(n).unwrap_or(u32::MAX)));
+        let otherwise = Otherwise::default().given_up(self.hears(About::Write(handle.0)));
+        self.look.run(reply, job, |r, n| r.written(u32::try_from(n).unwrap_or(u32::MAX)), otherwise);
     }
 
     fn flush(&self, _: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         let files = self.files.clone();
-        self.commit.run(reply, move || files.flush(handle.0), |r, ()| r.ok());
+        let otherwise = Otherwise::default().given_up(self.hears(About::Close(handle.0)));
+        self.commit.run(reply, move || files.flush(handle.0), |r, ()| r.ok(), otherwise);
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         let files = self.files.clone();
-        self.commit.run(reply, move || files.sync(handle.0), |r, ()| r.ok());
+        let otherwise = Otherwise::default().given_up(self.hears(About::Close(handle.0)));
+        self.commit.run(reply, move || files.sync(handle.0), |r, ()| r.ok(), otherwise);
     }
 
     fn release(
@@ -456,17 +383,15 @@ impl<S: Store> Filesystem for Shell<S> {
         let files = self.files.clone();
         let reads = flags.acc_mode() == fuser::OpenAccMode::O_RDONLY;
         let lane = if reads { &self.look } else { &self.commit };
-        let job = move || {
-            files.release(handle.0);
-            Ok(())
-        };
-        lane.run(reply, job, |r, ()| r.ok());
+        let job = move |in_time| if in_time { files.release(handle.0) } else { files.close_late(handle.0) };
+        lane.run_anyway(reply, job, |r: ReplyEmpty| r.ok());
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let files = self.files.clone();
+        let (files, back) = (self.files.clone(), self.files.clone());
         let job = move || files.open_folder(ino.0);
-        self.look.run(reply, job, |r, h| r.opened(FileHandle(h), FopenFlags::empty()));
+        let otherwise = Otherwise::unheard(move |h| back.abandon(h));
+        self.look.run(reply, job, |r, h| r.opened(FileHandle(h), FopenFlags::empty()), otherwise);
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -493,23 +418,31 @@ impl<S: Store> Filesystem for Shell<S> {
         reply: ReplyDirectoryPlus,
     ) {
         let (files, told) = (self.files.clone(), self.told());
-        let (listed, then) = (files.clone(), files.clone());
-        let job = move || listed.listing(handle.0);
-        self.look.run(reply, job, move |mut reply, (folder, names)| {
-            for (at, name) in entries(&names, offset) {
-                let dots = at < 2;
-                let attr = if dots { then.attr(folder).ok() } else { then.listed(folder, name, true) };
-                let Some(attr) = attr else { continue };
-                if reply.add(INodeNo(attr.ino), at + 1, name, &ttl(&attr), &told(&attr), Generation(0)) {
-                    // It had no room, and is not known to the kernel.
-                    if !dots {
-                        files.forget(attr.ino, 1);
-                    }
-                    break;
+        let (listed, back) = (files.clone(), files.clone());
+        let job = move || {
+            let (folder, names) = listed.listing(handle.0)?;
+            let attr = |(at, name): (u64, &str)| {
+                let attr = if at < 2 { listed.attr(folder).ok() } else { listed.listed(folder, name, true) };
+                Some((at, name.to_owned(), attr?))
+            };
+            Ok(entries(&names, offset).take(AT_ONCE).filter_map(attr).collect::<Vec<_>>())
+        };
+        let answer = move |mut reply: ReplyDirectoryPlus, all: Vec<(u64, String, Attr)>| {
+            let mut is_full = false;
+            for (at, name, a) in all {
+                is_full =
+                    is_full || reply.add(INodeNo(a.ino), at + 1, &name, &ttl(&a), &told(&a), Generation(0));
+                // What had no room is not known to the kernel.
+                if is_full && at >= 2 {
+                    files.unheard_name(&a);
                 }
             }
             reply.ok();
+        };
+        let otherwise = Otherwise::unheard(move |all: Vec<(u64, String, Attr)>| {
+            all.iter().filter(|(at, ..)| *at >= 2).for_each(|(.., a)| back.unheard_name(a));
         });
+        self.look.run(reply, job, answer, otherwise);
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -520,11 +453,12 @@ impl<S: Store> Filesystem for Shell<S> {
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         let files = self.files.clone();
         let job = move || Ok(files.room());
-        self.look.run(reply, job, |r, room| {
+        let answer = |r: ReplyStatfs, room: Room| {
             let block = u64::from(BLOCK);
             let free = room.total.saturating_sub(room.used) / block;
             r.statfs(room.total / block, free, free, room.files, free, BLOCK, 255, BLOCK);
-        });
+        };
+        self.look.run(reply, job, answer, Otherwise::default());
     }
 }
 

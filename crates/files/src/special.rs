@@ -32,7 +32,7 @@ pub struct Member {
 }
 
 /// A file that is made when it is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Special {
     /// Who is in the cluster.
     Members,

@@ -8,6 +8,8 @@ use rustix::io::Errno;
 use std::ffi::OsStr;
 use stead_conf::Txn;
 use stead_files::files::{Begin, Files, TOP};
+use stead_files::lane::Fate;
+use stead_files::late::About;
 
 fn files() -> (TreeStore, Files<TreeStore>) {
     let store = TreeStore::new();
@@ -210,4 +212,110 @@ fn secrets_are_sealed_in_the_tree_and_open_to_root() {
     assert_eq!((text(&files, "priv/key").as_str(), files.attr(attr.ino).unwrap().size), ("geheim", 6));
     files.rename((private, OsStr::new("key")), (private, OsStr::new("other")), true).unwrap();
     assert_eq!((store.text("priv/other").as_deref(), store.text("priv/key")), (Some("geheim"), None));
+}
+
+#[test]
+fn what_is_written_after_a_commit_is_held_to_that_version() {
+    let (store, files) = files();
+    let of_other = |text: &str| Txn::new("n2").put("datacenter.cfg", text.to_owned());
+    let (mine, theirs) = ("mac_prefix: 02:01:03\n", "mac_prefix: 02:01:09\n");
+    let at = ino(&files, "datacenter.cfg");
+    // Before anything of it is committed, what others do is what is changed.
+    let handle = files.open(at, Some(Begin::AsItIs)).unwrap();
+    store.apply(of_other("mac_prefix: 02:01:04\n"));
+    files.write(handle, 0, mine.as_bytes()).unwrap();
+    // Another node is there between the commit and a look at what came of it, or later.
+    store.then(of_other(theirs));
+    files.sync(handle).unwrap();
+    files.write(handle, 0, b"#").unwrap();
+    assert_eq!(files.flush(handle), Err(Errno::BUSY));
+    files.release(handle);
+    assert_eq!(store.text("datacenter.cfg").as_deref(), Some(theirs));
+
+    let handle = files.open(at, Some(Begin::AsItIs)).unwrap();
+    files.write(handle, 0, mine.as_bytes()).unwrap();
+    files.flush(handle).unwrap();
+    files.write(handle, 0, b"#").unwrap();
+    files.flush(handle).unwrap();
+    store.apply(of_other(theirs));
+    files.write(handle, 0, b"##").unwrap();
+    assert_eq!(files.flush(handle), Err(Errno::BUSY));
+    files.release(handle);
+    assert_eq!(
+        (store.text("datacenter.cfg").as_deref(), text(&files, "datacenter.cfg").as_str()),
+        (Some(theirs), theirs)
+    );
+}
+
+#[test]
+fn nothing_is_committed_of_what_was_told_to_have_failed() {
+    let (store, files) = files();
+    let before = store.text("datacenter.cfg").unwrap();
+    let at = ino(&files, "datacenter.cfg");
+    let write = || {
+        let handle = files.open(at, Some(Begin::Emptied)).unwrap();
+        files.write(handle, 0, b"#half").unwrap();
+        handle
+    };
+    // A write: whatever comes later, the middle may be missing.
+    let handle = write();
+    files.given_up(&About::Write(handle), Fate::Undecided);
+    files.write(handle, 5, b" more").unwrap();
+    assert_eq!(files.flush(handle), Err(Errno::IO));
+    files.release(handle);
+    // A close: the kernel lets go of the file afterwards.
+    let handle = write();
+    files.given_up(&About::Close(handle), Fate::NeverBegun);
+    files.release(handle);
+    // And one that let go so late that nobody knows of it any more.
+    files.close_late(write());
+    // A size, by a name or by a handle.
+    let handle = write();
+    files.given_up(&About::Size(at), Fate::NeverBegun);
+    assert_eq!(files.flush(handle), Err(Errno::IO));
+    files.release(handle);
+    assert_eq!((store.commits(), store.text("datacenter.cfg").unwrap()), (0, before));
+    files.given_up(&About::Name(TOP, "sub".into()), Fate::Undecided);
+    let said = text(&files, ".stead-last-error");
+    assert!(
+        said.contains("datacenter.cfg: no answer in time") && said.contains("sub: no answer in time"),
+        "{said}"
+    );
+    // The next one begins anew.
+    let handle = write();
+    files.flush(handle).unwrap();
+    files.release(handle);
+    assert_eq!(store.text("datacenter.cfg").as_deref(), Some("#half"));
+}
+
+#[test]
+fn a_file_that_was_opened_for_nobody_is_as_it_was() {
+    let (store, files) = files();
+    let kept = files.kept();
+    let (attr, handle) = files.create(TOP, OsStr::new("new"), true, Begin::AsItIs).unwrap();
+    files.unheard_file(&attr, handle);
+    assert_eq!((files.kept(), files.lookup(TOP, OsStr::new("new")).map(drop)), (kept, Err(Errno::NOENT)));
+    // Another one has it open, and goes on.
+    let (attr, other) = files.create(TOP, OsStr::new("new"), true, Begin::AsItIs).unwrap();
+    files.write(other, 0, b"x").unwrap();
+    let handle = files.open(attr.ino, Some(Begin::AsItIs)).unwrap();
+    files.abandon(handle);
+    files.flush(other).unwrap();
+    files.release(other);
+    assert_eq!(store.text("new").as_deref(), Some("x"));
+}
+
+#[test]
+fn many_who_have_the_same_open_have_it_once() {
+    let (store, files) = files();
+    let folder = |at| files.listing(files.open_folder(at).unwrap()).unwrap().1;
+    assert!(std::sync::Arc::ptr_eq(&folder(TOP), &folder(TOP)));
+    let before = folder(TOP);
+    store.apply(Txn::new("n2").put("later", "x"));
+    assert!(folder(TOP).contains(&"later".to_owned()) && !before.contains(&"later".to_owned()));
+    let vm_list = || {
+        let handle = files.open(ino(&files, ".vmlist"), None).unwrap();
+        files.read(handle, 0, 1 << 20).unwrap()
+    };
+    assert_eq!(vm_list().as_ptr(), vm_list().as_ptr());
 }

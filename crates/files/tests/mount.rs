@@ -154,6 +154,15 @@ fn private_files_are_not_for_others() {
     // Nobody is to think that a file is stricter than it is.
     assert!(bed.fails("chmod 600 storage.cfg").contains("Operation not permitted"));
     bed.sh("chmod 644 storage.cfg; chown root storage.cfg; touch -d yesterday storage.cfg");
+    // Nor that it can be executed, or others can write to it.
+    bed.fails("chmod 755 storage.cfg");
+    bed.fails("chmod 666 storage.cfg");
+    bed.fails("chmod 777 nodes");
+    bed.sh("chmod 640 storage.cfg; chmod u+w,o+r storage.cfg; chmod 755 nodes");
+    assert_eq!(
+        bed.sh("(umask 077; echo x > mine; mkdir own); stat -c %a mine own storage.cfg"),
+        "640\n755\n640\n"
+    );
     bed.fails("chown nobody storage.cfg");
     bed.fails("ln storage.cfg other");
     bed.fails("ln -s storage.cfg other");
@@ -222,6 +231,75 @@ fn a_hanging_store_does_not_hang_readers() {
     while !bed.try_sh("cat storage.cfg && echo x > new && rm new").status.success() {
         assert!(begun.elapsed() < Duration::from_secs(5), "it goes on where it was");
     }
+}
+
+#[test]
+fn what_is_answered_late_leaves_nothing_open_and_changes_nothing() {
+    if cannot_mount("what_is_answered_late_leaves_nothing_open_and_changes_nothing", &["python3"]) {
+        return;
+    }
+    let bed = Bed::with(Limits { read: Duration::from_millis(400), write: Duration::from_millis(600) });
+    let before = bed.store.text("storage.cfg").unwrap();
+    bed.sh("ls; cat storage.cfg; stat priv nodes");
+    let open = bed.files.kept().1;
+    let slow = |call: &str| {
+        // The kernel knows the names, so that it asks for nothing else first.
+        let script =
+            format!("import os\nos.stat('storage.cfg')\nprint('go', flush=True)\ninput()\nos.{call}\n");
+        let mut command = Command::new("python3");
+        command
+            .args(["-c", &script])
+            .current_dir(&bed.at)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut out, &mut String::new()).unwrap();
+        child
+    };
+    let calls = [
+        "open('storage.cfg', os.O_RDONLY)",
+        "open('storage.cfg', os.O_WRONLY | os.O_TRUNC)",
+        "open('new', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)",
+        "listdir('nodes')",
+    ];
+    let waiting = calls.map(slow);
+    bed.store.hang(true);
+    for mut child in waiting {
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"\n").unwrap();
+        let out = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(said.contains("Input/output error"), "{said}");
+    }
+    bed.store.hang(false);
+    within(5, || bed.files.kept().1 == open);
+    assert_eq!(bed.sh("cat storage.cfg; ls | grep -c '^new$' || true"), format!("{before}0\n"));
+    assert_eq!((bed.store.commits(), bed.store.text("storage.cfg").unwrap()), (0, before));
+    bed.sh("echo '#' >> storage.cfg");
+}
+
+#[test]
+fn what_was_not_begun_in_time_is_not_done_later() {
+    if cannot_mount("what_was_not_begun_in_time_is_not_done_later", &[]) {
+        return;
+    }
+    let bed = Bed::with(Limits { read: Duration::from_secs(5), write: Duration::from_millis(600) });
+    // The kernel makes one name at a time in a folder.
+    bed.sh("mkdir p{1..12}; stat p{1..12}");
+    bed.store.hang_changes(true);
+    let said = bed.fails("for n in {1..12}; do mkdir p$n/d & done; for n in {1..12}; do wait -n || failed=1; done; exit $failed");
+    assert_eq!(said.matches("Input/output error").count(), 12, "{said}");
+    let said = bed.sh("cat .stead-last-error");
+    assert_eq!(
+        (said.matches("nothing was done").count(), said.matches("is not known").count()),
+        (4, 8),
+        "{said}"
+    );
+    bed.store.hang_changes(false);
+    // All are through with what they had once as many others are done.
+    bed.sh("for n in {1..12}; do mkdir p$n/e; done");
+    assert_eq!(bed.sh("ls -d p*/d | wc -l").trim(), "8");
 }
 
 /// Not a test: what a keeper of these tests is, and a daemon that mounts and does as its word says.

@@ -30,7 +30,9 @@ pub struct Inner {
     pub writable: AtomicBool,
     /// How many transactions there were.
     pub commits: AtomicUsize,
-    hangs: Mutex<bool>,
+    hangs: Mutex<(bool, bool)>,
+    /// What another node does right after the next change.
+    then: Mutex<Option<Txn>>,
     goes_on: Condvar,
 }
 
@@ -54,19 +56,31 @@ impl TreeStore {
             times: Mutex::default(),
             writable: AtomicBool::new(true),
             commits: AtomicUsize::new(0),
-            hangs: Mutex::new(false),
+            hangs: Mutex::default(),
+            then: Mutex::default(),
             goes_on: Condvar::new(),
         }))
     }
 
     /// Everything hangs, as if a lock were never given back, until it is told to go on.
     pub fn hang(&self, hang: bool) {
-        *self.0.hangs.lock().unwrap() = hang;
+        *self.0.hangs.lock().unwrap() = (hang, hang);
         self.0.goes_on.notify_all();
     }
 
-    fn wait(&self) {
-        drop(self.0.goes_on.wait_while(self.0.hangs.lock().unwrap(), |hangs| *hangs).unwrap());
+    /// What changes hangs, and what looks goes on.
+    pub fn hang_changes(&self, hang: bool) {
+        self.0.hangs.lock().unwrap().1 = hang;
+        self.0.goes_on.notify_all();
+    }
+
+    pub fn then(&self, txn: Txn) {
+        *self.0.then.lock().unwrap() = Some(txn);
+    }
+
+    fn wait(&self, changes: bool) {
+        let hangs = self.0.hangs.lock().unwrap();
+        drop(self.0.goes_on.wait_while(hangs, |(all, change)| *all || changes && *change).unwrap());
     }
 
     /// A committed file.
@@ -100,7 +114,7 @@ impl Store for TreeStore {
         &self.0.me
     }
     fn view(&self, f: &mut dyn FnMut(&Tree)) {
-        self.wait();
+        self.wait(false);
         f(&self.0.tree.lock().unwrap());
     }
     fn is_writable(&self) -> bool {
@@ -116,8 +130,8 @@ impl Store for TreeStore {
     fn modified_ms(&self, path: &str, revision: Revision) -> Option<u64> {
         self.0.times.lock().unwrap().get(&(path.to_owned(), revision)).copied()
     }
-    fn change(&self, change: FileChange) -> Result<(), FileFault> {
-        self.wait();
+    fn change(&self, change: FileChange) -> Result<Option<Revision>, FileFault> {
+        self.wait(true);
         let mut tree = self.0.tree.lock().unwrap();
         if let FileChange::Put { path, data, .. } | FileChange::Move { data, to: (path, _), .. } = &change {
             let before = tree.text(path).unwrap_or_default();
@@ -136,8 +150,12 @@ impl Store for TreeStore {
         for one in changed {
             times.insert((one.path, revision), u64::try_from(now.as_millis()).unwrap());
         }
+        if let Some(txn) = self.0.then.lock().unwrap().take() {
+            tree.apply(&txn).unwrap();
+        }
         self.0.commits.fetch_add(1, Ordering::SeqCst);
-        Ok(())
+        // Of a guest's it is not known.
+        Ok((!is_guest(change.path())).then_some(revision))
     }
     fn facts(&self) -> Facts {
         let member = |(name, id): (&str, u64)| Member {
@@ -175,6 +193,7 @@ pub fn cannot_mount(test: &str, programs: &[&str]) -> bool {
 /// A tree, mounted.
 pub struct Bed {
     pub store: TreeStore,
+    pub files: Arc<Files<TreeStore>>,
     pub at: PathBuf,
     mount: Option<Mount>,
     dir: tempfile::TempDir,
@@ -189,8 +208,8 @@ impl Bed {
         let (store, dir) = (TreeStore::new(), tempfile::tempdir().unwrap());
         let at = dir.path().join("pve");
         let files = Arc::new(Files::new(store.clone()));
-        let mount = Mount::new(files, &at, limits, None).unwrap();
-        Self { store, at, mount: Some(mount), dir }
+        let mount = Mount::new(files.clone(), &at, limits, None).unwrap();
+        Self { store, files, at, mount: Some(mount), dir }
     }
 
     /// What a shell says of a script that is run at the top.
