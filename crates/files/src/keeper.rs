@@ -71,6 +71,8 @@ enum News {
     Answered,
     /// The mount is not there any more, or ends.
     Gone,
+    /// Something else lies over it.
+    Covered,
     DaemonEnded,
 }
 
@@ -93,14 +95,15 @@ pub fn keep(path: &Path, silence: Duration) {
                         found.store(stat.st_dev, Ordering::Relaxed);
                         News::Answered
                     }
-                    _ => News::Gone,
+                    Ok(_) => News::Covered,
+                    Err(_) => News::Gone,
                 },
                 // Those are answers, too.
                 Err(Errno::IO | Errno::ACCESS) => News::Answered,
                 Err(_) => News::Gone,
             };
-            let gone = matches!(news, News::Gone);
-            if asker.send(news).is_err() || gone {
+            let is_last = matches!(news, News::Gone | News::Covered);
+            if asker.send(news).is_err() || is_last {
                 return;
             }
             std::thread::sleep(PERIOD.min(silence / 4));
@@ -115,8 +118,10 @@ pub fn keep(path: &Path, silence: Duration) {
     loop {
         match hear.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(News::Answered) => until = Instant::now() + silence,
-            Ok(News::Gone) => return,
-            Ok(News::DaemonEnded) => return end(path, mine.as_ref()),
+            // Nobody reaches it, and it is not there to be asked; it ends with the daemon all the same.
+            Ok(News::Covered) => until = Instant::now() + Duration::from_secs(u64::from(u32::MAX)),
+            // The connection has ended, or the daemon has: a dead mount would be an error to all who look.
+            Ok(News::Gone | News::DaemonEnded) => return end(path, mine.as_ref()),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                 eprintln!("stead: the files at {} do not answer: they are taken away", path.display());
                 return end(path, mine.as_ref());

@@ -1,4 +1,4 @@
-//! The configuration tree as files, as at `/etc/pve`.
+//! The configuration tree as files, at `/etc/pve` where that is free.
 //!
 //! ```text
 //!   kernel (FUSE) ── shell: a thread that reads requests, workers, an answer within a deadline whatever happens
@@ -20,6 +20,7 @@
 //! store that hangs; against a daemon that hangs as a whole helps the keeper, whose word to the kernel ends all waiting at once.
 
 pub mod files;
+pub mod ground;
 mod inodes;
 pub mod keeper;
 pub mod lane;

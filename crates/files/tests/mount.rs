@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stead_conf::Txn;
 use stead_files::files::Files;
+use stead_files::ground::Ground;
 use stead_files::keeper::{Program, keep};
 use stead_files::mount::Mount;
 use stead_files::shell::Limits;
@@ -302,6 +303,63 @@ fn what_was_not_begun_in_time_is_not_done_later() {
     assert_eq!(bed.sh("ls -d p*/d | wc -l").trim(), "8");
 }
 
+#[test]
+fn while_nothing_is_mounted_nobody_writes_there() {
+    if cannot_mount("while_nothing_is_mounted_nobody_writes_there", &[]) {
+        return;
+    }
+    let (dir, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (at, ground) = (dir.path().join("pve"), Ground::new(home.path()));
+    let mount = || {
+        let files = Arc::new(Files::new(common::TreeStore::new()));
+        Mount::new(files, &at, Limits::default(), None, Some(&ground)).unwrap()
+    };
+    for _ in 0..2 {
+        let mounted = mount();
+        std::fs::write(at.join("mine"), "x").unwrap();
+        drop(mounted);
+        if let Err(e) = std::fs::write(at.join("storage.cfg"), "") {
+            assert_eq!(e.kind(), std::io::ErrorKind::PermissionDenied);
+        } else {
+            // Its file system has no such flag, which is said in the log.
+            assert!(std::env::var_os("STEAD_STRICT").is_none(), "the folder takes files");
+            std::fs::remove_file(at.join("storage.cfg")).unwrap();
+        }
+    }
+    ground.hold_none_but(None);
+    std::fs::write(at.join("mine"), "x").unwrap();
+    let files = Arc::new(Files::new(common::TreeStore::new()));
+    let said = Mount::new(files, &at, Limits::default(), None, Some(&ground)).err().unwrap().to_string();
+    assert!(said.contains("move away mine"), "{said}");
+    std::fs::remove_file(at.join("mine")).unwrap();
+    drop(mount());
+    ground.hold_none_but(None);
+}
+
+#[test]
+fn a_path_that_is_oddly_spelled_is_mounted_once_and_taken_away() {
+    if cannot_mount("a_path_that_is_oddly_spelled_is_mounted_once_and_taken_away", &[]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (top, files) = (dir.path(), || Arc::new(Files::new(common::TreeStore::new())));
+    std::fs::create_dir_all(top.join("sub/pve")).unwrap();
+    std::os::unix::fs::symlink("sub/pve", top.join("link")).unwrap();
+    for path in ["link", "sub/../sub/pve/", "./sub//pve/."] {
+        let mount = Mount::new(files(), &top.join(path), Limits::default(), None, None).unwrap();
+        assert!(top.join("sub/pve/storage.cfg").exists());
+        for other in ["sub/pve", "link", "sub/pve/"] {
+            let again = Mount::new(files(), &top.join(other), Limits::default(), None, None);
+            assert!(
+                again.err().unwrap().to_string().contains("something is mounted there"),
+                "{path} {other}"
+            );
+        }
+        drop(mount);
+        assert_eq!(std::fs::read_dir(top.join("sub/pve")).unwrap().count(), 0, "{path}");
+    }
+}
+
 /// Not a test: what a keeper of these tests is, and a daemon that mounts and does as its word says.
 #[test]
 fn child() {
@@ -321,7 +379,7 @@ fn child() {
             .chain([program.into_os_string()])
             .collect();
     let keeper = Program { program: "/bin/sh".into(), args, silence: Duration::from_secs(2) };
-    let mount = Mount::new(files, &at, Limits::default(), Some(&keeper)).unwrap();
+    let mount = Mount::new(files, &at, Limits::default(), Some(&keeper), None).unwrap();
     println!("mounted");
     // Until it is told to end.
     let _ = std::io::stdin().read_line(&mut String::new());
@@ -405,8 +463,9 @@ fn what_is_somebody_else_s_is_not_mounted_over() {
     }
     let bed = Bed::new();
     let files = || Arc::new(Files::new(common::TreeStore::new()));
-    let refused =
-        |at: &std::path::Path| Mount::new(files(), at, Limits::default(), None).err().unwrap().to_string();
+    let refused = |at: &std::path::Path| {
+        Mount::new(files(), at, Limits::default(), None, None).err().unwrap().to_string()
+    };
     assert!(refused(&bed.at).contains("something is mounted there"));
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("x"), "").unwrap();

@@ -3,9 +3,10 @@
 //! The folder is locked as long as its testbed lives. One that nobody holds belongs to a testbed that was killed: its
 //! processes are ended (they carry the folder's path) and it is removed, by whoever starts the next testbed.
 
+use crate::node::FILES;
 use crate::procs;
 use anyhow::{Context, Result, bail};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, IFlags, Mode, OFlags, flock, ioctl_getflags, ioctl_setflags};
 use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -62,7 +63,7 @@ impl Drop for Bed {
         } else if self.keep || std::thread::panicking() {
             let _ = fs::remove_file(self.dir.join("lock"));
             eprintln!("testbed: logs are kept in {}", self.dir.display());
-        } else if let Err(e) = fs::remove_dir_all(&self.dir) {
+        } else if let Err(e) = remove(&self.dir) {
             eprintln!("testbed {}: not removed: {e}", self.dir.display());
         }
     }
@@ -88,9 +89,19 @@ fn sweep() {
             && flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
             && procs::kill_all(procs::BED_DIR, &dir).is_ok()
         {
-            let _ = fs::remove_dir_all(&dir);
+            let _ = remove(&dir);
         }
     }
+}
+
+/// Removes a testbed's folder. Where nodes have shown the configuration as files, they have left folders in which nothing can be changed.
+fn remove(dir: &Path) -> std::io::Result<()> {
+    for held in fs::read_dir(dir)?.flatten().map(|node| node.path().join(FILES)) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(held) = rustix::fs::open(held, flags, Mode::empty()) else { continue };
+        let _ = ioctl_getflags(&held).and_then(|set| ioctl_setflags(&held, set - IFlags::IMMUTABLE));
+    }
+    fs::remove_dir_all(dir)
 }
 
 #[cfg(test)]

@@ -189,6 +189,9 @@ impl Builder {
         }
         let mut machine = None;
         let mut arguments = vec![];
+        // Nodes that share their mounts would meet at /etc/pve, and a machine would leave a folder there that nobody can remove.
+        let at = if self.files { dir.join(FILES).display().to_string() } else { "none".to_owned() };
+        more.splice(0..0, ["--files-path".to_owned(), at]);
         if self.shape == Shape::Machine {
             more.push(format!("--root-password-file {} --cluster-name testbed", password.display()));
             let seen = vec![power.clone(), password, place.bed.join("shared")];
@@ -216,9 +219,6 @@ impl Builder {
                 arguments.extend(["--network", "user", "--user-net-forward"].map(str::to_owned));
                 arguments.push(format!("80:{base}"));
             }
-            // Nodes that share their mounts would meet at /etc/pve.
-            let at = if self.files { dir.join(FILES).display().to_string() } else { "none".to_owned() };
-            arguments.extend(["--files-path".to_owned(), at]);
             arguments.extend(more);
         }
         Node::new(Plan {

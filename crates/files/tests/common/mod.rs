@@ -208,7 +208,7 @@ impl Bed {
         let (store, dir) = (TreeStore::new(), tempfile::tempdir().unwrap());
         let at = dir.path().join("pve");
         let files = Arc::new(Files::new(store.clone()));
-        let mount = Mount::new(files.clone(), &at, limits, None).unwrap();
+        let mount = Mount::new(files.clone(), &at, limits, None, None).unwrap();
         Self { store, files, at, mount: Some(mount), dir }
     }
 

@@ -90,6 +90,9 @@ fn a_daemon_that_ends_leaves_a_free_path_and_comes_back_to_it() {
         let node = cluster.node(0);
         soon(node, "test -e storage.cfg").await?;
         node.kill_daemon()?;
+        // Nobody writes where nothing is mounted. It is so among the testbed's own mounts all the time.
+        let stray = std::fs::write(node.files().join("storage.cfg"), "dir: stray\n");
+        ensure!(stray.is_err(), "the folder under the mount takes files");
         node.start_daemon()?;
         soon(node, "test -e storage.cfg && echo x > notes").await?;
         node.stop_daemon()?;
