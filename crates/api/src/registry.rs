@@ -58,6 +58,7 @@ fn of_cluster(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<cluster::Log>::new())
         .with(Of::<cluster::history::History>::new())
         .with(Of::<cluster::history::Show>::new())
+        .with(Of::<cluster::history::Rollback>::new())
         .with(Of::<cluster::options::Read>::new())
         .with(Of::<cluster::options::Change>::new())
         .with(Of::<cluster::config::Create>::new())

@@ -204,7 +204,7 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 27] = [
+const BEYOND: [(&str, &str); 28] = [
     ("POST", "/nodes/{node}/qemu/{vmid}/quick_migrate"),
     ("GET", "/cluster/qemu/common"),
     ("GET", "/cluster/config/expected"),
@@ -227,6 +227,7 @@ const BEYOND: [(&str, &str); 27] = [
     ("GET", "/cluster/events"),
     ("GET", "/cluster/history"),
     ("GET", "/cluster/history/file"),
+    ("POST", "/cluster/history/rollback"),
     ("POST", "/cluster/config/nodes/{node}/confirm-off"),
     ("POST", "/nodes/{node}/depart"),
     ("GET", "/cluster/ha/resources/{sid}/history"),

@@ -1,6 +1,6 @@
 //! `/cluster/history`: the configuration's past. Beyond Proxmox VE, which keeps none.
 
-use crate::framework::{Access, Error, Json};
+use crate::framework::{Access, Error, Json, Null};
 use stead_api_derive::Params;
 use stead_ops::history::{FileThen, HistoryEntry, Moment, Revision};
 
@@ -14,6 +14,18 @@ pub struct Read {
 }
 
 #[derive(Params)]
+pub struct Back {
+    /// The file of the configuration.
+    path: String,
+    /// As it was right after this transaction.
+    revision: Option<u64>,
+    /// As it was at this time, in seconds since 1970.
+    time: Option<u64>,
+    /// Only if this transaction is still the last that has changed the file (0: only if it is not there).
+    over: Option<u64>,
+}
+
+#[derive(Params)]
 pub struct Then {
     /// The file of the configuration.
     path: String,
@@ -23,15 +35,14 @@ pub struct Then {
     time: Option<u64>,
 }
 
-impl Then {
-    fn moment(&self) -> Result<Option<Moment>, Error> {
-        match (self.revision, self.time) {
-            (Some(_), Some(_)) => Err(Error::parameter("time", "a revision or a time, and not both")),
-            (Some(revision), None) => Ok(Some(Moment::Revision(Revision(revision)))),
-            // To the end of that second.
-            (None, Some(time)) => Ok(Some(Moment::Time(time.saturating_mul(1000).saturating_add(999)))),
-            (None, None) => Ok(None),
-        }
+/// A moment by what was given, if anything was.
+fn moment(revision: Option<u64>, time: Option<u64>) -> Result<Option<Moment>, Error> {
+    match (revision, time) {
+        (Some(_), Some(_)) => Err(Error::parameter("time", "a revision or a time, and not both")),
+        (Some(revision), None) => Ok(Some(Moment::Revision(Revision(revision)))),
+        // To the end of that second.
+        (None, Some(time)) => Ok(Some(Moment::Time(time.saturating_mul(1000).saturating_add(999)))),
+        (None, None) => Ok(None),
     }
 }
 
@@ -47,6 +58,19 @@ endpoint! {
     /// What a file of the configuration held at a moment, or holds.
     Show = get("/cluster/history/file"), Anywhere, Access::All("/", &["Sys.Audit", "VM.Audit", "Datastore.Audit"]);
     fn call(cx, p: Then) -> Json<FileThen> {
-        Ok(Json(cx.ops().file_then(&p.path, p.moment()?)?))
+        Ok(Json(cx.ops().file_then(&p.path, moment(p.revision, p.time)?)?))
+    }
+}
+
+endpoint! {
+    /// Writes a file of the configuration as it was at a moment, or removes it if it was not there: a new change, checked as one that is
+    /// written by hand. Guests' files, `user.cfg` and `ha/fence.cfg` by root@pam alone; for other files that the API changes, what it asks
+    /// for there is needed, too.
+    Rollback = post("/cluster/history/rollback"), Anywhere, Access::All("/", &["Sys.Modify"]);
+    fn call(cx, p: Back) -> Null {
+        let to = moment(p.revision, p.time)?;
+        let to = to.ok_or_else(|| Error::parameter("revision", "to which moment: a revision or a time"))?;
+        cx.ops().roll_back_file(&cx.actor(), &p.path, to, p.over).await?;
+        Ok(Null)
     }
 }

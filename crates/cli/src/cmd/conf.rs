@@ -1,5 +1,6 @@
 //! `stead conf`: the configuration's files and their past.
 
+use super::vm::confirm;
 use super::{Cx, raw};
 use crate::api::text;
 use crate::failure::Failure;
@@ -18,7 +19,8 @@ Examples:
   stead conf show storage.cfg
   stead conf show nodes/pve1/qemu-server/100.conf --at '2026-11-22 14:00'
   stead conf diff user.cfg                      what its last change was
-  stead conf diff user.cfg --from 1043          what has changed since";
+  stead conf diff user.cfg --from 1043          what has changed since
+  stead conf rollback storage.cfg --to 1043     shows what that changes, and asks";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -30,6 +32,9 @@ pub enum Command {
     /// Show what has changed in a file
     #[command(after_help = MOMENTS)]
     Diff(Diff),
+    /// Write a file as it was, as a new change
+    #[command(after_help = MOMENTS)]
+    Rollback(Rollback),
 }
 
 #[derive(Debug, Args)]
@@ -53,11 +58,24 @@ pub struct Diff {
     pub to: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub struct Rollback {
+    /// The file, as storage.cfg or nodes/pve1/qemu-server/100.conf
+    pub path: String,
+    /// The moment
+    #[arg(long, value_name = "MOMENT")]
+    pub to: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
 pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
     match command {
         Command::History(args) => raw::history(cx, args).await,
         Command::Show(args) => show(cx, args).await,
         Command::Diff(args) => diff(cx, args).await,
+        Command::Rollback(args) => rollback(cx, args).await,
     }
 }
 
@@ -99,9 +117,42 @@ async fn diff(cx: &Cx, args: Diff) -> Result<(), Failure> {
     if old == new {
         return output::print(&format!("'{}' is the same at both moments", args.path));
     }
-    let [from, to] = [heading(&before, &args.path), heading(&after, &args.path)];
+    output::print(&difference(&args.path, &before, &after))
+}
+
+/// What lies between two states of a file.
+fn difference(path: &str, before: &Value, after: &Value) -> String {
+    let [old, new] = [before, after].map(|file| file["content"].as_str().unwrap_or_default());
+    let [from, to] = [heading(before, path), heading(after, path)];
     let lines = TextDiff::from_lines(old, new).unified_diff().header(&from, &to).to_string();
-    output::print(lines.trim_end_matches('\n'))
+    match lines.is_empty() {
+        // An empty file comes or goes.
+        true => format!("--- {from}\n+++ {to}"),
+        false => lines.trim_end_matches('\n').to_owned(),
+    }
+}
+
+async fn rollback(cx: &Cx, args: Rollback) -> Result<(), Failure> {
+    let (name, value) = moment(&args.to)?;
+    let now = then(cx, &args.path, None).await?;
+    let was = then(cx, &args.path, Some(&args.to)).await?;
+    if now["content"] == was["content"] {
+        return cx.format().done(&Value::Null, &format!("'{}' is as it was then", args.path));
+    }
+    if cx.format() != Format::Json {
+        output::print(&difference(&args.path, &now, &was))?;
+    }
+    if !args.yes {
+        let what = if was["content"].is_null() { "Remove" } else { "Roll back" };
+        confirm(&format!("{what} '{}'", args.path))?;
+    }
+    let mut p = Params::new();
+    put(&mut p, "path", Some(&args.path));
+    put(&mut p, name, Some(value));
+    // What was shown is what is changed.
+    put(&mut p, "over", Some(now["now"].as_u64().unwrap_or(0)));
+    let done = cx.api.call(Method::POST, "/cluster/history/rollback", &p).await?;
+    cx.format().done(&done, &format!("'{}' is as it was", args.path))
 }
 
 /// `storage.cfg (revision 7, 2026-11-22 14:03:05, root@pam: storage 'nfs' added)`.

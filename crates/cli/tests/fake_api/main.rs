@@ -20,6 +20,7 @@ use tokio::process::Command;
 
 mod clones;
 mod cluster;
+mod conf;
 
 const UPID: &str = "UPID:pve1:0000A1B2:00C3D4E5:6564F3A0:qmstart:100:root@pam:";
 

@@ -51,6 +51,9 @@ pub enum GuestFile {
         over: Revision,
         /// All of it.
         text: String,
+        /// Why, for the history.
+        #[serde(default)]
+        reason: Option<String>,
     },
     /// There is to be a VM with this configuration.
     Create {
@@ -58,6 +61,9 @@ pub enum GuestFile {
         vmid: Vmid,
         /// All of it.
         text: String,
+        /// Why, for the history.
+        #[serde(default)]
+        reason: Option<String>,
     },
     /// It is to belong to another node.
     HandOver {
@@ -158,13 +164,15 @@ impl Ops {
         path: &str,
         over: Option<Revision>,
         data: &[u8],
+        reason: Option<&str>,
     ) -> Result<(), FileFault> {
         let (node, vmid) = Self::guest_path(path)?;
+        let reason = reason.map(str::to_owned);
         let utf8 = || FileFault::new(Why::Invalid, path, "it is not UTF-8 text");
         let text = std::str::from_utf8(data).map_err(|_| utf8())?.to_owned();
         let what = match over {
-            Some(over) => GuestFile::Write { vmid, over, text },
-            None => GuestFile::Create { vmid, text },
+            Some(over) => GuestFile::Write { vmid, over, text, reason },
+            None => GuestFile::Create { vmid, text, reason },
         };
         self.at_node(actor, path, &node, what).await
     }
@@ -283,10 +291,12 @@ impl Ops {
     pub async fn guest_file(self: &Arc<Self>, actor: &Actor, what: GuestFile) -> Result<(), FileFault> {
         let path = |vmid| paths::guest(&self.me.name, GuestKind::Qemu, vmid);
         match what {
-            GuestFile::Write { vmid, over, text } => {
-                self.rewrite(actor, &path(vmid), vmid, over, &text).await
+            GuestFile::Write { vmid, over, text, reason } => {
+                self.rewrite(actor, &path(vmid), vmid, (over, &text), reason).await
             }
-            GuestFile::Create { vmid, text } => self.create_by_file(actor, &path(vmid), vmid, &text).await,
+            GuestFile::Create { vmid, text, reason } => {
+                self.create_by_file(actor, &path(vmid), vmid, &text, reason).await
+            }
             GuestFile::HandOver { vmid, to } => self.hand_over_by_file(actor, &path(vmid), vmid, &to).await,
         }
     }
@@ -296,8 +306,8 @@ impl Ops {
         actor: &Actor,
         path: &str,
         vmid: Vmid,
-        over: Revision,
-        text: &str,
+        (over, text): (Revision, &str),
+        reason: Option<String>,
     ) -> Result<(), FileFault> {
         let busy = |e: OpsError| FileFault::new(Why::Busy, path, e.to_string());
         let lock = self.guest_locks.lock_for_request(vmid).await.map_err(busy)?;
@@ -320,7 +330,7 @@ impl Ops {
             let reason = "an image is imported by 'qm set' or 'qm disk import', which take their time";
             return Err(FileFault::of(path, text, OpsError::invalid(key, reason)));
         }
-        let made = Made { in_request: true, ..Made::default() };
+        let made = Made { in_request: true, reason, ..Made::default() };
         let done = self.configure_under(lock, actor, vmid, change, Asked::default(), made).await;
         done.map_err(|e| FileFault::of(path, text, e))
     }
@@ -331,6 +341,7 @@ impl Ops {
         path: &str,
         vmid: Vmid,
         text: &str,
+        reason: Option<String>,
     ) -> Result<(), FileFault> {
         let (changes, meta) = options_of(path, text)?;
         let fault = |e: OpsError| FileFault::of(path, text, e);
@@ -357,7 +368,8 @@ impl Ops {
             let by_node = options.filter(|(k, _)| ["cpu", "amd-sev", "intel-tdx"].contains(&k.as_str()));
             self.check_options(&by_node.collect()).await?;
             crate::guest::cloudinit::check_password(&changes, &config.current)?;
-            let txn = store::txn(&actor.who, format!("VM {vmid} made by its file"));
+            let reason = reason.unwrap_or_else(|| format!("VM {vmid} made by its file"));
+            let txn = store::txn(&actor.who, reason);
             let (txn, _) = self.new_guest(vmid, &config, txn)?;
             Ok(self.conf.transact(txn).await.map(drop)?)
         };

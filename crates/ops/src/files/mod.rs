@@ -309,22 +309,34 @@ impl Ops {
         actor: &Actor,
         change: FileChange,
     ) -> Result<Option<Revision>, FileFault> {
+        self.change_file_for(actor, change, None).await
+    }
+
+    /// The same for a reason, which the history then gives.
+    pub(crate) async fn change_file_for(
+        self: &Arc<Self>,
+        actor: &Actor,
+        change: FileChange,
+        reason: Option<&str>,
+    ) -> Result<Option<Revision>, FileFault> {
         match &change {
             FileChange::Put { path, over, data } if is_guest(path) => {
-                return self.write_guest(actor, path, *over, data).await.map(|()| None);
+                return self.write_guest(actor, path, *over, data, reason).await.map(|()| None);
             }
             FileChange::Move { from: (from, _), to: (to, over), .. } if is_guest(from) => {
                 return self.rename_guest(actor, from, to, *over).await.map(|()| None);
             }
             FileChange::Move { from: (from, at), data, to: (to, over) } if is_guest(to) => {
-                return self.put_in_guest_s_place(actor, (from, *at), data, (to, *over)).await.map(|()| None);
+                let beside = (from.as_str(), *at);
+                let place = (to.as_str(), *over);
+                return self.put_in_guest_s_place(actor, beside, data, place, reason).await.map(|()| None);
             }
             FileChange::Put { path, over, data } | FileChange::Move { data, to: (path, over), .. } => {
                 self.check_file(path, *over, data).await?;
             }
             FileChange::Remove { .. } | FileChange::MakeFolder { .. } | FileChange::RemoveFolder { .. } => {}
         }
-        self.commit_file(actor, &change).await.map(Some)
+        self.commit_file(actor, &change, reason).await.map(Some)
     }
 
     /// What an editor wrote beside a guest's configuration is put in its place. The guest is changed by its node, in its own transactions,
@@ -335,6 +347,7 @@ impl Ops {
         (from, at): (&str, Revision),
         data: &Bytes,
         (to, over): (&str, Option<Revision>),
+        reason: Option<&str>,
     ) -> Result<(), FileFault> {
         let remove = FileChange::Remove { path: from.to_owned(), at };
         self.conf.view(|t| {
@@ -343,16 +356,24 @@ impl Ops {
             plan(t, &actor.who, &remove, &|_, data| Ok(Bytes::copy_from_slice(data)))?;
             is_as_read.then_some(()).ok_or_else(changed)
         })?;
-        self.write_guest(actor, to, over, data).await?;
-        self.commit_file(actor, &remove).await.map(drop).map_err(|e| {
+        self.write_guest(actor, to, over, data, reason).await?;
+        self.commit_file(actor, &remove, None).await.map(drop).map_err(|e| {
             let reason = format!("'{to}' was written by it, but this file is still there: {}", e.reason);
             FileFault::new(Why::Unknown, from, reason)
         })
     }
 
-    async fn commit_file(&self, actor: &Actor, change: &FileChange) -> Result<Revision, FileFault> {
+    async fn commit_file(
+        &self,
+        actor: &Actor,
+        change: &FileChange,
+        reason: Option<&str>,
+    ) -> Result<Revision, FileFault> {
         let seal = |path: &str, data: &[u8]| self.conf.seal(path, data).map_err(|e| e.to_string());
         let mut txn = self.conf.view(|t| plan(t, &actor.who, change, &seal))?;
+        if let Some(reason) = reason {
+            reason.clone_into(&mut txn.note);
+        }
         let path = change.path();
         if let FileChange::Put { data, .. } | FileChange::Move { data, .. } = change
             && path == paths::HA_RESOURCES

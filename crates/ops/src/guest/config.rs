@@ -420,7 +420,7 @@ impl Ops {
             };
             loads.push((key, medium));
         }
-        self.commit_config(actor, guest, config).await?;
+        self.commit_config_for(actor, guest, config, made.reason.as_deref()).await?;
         Ok((changed, LiveChanges { loads, tuned }))
     }
 
@@ -478,7 +478,23 @@ impl Ops {
         guest: &GuestAt,
         config: &VmConfig,
     ) -> Result<(), OpsError> {
-        let said = super::note::said(guest.vmid, &parse(&guest.config.value)?, config);
+        self.commit_config_for(actor, guest, config, None).await
+    }
+
+    /// The same for a reason, which the history gives beside the options that are changed.
+    async fn commit_config_for(
+        &self,
+        actor: &Actor,
+        guest: &GuestAt,
+        config: &VmConfig,
+        reason: Option<&str>,
+    ) -> Result<(), OpsError> {
+        let mut said = super::note::said(guest.vmid, &parse(&guest.config.value)?, config);
+        if let Some(reason) = reason {
+            // What a note can't hold of the options is in the difference itself.
+            said.truncate(said.floor_char_boundary(stead_conf::MAX_NOTE.saturating_sub(reason.len() + 2)));
+            said = format!("{said}; {reason}");
+        }
         let mut txn = store::txn(&actor.who, said);
         store::put_over(&mut txn, &guest.path(), Some(guest.config.revision), config.to_string());
         // The owner must still be this node in the very moment.
@@ -654,12 +670,14 @@ impl Ops {
     }
 }
 
-/// Volumes made for a change, to be removed if it fails.
+/// What comes with a change: volumes made for it, to be removed if it fails, and how it was asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Made {
     pub volumes: Vec<VolumeId>,
     /// Somebody waits for the answer: nothing may take long.
     pub in_request: bool,
+    /// Why, for the history.
+    pub reason: Option<String>,
 }
 
 /// Refuses a change that is built on another version.
