@@ -59,6 +59,8 @@ fn of_cluster(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<cluster::history::History>::new())
         .with(Of::<cluster::history::Show>::new())
         .with(Of::<cluster::history::Rollback>::new())
+        .with(Of::<cluster::history::Status>::new())
+        .with(Of::<cluster::history::Limit>::new())
         .with(Of::<cluster::options::Read>::new())
         .with(Of::<cluster::options::Change>::new())
         .with(Of::<cluster::config::Create>::new())

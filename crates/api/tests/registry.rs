@@ -204,7 +204,7 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 28] = [
+const BEYOND: [(&str, &str); 30] = [
     ("POST", "/nodes/{node}/qemu/{vmid}/quick_migrate"),
     ("GET", "/cluster/qemu/common"),
     ("GET", "/cluster/config/expected"),
@@ -228,6 +228,8 @@ const BEYOND: [(&str, &str); 28] = [
     ("GET", "/cluster/history"),
     ("GET", "/cluster/history/file"),
     ("POST", "/cluster/history/rollback"),
+    ("GET", "/cluster/history/status"),
+    ("PUT", "/cluster/history/status"),
     ("POST", "/cluster/config/nodes/{node}/confirm-off"),
     ("POST", "/nodes/{node}/depart"),
     ("GET", "/cluster/ha/resources/{sid}/history"),

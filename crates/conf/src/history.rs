@@ -1,21 +1,76 @@
 //! Who changed what, when and why: the change log, bounded, part of the replicated state.
 //!
+//! It is bounded by three things: changes of one path ([`PER_PATH`]), bytes, and age. The last two are in the tree itself
+//! ([`HistoryLimits`]), and age is counted by the times that the changes carry: every node drops the same changes at
+//! the same transaction. What is dropped is always the oldest of all, but for what is over [`PER_PATH`].
+//!
 //! Values below `priv/` (secrets) and `stead/owner/` (who may run a guest: no rollback may bring an old owner
 //! back) never enter it; neither do their paths.
 
 use crate::raw;
-use crate::tree::{ChangeKind, Changed, Entry};
+use crate::tree::{ChangeKind, Changed, Entry, Tree};
 use crate::txn::Revision;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
 use stead_model::paths;
 
 /// How many changes are kept of one path.
 pub const PER_PATH: usize = 64;
-/// How many bytes the whole history may have; the oldest changes go first.
-pub const MAX_BYTES: u64 = 16 << 20;
+/// So many of the latest changes stay however old they are: one node's clock that is years ahead does not clear the history.
+pub const NEWEST: usize = 256;
+
+/// How much of the past is kept. It is written at `stead/history` of the tree, as lines `max-bytes N` and `max-age-ms N`, and
+/// counts from feature level [`HistoryLimits::LEVEL`] on; before, and where nothing or something else is written there, the defaults do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryLimits {
+    /// How many bytes it may have, within [`HistoryLimits::BYTES`], 16 MiB by default; the oldest changes go first.
+    pub max_bytes: u64,
+    /// How old a change may be, in milliseconds, by the time of the latest transaction; the [`NEWEST`] may be older. None by default.
+    pub max_age_ms: Option<u64>,
+}
+
+impl Default for HistoryLimits {
+    fn default() -> Self {
+        Self { max_bytes: 16 << 20, max_age_ms: None }
+    }
+}
+
+impl HistoryLimits {
+    /// From this feature level on they count.
+    pub const LEVEL: u32 = 2;
+    /// What may be said of bytes: the history is part of every snapshot, which has 256 MiB at most, with a tree of 128 MiB.
+    pub const BYTES: RangeInclusive<u64> = 1 << 20..=64 << 20;
+
+    /// As they are written. What is not understood says nothing: the meaning must be the same on every node.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut limits = Self::default();
+        for line in text.lines() {
+            let (key, value) = line.split_once(' ')?;
+            let value: u64 = value.parse().ok()?;
+            match key {
+                "max-bytes" => limits.max_bytes = value.clamp(*Self::BYTES.start(), *Self::BYTES.end()),
+                "max-age-ms" => limits.max_age_ms = Some(value),
+                _ => return None,
+            }
+        }
+        Some(limits)
+    }
+
+    /// As [`Self::parse`] reads them.
+    pub fn text(self) -> String {
+        let age = self.max_age_ms.map(|age| format!("max-age-ms {age}\n")).unwrap_or_default();
+        format!("max-bytes {}\n{age}", self.max_bytes)
+    }
+
+    /// Those that a tree says.
+    pub fn of(tree: &Tree) -> Self {
+        let said = || Self::parse(tree.text(paths::HISTORY)?);
+        if tree.level() >= Self::LEVEL { said().unwrap_or_default() } else { Self::default() }
+    }
+}
 
 /// A past change of one path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +192,21 @@ impl History {
         self.changes.values()
     }
 
+    /// Bytes of what is kept.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many changes are kept.
+    pub fn len(&self) -> usize {
+        self.changes.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
     /// What a path held at a moment. `now`: what it holds, as a tree of this history has it.
     ///
     /// # Errors
@@ -173,7 +243,7 @@ impl History {
         }
     }
 
-    pub(crate) fn record(&mut self, origin: Origin<'_>, changed: &[Changed]) {
+    pub(crate) fn record(&mut self, origin: Origin<'_>, changed: &[Changed], limits: HistoryLimits) {
         for changed in changed.iter().filter(|changed| is_kept(&changed.path)) {
             self.add(Change {
                 revision: origin.revision,
@@ -186,10 +256,19 @@ impl History {
                 new: changed.new.clone(),
             });
         }
-        while self.bytes > MAX_BYTES
-            && let Some(oldest) = self.changes.keys().next().copied()
-        {
-            self.drop_change(oldest);
+        self.trim(origin.at_ms, limits);
+    }
+
+    /// Drops what is too much or too old. From the front alone, so that what is kept is all that there was since a moment: a change that
+    /// carries a time to come keeps those behind it until there are too many bytes.
+    fn trim(&mut self, now_ms: u64, limits: HistoryLimits) {
+        let too_old = limits.max_age_ms.map_or(0, |age| now_ms.saturating_sub(age));
+        while let Some((&at, oldest)) = self.changes.first_key_value() {
+            let is_old = self.changes.len() > NEWEST && oldest.at_ms < too_old;
+            if !is_old && self.bytes <= limits.max_bytes {
+                return;
+            }
+            self.drop_change(at);
         }
     }
 

@@ -42,7 +42,7 @@ pub use conf::{Conf, Leadership, Options};
 pub use driver::MemberChange;
 pub use engine::{EngineFault, Hard};
 pub use error::{ConfError, MemberError, NotLeader, SecretError, StoreError, TxnError};
-pub use history::{Change, History, Moment, Past, PastError};
+pub use history::{Change, History, HistoryLimits, Moment, Past, PastError};
 pub use machine::{
     Applied, CommittedEntry, Machine, MachineFault, Members, Proposal, ProposalId, SUPPORTED_LEVEL,
 };

@@ -8,7 +8,7 @@
 
 use crate::codec::{self, CodecError};
 
-use crate::history::{Change, History, HistoryImage, Origin};
+use crate::history::{Change, History, HistoryImage, HistoryLimits, Origin};
 use crate::tree::{Changed, Entry, StateHash, Tree, TreeImage};
 use crate::txn::{Commit, Op, Refusal, Txn};
 use crate::watch::{Committed, PathChange};
@@ -18,7 +18,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The newest feature level that this version's `apply` understands.
-pub const SUPPORTED_LEVEL: u32 = 1;
+///
+/// | level | since when `apply` understands |
+/// |---|---|
+/// | 1 | all else |
+/// | 2 | [`HistoryLimits`] |
+pub const SUPPORTED_LEVEL: u32 = 2;
 
 /// Names a proposal for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -322,7 +327,8 @@ impl Machine {
         if revision == before {
             return Ok(None);
         }
-        self.history.record(Origin { revision, author: &txn.author, note: &txn.note, at_ms }, &changed);
+        let origin = Origin { revision, author: &txn.author, note: &txn.note, at_ms };
+        self.history.record(origin, &changed, HistoryLimits::of(&self.tree));
         Ok(Some(Arc::new(Committed {
             revision,
             author: txn.author.clone(),

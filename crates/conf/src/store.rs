@@ -72,6 +72,11 @@ pub fn exists(dir: &Path) -> bool {
     dir.join(FILE).exists()
 }
 
+/// Bytes that the store in a folder has on the disk; 0 if there is none.
+pub fn size(dir: &Path) -> u64 {
+    fs::metadata(dir.join(FILE)).map_or(0, |meta| meta.len())
+}
+
 impl Store {
     /// Makes a store with a first state, in a folder that has none. It is there whole or not at all.
     pub fn create(dir: &Path, id: u64, machine: &Machine) -> Result<(Self, Recovered, u64), StoreError> {

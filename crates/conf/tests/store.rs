@@ -32,12 +32,12 @@ fn log(dir: &Path) -> (Hard, (u64, u64), Places, u64, u64) {
 fn a_store_of_a_newer_feature_level_is_not_opened() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("conf");
-    let mut newer = machine().supporting(2);
+    let mut newer = machine().supporting(3);
     let id = ProposalId { origin: 3, boot: 1, seq: 1 };
-    let raise = Proposal { id, floor: 0, needs: 1, at_ms: 0, txn: Txn::new("x").op(Op::Level(2)) };
+    let raise = Proposal { id, floor: 0, needs: 1, at_ms: 0, txn: Txn::new("x").op(Op::Level(3)) };
     newer.apply(2, CommittedEntry::Proposal(Box::new(raise))).unwrap();
     drop(Store::create(&dir, 3, &newer).map(|_| ()));
-    assert!(matches!(Store::open(&dir, 3), Err(StoreError::Level { found: 2, known: 1, .. })));
+    assert!(matches!(Store::open(&dir, 3), Err(StoreError::Level { found: 3, known: 2, .. })));
 }
 
 #[test]

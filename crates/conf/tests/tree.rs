@@ -5,8 +5,9 @@
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use stead_conf::{
-    Change, ChangeKind, CommittedEntry, Expected, Found, MAX_FILE, MAX_TXN, Machine, MachineFault, Members,
-    Moment, Op, PastError, PathFault, Proposal, ProposalId, Refusal, Revision, Tree, Txn, check_path,
+    Change, ChangeKind, CommittedEntry, Expected, Found, HistoryLimits, MAX_FILE, MAX_TXN, Machine,
+    MachineFault, Members, Moment, Op, PastError, PathFault, Proposal, ProposalId, Refusal, Revision, Tree,
+    Txn, check_path,
 };
 
 const VM: &str = "nodes/a/qemu-server/100.conf";
@@ -264,28 +265,28 @@ fn who_is_no_member_changes_nothing() {
 
 #[test]
 fn a_version_that_does_not_understand_a_level_stops() {
-    let raise = proposal(1, 1, 1, Txn::new("x").op(Op::Level(2)));
+    let raise = proposal(1, 1, 1, Txn::new("x").op(Op::Level(3)));
     let mut old = Machine::found(1, &Txn::new("x"), 0).unwrap();
-    let mut new = old.clone().supporting(2);
-    assert_eq!(old.apply(2, raise.clone()), Err(MachineFault::Level { level: 2, supported: 1 }));
+    let mut new = old.clone().supporting(3);
+    assert_eq!(old.apply(2, raise.clone()), Err(MachineFault::Level { level: 3, supported: 2 }));
     assert_eq!(old.applied(), 1);
     let mut needs = Proposal {
         id: ProposalId { origin: 1, boot: 1, seq: 2 },
         floor: 1,
-        needs: 2,
+        needs: 3,
         at_ms: 0,
         txn: Txn::new("x").put("a", ""),
     };
     let early = new.apply(2, CommittedEntry::Proposal(Box::new(needs.clone()))).unwrap();
-    assert_eq!(early.outcome.unwrap().1, Some(Err(Refusal::Level { needs: 2, level: 1 })));
+    assert_eq!(early.outcome.unwrap().1, Some(Err(Refusal::Level { needs: 3, level: 1 })));
     new.apply(3, raise).unwrap();
-    assert_eq!(new.tree().level(), 2);
+    assert_eq!(new.tree().level(), 3);
     needs.id.seq = 3;
     new.apply(4, CommittedEntry::Proposal(Box::new(needs))).unwrap();
     assert!(new.tree().get("a").is_some());
     let image = new.encode().unwrap();
     let read = Machine::decode(&image).map(|machine| machine.applied());
-    assert_eq!(read, Err(MachineFault::Level { level: 2, supported: 1 }), "a snapshot or a store of it");
+    assert_eq!(read, Err(MachineFault::Level { level: 3, supported: 2 }), "a snapshot or a store of it");
 }
 
 #[test]
@@ -318,6 +319,58 @@ fn the_history_is_bounded_and_keeps_no_secrets_or_owners() {
         .sum();
     assert!(bytes <= 16 << 20, "{bytes}");
     assert!(bytes > 8 << 20, "{bytes}");
+}
+
+#[test]
+fn the_history_keeps_what_the_tree_says_and_is_the_same_where_a_snapshot_was_read() {
+    const DAY: u64 = 86_400_000;
+    let mut machine = Machine::found(1, &Txn::new("x"), 0).unwrap();
+    let mut seq = 0;
+    let mut put = |machine: &mut Machine, at_ms: u64, txn: Txn| {
+        seq += 1;
+        let id = ProposalId { origin: 1, boot: 1, seq };
+        let entry = Proposal { id, floor: seq, needs: 1, at_ms, txn };
+        let outcome = machine.apply(seq + 1, CommittedEntry::Proposal(Box::new(entry))).unwrap().outcome;
+        outcome.unwrap().1.unwrap().unwrap();
+    };
+    for day in 0..400 {
+        put(&mut machine, day * DAY, Txn::new("x").put(format!("n/{day}"), vec![b'x'; 5000]));
+    }
+    let limits = HistoryLimits { max_bytes: 1 << 20, max_age_ms: Some(30 * DAY) };
+    assert_eq!(HistoryLimits::parse(&limits.text()), Some(limits));
+    let said = Txn::new("x").put("stead/history", limits.text());
+    put(&mut machine, 400 * DAY, said.clone());
+    assert_eq!(machine.history().len(), 401, "before that level they are not understood");
+    put(&mut machine, 400 * DAY, said.op(Op::Level(HistoryLimits::LEVEL)));
+    // By age all but a few would go.
+    assert!(machine.history().len() <= 256 && machine.history().bytes() <= 1 << 20);
+    assert!(machine.history().bytes() > 1_000_000, "no more than must");
+    let small = HistoryLimits { max_bytes: 1 << 20, max_age_ms: Some(DAY) };
+    put(&mut machine, 401 * DAY, Txn::new("x").put("stead/history", small.text()));
+    for n in 0..300 {
+        put(&mut machine, 401 * DAY + n, Txn::new("x").put("m", n.to_string()).put(format!("m{n}"), "m"));
+    }
+    let mut other = Machine::decode(&machine.encode().unwrap()).unwrap();
+    assert!(machine.history().all().all(|c| c.at_ms >= 401 * DAY), "all that is over 256 is young");
+    // A clock that is far ahead leaves 256, and one that is behind drops none.
+    for machine in [&mut machine, &mut other] {
+        seq = 1000;
+        let mut put = |at_ms: u64, path: &str| {
+            seq += 1;
+            let id = ProposalId { origin: 1, boot: 1, seq };
+            let entry = Proposal { id, floor: seq, needs: 1, at_ms, txn: Txn::new("x").put(path, "z") };
+            machine.apply(seq + 1, CommittedEntry::Proposal(Box::new(entry))).unwrap();
+            machine.history().len()
+        };
+        assert_eq!(put(100_000 * DAY, "z"), 256);
+        assert_eq!(put(0, "y"), 257);
+    }
+    assert_eq!(machine.encode().unwrap(), other.encode().unwrap());
+    for text in ["max-bytes", "max-bytes x\n", "max-bytes 5\nwhat 1\n"] {
+        assert_eq!(HistoryLimits::parse(text), None, "{text}");
+    }
+    assert_eq!(HistoryLimits::parse("max-bytes 1\n").unwrap().max_bytes, 1 << 20);
+    assert_eq!(HistoryLimits::parse(""), Some(HistoryLimits::default()));
 }
 
 #[test]

@@ -12,6 +12,8 @@ pub const CPUS: &str = "stead/cpu/";
 pub const OWNERSHIP: &str = "stead/owner/";
 /// Below it: secrets. Sealed; outside history, events and logs.
 pub const PRIVATE: &str = "priv/";
+/// How much of the configuration's past is kept; its form is the replicated state's own (`stead_conf::HistoryLimits`).
+pub const HISTORY: &str = "stead/history";
 /// Storages.
 pub const STORAGE_CFG: &str = "storage.cfg";
 /// Users, groups, tokens' comments, ACLs, pools.

@@ -7,11 +7,11 @@
 //! to read, or what is in use, does not come back by it.
 
 use crate::files::{self, FileChange, FileFault, Why};
-use crate::{Actor, Ops, OpsError};
+use crate::{Actor, Ops, OpsError, store};
 use serde::Serialize;
 use std::sync::Arc;
 use stead_api_derive::Schema;
-use stead_conf::{Change, ChangeKind, Past, PastError};
+use stead_conf::{Change, ChangeKind, Op, Past, PastError};
 pub use stead_conf::{Moment, Revision};
 use stead_model::paths;
 
@@ -85,6 +85,36 @@ pub struct FileThen {
     pub now: Option<u64>,
 }
 
+/// How large the configuration and what is kept of its past are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Schema)]
+pub struct HistoryStatus {
+    /// The last transaction.
+    pub revision: u64,
+    /// The files, Stead's own too.
+    pub files: u64,
+    /// Bytes of their names and contents; 128 MiB at most.
+    pub bytes: u64,
+    /// The changes that are kept.
+    pub changes: u64,
+    /// Their bytes.
+    pub history_bytes: u64,
+    /// How many MiB they may have; the oldest go first.
+    pub max_size: u64,
+    /// How many days old they may be, but for the latest 256; missing if that does not matter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<u64>,
+    /// When the oldest that is kept was made: seconds since 1970; missing if none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oldest: Option<u64>,
+    /// Bytes of the whole store on the asked node's disk: this, and the log.
+    pub store_bytes: u64,
+    /// The feature level that the cluster has reached.
+    pub level: u32,
+}
+
+/// Milliseconds of a day.
+const DAY: u64 = 86_400_000;
+
 /// What of an older change's note a newer note repeats, in bytes.
 const REPEATED: usize = 400;
 
@@ -126,6 +156,67 @@ impl Ops {
             change: change.as_ref().map(HistoryEntry::from),
             now: self.conf.view(|t| t.get(path).map(|e| e.revision.0)),
         })
+    }
+
+    /// How large the configuration and its past are, here.
+    pub fn history_status(&self) -> HistoryStatus {
+        let (revision, files, bytes, level, limits) = self.conf.view(|t| {
+            (t.revision().0, t.len() as u64, t.bytes(), t.level(), stead_conf::HistoryLimits::of(t))
+        });
+        let (changes, history_bytes, oldest) = self.conf.changes(|history| {
+            let oldest = history.all().next().map(|c| c.at_ms / 1000);
+            (history.len() as u64, history.bytes(), oldest)
+        });
+        HistoryStatus {
+            revision,
+            files,
+            bytes,
+            changes,
+            history_bytes,
+            max_size: limits.max_bytes >> 20,
+            max_age: limits.max_age_ms.map(|age| age / DAY),
+            oldest,
+            store_bytes: stead_conf::store::size(&self.me.dir.join("conf")),
+            level,
+        }
+    }
+
+    /// Says how much of the past is kept: at most so many MiB, and so many days (0: however old). What is not said stays as it is. It
+    /// takes a feature level that all members must support.
+    ///
+    /// # Errors
+    /// If a number is out of range, or a member is too old or was not heard.
+    pub async fn limit_history(
+        &self,
+        actor: &Actor,
+        max_size: Option<u64>,
+        max_age: Option<u64>,
+    ) -> Result<(), OpsError> {
+        self.conf.barrier().await?;
+        let (mut limits, level, at) = self.conf.view(|t| {
+            let at = t.get(paths::HISTORY).map(|e| e.revision);
+            (stead_conf::HistoryLimits::of(t), t.level(), at)
+        });
+        if let Some(mib) = max_size {
+            limits.max_bytes = mib.saturating_mul(1 << 20);
+        }
+        match max_age {
+            Some(0) => limits.max_age_ms = None,
+            Some(days) => limits.max_age_ms = Some(days.saturating_mul(DAY)),
+            None => {}
+        }
+        if !stead_conf::HistoryLimits::BYTES.contains(&limits.max_bytes) {
+            return Err(OpsError::invalid("max-size", "from 1 to 64 MiB"));
+        }
+        let age = limits.max_age_ms.map_or_else(String::new, |age| format!(", {} days", age / DAY));
+        let note = format!("history: {} MiB{age}", limits.max_bytes >> 20);
+        let mut txn = store::txn(&actor.who, note);
+        if level < stead_conf::HistoryLimits::LEVEL {
+            txn.ops.push(Op::Level(stead_conf::HistoryLimits::LEVEL));
+        }
+        store::put_over(&mut txn, paths::HISTORY, at, limits.text());
+        self.conf.transact(txn).await?;
+        Ok(())
     }
 
     /// Writes a file as it was at a moment, or removes it if it was not there, as who edits files would. `over`: only if its

@@ -123,3 +123,27 @@ async fn who_goes_back_may_change_what_the_file_says() {
     ask(allow(&["Sys.Modify", "Datastore.Allocate"]), "storage.cfg", storages).await.unwrap();
     assert_eq!(text(&node, "user.cfg").unwrap(), "");
 }
+
+#[tokio::test]
+async fn how_much_is_kept_is_said_and_seen() {
+    let node = Node::start().await;
+    let before = node.ops.history_status();
+    assert_eq!((before.max_size, before.max_age, before.level), (16, None, 1));
+    assert!(
+        before.changes > 0 && before.history_bytes > 0 && before.oldest.is_some() && before.store_bytes > 0
+    );
+    for (size, age) in [(Some(0), None), (Some(65), None), (Some(u64::MAX), Some(u64::MAX))] {
+        assert!(why(node.ops.limit_history(&root(), size, age).await).contains("max-size"));
+    }
+    node.ops.limit_history(&root(), Some(2), Some(30)).await.unwrap();
+    node.ops.limit_history(&root(), None, None).await.unwrap();
+    let after = node.ops.history_status();
+    assert_eq!((after.max_size, after.max_age, after.level), (2, Some(30), 2));
+    for n in 0..4 {
+        node.commit(Txn::new("x").put(format!("big/{n}"), vec![b'x'; 900_000])).await;
+    }
+    assert!(node.ops.history_status().history_bytes <= 2 << 20);
+    assert!(node.ops.history(Some("big"), 9).len() == 2);
+    node.ops.limit_history(&root(), None, Some(0)).await.unwrap();
+    assert_eq!(node.ops.history_status().max_age, None);
+}

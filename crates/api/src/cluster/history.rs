@@ -1,8 +1,9 @@
 //! `/cluster/history`: the configuration's past. Beyond Proxmox VE, which keeps none.
 
 use crate::framework::{Access, Error, Json, Null};
+use crate::version::Nothing;
 use stead_api_derive::Params;
-use stead_ops::history::{FileThen, HistoryEntry, Moment, Revision};
+use stead_ops::history::{FileThen, HistoryEntry, HistoryStatus, Moment, Revision};
 
 #[derive(Params)]
 pub struct Read {
@@ -23,6 +24,16 @@ pub struct Back {
     time: Option<u64>,
     /// Only if this transaction is still the last that has changed the file (0: only if it is not there).
     over: Option<u64>,
+}
+
+#[derive(Params)]
+pub struct Limits {
+    /// How many MiB the history may have; the oldest changes go first.
+    #[param(name = "max-size", min = 1, max = 64)]
+    max_size: Option<u64>,
+    /// How many days old a change may be; 0: however old. The latest 256 stay all the same.
+    #[param(name = "max-age", min = 0, max = 36500)]
+    max_age: Option<u64>,
 }
 
 #[derive(Params)]
@@ -71,6 +82,23 @@ endpoint! {
         let to = moment(p.revision, p.time)?;
         let to = to.ok_or_else(|| Error::parameter("revision", "to which moment: a revision or a time"))?;
         cx.ops().roll_back_file(&cx.actor(), &p.path, to, p.over).await?;
+        Ok(Null)
+    }
+}
+
+endpoint! {
+    /// How large the configuration is, and how much of its past is kept.
+    Status = get("/cluster/history/status"), Anywhere, Access::All("/", &["Sys.Audit"]);
+    fn call(cx, _p: Nothing) -> Json<HistoryStatus> {
+        Ok(Json(cx.ops().history_status()))
+    }
+}
+
+endpoint! {
+    /// Says how much of the configuration's past is kept. What is over it goes with the next change.
+    Limit = put("/cluster/history/status"), Anywhere, Access::All("/", &["Sys.Modify"]);
+    fn call(cx, p: Limits) -> Null {
+        cx.ops().limit_history(&cx.actor(), p.max_size, p.max_age).await?;
         Ok(Null)
     }
 }

@@ -35,6 +35,11 @@ pub enum Command {
     /// Write a file as it was, as a new change
     #[command(after_help = MOMENTS)]
     Rollback(Rollback),
+    /// Show how large the configuration is, and how much of its past is kept
+    Status,
+    /// Say how much of the past is kept
+    #[command(after_help = "Example:\n  stead conf limit --max-size 32 --max-age 365")]
+    Limit(Limit),
 }
 
 #[derive(Debug, Args)]
@@ -70,12 +75,31 @@ pub struct Rollback {
     pub yes: bool,
 }
 
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct Limit {
+    /// At most so many MiB, from 1 to 64
+    #[arg(long, value_name = "MIB")]
+    pub max_size: Option<u32>,
+    /// Changes of so many days, and the latest 256; 0: however old
+    #[arg(long, value_name = "DAYS")]
+    pub max_age: Option<u32>,
+}
+
 pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
     match command {
         Command::History(args) => raw::history(cx, args).await,
         Command::Show(args) => show(cx, args).await,
         Command::Diff(args) => diff(cx, args).await,
         Command::Rollback(args) => rollback(cx, args).await,
+        Command::Status => cx.format().object(&cx.api.get("/cluster/history/status").await?),
+        Command::Limit(args) => {
+            let mut p = Params::new();
+            put(&mut p, "max-size", args.max_size);
+            put(&mut p, "max-age", args.max_age);
+            let done = cx.api.put("/cluster/history/status", &p).await?;
+            cx.format().done(&done, "the history is kept so from the next change on")
+        }
     }
 }
 

@@ -24,3 +24,15 @@ async fn a_roll_back_shows_what_it_changes_and_goes_over_what_was_shown() {
     let same = fake.run(&[&words[..], &["--yes"]].concat()).await;
     assert!(same.code == 0 && same.out.contains("as it was then") && fake.changes().is_empty(), "{same:?}");
 }
+
+#[tokio::test]
+async fn how_much_of_the_past_is_kept_is_shown_and_said() {
+    let status = "/cluster/history/status";
+    let (get, set) = (format!("GET {status}"), format!("PUT {status}"));
+    let fake = Fake::new(&[(&get, json!({"changes": 7, "max_size": 16})), (&set, Value::Null)]).await;
+    let shown = fake.run(&["stead", "conf", "status"]).await;
+    assert!(shown.code == 0 && shown.out.contains("changes") && shown.out.contains('7'), "{shown:?}");
+    assert_eq!(fake.run(&["stead", "conf", "limit"]).await.code, 2);
+    assert_eq!(fake.run(&["stead", "conf", "limit", "--max-age", "30"]).await.code, 0);
+    assert_eq!(fake.changes(), [format!("{set} max-age=30")]);
+}
