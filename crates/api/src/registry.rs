@@ -61,6 +61,7 @@ fn of_cluster(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<cluster::history::Rollback>::new())
         .with(Of::<cluster::history::Status>::new())
         .with(Of::<cluster::history::Limit>::new())
+        .with(Of::<cluster::history::Backup>::new())
         .with(Of::<cluster::options::Read>::new())
         .with(Of::<cluster::options::Change>::new())
         .with(Of::<cluster::config::Create>::new())

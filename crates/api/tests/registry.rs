@@ -204,7 +204,7 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 30] = [
+const BEYOND: [(&str, &str); 31] = [
     ("POST", "/nodes/{node}/qemu/{vmid}/quick_migrate"),
     ("GET", "/cluster/qemu/common"),
     ("GET", "/cluster/config/expected"),
@@ -230,6 +230,7 @@ const BEYOND: [(&str, &str); 30] = [
     ("POST", "/cluster/history/rollback"),
     ("GET", "/cluster/history/status"),
     ("PUT", "/cluster/history/status"),
+    ("GET", "/cluster/history/backup"),
     ("POST", "/cluster/config/nodes/{node}/confirm-off"),
     ("POST", "/nodes/{node}/depart"),
     ("GET", "/cluster/ha/resources/{sid}/history"),

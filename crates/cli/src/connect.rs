@@ -83,6 +83,12 @@ impl Connection {
         self.server.is_none() && (self.password.is_some() || self.password_file.is_some())
     }
 
+    /// Whether somebody is spoken to: another machine, or a daemon that takes connections here.
+    pub fn is_on(&self) -> bool {
+        let socket = self.dir.as_deref().unwrap_or(Path::new(DEFAULT_DIR)).join("run/api.sock");
+        self.server.is_some() || std::os::unix::net::UnixStream::connect(socket).is_ok()
+    }
+
     /// Connects and signs in.
     pub async fn open(&self) -> Result<Api, Failure> {
         let Some(server) = &self.server else {

@@ -1,6 +1,7 @@
 //! The handle that the rest of a node holds. Everything here is a short read of the applied state or a message to
 //! the node's consensus thread ([`shell`](crate::shell)).
 
+use crate::backup::Backup;
 use crate::driver::{LeadershipTerm, MemberChange};
 use crate::error::{ConfError, MemberError, NotLeader, SecretError, StoreError, TxnError};
 use crate::history::{Change, History, Moment, Past, PastError};
@@ -224,6 +225,13 @@ impl Conf {
     /// Whether this node stands for no election from now on, and leads no more: it still follows others and votes for them.
     pub fn hold(&self, hold: bool) {
         self.shared.call(Call::Hold(hold));
+    }
+
+    /// All that this node has applied, to be kept elsewhere: by `node`, in the cluster epoch `era`. Its file holds secrets.
+    pub fn backup(&self, node: &str, era: Era) -> Backup {
+        // A copy shares the values: commits wait no longer than it takes to copy the paths.
+        let machine = self.machine().clone();
+        Backup::of(machine, self.shared.key.clone(), node, era, now_ms())
     }
 
     /// Seals a value, to be put at `path` (below `priv/`) within a larger transaction.

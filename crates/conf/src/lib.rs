@@ -19,6 +19,8 @@
 //!
 //! The simulator runs driver and machine as they are, over modelled disks and networks.
 
+mod backup;
+pub mod check;
 mod codec;
 mod conf;
 pub mod driver;
@@ -37,6 +39,7 @@ mod txn;
 mod watch;
 mod wire;
 
+pub use backup::{Backup, BackupError, BackupHead};
 pub use codec::CodecError;
 pub use conf::{Conf, Leadership, Options};
 pub use driver::MemberChange;

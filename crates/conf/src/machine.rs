@@ -192,6 +192,12 @@ impl Machine {
         Ok(machine)
     }
 
+    /// Of a tree and a history that may not fit each other; for tests.
+    #[cfg(test)]
+    pub(crate) fn with(tree: Tree, history: History) -> Self {
+        Self { tree, history, ..Self::default() }
+    }
+
     /// As another version would be that supports other levels; for tests.
     #[must_use]
     pub fn supporting(mut self, level: u32) -> Self {

@@ -19,7 +19,8 @@ use crate::engine::Hard;
 use crate::error::StoreError;
 use crate::machine::{Machine, MachineFault};
 use crate::wire::LogEntry;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::backends::InMemoryBackend;
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
@@ -75,6 +76,52 @@ pub fn exists(dir: &Path) -> bool {
 /// Bytes that the store in a folder has on the disk; 0 if there is none.
 pub fn size(dir: &Path) -> u64 {
     fs::metadata(dir.join(FILE)).map_or(0, |meta| meta.len())
+}
+
+/// What a store holds that was looked at and not opened.
+#[derive(Debug)]
+pub struct Inspected {
+    /// Whose it is, by its number in Raft.
+    pub id: u64,
+    /// How often it was opened.
+    pub boots: u64,
+    /// What it holds.
+    pub recovered: Recovered,
+}
+
+/// Reads and checks the store in a folder, which nobody may have open, and leaves it as it is: in memory, which takes as much as the
+/// file has. What was cut off by a crash is mended there alone.
+///
+/// # Errors
+/// If there is none, or it can't be read or makes no sense.
+pub fn inspect(dir: &Path) -> Result<Inspected, StoreError> {
+    let data = match fs::read(dir.join(FILE)) {
+        Ok(data) if data.is_empty() => return Err(damaged(dir, &"the file is empty")),
+        Ok(data) => data,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(StoreError::Missing { dir: dir.to_owned() });
+        }
+        Err(source) => return Err(StoreError::Io { action: "read", dir: dir.to_owned(), source }),
+    };
+    let copied = |source| StoreError::Io { action: "copy", dir: dir.to_owned(), source };
+    let memory = InMemoryBackend::new();
+    memory.set_len(data.len() as u64).map_err(copied)?;
+    memory.write(0, &data).map_err(copied)?;
+    drop(data);
+    let read = catch_unwind(AssertUnwindSafe(|| {
+        let of = |error| of_database(dir, "read", error);
+        let mut db = Database::builder().set_cache_size(CACHE).create_with_backend(memory).map_err(of)?;
+        if !db.check_integrity().map_err(of)? {
+            return Err(damaged(dir, &"its pages do not fit each other"));
+        }
+        let store = Store::with(db, dir)?;
+        if store.head.format > FORMAT {
+            return Err(StoreError::Format { dir: dir.to_owned(), found: store.head.format, known: FORMAT });
+        }
+        let recovered = store.read().map_err(|error| error.at(dir, "read"))?;
+        Ok(Inspected { id: store.head.id, boots: store.head.boot, recovered })
+    }));
+    read.unwrap_or_else(|_| Err(damaged(dir, &"its structure makes no sense")))
 }
 
 impl Store {

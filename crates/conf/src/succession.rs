@@ -9,12 +9,14 @@
 //! acknowledged without having heard so, and then it must not be lost. An entry of which that is not true was proposed by
 //! somebody who does not know what came of it, and may find it done. The old store stays as it is.
 
+use crate::backup::Backup;
 use crate::codec;
 use crate::driver::Recovered;
+use crate::engine::Hard;
 use crate::error::StoreError;
 use crate::history::Change;
 use crate::machine::{CommittedEntry, Machine, MachineFault, Members, Proposal};
-use crate::store::Store;
+use crate::store::{self, Inspected, Store};
 use crate::tree::Tree;
 use crate::txn::{Revision, Txn};
 use crate::wire::{LogBody, LogChange};
@@ -43,10 +45,67 @@ pub fn succeed<E: std::fmt::Display>(
     at_ms: u64,
     build: impl FnOnce(&Tree, Revision) -> Result<Vec<Txn>, E>,
 ) -> Result<(), StoreError> {
-    let failed = |why: String| StoreError::Succession { dir: from.0.to_owned(), why };
+    let failed = |e: MachineFault| StoreError::Succession { dir: from.0.to_owned(), why: e.to_string() };
     let (store, recovered, _) = Store::open(from.0, from.1.0)?;
     drop(store);
-    let (mut machine, base) = replay(recovered).map_err(|e| failed(e.to_string()))?;
+    let (machine, base) = replay(recovered).map_err(failed)?;
+    begin((machine, from.0), base, to, era, at_ms, build)
+}
+
+/// Makes the store of the new epoch `era` at `to` of a backup; all else is as in [`succeed`].
+///
+/// # Errors
+/// If `build` or the tree refuses, or the store can't be written. Then there is nothing at `to` that counts.
+pub fn restore<E: std::fmt::Display>(
+    backup: Backup,
+    to: (&Path, RaftId),
+    era: Era,
+    at_ms: u64,
+    build: impl FnOnce(&Tree, Revision) -> Result<Vec<Txn>, E>,
+) -> Result<(), StoreError> {
+    let base = backup.tree().revision();
+    begin((backup.into_machine(), to.0), base, to, era, at_ms, build)
+}
+
+/// The state of a store that nobody may have open, with its whole log, and what else it tells of itself. The store stays as it is.
+///
+/// # Errors
+/// If it can't be read, or its log not be applied.
+pub fn look(dir: &Path) -> Result<Seen, StoreError> {
+    let Inspected { id, boots, recovered } = store::inspect(dir)?;
+    let (entries, hard) = (recovered.entries.len() as u64, recovered.hard);
+    let failed = |e: MachineFault| StoreError::Damaged { dir: dir.to_owned(), what: e.to_string() };
+    let (machine, committed) = replay(recovered).map_err(failed)?;
+    Ok(Seen { id, boots, entries, hard, machine, committed })
+}
+
+/// What a store holds.
+#[derive(Debug)]
+pub struct Seen {
+    /// Whose it is, by its number in Raft.
+    pub id: u64,
+    /// How often it was opened.
+    pub boots: u64,
+    /// How many entries its log has.
+    pub entries: u64,
+    /// Term, vote, and up to which entry the log is known to be committed.
+    pub hard: Hard,
+    /// The state after the whole log.
+    pub machine: Machine,
+    /// The revision up to which it is known to be committed.
+    pub committed: Revision,
+}
+
+/// Makes the first state of an epoch, and its store. Errors name the folder that comes with the state.
+fn begin<E: std::fmt::Display>(
+    (mut machine, dir): (Machine, &Path),
+    base: Revision,
+    to: (&Path, RaftId),
+    era: Era,
+    at_ms: u64,
+    build: impl FnOnce(&Tree, Revision) -> Result<Vec<Txn>, E>,
+) -> Result<(), StoreError> {
+    let failed = |why: String| StoreError::Succession { dir: dir.to_owned(), why };
     machine.leap(leap(era));
     let txns = build(machine.tree(), base).map_err(|e| failed(e.to_string()))?;
     machine.succeed(to.1.0, &txns, at_ms).map_err(|e| failed(e.to_string()))?;
@@ -197,6 +256,55 @@ mod tests {
         assert!(machine.tree().get("d").is_none());
         // The old store is what it was.
         assert_eq!(Store::open(&from, 1).unwrap().1.entries.len(), 2);
+    }
+
+    #[test]
+    fn a_store_is_looked_at_and_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        old(dir.path());
+        let file = dir.path().join("conf.redb");
+        let before = std::fs::read(&file).unwrap();
+        let seen = look(dir.path()).unwrap();
+        assert_eq!((seen.id, seen.boots, seen.entries, seen.hard.commit), (1, 1, 2, 3));
+        assert_eq!((seen.committed, seen.machine.tree().revision()), (Revision(2), Revision(3)));
+        assert_eq!(crate::check::faults(&seen.machine, None), Vec::<String>::new());
+        assert_eq!(std::fs::read(&file).unwrap(), before);
+        // Wherever a bit has changed, it is told or is of no meaning; nothing fails in another way.
+        let whole = seen.machine.encode().unwrap();
+        for at in (0..before.len()).step_by(before.len() / 200) {
+            let mut bad = before.clone();
+            bad[at] ^= 0x10;
+            std::fs::write(&file, &bad).unwrap();
+            if let Ok(seen) = look(dir.path()) {
+                assert_eq!(seen.machine.encode().unwrap(), whole, "byte {at}");
+            }
+        }
+        for bad in [&before[..before.len() / 2], b"", b"no database"] {
+            std::fs::write(&file, bad).unwrap();
+            assert!(matches!(look(dir.path()), Err(StoreError::Damaged { .. })), "{}", bad.len());
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert!(matches!(look(dir.path()), Err(StoreError::Missing { .. })));
+    }
+
+    #[test]
+    fn a_backup_begins_an_epoch_of_one_member() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("old"), dir.path().join("new"));
+        old(&from);
+        let seen = look(&from).unwrap();
+        let key = crate::seal::ClusterKey::from([1; 32]);
+        let data = Backup::of(seen.machine, key, "n1", Era::FIRST, 7).encode().unwrap();
+        let era = Era::FIRST.next(3);
+        let build =
+            |_: &Tree, base: Revision| Ok::<_, String>(vec![Txn::new("x").put("c", base.to_string())]);
+        restore(Backup::decode(&data).unwrap(), (&to, RaftId(1001)), era, 9, build).unwrap();
+        let seen = look(&to).unwrap();
+        assert_eq!((seen.id, seen.machine.members().all()), (1001, [1001].into()));
+        let tree = seen.machine.tree();
+        assert_eq!((tree.text("a"), tree.text("b"), tree.text("c")), (Some("1"), Some("2"), Some("3")));
+        assert_eq!(tree.revision(), Revision(3 + leap(era) + 1));
+        assert_eq!(crate::check::faults(&seen.machine, None), Vec::<String>::new());
     }
 
     #[test]

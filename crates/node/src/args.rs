@@ -58,6 +58,8 @@ pub struct Args {
     pub fence_agents: PathBuf,
     #[command(flatten)]
     pub files: stead_files::FilesArgs,
+    #[command(subcommand)]
+    pub offline: Option<stead_home::offline::Offline>,
 }
 
 /// How guests' network devices reach bridges.

@@ -1,7 +1,7 @@
 //! A node's first start, and every other: finds or makes its identity, its keys and its configuration.
 
 use crate::args::Args;
-use crate::identity::{Home, Identity, Keys, PendingLeave};
+use crate::identity::{Home, Identity, Keys, PendingLeave, cluster_key, key_text};
 use anyhow::{Context, Result, bail};
 use std::time::SystemTime;
 use stead_access::secret::MIN_PASSWORD;
@@ -25,26 +25,10 @@ pub struct Started {
     pub conf: Conf,
 }
 
-/// The cluster's key from its text.
-pub fn cluster_key(text: &str) -> Result<ClusterKey> {
-    let bytes =
-        (0..text.len() / 2).map(|i| u8::from_str_radix(text.get(2 * i..2 * i + 2).unwrap_or("x"), 16));
-    let bytes: Vec<u8> =
-        bytes.collect::<Result<_, _>>().context("the cluster key in tls/keys.json is damaged")?;
-    let bytes: [u8; 32] = bytes
-        .try_into()
-        .map_err(|_| anyhow::anyhow!("the cluster key in tls/keys.json has a wrong length"))?;
-    Ok(ClusterKey::from(bytes))
-}
-
-/// The cluster's key as text.
-pub fn key_text(key: &[u8; 32]) -> String {
-    key.iter().map(|b| format!("{b:02x}")).collect()
-}
-
 /// Opens what is there, or founds a cluster of this one node.
 pub fn start(home: &Home, args: &Args) -> Result<Started> {
     let boot = home.boot()?;
+    crate::restore::carry_out(home)?;
     if let Some(leave) = home.carry_out_leave()? {
         let started = found(home, args, boot, Some(&leave))?;
         home.left()?;

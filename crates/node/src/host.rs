@@ -1,7 +1,7 @@
 //! What the daemon does for its use cases: joining, starting anew, and telling what API handlers ask of it.
 
-use crate::bootstrap::key_text;
 use crate::epoch;
+use crate::identity::key_text;
 use crate::identity::{Home, Identity, Keys, PendingJoin, PendingLeave};
 use anyhow::{Context, Result};
 use async_trait::async_trait;

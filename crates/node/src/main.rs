@@ -6,7 +6,6 @@ mod epoch;
 mod fence;
 mod heap;
 mod host;
-mod identity;
 mod links;
 mod members;
 mod serve;
@@ -27,6 +26,7 @@ use stead_agents::rpc::Rpc;
 use stead_api::{Api, Backend};
 use stead_conf::Conf;
 use stead_fenced::notify::{READY, STOPPING, notify};
+use stead_home::{identity, offline, restore};
 use stead_model::{NodeName, NodeRecord, paths};
 use stead_ops::join::JOIN_WORKER;
 use stead_ops::{Flush, Lease, Me, Ops, store};
@@ -43,6 +43,15 @@ fn main() -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("STEAD_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if let Some(offline::Offline::Store(command)) = args.offline {
+        let done = runtime.block_on(offline::run(&args.dir, command, stead_qemu::find_by_pidfile));
+        // Read by a person, whom a trace tells nothing.
+        if let Err(e) = done {
+            eprintln!("error: {e:#}");
+            std::process::exit(1);
+        }
+        return Ok(());
+    }
     let again = runtime.block_on(run(args))?;
     runtime.shutdown_timeout(Duration::from_secs(2));
     if again {
@@ -58,7 +67,7 @@ fn main() -> Result<()> {
 /// Runs until told to end. Returns whether to start anew.
 async fn run(args: Args) -> Result<bool> {
     let home = Home::open(&args.dir)?;
-    let _only = lock(&home)?;
+    let _only = home.lock()?;
     let started = bootstrap::start(&home, &args)?;
     let conf = started.conf.clone();
     let members = Members::new(conf.clone(), home.members()?);
@@ -68,7 +77,7 @@ async fn run(args: Args) -> Result<bool> {
     let tls = Tls::new(&credentials, None, Arc::new(members.clone()))?;
     let peers = PeerClient::of_epoch(tls.clone(), started.identity.era)?;
     let restart = Arc::new(Notify::new());
-    let key = *bootstrap::cluster_key(&keys.cluster_key)?.expose();
+    let key = *identity::cluster_key(&keys.cluster_key)?.expose();
     let daemon = host::Daemon {
         home: home.clone(),
         identity: started.identity.clone(),
@@ -148,16 +157,6 @@ async fn run(args: Args) -> Result<bool> {
     stead_agents::witness::hand_over(&conf).await;
     conf.shutdown().await;
     Ok(again)
-}
-
-/// One daemon a folder.
-fn lock(home: &Home) -> Result<std::fs::File> {
-    let path = home.at("run/lock");
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = file.with_context(|| format!("can't open {}", path.display()))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .with_context(|| format!("another daemon runs on the folder {}", home.0.display()))?;
-    Ok(file)
 }
 
 fn guests(home: &Home, args: &Args, tag: &str) -> Arc<dyn stead_driver::guest::GuestDriver> {

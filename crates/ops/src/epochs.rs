@@ -558,13 +558,19 @@ pub(crate) fn numbers(tree: &Tree) -> Result<(u64, Option<Revision>), OpsError> 
 }
 
 /// The first number of a new epoch.
-fn next_numbers(tree: &Tree) -> Result<RaftId, OpsError> {
+///
+/// # Errors
+/// If the record of numbers can't be read.
+pub fn next_numbers(tree: &Tree) -> Result<RaftId, OpsError> {
     let (next, _) = numbers(tree)?;
     Ok(RaftId((next / NUMBERS + 1) * NUMBERS + 1))
 }
 
 /// Refuses unless the word names the others, all of them and nobody else.
-fn named_exactly(others: &[NodeRecord], off: &[NodeName]) -> Result<(), OpsError> {
+///
+/// # Errors
+/// Who is missing, or is none of them.
+pub fn named_exactly(others: &[NodeRecord], off: &[NodeName]) -> Result<(), OpsError> {
     let wanted: BTreeSet<&NodeName> = others.iter().map(|n| &n.name).collect();
     let named: BTreeSet<&NodeName> = off.iter().collect();
     let list = |names: Vec<&&NodeName>| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");

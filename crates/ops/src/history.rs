@@ -219,6 +219,24 @@ impl Ops {
         Ok(())
     }
 
+    /// The whole configuration as a file's content, secrets and the cluster's key too. With a majority it holds all that was committed
+    /// anywhere before; without one, what this node has.
+    ///
+    /// # Errors
+    /// If a majority does not answer in time, or the state can't be written down.
+    pub async fn backup(&self, actor: &Actor) -> Result<Vec<u8>, OpsError> {
+        if self.quorate() {
+            self.conf.barrier().await?;
+        }
+        let backup = self.conf.backup(self.me.name.as_str(), self.me.era);
+        tracing::info!("{} has the configuration backed up, with its secrets", actor.who);
+        let failed = |why: &dyn std::fmt::Display| {
+            OpsError::failed(format!("the configuration can't be backed up: {why}"))
+        };
+        let encoded = tokio::task::spawn_blocking(move || backup.encode()).await.map_err(|e| failed(&e))?;
+        encoded.map_err(|e| failed(&e))
+    }
+
     /// Writes a file as it was at a moment, or removes it if it was not there, as who edits files would. `over`: only if its
     /// last change is still that one; 0: only if it is not there. What is so already stays untouched.
     ///

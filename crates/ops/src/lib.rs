@@ -31,7 +31,7 @@ pub mod join;
 mod join_storage;
 pub mod kept_open;
 pub mod leave;
-mod life;
+pub mod life;
 pub mod links;
 pub mod mapping;
 pub mod peers;

@@ -22,13 +22,7 @@ impl Ops {
     /// What shows that a node is on, for people; none: it is silent.
     pub(crate) async fn sign_of_life(&self, node: &NodeRecord) -> Option<String> {
         let answer = self.peers.call(node, EPOCH_CALL, serde_json::Value::Null, KNOCK);
-        let knocks = join_all(node.links().map(|(_, addr)| async move {
-            let (there, beside) = tokio::join!(is_on(addr), is_on(SocketAddr::new(addr.ip(), NOBODY)));
-            there || beside
-        }));
-        let (answer, knocks) = tokio::join!(answer, knocks);
-        let kernel = node.links().zip(knocks).find(|(_, on)| *on).map(|((_, addr), _)| addr);
-        match (answer, kernel) {
+        match tokio::join!(answer, kernel_of(node)) {
             (Err(PeerError::Unreachable { .. }), None) => None,
             (Err(PeerError::Unreachable { .. }), Some(addr)) => {
                 Some(format!("{} (a kernel at {})", node.name, addr.ip()))
@@ -36,6 +30,16 @@ impl Ops {
             _ => Some(format!("{} (its daemon)", node.name)),
         }
     }
+}
+
+/// At which of a node's addresses a machine answers, if at any: its daemon, or a kernel that refuses a connection.
+pub async fn kernel_of(node: &NodeRecord) -> Option<SocketAddr> {
+    let knocks = join_all(node.links().map(|(_, addr)| async move {
+        let (there, beside) = tokio::join!(is_on(addr), is_on(SocketAddr::new(addr.ip(), NOBODY)));
+        there || beside
+    }));
+    let knocks = knocks.await;
+    node.links().zip(knocks).find(|(_, on)| *on).map(|((_, addr), _)| addr)
 }
 
 /// Whether a machine answers at an address.

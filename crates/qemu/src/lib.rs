@@ -47,6 +47,7 @@ pub use cgroup::find_cgroup_root;
 pub use cpu_group::{CpuRoot, find_cpu_root};
 pub use driver::QemuDriver;
 pub use net::{Bridges, Forward};
+pub use process::find_by_pidfile;
 
 use std::path::PathBuf;
 

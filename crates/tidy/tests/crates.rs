@@ -58,6 +58,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     // The configuration as files: a shell beside `api`.
     ("files", &["conf", "model", "ops"]),
+    // A node's folder, and its store while no daemon runs.
+    ("home", &["conf", "model", "ops", "transport"]),
     // One node's use cases over fakes, for tests.
     ("ops-testing", &["conf", "driver", "model", "ops", "tasks", "transport"]),
     ("api-derive", &[]),
@@ -75,6 +77,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "files",
             "guest",
             "ha",
+            "home",
             "membership",
             "model",
             "ops",

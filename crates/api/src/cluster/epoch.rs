@@ -62,7 +62,7 @@ pub struct Beside {
 }
 
 /// On the spot alone: whoever decides this has access to the machine, and knows which one it is.
-fn here<S>(cx: &Call<S>) -> Result<(), Error> {
+pub(super) fn here<S>(cx: &Call<S>) -> Result<(), Error> {
     match cx.remote {
         None => Ok(()),
         Some(_) => {

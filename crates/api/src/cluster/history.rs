@@ -1,6 +1,7 @@
 //! `/cluster/history`: the configuration's past. Beyond Proxmox VE, which keeps none.
 
-use crate::framework::{Access, Error, Json, Null};
+use super::epoch::here;
+use crate::framework::{Access, Bytes, Error, Json, Null, full};
 use crate::version::Nothing;
 use stead_api_derive::Params;
 use stead_ops::history::{FileThen, HistoryEntry, HistoryStatus, Moment, Revision};
@@ -100,5 +101,17 @@ endpoint! {
     fn call(cx, p: Limits) -> Null {
         cx.ops().limit_history(&cx.actor(), p.max_size, p.max_age).await?;
         Ok(Null)
+    }
+}
+
+endpoint! {
+    /// The whole configuration as one file, from which 'stead conf restore' makes a node's store. It holds all secrets, and the cluster's
+    /// key. By the local socket alone.
+    Backup = get("/cluster/history/backup"), Anywhere, Access::Root;
+    fn call(cx, _p: Nothing) -> Bytes {
+        here(cx)?;
+        let data = cx.ops().backup(&cx.actor()).await?;
+        let filename = Some("stead-configuration.backup".to_owned());
+        Ok(Bytes { content_type: "application/octet-stream", body: full(data), filename })
     }
 }

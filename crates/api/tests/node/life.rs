@@ -488,6 +488,20 @@ async fn the_history_says_who_changed_what() {
     assert!(!all.to_string().contains("priv/"), "secrets have no history: {all}");
     let owner = node.sign_in("owner@pve").await;
     assert!(node.ask(&owner, "GET", "/cluster/history", "").await.line.starts_with("403 "));
+    // All secrets are in a backup: not even root gets it from afar.
+    let afar = node.ask(&root, "GET", "/cluster/history/backup", "").await.line;
+    assert!(afar.starts_with("403 only on the node itself"), "{afar}");
+    let back = "/cluster/history/rollback";
+    let to = |more: &str| format!("path={file}&revision={}{more}", first["revision"]);
+    assert!(node.ask(&auditor, "POST", back, &to("")).await.line.starts_with("403 "));
+    let unsaid = node.ask(&root, "POST", back, &format!("path={file}")).await;
+    assert!(unsaid.body["errors"]["revision"].is_string(), "{unsaid:?}");
+    let stale = node.ask(&root, "POST", back, &to("&over=1")).await.line;
+    assert!(stale.contains("changed by somebody else meanwhile"), "{stale}");
+    let now = node.ask(&root, "GET", &format!("/cluster/history/file?path={file}"), "").await.data();
+    node.ask(&root, "POST", back, &to(&format!("&over={}", now["now"]))).await.data();
+    let cores = node.ask(&root, "GET", "/nodes/n1/qemu/100/config", "").await.data()["cores"].clone();
+    assert_ne!(cores, json!(2), "as it was made");
 }
 
 #[tokio::test]

@@ -1,15 +1,27 @@
 //! `stead conf`: the configuration's files and their past.
 
 use super::vm::confirm;
-use super::{Cx, raw};
+use super::{Cx, raw, witness};
 use crate::api::text;
+use crate::connect::Connection;
 use crate::failure::Failure;
 use crate::output::{self, Format};
 use crate::params::{Params, put};
 use clap::{Args, Subcommand};
-use http::Method;
+use http::{Method, Request};
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use similar::TextDiff;
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use stead_transport::{client, empty};
+
+/// How long a daemon may take to gather a backup.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const MOMENTS: &str = "\
 A moment is a revision, as 'stead conf history' shows them, or a time in UTC:
@@ -21,6 +33,17 @@ Examples:
   stead conf diff user.cfg                      what its last change was
   stead conf diff user.cfg --from 1043          what has changed since
   stead conf rollback storage.cfg --to 1043     shows what that changes, and asks";
+
+const BACKUP: &str = "\
+All three are for root on the node itself. A backup is made of a running daemon's configuration, or of a stopped
+one's store; whoever has the file has the cluster.
+
+Examples:
+  stead conf backup stead-$(date +%F).backup
+  stead conf check stead-2026-11-22.backup
+  systemctl stop steadd && stead conf check            the store itself
+  stead conf restore FILE --off pve2 --off pve3 --force
+                                                       pve2 and pve3 are off; the old store is kept aside";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -40,6 +63,21 @@ pub enum Command {
     /// Say how much of the past is kept
     #[command(after_help = "Example:\n  stead conf limit --max-size 32 --max-age 365")]
     Limit(Limit),
+    /// Write all of it to a new file, secrets and the cluster's key too
+    #[command(after_help = BACKUP)]
+    Backup {
+        /// The file; readable by its owner alone
+        file: PathBuf,
+    },
+    /// Read and check a backup, or the store of a stopped daemon; changes nothing
+    #[command(after_help = BACKUP)]
+    Check {
+        /// The backup; this node's store unless it is said
+        file: Option<PathBuf>,
+    },
+    /// Make a backup the store of this node, whose daemon is stopped: a cluster epoch of this node alone
+    #[command(after_help = BACKUP)]
+    Restore(Restore),
 }
 
 #[derive(Debug, Args)]
@@ -86,6 +124,82 @@ pub struct Limit {
     pub max_age: Option<u32>,
 }
 
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The backup
+    pub file: PathBuf,
+    /// Which node of the backup's this machine is; the one that it has been unless it is said
+    #[arg(long = "as", id = "as-node", value_name = "NODE")]
+    pub name: Option<String>,
+    /// Another node of the backup's, of which you know that it is off; once for each of them
+    #[arg(long, value_name = "NODE")]
+    pub off: Vec<String>,
+    /// Where there is a store: keep it aside, and go on
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What needs no daemon, or must have none: the daemon's own program does it, which this one becomes. None: the API does it.
+///
+/// # Errors
+/// If that can't be run, or another machine is meant.
+pub fn by_store(command: &Command, connection: &Connection) -> Option<Result<(), Failure>> {
+    let mut words: Vec<OsString> = vec!["store".into()];
+    match command {
+        Command::Backup { file } if !connection.is_on() => words.extend(["backup".into(), file.into()]),
+        Command::Check { file } => {
+            words.push("check".into());
+            words.extend(file.iter().map(Into::into));
+        }
+        Command::Restore(Restore { file, name, off, force }) => {
+            words.extend(["restore".into(), file.into()]);
+            words.extend(name.iter().flat_map(|name| ["--as".into(), name.into()]));
+            words.extend(off.iter().flat_map(|node| ["--off".into(), node.into()]));
+            words.extend(force.then(|| "--force".into()));
+        }
+        _ => return None,
+    }
+    if connection.server.is_some() {
+        return Some(Err(Failure::usage("this is done on the node itself, and not by --server")));
+    }
+    Some(witness::become_daemon(connection.dir.as_deref(), words))
+}
+
+/// Streams the backup to a new file.
+async fn backup(cx: &Cx, file: &Path) -> Result<(), Failure> {
+    let named = |e: std::io::Error| Failure::failed(format!("can't write {}: {e}", file.display()));
+    let mut request = Request::builder().uri("/api2/json/cluster/history/backup").body(empty());
+    if let Ok(request) = &mut request {
+        cx.api.sign(request);
+    }
+    let request = request.map_err(|e| Failure::failed(e.to_string()))?;
+    let answer = cx.api.http().request_within(PATIENCE, request).await?;
+    if !answer.status().is_success() {
+        return Err(Failure::refused(&client::collect(&cx.api.http().to(), answer).await?));
+    }
+    let mut part = file.as_os_str().to_owned();
+    part.push(".part");
+    let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part).map_err(named)?;
+    let mut body = answer.into_body();
+    let written = async {
+        while let Some(frame) = body.frame().await {
+            let data = frame.map_err(|e| Failure::failed(format!("the backup broke off: {e}")))?.into_data();
+            out.write_all(&data.unwrap_or_default()).map_err(named)?;
+        }
+        out.sync_all().map_err(named)?;
+        // Unlike a rename, this takes no other file's place.
+        std::fs::hard_link(&part, file).map_err(named)
+    };
+    let written = written.await;
+    let _left = std::fs::remove_file(&part);
+    written?;
+    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::File::open(folder).and_then(|f| f.sync_all()).map_err(named)?;
+    let said =
+        format!("{} holds the configuration, with its secrets: 'stead conf check' reads it", file.display());
+    cx.format().done(&Value::Null, &said)
+}
+
 pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
     match command {
         Command::History(args) => raw::history(cx, args).await,
@@ -100,6 +214,9 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             let done = cx.api.put("/cluster/history/status", &p).await?;
             cx.format().done(&done, "the history is kept so from the next change on")
         }
+        Command::Backup { file } => backup(cx, &file).await,
+        // Done before there is a connection.
+        Command::Check { .. } | Command::Restore(_) => Ok(()),
     }
 }
 

@@ -59,6 +59,11 @@ pub async fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Command::Completion { shell } => return completion(shell),
         Command::Sim(command) => return sim::run(command, cli.options.output).await,
         Command::Witness(ref args) => return witness::run(args, cli.options.connection.dir.as_deref()),
+        Command::Conf(ref command) => {
+            if let Some(done) = conf::by_store(command, &cli.options.connection) {
+                return done;
+            }
+        }
         Command::Demo => return demo(Play::Show).await,
         Command::DemoFailover => return demo(Play::Failover).await,
         _ => {}

@@ -2,6 +2,7 @@
 //! the real one.
 
 use crate::failure::Failure;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -19,15 +20,20 @@ pub struct Args {
 
 /// Becomes the daemon, in the folder `dir` if it is given. Returns only if that fails.
 pub fn run(args: &Args, dir: Option<&Path>) -> Result<(), Failure> {
+    let mut words: Vec<OsString> =
+        vec!["--witness".into(), "--listen".into(), args.listen.to_string().into()];
+    words.extend(args.name.iter().flat_map(|name| ["--name".into(), name.into()]));
+    become_daemon(dir, words)
+}
+
+/// Becomes the daemon's program, in the folder `dir` if it is given. Returns only if that fails.
+pub fn become_daemon(dir: Option<&Path>, words: Vec<OsString>) -> Result<(), Failure> {
     let here = std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join("steadd")));
     let program = here.filter(|p| p.is_file()).unwrap_or_else(|| "steadd".into());
     let mut command = Command::new(&program);
-    command.arg("--witness").arg("--listen").arg(args.listen.to_string());
     if let Some(dir) = dir {
         command.arg("--dir").arg(dir);
     }
-    if let Some(name) = &args.name {
-        command.args(["--name", name]);
-    }
+    command.args(words);
     Err(Failure::failed(format!("can't run {}: {}", program.display(), command.exec())))
 }

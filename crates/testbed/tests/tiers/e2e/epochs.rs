@@ -22,12 +22,12 @@ const UNGUARDED: u32 = 101;
 const OTHER: u32 = 102;
 
 /// `stead` as root on a node, which must do it.
-async fn done(node: &Node, words: &[&str]) -> Result<String> {
+pub(super) async fn done(node: &Node, words: &[&str]) -> Result<String> {
     stead(node, words).await?.map_err(|e| anyhow::anyhow!("{words:?}: {e}"))
 }
 
 /// `stead` as root on a node: what it says, or why it refuses.
-async fn stead(node: &Node, words: &[&str]) -> Result<std::result::Result<String, String>> {
+pub(super) async fn stead(node: &Node, words: &[&str]) -> Result<std::result::Result<String, String>> {
     let mut command = tokio::process::Command::new(program("stead")?);
     command.arg("--dir").arg(node.dir()).args(words).stdin(std::process::Stdio::null()).kill_on_drop(true);
     let out = tokio::time::timeout(BOOT, command.output()).await.context("stead hangs")??;
@@ -35,7 +35,7 @@ async fn stead(node: &Node, words: &[&str]) -> Result<std::result::Result<String
     Ok(if out.status.success() { Ok(text(out.stdout)) } else { Err(text(out.stderr)) })
 }
 
-async fn refused(node: &Node, words: &[&str], why: &str) -> Result<()> {
+pub(super) async fn refused(node: &Node, words: &[&str], why: &str) -> Result<()> {
     match stead(node, words).await? {
         Ok(said) => bail!("{words:?} was done: {said}"),
         Err(e) => {
@@ -46,7 +46,7 @@ async fn refused(node: &Node, words: &[&str], why: &str) -> Result<()> {
 }
 
 /// Waits until a node stands so, in its own view.
-async fn stands(
+pub(super) async fn stands(
     cluster: &Cluster,
     node: usize,
     what: &str,
@@ -59,7 +59,7 @@ async fn stands(
     .await
 }
 
-fn is_second(row: &Value) -> bool {
+pub(super) fn is_second(row: &Value) -> bool {
     row["quorate"] == 1 && row["epoch"].as_str().is_some_and(|e| e.starts_with("2-"))
 }
 
@@ -93,7 +93,7 @@ async fn guarded(cluster: &Cluster, api: &ApiClient, node: usize, vmid: u32) -> 
     ha_settled(api, vmid).await
 }
 
-async fn all_vote(cluster: &Cluster, api: &ApiClient) -> Result<()> {
+pub(super) async fn all_vote(cluster: &Cluster, api: &ApiClient) -> Result<()> {
     for n in 0..3 {
         node_is(cluster, api, n, true).await?;
     }

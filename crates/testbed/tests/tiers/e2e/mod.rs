@@ -3,6 +3,7 @@
 mod admit;
 mod agent;
 mod along;
+mod backup;
 mod balloon;
 mod boot;
 mod clocks;

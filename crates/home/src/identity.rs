@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use stead_conf::ClusterKey;
 use stead_model::{BootId, Era, NodeName, NodeUuid, RaftId, Vmid};
 
 /// Guests that came along with a join and are not in the configuration yet.
@@ -39,6 +40,23 @@ pub struct Keys {
     pub key: String,
     /// The key that seals secrets in the configuration.
     pub cluster_key: String,
+}
+
+/// The cluster's key from its text.
+pub fn cluster_key(text: &str) -> Result<ClusterKey> {
+    let bytes =
+        (0..text.len() / 2).map(|i| u8::from_str_radix(text.get(2 * i..2 * i + 2).unwrap_or("x"), 16));
+    let bytes: Vec<u8> =
+        bytes.collect::<Result<_, _>>().context("the cluster key in tls/keys.json is damaged")?;
+    let bytes: [u8; 32] = bytes
+        .try_into()
+        .map_err(|_| anyhow::anyhow!("the cluster key in tls/keys.json has a wrong length"))?;
+    Ok(ClusterKey::from(bytes))
+}
+
+/// The cluster's key as text.
+pub fn key_text(key: &[u8; 32]) -> String {
+    key.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// What a node that shall join another cluster has agreed with it; carried out at its next start.
@@ -96,6 +114,16 @@ impl Home {
     /// A path below it.
     pub fn at(&self, name: &str) -> PathBuf {
         self.0.join(name)
+    }
+
+    /// Keeps other daemons out while it is held: one a folder.
+    pub fn lock(&self) -> Result<std::fs::File> {
+        let path = self.at("run/lock");
+        let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = file.with_context(|| format!("can't open {}", path.display()))?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .with_context(|| format!("another daemon runs on the folder {}", self.0.display()))?;
+        Ok(file)
     }
 
     /// The identity, if the node has started before.
@@ -213,7 +241,7 @@ impl Home {
     }
 
     /// Removes a file, on the disk too when it returns. It may be gone already.
-    pub(crate) fn forget(&self, name: &str) -> Result<()> {
+    pub fn forget(&self, name: &str) -> Result<()> {
         let path = self.at(name);
         let done = match std::fs::remove_file(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -239,7 +267,8 @@ impl Home {
         Ok(boot)
     }
 
-    pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>> {
+    /// A file of the folder, if it is there; one that can't be read is an error.
+    pub fn read_json<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>> {
         let path = self.at(name);
         match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
@@ -250,7 +279,8 @@ impl Home {
         }
     }
 
-    pub(crate) fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
+    /// Writes a file of the folder: whole or not at all, on the disk when it returns, readable by the owner alone.
+    pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
         self.write(name, &serde_json::to_vec_pretty(value)?)
     }
 
