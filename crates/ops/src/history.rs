@@ -273,7 +273,7 @@ impl Ops {
             (None, Some(at)) => FileChange::Remove { path: path.to_owned(), at },
             (None, None) => return Ok(()),
         };
-        self.change_file_for(actor, change, Some(&reason)).await.map_err(fault)
+        self.change_file_for(actor, change, Some(&reason)).await.map(drop).map_err(fault)
     }
 
     /// What the history says of a roll-back: where it was asked for, and to what it went.
