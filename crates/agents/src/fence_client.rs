@@ -92,7 +92,7 @@ impl FenceClient {
     }
 
     async fn done(&self, op: Op, what: &'static str, of: Option<(Vmid, Epoch)>) -> Result<(), FenceError> {
-        let limit = if matches!(op, Op::Run { .. }) { RUN_LIMIT } else { LIMIT };
+        let limit = if matches!(op, Op::Run { .. } | Op::Thaw { .. }) { RUN_LIMIT } else { LIMIT };
         match self.call(op, limit).await.map_err(|e| e.into_fence(what, of))? {
             Answer::Done => Ok(()),
             other => Err(unexpected(&other)),
@@ -152,9 +152,9 @@ impl Fence for FenceClient {
     }
 
     async fn register(&self, guest: Registration) -> Result<(), FenceError> {
-        let Registration { vmid, epoch, cgroup, monitor, pidfile } = guest;
+        let Registration { vmid, epoch, cgroup, monitor, pidfile, fetches } = guest;
         self.entrusted().insert(vmid);
-        let op = Op::Register(protocol::Registration { vmid, epoch, cgroup, monitor, pidfile });
+        let op = Op::Register(protocol::Registration { vmid, epoch, cgroup, monitor, pidfile, fetches });
         self.done(op, "register", Some((vmid, epoch))).await
     }
 
@@ -166,6 +166,10 @@ impl Fence for FenceClient {
 
     async fn run(&self, vmid: Vmid, epoch: Epoch) -> Result<(), FenceError> {
         self.done(Op::Run { vmid, epoch }, "run", Some((vmid, epoch))).await
+    }
+
+    async fn thaw(&self, vmid: Vmid, epoch: Epoch) -> Result<(), FenceError> {
+        self.done(Op::Thaw { vmid, epoch }, "thaw", Some((vmid, epoch))).await
     }
 
     async fn status(&self) -> Result<FenceStatus, FenceError> {
@@ -273,6 +277,7 @@ mod tests {
             cgroup: None,
             monitor: dir.join("f"),
             pidfile: dir.join("p"),
+            fetches: false,
         }
     }
 

@@ -81,6 +81,7 @@ async fn who_is_to_end_ends_no_mark_and_marks_anew() {
         cgroup: None,
         monitor: "m".into(),
         pidfile: "p".into(),
+        fetches: false,
     };
     node.ops.fence.register(guest.clone()).await.unwrap();
     node.ops.fence.run(guest.vmid, guest.epoch).await.unwrap();

@@ -50,6 +50,11 @@ impl FakeFence {
         self.state().shortened
     }
 
+    /// Whether a guest is registered as one that may fetch memory; none if it is not registered.
+    pub fn may_fetch(&self, vmid: Vmid) -> Option<bool> {
+        self.state().guests.get(&vmid).map(|(guest, _)| guest.fetches)
+    }
+
     /// What was continued, in order.
     pub fn ran(&self) -> Vec<(Vmid, Epoch)> {
         self.state().ran.clone()
@@ -102,7 +107,10 @@ impl Fence for FakeFence {
     async fn register(&self, guest: Registration) -> Result<(), FenceError> {
         let mut state = self.answering()?;
         match state.guests.get(&guest.vmid) {
-            Some((old, _)) if old.epoch == guest.epoch => {}
+            Some((old, hold)) if old.epoch == guest.epoch => {
+                let hold = *hold;
+                state.guests.insert(guest.vmid, (guest, hold));
+            }
             Some((old, _)) if old.epoch > guest.epoch => {
                 let why = format!("it was registered under the later epoch {}", old.epoch);
                 return Err(FenceError::Guest { what: "register", vmid: guest.vmid, why });
@@ -133,6 +141,18 @@ impl Fence for FakeFence {
         Ok(())
     }
 
+    async fn thaw(&self, vmid: Vmid, epoch: Epoch) -> Result<(), FenceError> {
+        let mut state = self.answering()?;
+        if state.lease_ms.is_none() {
+            return Err(FenceError::NoLease(vmid));
+        }
+        match state.guests.get_mut(&vmid) {
+            Some((guest, hold)) if guest.epoch == epoch => *hold = Hold::Released,
+            _ => return Err(FenceError::Unknown(vmid, epoch)),
+        }
+        Ok(())
+    }
+
     async fn status(&self) -> Result<FenceStatus, FenceError> {
         let state = self.answering()?;
         let guests = state.guests.iter().map(|(vmid, (guest, hold))| (*vmid, guest.epoch, *hold)).collect();
@@ -152,7 +172,14 @@ mod tests {
     async fn it_keeps_the_rules() {
         let fence = FakeFence::default();
         let (vmid, epoch) = (Vmid::new(100).unwrap(), Epoch(3));
-        let guest = Registration { vmid, epoch, cgroup: None, monitor: "m".into(), pidfile: "p".into() };
+        let guest = Registration {
+            vmid,
+            epoch,
+            cgroup: None,
+            monitor: "m".into(),
+            pidfile: "p".into(),
+            fetches: false,
+        };
         fence.register(guest).await.unwrap();
         assert!(matches!(fence.run(vmid, epoch).await, Err(FenceError::NoLease(_))));
         let nonce = fence.nonce().await.unwrap();

@@ -18,6 +18,10 @@ pub struct Registration {
     pub monitor: PathBuf,
     /// The file in which the guest's process writes its pid. It may not exist yet.
     pub pidfile: PathBuf,
+    /// It may fetch memory while it runs, from the process that it came from: without that connection its CPUs can't be stopped.
+    /// Registered again without this, it has all of it.
+    #[serde(default)]
+    pub fetches: bool,
 }
 
 /// Where a registered guest stands.
@@ -91,6 +95,8 @@ pub trait Fence: Send + Sync {
     async fn forget(&self, vmid: Vmid) -> Result<(), FenceError>;
     /// First `cont`, or the thaw of a held guest whose epoch was confirmed unchanged by a linearizable read.
     async fn run(&self, vmid: Vmid, epoch: Epoch) -> Result<(), FenceError>;
+    /// Thaws a held guest, and leaves its CPUs as they are, which stand for good: one that has been handed over, and is fetched from.
+    async fn thaw(&self, vmid: Vmid, epoch: Epoch) -> Result<(), FenceError>;
     /// What it holds.
     async fn status(&self) -> Result<FenceStatus, FenceError>;
     /// Every guest that it may hold, by what was asked of it and what it answered last. Needs no answer: it is what

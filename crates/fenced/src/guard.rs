@@ -16,6 +16,7 @@
 //!
 //! A guest that fetches memory from where it came from (post-copy) is stopped as it is, its connection left alone: without it its CPUs may
 //! stand in a page that never comes, and can't be stopped. One that does not stop in half of the time is killed: its memory is torn then.
+//! One whose main loop hangs in such a page can't say that it fetches: that it may is registered, from its beginning until it has all.
 //! The source of such a guest has its connection cut, and its CPUs stand for good: that its migration has no end is none of a guest that
 //! could run.
 //!
@@ -43,7 +44,7 @@ use stead_membership::{Moment, Report};
 const POLL: Duration = Duration::from_millis(5);
 /// How often the kernel is asked whether a cgroup is frozen.
 const FREEZE_POLL: Duration = Duration::from_millis(1);
-/// How long a guest may take to say whether it fetches memory. One that does not say is not known to.
+/// How long a guest may take to say whether it fetches memory. Of one that does not say its registration does.
 const SAYS: Duration = Duration::from_millis(100);
 /// How long a guest may take to continue.
 const RUN: Duration = Duration::from_secs(10);
@@ -61,6 +62,8 @@ pub(crate) enum GuardError {
     NotNow(String),
     #[error("it was continued and is {0}")]
     NotRunning(String),
+    #[error("it was thawed alone, and runs")]
+    Runs,
     #[error("it did not continue within {} s", RUN.as_secs())]
     TooSlow,
 }
@@ -100,7 +103,9 @@ pub(crate) struct Guard {
     clock: Rc<Clock>,
     dirty: Rc<Dirty>,
     facts: RefCell<Facts>,
-    /// It was found to fetch memory from where it came from.
+    /// It may fetch memory from where it came from, as it is registered.
+    may_fetch: Cell<bool>,
+    /// It does, as far as is known now.
     fetches: Cell<bool>,
     /// The last failure that was told: it is tried again twenty times a second, and told when it changes.
     told: RefCell<String>,
@@ -110,6 +115,7 @@ impl Guard {
     pub fn new(registration: Registration, clock: Rc<Clock>, dirty: Rc<Dirty>) -> Self {
         let monitor = Monitor::new(&registration.monitor);
         Self {
+            may_fetch: Cell::new(registration.fetches),
             registration,
             monitor,
             clock,
@@ -130,7 +136,13 @@ impl Guard {
 
     pub fn entry(&self) -> Entry {
         let Facts { process, paused, user_paused, .. } = self.facts.borrow().clone();
-        Entry { registration: self.registration.clone(), process, paused, user_paused }
+        let registration = Registration { fetches: self.may_fetch.get(), ..self.registration.clone() };
+        Entry { registration, process, paused, user_paused }
+    }
+
+    /// Takes in whether it may fetch memory. Whether that is new.
+    pub fn may_fetch(&self, may: bool) -> bool {
+        self.may_fetch.replace(may) != may
     }
 
     /// Whether the guest has a process.
@@ -214,6 +226,15 @@ impl Guard {
         first(self.try_run(), timer).await
     }
 
+    /// Thaws a guest whose CPUs stand for good, and verifies that they do.
+    pub async fn thaw(&self) -> Result<(), GuardError> {
+        let timer = async {
+            self.clock.after(RUN).await;
+            Err(GuardError::TooSlow)
+        };
+        first(self.try_thaw(), timer).await
+    }
+
     async fn try_make_safe(&self) -> Result<(), GuardError> {
         // A guest that may use little of the CPUs must not take long to answer now.
         crate::quota::lift(self.some_process()?.pid);
@@ -251,17 +272,31 @@ impl Guard {
         self.freeze().await
     }
 
-    async fn try_run(&self) -> Result<(), GuardError> {
+    /// Undoes a freeze, also one that is not complete any more, by whomever.
+    async fn unfreeze(&self) -> Result<(), GuardError> {
         let process = self.some_process()?;
         let freezer = self.freezer();
-        // A freeze that is not complete any more, by whomever, is undone all the same.
-        let held = self.facts.borrow().paused;
-        if held || freezer.is_frozen(Some(&process)) {
+        if self.facts.borrow().paused || freezer.is_frozen(Some(&process)) {
             freezer.thaw(Some(&process))?;
             while freezer.is_frozen(Some(&process)) {
                 self.clock.after(FREEZE_POLL).await;
             }
         }
+        Ok(())
+    }
+
+    async fn try_thaw(&self) -> Result<(), GuardError> {
+        self.unfreeze().await?;
+        // No `cont` follows that it would have to be recorded before.
+        self.facts.borrow_mut().paused = false;
+        self.dirty.stored().await;
+        self.monitor.ready().await?;
+        if self.status().await?.running { Err(GuardError::Runs) } else { Ok(()) }
+    }
+
+    async fn try_run(&self) -> Result<(), GuardError> {
+        let held = self.facts.borrow().paused;
+        self.unfreeze().await?;
         self.monitor.ready().await?;
         let status = self.status().await?;
         if matches!(&*status.name, "inmigrate" | "finish-migrate") {
@@ -303,9 +338,9 @@ impl Guard {
             self.clock.after(SAYS).await;
             None
         };
-        if let Some(fetches) = first(asked, late).await {
-            self.fetches.set(fetches);
-        }
+        // What was found at an earlier end of the lease says nothing of this one.
+        let fetches = first(asked, late).await.unwrap_or(self.may_fetch.get());
+        self.fetches.set(fetches);
     }
 
     /// Cuts connections, out of band: of migrations, with `storage` of disks and mirrors too. That there is nothing to

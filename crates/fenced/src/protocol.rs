@@ -62,6 +62,13 @@ pub enum Op {
         /// The ownership that was confirmed by a linearizable read.
         epoch: Epoch,
     },
+    /// The thaw of a held guest whose CPUs stand for good: it is another node's, and fetched from. Answered when it is verified not to run.
+    Thaw {
+        /// The guest.
+        vmid: Vmid,
+        /// The ownership under which it is registered.
+        epoch: Epoch,
+    },
     /// What is held.
     Status,
     /// Stops the watchdog and ends the process. Refused while a guest that is guarded lives.
@@ -82,6 +89,9 @@ pub struct Registration {
     /// Where the guest's process writes its pid. When the guest is registered the file must not exist, or name the
     /// living guest: a stale one could name a stranger.
     pub pidfile: PathBuf,
+    /// It may fetch memory while it runs, and may be beyond saying so. Registered again without this, it does not any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fetches: bool,
 }
 
 /// An answer.
@@ -178,7 +188,9 @@ mod tests {
             cgroup: None,
             monitor: "/r/f".into(),
             pidfile: "/r/p".into(),
+            fetches: false,
         };
+        let fetching = Registration { fetches: true, ..reg.clone() };
         for (op, text) in [
             (Op::Version, r#"{"id":1,"op":"version"}"#),
             (Op::Nonce, r#"{"id":1,"op":"nonce"}"#),
@@ -190,6 +202,14 @@ mod tests {
             (
                 Op::Register(reg),
                 r#"{"id":1,"op":"register","vmid":100,"epoch":3,"cgroup":null,"monitor":"/r/f","pidfile":"/r/p"}"#,
+            ),
+            (
+                Op::Register(fetching),
+                r#"{"id":1,"op":"register","vmid":100,"epoch":3,"cgroup":null,"monitor":"/r/f","pidfile":"/r/p","fetches":true}"#,
+            ),
+            (
+                Op::Thaw { vmid: Vmid::new(100).unwrap(), epoch: Epoch(3) },
+                r#"{"id":1,"op":"thaw","vmid":100,"epoch":3}"#,
             ),
             (Op::Forget { vmid: Vmid::new(100).unwrap() }, r#"{"id":1,"op":"forget","vmid":100}"#),
             (

@@ -92,6 +92,7 @@ mod tests {
             cgroup: None,
             monitor: "/r/f".into(),
             pidfile: "/r/p".into(),
+            fetches: false,
         };
         let entry = Entry { registration, process: None, paused: true, user_paused: false };
         let record = Record { boot: "b".into(), ..Record::new(1000, 2000, vec![entry]) };

@@ -339,7 +339,7 @@ impl Server {
             Op::Shorten { lease_ms } => self.shorten(Duration::from_millis(lease_ms)),
             Op::Register(registration) => self.register(registration),
             Op::Forget { vmid } => self.forget(vmid),
-            Op::Run { vmid, epoch } => match self.run(vmid, epoch) {
+            Op::Run { vmid, epoch } | Op::Thaw { vmid, epoch } => match self.run(vmid, epoch, &op) {
                 Ok(()) => {
                     self.jobs.entry(vmid).and_modify(|job| job.waiting.push((connection, id)));
                     return;
@@ -409,7 +409,7 @@ impl Server {
     }
 
     fn register(&mut self, registration: Registration) -> Result<Answer, Refusal> {
-        let Registration { vmid, epoch, .. } = registration;
+        let Registration { vmid, epoch, fetches, .. } = registration;
         let gone = self.guards.get(&vmid).is_none_or(|g| !g.is_alive());
         self.holder.register(vmid, epoch, gone).map_err(|e| Refusal::Guest { why: e.to_string() })?;
         if gone {
@@ -423,6 +423,8 @@ impl Server {
                 self.holder.forget(vmid, true).unwrap_or_else(|e| log(&e.to_string()));
                 return Err(Refusal::Guest { why });
             }
+        } else if self.guards.get(&vmid).is_some_and(|g| g.may_fetch(fetches)) {
+            self.store();
         }
         Ok(Answer::Done)
     }
@@ -437,16 +439,23 @@ impl Server {
         Ok(Answer::Done)
     }
 
-    /// Begins to continue a guest; the answer comes when it runs.
-    fn run(&mut self, vmid: Vmid, epoch: Epoch) -> Result<(), Refusal> {
+    /// Begins to continue a guest, or to thaw it alone; the answer comes when that is done.
+    fn run(&mut self, vmid: Vmid, epoch: Epoch, op: &Op) -> Result<(), Refusal> {
         let command = self.holder.run(self.clock.now(), vmid, epoch).map_err(|e| match e {
             RunError::NoLease => Refusal::NoLease,
             RunError::Unknown(..) => Refusal::Unknown,
             RunError::Stopping(_) | RunError::Unsafe(_) => Refusal::Guest { why: e.to_string() },
         })?;
         // One that is under way already does the same.
-        if !self.jobs.contains_key(&vmid) {
-            self.carry_out(command);
+        if self.jobs.contains_key(&vmid) {
+            return Ok(());
+        }
+        match self.guards.get(&vmid).cloned() {
+            Some(guard) if matches!(op, Op::Thaw { .. }) => {
+                let future = async move { End::Ran { thaw: true, result: guard.thaw().await } };
+                self.replace_job(vmid, Job { future: Box::pin(future), waiting: Vec::new() });
+            }
+            _ => self.carry_out(command),
         }
         Ok(())
     }

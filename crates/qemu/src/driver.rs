@@ -279,6 +279,7 @@ impl Inner {
             cgroup: cgroup.map(|c| c.path().to_owned()),
             monitor: dir.fence(),
             pidfile: dir.pidfile(),
+            fetches: false,
         })
     }
 }

@@ -104,6 +104,7 @@ impl Guest {
             cgroup: self.cgroup.as_ref().map(|c| c.path().to_owned()),
             monitor: self.dir.fence(),
             pidfile: self.dir.pidfile(),
+            fetches: false,
         }
     }
 

@@ -65,7 +65,14 @@ impl FakeGuests {
 
     fn registration(&self, vmid: Vmid, epoch: Epoch) -> Registration {
         let path = |what: &str| self.folder.join(format!("{}-{vmid}.{what}", self.node));
-        Registration { vmid, epoch, cgroup: None, monitor: path("fence"), pidfile: path("pid") }
+        Registration {
+            vmid,
+            epoch,
+            cgroup: None,
+            monitor: path("fence"),
+            pidfile: path("pid"),
+            fetches: false,
+        }
     }
 
     /// Ends the process and removes what it left.

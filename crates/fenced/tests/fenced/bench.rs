@@ -80,6 +80,7 @@ impl Bench {
             cgroup: cgroup.map(Path::to_owned),
             monitor: self.dir.path().join(format!("{vmid}.f")),
             pidfile: self.dir.path().join(format!("{vmid}.pid")),
+            fetches: false,
         }
     }
 

@@ -4,10 +4,13 @@
 use super::bench::{Bench, Cgroup, CpuGroup, D, L, Qemu, W, allowance, cgroups};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use stead_fenced::protocol::{Op, Registration};
 use stead_membership::Hold;
 use stead_testbed::guest::tick;
 
@@ -611,4 +614,128 @@ fn with_what_has_outlived_it() {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// A guest's process that is a script: a monitor whose main loop may hang, which out-of-band commands do not, beside a process that
+/// does nothing.
+struct Scripted {
+    process: Child,
+    hangs: Arc<AtomicBool>,
+    told: Arc<Mutex<Vec<String>>>,
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+impl Scripted {
+    /// Registered with the fence process, as one that may fetch or not; it says that it does.
+    fn start(bench: &mut Bench, fetches: bool) -> Self {
+        let registration = Registration { fetches, ..bench.registration(100, None) };
+        bench.fenced.call(Op::Register(registration.clone())).unwrap();
+        let listener = UnixListener::bind(&registration.monitor).unwrap();
+        let process = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
+        std::fs::write(&registration.pidfile, process.id().to_string()).unwrap();
+        let (hangs, told) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<Vec<String>>>::default());
+        let (hang, tell) = (hangs.clone(), told.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (hang, tell) = (hang.clone(), tell.clone());
+                std::thread::spawn(move || Self::answer(&stream, &hang, &tell));
+            }
+        });
+        Self { process, hangs, told }
+    }
+
+    fn answer(mut stream: &UnixStream, hangs: &AtomicBool, told: &Mutex<Vec<String>>) {
+        let version = json!({ "qemu": { "major": 10, "minor": 0, "micro": 2 } });
+        writeln!(stream, "{}", json!({ "QMP": { "version": version, "capabilities": ["oob"] } })).unwrap();
+        let mut running = true;
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            let asked: Value = serde_json::from_str(&line).unwrap();
+            let is_oob = asked["exec-oob"].is_string();
+            let command = asked["exec-oob"].as_str().or(asked["execute"].as_str()).unwrap().to_owned();
+            told.lock().unwrap().push(command.clone());
+            if hangs.load(Ordering::SeqCst) && !is_oob && command != "qmp_capabilities" {
+                continue;
+            }
+            running = match command.as_str() {
+                "stop" => false,
+                "cont" => true,
+                _ => running,
+            };
+            let answer = match command.as_str() {
+                "query-status" => {
+                    json!({ "status": if running { "running" } else { "paused" }, "running": running })
+                }
+                "query-migrate" => json!({ "status": "postcopy-active" }),
+                "query-yank" => json!([{ "type": "migration" }, { "type": "block-node", "node-name": "d" }]),
+                name if name.starts_with("query-") => json!([]),
+                _ => json!({}),
+            };
+            if writeln!(stream, "{}", json!({ "return": answer, "id": asked["id"] })).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn was_told(&self, command: &str) -> bool {
+        self.told.lock().unwrap().iter().any(|c| c == command)
+    }
+}
+
+/// It can't say that it fetches, since it hangs in a page that does not come: it keeps its connection, and is killed before the machine
+/// would be reset.
+#[test]
+fn fetching_and_beyond_saying_so() {
+    let Some(mut bench) = Bench::start("socket") else { return };
+    let mut guest = Scripted::start(&mut bench, true);
+    bench.lease(L);
+    bench.run(100, 3).unwrap();
+    guest.hangs.store(true, Ordering::SeqCst);
+    until("it is gone", || {
+        let hold = bench.hold(100);
+        assert_ne!(hold, Hold::Unsafe, "the machine is reset");
+        hold == Hold::Registered || guest.process.try_wait().unwrap().is_some()
+    });
+    assert!(!guest.was_told("yank"), "by what it fetched was cut");
+}
+
+/// What was found at one end of the lease, or registered once, says nothing of the next one: its storage may hang, which is cut.
+#[test]
+fn whole_again_and_beyond_saying_so() {
+    let Some(mut bench) = Bench::start("socket") else { return };
+    let guest = Scripted::start(&mut bench, true);
+    bench.lease(L);
+    bench.run(100, 3).unwrap();
+    bench.wait_for(100, Hold::Held, L + D);
+    assert!(!guest.was_told("yank"));
+    let whole = bench.registration(100, None);
+    bench.fenced.call(Op::Register(whole)).unwrap();
+    bench.lease(L);
+    bench.run(100, 3).unwrap();
+    guest.hangs.store(true, Ordering::SeqCst);
+    until("its connections are cut", || guest.was_told("yank"));
+}
+
+/// The source of a guest that fetches: its CPUs stand for good, and it goes on serving when the lease is back.
+#[test]
+fn thawed_alone() {
+    let Some(mut bench) = Bench::start("none") else { return };
+    let guest = Scripted::start(&mut bench, false);
+    bench.lease(L);
+    bench.run(100, 3).unwrap();
+    bench.wait_for(100, Hold::Held, L + D);
+    let thaw = Op::Thaw { vmid: stead_model::Vmid::new(100).unwrap(), epoch: stead_model::Epoch(3) };
+    assert!(bench.fenced.call(thaw.clone()).is_err(), "without a lease");
+    bench.lease(L);
+    bench.fenced.call(thaw).unwrap();
+    assert_eq!(bench.hold(100), Hold::Released);
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", guest.process.id())).unwrap();
+    assert!(!stat.rsplit_once(')').unwrap().1.trim_start().starts_with('T'), "{stat}");
+    assert!(!guest.was_told("cont"), "it runs");
+    bench.wait_for(100, Hold::Held, L + D);
 }
