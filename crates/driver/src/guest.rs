@@ -149,6 +149,10 @@ pub struct GuestProcess {
     pub pid: u32,
     /// Where it stands.
     pub state: RunState,
+    /// Its CPUs were stopped so that its target can fetch memory (see [`GuestDriver::begin_fetching`]), and nobody has had it run since: one
+    /// that does not answer now may serve. Only its own node knows it.
+    #[serde(skip)]
+    pub stands: bool,
     /// Seconds since launch.
     pub uptime: u64,
     /// Share of its CPUs used since the last question: 0 to 1.

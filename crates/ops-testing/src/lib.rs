@@ -70,6 +70,37 @@ impl PeerLink for Alone {
     }
 }
 
+/// The way to other nodes, as a test sets it.
+#[derive(Default)]
+pub struct Peers(Mutex<Option<Arc<dyn PeerLink>>>);
+
+impl Peers {
+    /// From now on it is this one.
+    pub fn set(&self, link: Arc<dyn PeerLink>) {
+        *self.0.lock().unwrap() = Some(link);
+    }
+
+    fn link(&self) -> Arc<dyn PeerLink> {
+        self.0.lock().unwrap().clone().unwrap_or_else(|| Arc::new(Alone))
+    }
+}
+
+#[async_trait]
+impl PeerLink for Peers {
+    async fn call(
+        &self,
+        to: &NodeRecord,
+        call: &str,
+        body: Value,
+        limit: Duration,
+    ) -> Result<Value, PeerError> {
+        self.link().call(to, call, body, limit).await
+    }
+    async fn open(&self, to: &NodeRecord, call: &str) -> Result<Box<dyn Duplex>, PeerError> {
+        self.link().open(to, call).await
+    }
+}
+
 /// The way to other clusters, as a test sets it.
 #[derive(Default)]
 pub struct Elsewhere(Mutex<Option<Arc<dyn RemoteLink>>>);
@@ -181,6 +212,8 @@ pub struct Node {
     pub cds: Arc<FakeCds>,
     /// The daemon around it.
     pub host: Arc<Kept>,
+    /// Other nodes: none answers, until a test says otherwise.
+    pub peers: Arc<Peers>,
     /// Other clusters: there are none, until a test says otherwise.
     pub remotes: Arc<Elsewhere>,
     /// Its lease: held, until a test says otherwise.
@@ -266,6 +299,7 @@ impl Node {
         let (host, cds) = (Arc::new(Kept::default()), Arc::new(FakeCds::default()));
         let storages = Fakes(Arc::default(), dir.path().to_owned());
         let remotes = Arc::new(Elsewhere::default());
+        let peers = Arc::new(Peers::default());
         let ops = Arc::new(Ops {
             me: Me {
                 name: name("n1"),
@@ -286,7 +320,7 @@ impl Node {
             cds: cds.clone(),
             storage_types: vec![Arc::new(storages.clone())],
             epochs: stead_ops::epochs::Epochs::default(),
-            peers: Arc::new(Alone),
+            peers: peers.clone(),
             remotes: remotes.clone(),
             status: stead_ops::status::ClusterStatus::default(),
             events: stead_ops::events::Events::new(1),
@@ -297,7 +331,7 @@ impl Node {
             sign_ins: stead_ops::access::SignIns::default(),
             departure: stead_ops::departure::Departure::default(),
         });
-        (Self { ops, machines, fence, cds, host, lease, remotes, storages, dir }, flushes)
+        (Self { ops, machines, fence, cds, host, lease, peers, remotes, storages, dir }, flushes)
     }
 
     /// A storage, as it stands behind its driver.

@@ -278,6 +278,7 @@ mod tests {
             epoch: stead_model::Epoch(1),
             pid: 1,
             state: RunState::Running,
+            stands: false,
             uptime,
             cpu: 0.0,
             mem: 100,

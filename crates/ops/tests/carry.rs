@@ -223,10 +223,8 @@ async fn a_paused_vm_stays_paused_where_it_comes() {
             fetch: true,
         };
         let prepared = node.ops.incoming(request).await.unwrap();
-        assert!(
-            !prepared.fetches && prepared.why_not.unwrap().contains("before the guest alone"),
-            "a fake can't"
-        );
+        let why = prepared.why_not.unwrap();
+        assert!(!prepared.fetches && why.contains("fetch-100.json"), "from whom can't be noted: {why}");
         node.machines.set_state("n1", vmid(100), RunState::Received);
         let own = Ownership { owner: name("n1"), epoch: Epoch(5), running: true, ..node.own(100) };
         let path = |n: &str| paths::guest(&name(n), GuestKind::Qemu, vmid(100));

@@ -11,7 +11,7 @@ use stead_guest::saved;
 use stead_guest::snapshots::Memory;
 use stead_model::vmconfig::VmConfig;
 use stead_model::{Epoch, GuestKind, NodeName, Ownership, Vmid, VolumeId};
-use stead_ops::guest::reconcile::{Step, decide};
+use stead_ops::guest::reconcile::{Seen, Step, decide};
 
 /// How something goes.
 #[derive(Debug, Clone, Copy)]
@@ -583,7 +583,7 @@ impl World {
         }
         self.ends_if_torn(n);
         let process = self.nodes[n].process.clone();
-        let seen = process.as_ref().map(|p| (&p.state, p.epoch));
+        let seen = process.as_ref().map(|p| Seen { state: p.state, epoch: p.epoch, stands: false });
         match decide(seen, Some(&self.own), &node(n), false, true, saved::is_saved(&self.config)) {
             Step::Destroy => {
                 if self.owner() == n && saved::is_saved(&self.config) {

@@ -479,7 +479,7 @@ impl GuestDriver for QemuDriver {
             }
             _ => guest.ask("continue", "cont", json!({})).await?,
         };
-        guest.note_stands(false);
+        guest.note_goes();
         match guest.run_state().await {
             RunState::Running => Ok(()),
             other => {
@@ -495,7 +495,7 @@ impl GuestDriver for QemuDriver {
             return Ok(());
         }
         guest.ask("pause", "stop", json!({})).await?;
-        guest.note_stands(false);
+        guest.note_goes();
         if matches!(guest.run_state().await, RunState::Prelaunch | RunState::Received) {
             // It is not one whose start was cut short, nor a copy that waits.
             guest.note_ran();

@@ -169,7 +169,7 @@ impl Guest {
             RunState::Running => {
                 self.note_ran();
                 if !self.turning.load(Ordering::Relaxed) {
-                    self.note_stands(false);
+                    self.note_goes();
                 }
             }
             RunState::Paused | RunState::Postmigrate if self.meta().stands => {
@@ -191,13 +191,23 @@ impl Guest {
         }
     }
 
-    /// Notes on disk whether its CPUs stand for the sake of those who fetch from it: before they are stopped, until they run again.
-    pub fn note_stands(&self, stands: bool) {
-        self.turning.store(stands, Ordering::Relaxed);
-        if self.meta().stands != stands
-            && let Err(e) = self.note(|meta| meta.stands = stands)
+    /// Notes on disk that its CPUs stand for the sake of those who fetch from it: before they are stopped.
+    pub fn note_stands(&self) -> std::io::Result<()> {
+        self.turning.store(true, Ordering::Relaxed);
+        let noted = self.note(|meta| meta.stands = true);
+        if noted.is_err() {
+            self.turning.store(false, Ordering::Relaxed);
+        }
+        noted
+    }
+
+    /// Notes that its CPUs run, or may: they do not stand for that any more.
+    pub fn note_goes(&self) {
+        self.turning.store(false, Ordering::Relaxed);
+        if self.meta().stands
+            && let Err(e) = self.note(|meta| meta.stands = false)
         {
-            tracing::warn!(vmid = %self.vmid, error = %e, "could not note whether the guest stands");
+            tracing::warn!(vmid = %self.vmid, error = %e, "could not note that the guest does not stand any more");
         }
     }
 
@@ -222,6 +232,7 @@ impl Guest {
             epoch: meta.epoch,
             pid,
             state,
+            stands: meta.stands,
             uptime: stat.as_ref().map_or(0, stats::uptime),
             cpu,
             mem: stats::resident(pid),
@@ -349,7 +360,7 @@ impl Guest {
                 match event {
                     Ok(event) if changes_state(&event) => {
                         if event.name == "RESUME" {
-                            self.note_stands(false);
+                            self.note_goes();
                         }
                         break;
                     }

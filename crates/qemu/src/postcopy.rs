@@ -30,12 +30,24 @@ pub async fn ready(guest: &Guest) -> Result<(), GuestError> {
 
 /// Stops a source, and has the target fetch what is left. False: it stands for its own end already.
 pub async fn begin(guest: &Guest) -> Result<bool, GuestError> {
-    guest.note_stands(true);
-    guest.ask(WHAT, "stop", json!({})).await?;
+    let refused = |why: String| GuestError::Refused { what: WHAT, vmid: guest.vmid, why };
+    // A later daemon that did not find it would take the guest for one that its user has paused, or for an old copy.
+    guest.note_stands().map_err(|e| refused(format!("it could not be noted that it stands: {e}")))?;
+    let qmp = guest.monitor(WHAT).await?;
+    match qmp.execute("stop", json!({})).await {
+        Ok(_) => {}
+        // It runs on. One that does not answer may still stop, as the note says.
+        Err(e @ QmpError::Refused { .. }) => {
+            guest.note_goes();
+            return Err(refused(e.to_string()));
+        }
+        Err(e) => return Err(refused(e.to_string())),
+    }
     let status = guest.ask(WHAT, "query-status", json!({})).await?;
-    // "finish-migrate" it is where QEMU has stopped it itself: that it stays so is known of a migration that has completed alone.
+    // "finish-migrate" it is where QEMU has stopped it itself: that it stays so is known of a migration that has completed alone. It is sent
+    // to its end then, and nothing is ever fetched from it: the note is not for it.
     if status["status"] != "paused" {
-        guest.note_stands(false);
+        guest.note_goes();
         return Ok(false);
     }
     guest.ask(WHAT, "migrate-start-postcopy", json!({})).await?;

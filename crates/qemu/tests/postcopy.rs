@@ -117,6 +117,18 @@ struct Pair {
 impl Pair {
     /// A guest that writes is on its way, and is held for the target to fetch.
     async fn held() -> Option<Self> {
+        let pair = Self::sending().await?;
+        let source = &pair.source;
+        assert!(source.begin_fetching(vmid()).await.unwrap(), "it has no end");
+        come_to(source, MigrationPhase::Held).await;
+        in_state(source, RunState::Postmigrate).await;
+        assert!(source.state(vmid()).await.unwrap().stands, "who does not answer is known by it");
+        assert_eq!(pair.target.state(vmid()).await.unwrap().state, RunState::Inmigrate);
+        Some(pair)
+    }
+
+    /// A guest that writes is sent, and has no end.
+    async fn sending() -> Option<Self> {
         let h = Machines::new().await;
         let (source, target) = (QemuDriver::new(h.options(0)), QemuDriver::new(h.options(1)));
         let mut disk = vec![0; 1 << 20];
@@ -142,10 +154,6 @@ impl Pair {
         let how = Sending { fetch: true, bytes_per_second: Some(SLOW), ..Sending::to(to) };
         source.migrate(vmid(), &how).await.unwrap();
         until(&source, |now| now.rounds > 2).await;
-        assert!(source.begin_fetching(vmid()).await.unwrap(), "it has no end");
-        come_to(&source, MigrationPhase::Held).await;
-        in_state(&source, RunState::Postmigrate).await;
-        assert_eq!(target.state(vmid()).await.unwrap().state, RunState::Inmigrate);
         Some(Self { h, source, target, joined: Some(joined) })
     }
 
@@ -192,6 +200,18 @@ async fn what_is_held_is_taken_back_and_runs_by_a_word_alone() {
     (passes(&source).await)(3).await;
     source.pause(vmid()).await.unwrap();
     in_state(&source, RunState::Paused).await;
+}
+
+/// A later daemon would take it for paused by its user, or for an old copy.
+#[tokio::test]
+async fn what_can_t_be_noted_is_not_stopped() {
+    let Some(pair) = Pair::sending().await else { return };
+    let record = pair.h.options(0).run_dir.join(vmid().to_string());
+    std::fs::create_dir(record.join("meta.new")).unwrap();
+    let why = pair.source.begin_fetching(vmid()).await.unwrap_err().to_string();
+    assert!(why.contains("noted"), "{why}");
+    assert_eq!(pair.source.state(vmid()).await.unwrap().state, RunState::Running);
+    (passes(&pair.source).await)(3).await;
 }
 
 /// A QEMU whose sending fails has its CPUs go on where it has stopped them itself.

@@ -1,4 +1,6 @@
 //! Guests without machines: a driver whose processes are entries of a map.
+//!
+//! It stays whole, since it is all of one trait.
 
 use super::images::{self, Kept};
 use super::machines::{FakeMachines, Process, World, modules_of, no_migration};
@@ -138,6 +140,11 @@ impl FakeGuests {
                 }
                 self.progress(vmid, |p| p.phase = MigrationPhase::Switchover);
             }
+            // It writes faster than it is sent, until it is stopped for the rest to be fetched.
+            self.progress(vmid, |p| p.rounds += u64::from(how.fetch));
+            if self.with(vmid, |p| p.stands).is_ok_and(|stands| stands) {
+                std::future::pending::<()>().await;
+            }
             stream.write_all(&part).await?;
             if let Some(pause) = pause {
                 tokio::time::sleep(pause).await;
@@ -168,6 +175,8 @@ impl FakeGuests {
     fn conclude(&self, vmid: Vmid, phase: MigrationPhase, error: Option<String>) {
         match phase {
             MigrationPhase::Completed => self.enter(vmid, RunState::Postmigrate),
+            // Nothing but a word has it go on.
+            _ if self.with(vmid, |p| p.stands).is_ok_and(|stands| stands) => {}
             _ => self.enter(vmid, RunState::Running),
         }
         let _ = self.with(vmid, |p| p.sending = None);
@@ -184,6 +193,7 @@ impl FakeGuests {
             epoch: p.launch.epoch,
             pid: p.pid,
             state: p.state,
+            stands: p.stands,
             uptime: 0,
             cpu: 0.0,
             mem: RAM,
@@ -207,6 +217,15 @@ impl FakeGuests {
             (Some(why), _) => Self::refused(vmid, what, &why),
             _ => Ok(()),
         }
+    }
+
+    /// Whether its monitor is not silent, as a test may have it for a while.
+    fn hears(&self, vmid: Vmid, what: &'static str) -> Answer<()> {
+        let mut world = self.world();
+        let left = &mut world.node(&self.node).silent;
+        let is_silent = *left > 0;
+        *left = left.saturating_sub(1);
+        if is_silent { Self::refused(vmid, what, "its monitor did not answer") } else { Ok(()) }
     }
 
     /// The image of one of its disks.
@@ -273,6 +292,8 @@ impl GuestDriver for FakeGuests {
                 pid,
                 state,
                 ran: false,
+                stands: false,
+                fetched: false,
                 migration: no_migration(),
                 sending: None,
                 listening: None,
@@ -408,11 +429,40 @@ impl GuestDriver for FakeGuests {
     }
 
     async fn send_rest(&self, vmid: Vmid) -> Answer<()> {
+        self.hears(vmid, "migrate")?;
         let held = self.with(vmid, |p| p.migration.borrow().phase == MigrationPhase::Held)?;
         if !held {
             return Self::refused(vmid, "migrate", "it does not wait");
         }
+        if self.with(vmid, |p| p.stands)? {
+            self.enter(vmid, RunState::Serving);
+            self.progress(vmid, |p| p.phase = MigrationPhase::Fetching);
+            return Ok(());
+        }
         self.with(vmid, |p| p.go_on.notify_one())
+    }
+
+    async fn can_fetch(&self, vmid: Vmid) -> Answer<()> {
+        self.with(vmid, |_| ())
+    }
+
+    async fn begin_fetching(&self, vmid: Vmid) -> Answer<bool> {
+        if self.world().node(&self.node).hang_fetching {
+            std::future::pending::<()>().await;
+        }
+        if !self.with(vmid, |p| p.fetched && p.sending.is_some())? {
+            return Self::refused(vmid, "fetch memory of", "nothing of it is to be fetched");
+        }
+        self.with(vmid, |p| p.stands = true)?;
+        self.enter(vmid, RunState::Postmigrate);
+        self.progress(vmid, |p| p.phase = MigrationPhase::Held);
+        Ok(true)
+    }
+
+    async fn send_again(&self, vmid: Vmid, _to: &Path) -> Answer<()> {
+        self.hears(vmid, "fetch memory of")?;
+        self.progress(vmid, |p| p.phase = MigrationPhase::Fetching);
+        Ok(())
     }
 
     async fn migrate(&self, vmid: Vmid, how: &Sending) -> Answer<()> {
@@ -427,6 +477,7 @@ impl GuestDriver for FakeGuests {
                 ..MigrationProgress::default()
             };
         });
+        self.with(vmid, |p| p.fetched = how.fetch)?;
         let (me, how) = (self.clone(), how.clone());
         let task = tokio::spawn(async move {
             match me.send(vmid, how).await {
@@ -462,6 +513,12 @@ impl GuestDriver for FakeGuests {
     }
 
     async fn migration_changed(&self, vmid: Vmid, seen: MigrationPhase) -> Answer<MigrationProgress> {
+        if matches!(
+            self.with(vmid, |p| p.migration.borrow().phase)?,
+            MigrationPhase::Fetching | MigrationPhase::Broken
+        ) {
+            self.hears(vmid, "follow the migration of")?;
+        }
         let mut progress = self.with(vmid, |p| p.migration.subscribe())?;
         let differs = progress.wait_for(|p| p.phase != seen);
         let _ = tokio::time::timeout(Duration::from_secs(1), differs).await;
@@ -469,6 +526,12 @@ impl GuestDriver for FakeGuests {
     }
 
     async fn cancel_migration(&self, vmid: Vmid) -> Answer<MigrationProgress> {
+        let phase = self.with(vmid, |p| p.migration.borrow().phase)?;
+        if matches!(phase, MigrationPhase::Fetching | MigrationPhase::Broken) {
+            // As QEMU does: what is fetched can't be cancelled, and its connection is cut by the attempt.
+            self.progress(vmid, |p| p.phase = MigrationPhase::Broken);
+            return Self::refused(vmid, "cancel the migration of", "it fetches memory");
+        }
         if let Some(task) = self.with(vmid, |p| p.sending.take())? {
             task.abort();
             self.conclude(vmid, MigrationPhase::Cancelled, None);

@@ -25,6 +25,10 @@ pub(super) struct Process {
     pub pid: u32,
     pub state: RunState,
     pub ran: bool,
+    /// It was stopped so that its memory can be fetched.
+    pub stands: bool,
+    /// It is sent so that it can be.
+    pub fetched: bool,
     pub migration: watch::Sender<MigrationProgress>,
     pub sending: Option<tokio::task::AbortHandle>,
     pub listening: Option<tokio::task::AbortHandle>,
@@ -118,6 +122,10 @@ pub(super) struct Node {
     pub hold_copies: bool,
     /// Guests go over to no copy.
     pub refuse_pivot: bool,
+    /// How many more questions about migrations nobody answers.
+    pub silent: u32,
+    /// No guest comes to be fetched.
+    pub hang_fetching: bool,
     /// How each guest was that went over to a copy.
     pub pivoted: Vec<RunState>,
     /// What could be given to guests.
@@ -145,6 +153,8 @@ impl World {
             delay_agent: None,
             hold_copies: false,
             refuse_pivot: false,
+            silent: 0,
+            hang_fetching: false,
             pivoted: vec![],
             hardware: Hardware::default(),
             capabilities: None,
@@ -164,6 +174,7 @@ impl World {
         if process.state != state {
             process.state = state;
             process.ran |= state == RunState::Running;
+            process.stands &= state != RunState::Running;
             let _ = node.events.send(GuestEvent::State { vmid, state });
         }
     }
@@ -266,6 +277,35 @@ impl FakeMachines {
     /// Sets a guest's state by hand, as the fence process or an accident would.
     pub fn set_state(&self, node: &str, vmid: Vmid, state: RunState) {
         self.world().enter(node, vmid, state);
+    }
+
+    /// Sets by hand how the migration of a guest's process stands, as the other node would; of one that is fetched from, also that it
+    /// stands for that.
+    pub fn set_migration(&self, node: &str, vmid: Vmid, phase: MigrationPhase, stands: bool) {
+        if let Some(process) = self.world().node(node).guests.get_mut(&vmid) {
+            process.stands = stands;
+            process.migration.send_modify(|p| p.phase = phase);
+        }
+    }
+
+    /// How the migration of a guest's process stands.
+    pub fn migration(&self, node: &str, vmid: Vmid) -> Option<MigrationPhase> {
+        self.world().node(node).guests.get(&vmid).map(|p| p.migration.borrow().phase)
+    }
+
+    /// Has a node's guests that are fetched from, or are to be, not answer the next questions and words about it.
+    pub fn silence(&self, node: &str, questions: u32) {
+        self.world().node(node).silent = questions;
+    }
+
+    /// How many of them are left.
+    pub fn unheard(&self, node: &str) -> u32 {
+        self.world().node(node).silent
+    }
+
+    /// Has no guest of a node come to be fetched, or again.
+    pub fn hang_fetching(&self, node: &str, hang: bool) {
+        self.world().node(node).hang_fetching = hang;
     }
 
     /// Makes snapshots of guests that run on a node fail, and their removal, or (with none) work again.

@@ -21,9 +21,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use stead_driver::guest::{GuestError, MigrationPhase, MigrationProgress, RunState};
+use stead_driver::guest::{GuestError, GuestProcess, MigrationPhase, MigrationProgress, RunState};
 use stead_guest::migration::Event;
-use stead_model::{Epoch, NodeName, NodeRecord, Vmid};
+use stead_model::{Epoch, NodeName, NodeRecord, Ownership, Vmid};
 use tokio::time::Instant;
 
 /// What the stream is called that takes the place of one that has broken: the guest follows.
@@ -33,6 +33,8 @@ pub const SERVES_CALL: &str = "guest/serves";
 /// Asks a target whether its copy is still there.
 pub const FETCHES_CALL: &str = "guest/fetches";
 
+/// How long a VM may stand before it is handed over.
+const STANDS: Duration = Duration::from_secs(15);
 /// How long the devices' state may take.
 const OPENS: Duration = Duration::from_secs(30);
 /// How long a source tries to make a broken connection anew, and how long its target waits for that: longer.
@@ -92,7 +94,10 @@ impl Source<'_> {
                 "memory changes faster than it is sent: node '{}' is to fetch what is left",
                 self.target.name
             ));
-            let fetches = guests.begin_fetching(vmid).await?;
+            let fetches = tokio::select! {
+                begun = guests.begin_fetching(vmid) => begun?,
+                () = self.cx.cancelled() => return Ok(Event::CancelRequested),
+            };
             let mut seen = MigrationPhase::Active;
             loop {
                 let now = tokio::select! {
@@ -112,33 +117,56 @@ impl Source<'_> {
                 }
             }
         };
-        begun.await.unwrap_or_else(|e: GuestError| Event::Failed(e.to_string()))
+        // The VM stands meanwhile. Until the commit it can go on here.
+        match tokio::time::timeout(STANDS, begun).await {
+            Ok(begun) => begun.unwrap_or_else(|e: GuestError| Event::Failed(e.to_string())),
+            Err(_) => Event::Failed(format!("it was not ready to be fetched within {} s", STANDS.as_secs())),
+        }
     }
 
-    /// Has the devices' state go over.
+    /// Has the devices' state go over. The VM is the target's, and all that it has is here: a monitor that does not answer is no reason to
+    /// give it up while its process is there.
     pub(super) async fn let_fetch(&self) -> Event {
         let (vmid, guests) = (self.vmid(), &self.ops.guests);
-        let until = Instant::now() + OPENS;
-        let opened = async {
-            guests.send_rest(vmid).await?;
-            let mut seen = MigrationPhase::Held;
-            loop {
-                let now = guests.migration_changed(vmid, seen).await?;
-                seen = now.phase;
-                match seen {
-                    MigrationPhase::Fetching | MigrationPhase::Broken | MigrationPhase::Completed => {
-                        return Ok(Event::Fetching);
+        let (mut seen, mut answered) = (MigrationPhase::Held, Instant::now());
+        let mut told: Option<Instant> = None;
+        loop {
+            let asked = async {
+                if told.is_none() {
+                    guests.send_rest(vmid).await?;
+                    told = Some(Instant::now());
+                }
+                guests.migration_changed(vmid, seen).await
+            };
+            match asked.await {
+                Ok(now) => {
+                    (seen, answered) = (now.phase, Instant::now());
+                    match seen {
+                        MigrationPhase::Fetching | MigrationPhase::Broken | MigrationPhase::Completed => {
+                            return Event::Fetching;
+                        }
+                        seen if seen.is_terminal() => return self.ended(&now),
+                        _ if told.is_some_and(|told| told.elapsed() > OPENS) => {
+                            let why = format!("its devices' state was not sent within {} s", OPENS.as_secs());
+                            return Event::Failed(why);
+                        }
+                        _ => {}
                     }
-                    seen if seen.is_terminal() => return Ok(self.ended(&now)),
-                    _ if Instant::now() > until => {
-                        let why = format!("its devices' state was not sent within {} s", OPENS.as_secs());
-                        return Ok(Event::Failed(why));
-                    }
-                    _ => {}
+                }
+                Err(e) if guests.state(vmid).await.is_none() => {
+                    return Event::Failed(format!("its old process has ended: {e}"));
+                }
+                Err(e) if answered.elapsed() > ANEW => return Event::Failed(e.to_string()),
+                Err(e) => {
+                    tracing::info!("guest {vmid}: it is told again to go over: {e}");
+                    tokio::time::sleep(AGAIN).await;
+                    // The word may have come to it, though its answer did not come back.
+                    let goes =
+                        guests.migration(vmid).await.is_ok_and(|now| now.phase != MigrationPhase::Held);
+                    told = goes.then(|| told.unwrap_or_else(Instant::now));
                 }
             }
-        };
-        opened.await.unwrap_or_else(|e: GuestError| Event::Failed(e.to_string()))
+        }
     }
 
     /// Sees all of it fetched.
@@ -167,6 +195,32 @@ impl Source<'_> {
     }
 }
 
+/// An error when a connection has been broken for too long.
+fn within_anew(since: Instant) -> Result<(), String> {
+    if since.elapsed() <= ANEW {
+        return Ok(());
+    }
+    Err(format!("the connection could not be made anew within {} s", ANEW.as_secs()))
+}
+
+/// Whether a process here is one that the guest's owner fetches from, as far as is known: it says so, or it says nothing now, or is
+/// frozen with the lease of this node, and was stopped to be fetched from.
+pub(super) fn may_serve(
+    state: RunState,
+    epoch: Epoch,
+    stands: bool,
+    own: Option<&Ownership>,
+    me: &NodeName,
+) -> bool {
+    let is_handed = own.is_some_and(|o| o.owner != *me && o.epoch == epoch.next() && o.running);
+    let serves = match state {
+        RunState::Serving => true,
+        RunState::Paused | RunState::Unresponsive => stands,
+        _ => false,
+    };
+    is_handed && serves
+}
+
 /// A source from which is fetched.
 struct Serving<'a> {
     ops: &'a Ops,
@@ -183,18 +237,14 @@ impl Serving<'_> {
         let vmid = self.copy.vmid;
         let (mut seen, mut broken) = (MigrationPhase::Fetching, None);
         let (mut logged, mut looked) = (Instant::now(), Instant::now());
+        let mut unknown = None;
         loop {
             let now = match self.ops.guests.migration_changed(vmid, seen).await {
                 Ok(now) => now,
-                Err(e) if self.ops.guests.state(vmid).await.is_none() => {
-                    return Err(format!("its old process has ended: {e}"));
+                Err(e) => {
+                    self.is_silent(&e, stream.as_ref(), &mut broken).await?;
+                    continue;
                 }
-                // One that does not answer for a while is as one whose connection is broken.
-                Err(e) => MigrationProgress {
-                    phase: MigrationPhase::Broken,
-                    error: Some(e.to_string()),
-                    ..MigrationProgress::default()
-                },
             };
             seen = now.phase;
             match seen {
@@ -208,12 +258,7 @@ impl Serving<'_> {
                         Instant::now()
                     });
                     self.is_awaited().await?;
-                    if since.elapsed() > ANEW {
-                        return Err(format!(
-                            "the connection could not be made anew within {} s",
-                            ANEW.as_secs()
-                        ));
-                    }
+                    within_anew(since)?;
                     drop(stream.take());
                     match self.join_again().await {
                         Ok(again) => stream = Some(again),
@@ -228,7 +273,12 @@ impl Serving<'_> {
                         .error
                         .unwrap_or_else(|| format!("its old process says that it is {seen:?}")));
                 }
-                _ => broken = None,
+                MigrationPhase::Fetching => (broken, unknown) = (None, None),
+                // Who was to have it go over has ended, and its connection with it.
+                _ if unknown.get_or_insert_with(Instant::now).elapsed() > OPENS => {
+                    return Err(format!("its old process says that it is {seen:?}, and nobody fetches"));
+                }
+                _ => {}
             }
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
@@ -239,6 +289,25 @@ impl Serving<'_> {
                 (self.log)(told(&now));
             }
         }
+    }
+
+    /// Waits a little for a process that does not answer, as one that is frozen with the lease of its node. While its connection is there
+    /// it may serve all the same, and is left alone.
+    async fn is_silent(
+        &self,
+        why: &GuestError,
+        stream: Option<&Tunnel>,
+        broken: &mut Option<Instant>,
+    ) -> Result<(), String> {
+        if self.ops.guests.state(self.copy.vmid).await.is_none() {
+            return Err(format!("its old process has ended: {why}"));
+        }
+        self.is_awaited().await?;
+        if stream.is_none_or(Tunnel::has_ended) {
+            within_anew(*broken.get_or_insert_with(Instant::now))?;
+        }
+        tokio::time::sleep(AGAIN).await;
+        Ok(())
     }
 
     /// An error where nobody waits for what it has any more.
@@ -292,9 +361,10 @@ impl Ops {
     }
 
     async fn serve_now(&self, vmid: Vmid) -> Result<(), OpsError> {
-        let serving = self.guests.state(vmid).await.filter(|p| p.state == RunState::Serving);
-        let (Some(process), Some(own)) = (serving, self.ownership(vmid)?) else { return Ok(()) };
-        if own.epoch != process.epoch.next() || own.owner == self.me.name {
+        let (Some(process), Some(own)) = (self.guests.state(vmid).await, self.ownership(vmid)?) else {
+            return Ok(());
+        };
+        if !self.may_be_fetched_from(&process) {
             return Ok(());
         }
         let target = self.node_record(&own.owner)?.value;
@@ -311,6 +381,12 @@ impl Ops {
                 target.name
             ))
         })
+    }
+
+    /// Whether another node's guest may fetch memory from a process of ours.
+    pub(crate) fn may_be_fetched_from(&self, process: &GuestProcess) -> bool {
+        let own = self.ownership(process.vmid).ok().flatten();
+        may_serve(process.state, process.epoch, process.stands, own.as_ref(), &self.me.name)
     }
 
     /// Whether a process of ours serves that copy.
@@ -332,6 +408,20 @@ impl Ops {
         let text = std::fs::read(self.fetch_note(vmid)).ok()?;
         let note: Note = serde_json::from_slice(&text).ok()?;
         (note.epoch == epoch).then_some(note.source)
+    }
+
+    /// What an earlier copy was to fetch is none of the next one's.
+    pub(super) fn forget_fetching(&self, vmid: Vmid) {
+        if let Err(e) = std::fs::remove_file(self.fetch_note(vmid))
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("guest {vmid}: {} could not be removed: {e}", self.fetch_note(vmid).display());
+        }
+    }
+
+    /// Whether a copy of ours may fetch, or is not known to be whole yet.
+    pub(super) fn is_to_fetch(&self, vmid: Vmid, epoch: Epoch) -> bool {
+        self.fetch_source(vmid, epoch).is_some()
     }
 
     /// Has a copy that waits be ready to fetch, and notes from whom.
@@ -382,7 +472,7 @@ impl Ops {
                 }
             };
             match ended {
-                Ok(()) => drop(std::fs::remove_file(ops.fetch_note(vmid))),
+                Ok(()) => ops.end_fetching(&copy).await,
                 // It is watched anew by the next round of reconciliation.
                 Err(e) => tracing::error!("guest {vmid}: it could not be ended: {e}"),
             }
@@ -390,12 +480,37 @@ impl Ops {
         });
     }
 
+    /// A copy is whole, or gone: nobody is to take it for one that fetches.
+    async fn end_fetching(&self, copy: &ContinueRequest) {
+        let vmid = copy.vmid;
+        // Whoever registers it holds its mutex.
+        let Ok(_lock) = self.guest_locks.lock(vmid).await else { return };
+        if self.fetch_source(vmid, copy.epoch).is_none() {
+            return;
+        }
+        self.forget_fetching(vmid);
+        let told = async {
+            let known = self.fence.status().await?.guests;
+            if self.fetches(copy).await && known.iter().any(|g| (g.0, g.1) == (vmid, copy.epoch)) {
+                self.fence.register(self.guests.prepare(vmid, copy.epoch).await?).await?;
+            }
+            Ok::<_, OpsError>(())
+        };
+        // It would be ended sooner than others if it hung when the lease ends, and that is all.
+        if let Err(e) = told.await {
+            tracing::warn!("guest {vmid}: the fence process was not told that it has all of its memory: {e}");
+        }
+    }
+
     /// Refuses what takes a guest's memory from one that has not all of it.
     pub(super) async fn is_whole(&self, vmid: Vmid) -> Result<(), OpsError> {
-        // Whoever watches hears a moment later that it has all.
-        if !self.guest_locks.incoming.is_watched(vmid)
-            || self.guests.migration(vmid).await?.phase.is_terminal()
-        {
+        // By what is on disk: also before anybody watches it again.
+        let process = self.guests.state(vmid).await;
+        if !process.is_some_and(|p| self.is_to_fetch(vmid, p.epoch)) {
+            return Ok(());
+        }
+        let phase = self.guests.migration(vmid).await?.phase;
+        if phase.is_terminal() || phase == MigrationPhase::None {
             return Ok(());
         }
         Err(OpsError::failed(format!(
@@ -408,6 +523,7 @@ impl Ops {
         let vmid = copy.vmid;
         let (mut seen, mut broken) = (MigrationPhase::None, None);
         let (mut looked, mut alone) = (Instant::now(), false);
+        let mut fetched = false;
         loop {
             let now = self.guests.migration_changed(vmid, seen).await;
             let Some(process) = self.guests.state(vmid).await.filter(|p| p.epoch == copy.epoch) else {
@@ -415,7 +531,12 @@ impl Ops {
             };
             match now {
                 Ok(now) if now.phase.is_terminal() || now.phase == MigrationPhase::None => return Ok(()),
+                // It is whole, and sent on already.
+                Ok(now) if fetched && matches!(now.phase, MigrationPhase::Active | MigrationPhase::Held) => {
+                    return Ok(());
+                }
                 Ok(now) if now.phase != MigrationPhase::Broken => {
+                    fetched |= now.phase == MigrationPhase::Fetching;
                     (seen, broken) = (now.phase, None);
                     if looked.elapsed() >= LOOK {
                         looked = Instant::now();

@@ -29,14 +29,27 @@ impl Ops {
     async fn decide_one(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
         let own = self.ownership(vmid)?;
         match claim(own.as_ref(), &self.me.name, epoch) {
-            Claim::Owner if own.is_some_and(|o| o.running) => self.thaw(vmid, epoch).await,
+            Claim::Owner if own.as_ref().is_some_and(|o| o.running) => self.thaw(vmid, epoch).await,
             // Decided by whoever awaits the hand-over.
             Claim::Heir => Ok(()),
+            Claim::Old if self.may_serve_on(vmid, epoch).await => {
+                self.fence.thaw(vmid, epoch).await?;
+                tracing::info!(
+                    "guest {vmid}: the lease is back: its copy of epoch {epoch} is fetched from again"
+                );
+                Ok(())
+            }
             Claim::Owner | Claim::Old => {
                 tracing::warn!("guest {vmid}: its copy of epoch {epoch} is old: it is destroyed");
                 self.destroy_copy(vmid).await
             }
         }
+    }
+
+    /// Whether a held copy is one that the guest's owner fetches from.
+    async fn may_serve_on(&self, vmid: Vmid, epoch: Epoch) -> bool {
+        let process = self.guests.state(vmid).await.filter(|p| p.epoch == epoch);
+        process.is_some_and(|p| self.may_be_fetched_from(&p))
     }
 
     /// Destroys every copy here that is not the guest, guarded or not, those that wait for a hand-over too. Gives that the records

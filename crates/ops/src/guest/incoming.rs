@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use stead_driver::guest::{GuestError, Incoming, RunState};
+use stead_driver::fence::Registration;
+use stead_driver::guest::{Incoming, RunState};
 use stead_guest::copy::{Claim, claim};
 use stead_model::vmconfig::Disk;
 use stead_model::{Epoch, NodeName, Ownership, Vmid, VolumeId, paths};
@@ -108,11 +109,6 @@ impl Incomings {
     /// Whether nobody watches it yet; whoever asks does from now on.
     pub(super) fn begin_watch(&self, vmid: Vmid, epoch: Epoch) -> bool {
         self.watched().insert((vmid, epoch))
-    }
-
-    /// Whether somebody watches a copy of it.
-    pub(super) fn is_watched(&self, vmid: Vmid) -> bool {
-        self.watched().iter().any(|(v, _)| *v == vmid)
     }
 
     /// Nobody watches it any more.
@@ -226,7 +222,7 @@ impl Ops {
         guest.own.value.epoch = rq.epoch;
         let streams = self.guests.streams(None, rq.incoming.streams).await;
         rq.incoming.streams = streams;
-        self.launch_waiting(&guest, rq.incoming, rq.ha, &lent).await?;
+        self.launch_waiting(&guest, rq.incoming, (rq.ha, rq.fetch), &lent).await?;
         let (fetches, why_not) = match rq.fetch {
             false => (false, None),
             true => match self.may_fetch(rq.vmid, rq.epoch, &rq.source).await {
@@ -238,20 +234,22 @@ impl Ops {
         Ok(Prepared { streams, fetches, why_not })
     }
 
-    /// Executes a process that waits for the state of a guest, registered before where it is HA's, and has it lend disks. After an error
-    /// nothing of it is left.
+    /// Executes a process that waits for the state of a guest, registered before where it is HA's, and has it lend disks. `fetches`:
+    /// it may fetch memory while it runs. After an error nothing of it is left.
     pub(super) async fn launch_waiting(
         &self,
         guest: &GuestAt,
         incoming: Incoming,
-        ha: bool,
+        (ha, fetches): (bool, bool),
         lends: &[String],
     ) -> Result<(), OpsError> {
         let (vmid, epoch) = (guest.vmid, guest.own.value.epoch);
         let launch = self.launch_spec(guest, Some(incoming)).await?;
+        self.forget_fetching(vmid);
         let registration = self.guests.prepare(vmid, epoch).await?;
         if ha {
-            self.fence.register(registration).await?;
+            // From the first moment on: one that fetches may be beyond saying so.
+            self.fence.register(Registration { fetches, ..registration }).await?;
         }
         if let Err(e) = self.guests.launch(launch).await {
             // Nothing was executed or nothing of it is left.
@@ -499,10 +497,7 @@ impl Ops {
             // As reconciliation does with a copy of a guest whose memory is on disk.
             self.shut_out(&self.guest_at(vmid)?).await?;
         }
-        match self.guests.kill(vmid).await {
-            Ok(()) | Err(GuestError::NotRunning(_)) => Ok(self.fence.forget(vmid).await?),
-            Err(e) => Err(e.into()),
-        }
+        self.destroy_copy(vmid).await
     }
 }
 

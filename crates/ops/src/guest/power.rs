@@ -298,6 +298,8 @@ impl Ops {
 
     async fn launch_and_run(&self, launch: Launch, run: Run, limit: Limit) -> Result<(), OpsError> {
         let (vmid, epoch) = (launch.vmid, launch.epoch);
+        // This one has all of its memory.
+        self.forget_fetching(vmid);
         // Has limits of its own. It is not cut short: what it leaves could not be ended.
         self.guests.launch(launch).await?;
         limit.check()?;

@@ -3,10 +3,12 @@
 //!
 //! Every step rests on a read that is as new as any commit before it; without quorum nothing is decided.
 
+use super::fetch::may_serve;
 use super::service;
 use crate::store::{self, GuestAt};
 use crate::{Ops, OpsError};
 use std::sync::Arc;
+use stead_driver::fence::Registration;
 use stead_driver::guest::{GuestError, GuestProcess, RunState};
 use stead_guest::copy::{Claim, claim};
 use stead_guest::saved;
@@ -32,17 +34,28 @@ pub enum Step {
     RecordStopped,
 }
 
+/// A process, as [`decide`] needs to know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Where it stands.
+    pub state: RunState,
+    /// The ownership that it was launched under.
+    pub epoch: Epoch,
+    /// It was stopped to be fetched from, and has not run since.
+    pub stands: bool,
+}
+
 /// Decides for one guest on node `me`. `guarded`: the fence process knows it under its epoch. `is_saved`: it is to go on with its memory
 /// on disk.
 pub fn decide(
-    process: Option<(&RunState, Epoch)>,
+    process: Option<Seen>,
     own: Option<&Ownership>,
     me: &NodeName,
     ha: bool,
     guarded: bool,
     is_saved: bool,
 ) -> Step {
-    let Some((state, epoch)) = process else {
+    let Some(Seen { state, epoch, stands }) = process else {
         return match own {
             Some(o) if o.owner == *me && o.running => Step::RecordStopped,
             _ => Step::Nothing,
@@ -66,9 +79,8 @@ pub fn decide(
             _ => Step::Nothing,
         },
         (Claim::Heir, _) => Step::Await,
-        (Claim::Old, Some(o)) if *state == RunState::Serving && o.owner != *me && o.epoch == epoch.next() => {
-            Step::Serve
-        }
+        // Also while it does not answer: it is ended by whoever sees what it serves.
+        (Claim::Old, own) if may_serve(state, epoch, stands, own, me) => Step::Serve,
         (Claim::Owner | Claim::Old, _) => Step::Destroy,
     }
 }
@@ -129,7 +141,7 @@ impl Ops {
         let guest = own.as_ref().map(|_| self.guest_at(vmid)).transpose()?;
         let owns = own.as_ref().is_some_and(|o| o.owner == self.me.name);
         let ha = self.ha_maintains(vmid)?;
-        let seen = process.as_ref().map(|p| (&p.state, p.epoch));
+        let seen = process.as_ref().map(|p| Seen { state: p.state, epoch: p.epoch, stands: p.stands });
         let guarded = guarded.is_some() && guarded == process.as_ref().map(|p| p.epoch);
         let is_saved = guest.as_ref().is_some_and(super::suspend::is_saved);
         let step = decide(seen, own.as_ref(), &self.me.name, ha, guarded, is_saved);
@@ -149,7 +161,12 @@ impl Ops {
             (Step::Destroy, Some(_), _) => self.destroy_copy(vmid).await?,
             (Step::Serve, Some(_), _) => self.serve(vmid),
             (Step::Await, Some(p), Some(g)) => self.await_handover(vmid, p.epoch, g.own.value.owner),
-            (Step::Reclaim, Some(_), Some(g)) => self.reclaim(g).await?,
+            (Step::Reclaim, Some(p), Some(g)) => {
+                if p.state == RunState::Received {
+                    self.see_it_fetched(vmid, p.epoch);
+                }
+                self.reclaim(g, p.state).await?;
+            }
             (Step::Arm, Some(p), Some(g)) => self.arm(&g, &p).await?,
             // It was moved here, or was to go on when its daemon ended.
             (Step::RecordStopped, None, Some(g)) if super::suspend::is_saved(&g) => self.resume_moved(vmid),
@@ -192,7 +209,10 @@ impl Ops {
     /// Ends an old copy.
     pub(super) async fn destroy_copy(&self, vmid: Vmid) -> Result<(), OpsError> {
         match self.guests.kill(vmid).await {
-            Ok(()) | Err(GuestError::NotRunning(_)) => Ok(self.fence.forget(vmid).await?),
+            Ok(()) | Err(GuestError::NotRunning(_)) => {
+                self.forget_fetching(vmid);
+                Ok(self.fence.forget(vmid).await?)
+            }
             Err(e) => Err(e.into()),
         }
     }
@@ -200,10 +220,13 @@ impl Ops {
     /// The daemon ended between *completed* and the outcome of its proposal, which may still be on its way. Writing
     /// the record anew, under the same epoch, decides: the proposal names the revision that it was built on, so either
     /// this commits and the proposal never can, or it finds the guest handed over.
-    pub(super) async fn reclaim(&self, guest: GuestAt) -> Result<(), OpsError> {
+    pub(super) async fn reclaim(&self, guest: GuestAt, state: RunState) -> Result<(), OpsError> {
         self.take_back(&guest).await?;
-        // It may be held before its end.
-        self.guests.cancel_migration(guest.vmid).await?;
+        // One that has sent its state may be held before its end. One that has received it may fetch what is left: what it fetches by is
+        // left alone.
+        if state != RunState::Received {
+            self.guests.cancel_migration(guest.vmid).await?;
+        }
         if guest.own.value.armed {
             self.run_under_lease(guest.vmid, guest.own.value.epoch).await
         } else {
@@ -235,7 +258,8 @@ impl Ops {
     async fn arm(&self, guest: &GuestAt, process: &GuestProcess) -> Result<(), OpsError> {
         let vmid = guest.vmid;
         let registration = self.guests.prepare(vmid, process.epoch).await?;
-        self.fence.register(registration).await?;
+        let fetches = self.is_to_fetch(vmid, process.epoch);
+        self.fence.register(Registration { fetches, ..registration }).await?;
         match process.state {
             RunState::Running => self.run_under_lease(vmid, process.epoch).await?,
             RunState::Paused | RunState::Shutdown => {}
@@ -267,6 +291,7 @@ mod tests {
         ha: bool,
         guarded: bool,
     ) -> Step {
+        let process = process.map(|(state, epoch)| Seen { state: *state, epoch, stands: false });
         decide(process, own, &"n1".parse().unwrap(), ha, guarded, false)
     }
 
@@ -319,10 +344,31 @@ mod tests {
         assert_eq!(decided(sent, Some(&theirs(own(4, true, true))), true, true), Step::Destroy);
     }
 
+    /// Nobody can say that it does not serve: its monitor is busy, or it is frozen with the lease of its node.
+    #[test]
+    fn a_copy_that_does_not_answer_may_be_fetched_from() {
+        let me = "n1".parse().unwrap();
+        let step = |state, stands, own: &Ownership| {
+            decide(Some(Seen { state, epoch: Epoch(3), stands }), Some(own), &me, true, true, false)
+        };
+        let handed = theirs(own(4, true, true));
+        for state in [RunState::Paused, RunState::Unresponsive] {
+            assert_eq!(step(state, true, &handed), Step::Serve, "{state:?}");
+            assert_eq!(step(state, false, &handed), Step::Destroy, "{state:?}");
+            assert_eq!(step(state, true, &theirs(own(5, true, true))), Step::Destroy, "{state:?}");
+            let recovered = theirs(own(4, false, false));
+            assert_eq!(step(state, true, &recovered), Step::Destroy, "{state:?}: nobody fetches");
+        }
+        for state in [RunState::Running, RunState::Postmigrate, RunState::Shutdown] {
+            assert_eq!(step(state, true, &handed), Step::Destroy, "{state:?}");
+        }
+    }
+
     #[test]
     fn what_goes_on_from_disk_is_not_what_a_copy_has_that_waited() {
         let me = "n1".parse().unwrap();
-        let step = |state| decide(Some((&state, Epoch(4))), Some(&own(4, true, true)), &me, true, true, true);
+        let seen = |state| Some(Seen { state, epoch: Epoch(4), stands: false });
+        let step = |state| decide(seen(state), Some(&own(4, true, true)), &me, true, true, true);
         assert_eq!(step(RunState::Inmigrate), Step::Destroy);
         assert_eq!(step(RunState::Received), Step::Destroy);
         assert_eq!(step(RunState::Postmigrate), Step::Reclaim, "its memory is the last");

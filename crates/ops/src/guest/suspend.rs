@@ -157,7 +157,7 @@ impl Ops {
         // All was written: no commit that says so may come any more.
         let state = self.guests.state(vmid).await.map(|p| p.state);
         if state == Some(RunState::Postmigrate) {
-            return self.reclaim(guest).await;
+            return self.reclaim(guest, RunState::Postmigrate).await;
         }
         // Before it runs: whoever finds it later must not take what is on disk for its memory.
         let mut config = super::config::parse(&guest.config.value)?;

@@ -98,7 +98,7 @@ impl Arriving<'_> {
         }
         let guarded = ops.ha_maintains(vmid)?;
         let lends: Vec<String> = agreed.mirrored.values().cloned().collect();
-        ops.launch_waiting(&guest, incoming(runs), guarded, &lends).await?;
+        ops.launch_waiting(&guest, incoming(runs), (guarded, false), &lends).await?;
         self.cx.log(format!("a process waits for the memory of VM {vmid}"));
         let settled = lends.is_empty();
         let epoch = guest.own.value.epoch;
