@@ -2,7 +2,8 @@
 //! reverse order of their start, and only then the power is asked for.
 //!
 //! ```text
-//!   wished ──▶ HA moves, freezes or gives up its services ──▶ may go ──▶ the rest is shut down ──▶ at rest ──▶ power
+//!   wished ──▶ HA moves, freezes or gives up its services ──▶ may go ──▶ all that is fetched from here is ──▶ the rest is shut down
+//!     │                                                                                                      ──▶ at rest ──▶ power
 //!     │ stopped by its user, or a step failed: the wish is taken back, the node stays
 //! ```
 //!
@@ -24,6 +25,7 @@ use stead_ha::Leave;
 use stead_model::{Upid, Vmid};
 use stead_tasks::TaskContext;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// How long a guest has to shut down, unless its `startup` says otherwise; then it is stopped.
 const SHUTDOWN: u64 = 180;
@@ -105,6 +107,7 @@ impl Ops {
                 return Err(OpsError::failed("this host is going down already"));
             };
             ops.let_ha_go(&cx).await?;
+            ops.let_all_be_fetched(&cx).await?;
             ops.shut_the_rest_down(&cx).await?;
             cx.log("nothing runs here any more: asking for the power switch");
             power()?;
@@ -143,6 +146,7 @@ impl Ops {
                     patience.as_secs()
                 )),
             }
+            ops.let_all_be_fetched(&cx).await?;
             ops.shut_the_rest_down(&cx).await?;
             cx.log("nothing runs here any more: the host may go");
             wished.keep();
@@ -199,6 +203,32 @@ impl Ops {
             }
         }
         Ok(())
+    }
+
+    /// Guests that have moved away may still fetch memory from here, which would be lost with the host. It has an end by itself.
+    async fn let_all_be_fetched(&self, cx: &TaskContext) -> Result<(), OpsError> {
+        let mut events = self.guests.events();
+        let mut told: Option<Instant> = None;
+        loop {
+            let here = self.guests.list().await.into_iter();
+            let serves = here.filter(|p| self.may_be_fetched_from(p)).map(|p| p.vmid.to_string());
+            let serves: Vec<String> = serves.collect();
+            if serves.is_empty() {
+                return Ok(());
+            }
+            if told.is_none_or(|told| told.elapsed() >= TELL) {
+                told = Some(Instant::now());
+                cx.log(format!(
+                    "waiting until the nodes that they are on have all of the memory of VMs {}",
+                    serves.join(", ")
+                ));
+            }
+            tokio::select! {
+                // The end of one tells, and a missed event is asked for.
+                _ = tokio::time::timeout(Duration::from_secs(1), events.recv()) => {}
+                () = cx.cancelled() => return Err(OpsError::failed("stopped: the host stays up")),
+            }
+        }
     }
 
     /// Whoever may bring the host down may stop what runs on it.

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 use stead_conf::Txn;
-use stead_model::paths;
+use stead_driver::guest::RunState;
+use stead_model::{GuestKind, Ownership, paths};
 use stead_ops::admin::HostPower;
 use stead_ops::departure::WITHOUT_LEASE;
 use stead_ops::guest::Asked;
@@ -117,4 +118,34 @@ async fn a_host_that_goes_by_itself_does_not_wait_for_a_majority_for_ever() {
     let (status, log) = node.ended(&upid).await;
     assert_eq!(status, "WARNINGS: 1", "{log}");
     assert!(log.contains("not waiting for HA any longer") && !node.own(100).running, "{log}");
+}
+
+/// Its memory would be lost with the host.
+#[tokio::test]
+async fn who_is_fetched_from_is_waited_for() {
+    let node = node().await;
+    node.record_node("n2", 2, stead_ops_testing::uuid(2).as_str(), stead_ops_testing::member()).await;
+    let own = node.own(100);
+    let new = Ownership { owner: stead_ops_testing::name("n2"), epoch: own.epoch.next(), ..own };
+    let mut txn = Txn::new("test").put(paths::ownership(vmid(100)), stead_ops::store::bytes(&new).unwrap());
+    txn.ops.push(stead_conf::Op::Move {
+        from: paths::guest(&node.ops.me.name, GuestKind::Qemu, vmid(100)),
+        to: paths::guest(&new.owner, GuestKind::Qemu, vmid(100)),
+    });
+    node.commit(txn).await;
+    node.machines.set_state("n1", vmid(100), RunState::Serving);
+    let (asked, mut was) = mpsc::unbounded_channel();
+    let power = move || {
+        asked.send(()).unwrap();
+        Ok(())
+    };
+    let upid = node.ops.depart(&Actor::system(), HostPower::Shutdown, power).unwrap();
+    while !node.log(&upid).await.contains("all of the memory of VMs 100") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(was.try_recv().is_err(), "the power is off, and what was not fetched is lost");
+    // All is fetched.
+    node.machines.crash("n1", vmid(100));
+    assert_eq!(node.ended(&upid).await.0, "OK");
+    was.try_recv().unwrap();
 }
