@@ -17,8 +17,9 @@ fn main() {
         println!("cargo:rerun-if-changed={}", guests.join(source).display());
     }
     println!("cargo:rerun-if-changed=build.rs");
-    assemble(&guests.join("http/boot.s"), &out, "boot.bin");
-    assemble(&guests.join("tick/tick.s"), &out, "tick.bin");
+    assemble(&guests.join("http/boot.s"), &out, "boot.bin", &[]);
+    assemble(&guests.join("tick/tick.s"), &out, "tick.bin", &[]);
+    assemble(&guests.join("tick/tick.s"), &out, "writes.bin", &["--defsym", "WRITES=1"]);
     compile(&guests.join("http/guestd.rs"), &out, "guestd");
     compile(&guests.join("machine/init.rs"), &out, "machine");
 }
@@ -42,9 +43,9 @@ fn compile(source: &Path, out: &Path, name: &str) {
 }
 
 /// Assembles 16-bit code that runs at 0x7c00.
-fn assemble(source: &Path, out: &Path, name: &str) {
+fn assemble(source: &Path, out: &Path, name: &str, symbols: &[&str]) {
     let object = out.join(name).with_extension("o");
-    run(Command::new("as").arg("--32").arg("-o").arg(&object).arg(source));
+    run(Command::new("as").arg("--32").args(symbols).arg("-o").arg(&object).arg(source));
     run(Command::new("ld")
         .args(["-m", "elf_i386", "-Ttext", "0x7c00", "--oformat", "binary", "-e", "_start", "-o"])
         .arg(out.join(name))

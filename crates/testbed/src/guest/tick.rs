@@ -8,12 +8,20 @@ use std::path::Path;
 /// The boot sector itself.
 pub const SECTOR: &[u8; 512] = include_bytes!(concat!(env!("OUT_DIR"), "/tick.bin"));
 
+/// The same of one that changes 12 MiB of its memory, faster than 4 MiB a second are sent.
+pub const WRITES: &[u8; 512] = include_bytes!(concat!(env!("OUT_DIR"), "/writes.bin"));
+
 /// Bytes of the disk: the boot sector, the cell, and room so that no driver finds it too small.
 pub const DISK_BYTES: u64 = 1 << 20;
 
 /// Writes a bootable raw disk.
 pub fn write_disk(path: &Path) -> Result<()> {
-    std::fs::write(path, SECTOR).with_context(|| format!("writing the guest's disk {}", path.display()))?;
+    write_disk_of(path, SECTOR)
+}
+
+/// Writes a bootable raw disk that begins with this sector.
+pub fn write_disk_of(path: &Path, sector: &[u8; 512]) -> Result<()> {
+    std::fs::write(path, sector).with_context(|| format!("writing the guest's disk {}", path.display()))?;
     File::options().write(true).open(path)?.set_len(DISK_BYTES)?;
     Ok(())
 }

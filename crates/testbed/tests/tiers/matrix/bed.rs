@@ -2,7 +2,7 @@
 
 use super::super::bench::hand::run_dir;
 use super::super::support::{BOOT, RECOVERY, cluster, node_is};
-use super::kinds::{KEPT, Place, TAKEN};
+use super::kinds::{KEPT, Kind, Place, TAKEN};
 use super::spot::files;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -50,6 +50,7 @@ pub struct Bed {
     cluster: Cluster,
     session: ApiClient,
     place: Place,
+    writes: bool,
     noise: Vec<u8>,
     folders: Vec<(String, PathBuf)>,
     vmid: u32,
@@ -57,10 +58,13 @@ pub struct Bed {
 
 impl Bed {
     /// Three nodes with the storage `shared`, the small one `far` that all have, and `s1` to `s3`, small ones that one has each.
-    pub async fn make(builder: Builder, place: Place) -> Result<Self> {
+    pub async fn make(builder: Builder, kind: &Kind) -> Result<Self> {
         let cluster = cluster(builder).await?;
         let session = cluster.api(0).await?;
         session.put("/cluster/ha/profile", &[("profile", "fast")]).await?;
+        if kind.is_fetched {
+            session.put("/cluster/options", &[("migration", "secure,postcopy=1")]).await?;
+        }
         let mut mounts = Mounts::default();
         let mut folders = vec![("shared".to_owned(), cluster.shared_dir().to_owned())];
         for (id, node) in [("far", ""), ("s1", "n1"), ("s2", "n2"), ("s3", "n3")] {
@@ -73,7 +77,8 @@ impl Bed {
             folders.push((id.to_owned(), folder));
         }
         let noise = (NOISE..DISK).map(|_| rand::random()).collect();
-        let mut bed = Self { _mounts: mounts, cluster, session, place, noise, folders, vmid: 100 };
+        let (place, writes) = (kind.place, kind.is_fetched);
+        let mut bed = Self { _mounts: mounts, cluster, session, place, writes, noise, folders, vmid: 100 };
         bed.create().await?;
         Ok(bed)
     }
@@ -125,7 +130,7 @@ impl Bed {
         let disk = self.folder(&storage)?.join(format!("images/{vmid}")).join(&file);
         fs::create_dir_all(disk.parent().context("no folder")?)?;
         let raw = self.cluster.dir().join("new.raw");
-        tick::write_disk(&raw)?;
+        tick::write_disk_of(&raw, if self.writes { tick::WRITES } else { tick::SECTOR })?;
         let mut content = fs::read(&raw)?;
         content.resize(NOISE, 0);
         content.extend_from_slice(&self.noise);

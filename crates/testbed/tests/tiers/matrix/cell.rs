@@ -55,11 +55,11 @@ pub async fn run(bed: &mut Bed, kind: &Kind, step: &Step, fault: Fault) -> Resul
     let (was_seen, told) = strike(bed, kind, step, fault, roles).await?;
     // Asked of a node that nothing has befallen.
     let watch = bed.api(if fault == Fault::LeaderOff { roles.source } else { leader })?;
-    let is_right = |found: &Found| check(kind, fault, found);
+    let is_right = |found: &Found| check(kind, step, fault, found);
     let first = settled(bed, kind, &watch, is_right).await.with_context(|| format!("afterwards; {told}"))?;
     let after = goes_on(bed, kind, &watch, &first).await.with_context(|| told.clone())?;
     let keeps_memory = kind.keeps_running || matches!(kind.name, "suspend" | "resume");
-    if keeps_memory && bed.shows_writes() && !fault.kills_guests() {
+    if keeps_memory && bed.shows_writes() && !step.may_kill(fault) {
         let ids = (before.map(|c| c.id), after.map(|c| c.id));
         ensure!(ids.0 == ids.1, "it has booted anew, where it was to go on; {told}");
     }
@@ -312,8 +312,8 @@ async fn look(bed: &Bed, kind: &Kind, api: &ApiClient) -> Result<Found> {
 }
 
 /// What depends on the move and the fault.
-fn check(kind: &Kind, fault: Fault, found: &Found) -> Result<()> {
-    let may_be_dead = fault.kills_guests();
+fn check(kind: &Kind, step: &Step, fault: Fault, found: &Found) -> Result<()> {
+    let may_be_dead = step.may_kill(fault);
     ensure!(!kind.keeps_running || found.runs || may_be_dead, "it does not run: nothing has killed it");
     ensure!(kind.before != Before::IsStopped || !found.runs, "it runs, and nobody has started it");
     let is_kept = found.runs || found.lock.is_some();
@@ -348,9 +348,14 @@ async fn goes_on(bed: &Bed, kind: &Kind, api: &ApiClient, found: &Found) -> Resu
         return Ok(cell);
     }
     let count = cell.map_or(0, |c| c.count);
-    let cell =
-        until("it writes", BOOT, async || Ok(bed.read_disk(&now.config)?.filter(|c| c.count > count + 1)))
-            .await?;
+    let writes = async || {
+        // One that has lost what it had not fetched is seen to run for a moment, until that is known.
+        if kind.is_fetched && look(bed, kind, api).await.is_ok_and(|found| !found.runs) {
+            order(bed, api, now.node, "status/start", &[]).await?;
+        }
+        Ok(bed.read_disk(&now.config)?.filter(|c| c.count > count + 1))
+    };
+    let cell = until("it writes", BOOT, writes).await?;
     ensure!(cell.conflicts == 0, "it ran twice: {cell:?}");
     Ok(Some(cell))
 }

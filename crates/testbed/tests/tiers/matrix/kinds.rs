@@ -54,6 +54,8 @@ pub struct Kind {
     pub is_far: bool,
     /// The guest runs all the time, and afterwards.
     pub keeps_running: bool,
+    /// What is left of its memory is fetched: it changes that too quickly.
+    pub is_fetched: bool,
     pub steps: &'static [Step],
 }
 
@@ -66,10 +68,12 @@ pub struct Step {
     pub slowed: Option<&'static str>,
     /// Something is written on the storage `far`, or on the target's own, from here on.
     pub writes: bool,
+    /// The VM may be lost with the connection of its memory: it is handed over, and the target has not what it runs by.
+    pub is_open: bool,
 }
 
 const fn step(name: &'static str, at: At) -> Step {
-    Step { name, at, slowed: None, writes: false }
+    Step { name, at, slowed: None, writes: false, is_open: false }
 }
 
 impl Step {
@@ -79,6 +83,16 @@ impl Step {
 
     const fn writing(self) -> Self {
         Self { writes: true, ..self }
+    }
+
+    const fn open(self) -> Self {
+        Self { is_open: true, ..self }
+    }
+
+    /// Whether a fault at it may take the process that runs the guest, or what that needs.
+    pub fn may_kill(&self, fault: Fault) -> bool {
+        let cuts = matches!(fault, Fault::SourceDaemon | Fault::TargetDaemon | Fault::Cut);
+        fault.kills_guests() || (self.is_open && cuts)
     }
 }
 
@@ -165,12 +179,28 @@ pub const LIVE: Kind = Kind {
     task: "qmigrate",
     is_far: true,
     keeps_running: true,
+    is_fetched: false,
     steps: &[
         step("prepare", At::Log("starting migration")),
         step("sending", At::Log("waits for the state")).slowed("1"),
         step("sent", At::Log("state sent")),
         step("handed", At::Moved),
     ],
+};
+
+/// Slower than its VM writes, and as quick as that has all of its memory sent once soon enough.
+const SLOWER: &str = "3072";
+
+pub const FETCHED: Kind = Kind {
+    name: "fetched",
+    is_fetched: true,
+    steps: &[
+        step("sending", At::Log("waits for the state")).slowed(SLOWER),
+        step("turning", At::Log("to fetch what is left")).slowed(SLOWER).open(),
+        step("handed", At::Moved).slowed(SLOWER).open(),
+        step("fetching", At::Log("runs on node")).slowed(SLOWER),
+    ],
+    ..LIVE
 };
 
 pub const QUICK: Kind = Kind {

@@ -56,7 +56,7 @@ fn matrix(kind: &'static Kind) {
         return;
     }
     namespaces(async |builder| {
-        let mut bed = Bed::make(builder, kind.place).await?;
+        let mut bed = Bed::make(builder, kind).await?;
         let mut rows: Vec<Row> = vec![];
         for (step, fault) in &cells {
             let began = Instant::now();
@@ -98,6 +98,7 @@ macro_rules! kinds {
 kinds! {
     live: LIVE,
     live_with_local_disks: ALONG,
+    live_and_fetched: FETCHED,
     quick: QUICK,
     offline: OFFLINE,
     offline_with_local_disks: CARRIED,
