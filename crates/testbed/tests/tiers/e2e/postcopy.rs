@@ -1,6 +1,8 @@
 //! Memory that the target of a move fetches, of a VM that writes to it faster than it is sent.
 
-use super::super::support::{BOOT, RECOVERY, cluster, loopback, one_writer, runs_on, start};
+use super::super::support::{
+    BOOT, RECOVERY, cluster, ha_settled, ha_started, loopback, one_writer, runs_on, start,
+};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::time::Duration;
@@ -127,5 +129,34 @@ fn what_can_t_be_fetched_any_more_is_a_crash() {
         let again = story.poller.wait(BOOT, |s| s.answer.boot_id != story.first.answer.boot_id).await?;
         ensure!(again.place == 1 && again.answer.conflicts == 0, "{again:?}");
         one_writer(&story.cluster, VM)
+    });
+}
+
+/// The half that it has fetched is lost with the node that runs it, and the other half is of no use: HA starts it from its disk, once.
+#[test]
+fn what_was_torn_is_started_elsewhere_by_ha() {
+    loopback(async |builder| {
+        let story = Story::begin(cluster(builder).await?, SLOWLY).await?;
+        let cluster = &story.cluster;
+        let api = cluster.api(0).await?;
+        // HA moves it as its own options say.
+        api.put(&format!("/nodes/n1/qemu/{VM}/config"), &[("migrate_speed", "4")]).await?;
+        ha_started(&api, VM).await?;
+        ha_settled(&api, VM).await?;
+        story.migrate().await?;
+        story.poller.wait(BOOT, |s| s.place == 1).await.context("an answer from n2")?;
+        ensure!(cluster.node(0).runs_a_guest(), "all was fetched before anything could befall it");
+        cluster.node(1).power_off()?;
+        let again = story.poller.wait(BOOT, |s| s.answer.boot_id != story.first.answer.boot_id).await?;
+        ensure!(again.place != 1 && again.answer.conflicts == 0, "{again:?}");
+        runs_on(cluster, &api, VM, BOOT, |n| n == again.place).await?;
+        until("it is there once", RECOVERY, async || {
+            let others = [0, 2].into_iter().filter(|n| *n != again.place);
+            Ok((!others.into_iter().any(|n| cluster.node(n).runs_a_guest())).then_some(()))
+        })
+        .await?;
+        one_writer(cluster, VM)?;
+        ensure!(cluster.disk_log(VM)?.boots.len() == 2, "one boot more");
+        Ok(())
     });
 }
