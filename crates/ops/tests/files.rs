@@ -198,7 +198,12 @@ async fn who_is_lost_or_a_witness_changes_no_guest() {
     let n = vmid(100);
     let asked = || {
         let over = node.ops.conf.view(|t| t.get(&path).unwrap().revision);
-        GuestFile::Write { vmid: n, over, text: text(&node, &path).replace("cores: 1", "cores: 2"), reason: None }
+        GuestFile::Write {
+            vmid: n,
+            over,
+            text: text(&node, &path).replace("cores: 1", "cores: 2"),
+            reason: None,
+        }
     };
     let refused = node.ops.guest_file_of(&name("n2"), asked()).await.unwrap_err();
     assert!(refused.why == Why::Never && refused.reason.contains("'n2' is lost"), "{refused}");
