@@ -3,7 +3,7 @@
 #
 #   tier      what                                                  budget, warm
 #   check     lints, unit, property and simulation tests            240 s
-#   e2e       real clusters, real guests, real faults               1500 s
+#   e2e       real clusters, real guests, real faults               1600 s
 #   matrix    moves, cut off at each step by each fault             1200 s
 #   clients   unmodified Proxmox VE clients                         240 s
 #   console   the console in Chromium                               240 s
@@ -91,8 +91,8 @@ run_console() { nextest console; }
 budget_of() {
     case $1 in
     check) say "${STEAD_CHECK_BUDGET:-240}" ;;
-    e2e) say 1500 ;;
-    matrix) say 1200 ;;
+    e2e) say 1600 ;;
+    matrix) say 1500 ;;
     clients | console) say 240 ;;
     *) die "there is no tier '$1'" ;;
     esac
