@@ -241,6 +241,8 @@ impl Guard {
         if self.is_held() {
             return Ok(());
         }
+        // One that hangs in a page that does not come says nothing, not even to a monitor that has just been opened.
+        self.fetches.set(self.may_fetch.get());
         self.monitor.ready().await?;
         self.find_whether_it_fetches().await;
         if !self.fetches.get() {

@@ -2,8 +2,8 @@
 //! reverse order of their start, and only then the power is asked for.
 //!
 //! ```text
-//!   wished ──▶ HA moves, freezes or gives up its services ──▶ may go ──▶ all that is fetched from here is ──▶ the rest is shut down
-//!     │                                                                                                      ──▶ at rest ──▶ power
+//!   wished ──▶ HA moves, freezes or gives up its services ──▶ may go ──▶ other guests are shut down ──▶ all that is fetched from
+//!     │                                                                        here is (not for ever) ──▶ at rest ──▶ power
 //!     │ stopped by its user, or a step failed: the wish is taken back, the node stays
 //! ```
 //!
@@ -31,6 +31,8 @@ use tokio::time::Instant;
 const SHUTDOWN: u64 = 180;
 /// A host that goes down by itself waits no longer than this for a lease that its node has lost.
 pub const WITHOUT_LEASE: Duration = Duration::from_secs(120);
+/// How long it is waited until others have fetched what they fetch from here. Where the cluster can't be asked nothing else ends that.
+const FETCHED: Duration = Duration::from_secs(600);
 /// How often a wait tells that it goes on.
 const TELL: Duration = Duration::from_secs(10);
 
@@ -107,7 +109,6 @@ impl Ops {
                 return Err(OpsError::failed("this host is going down already"));
             };
             ops.let_ha_go(&cx).await?;
-            ops.let_all_be_fetched(&cx).await?;
             ops.shut_the_rest_down(&cx).await?;
             cx.log("nothing runs here any more: asking for the power switch");
             power()?;
@@ -146,7 +147,6 @@ impl Ops {
                     patience.as_secs()
                 )),
             }
-            ops.let_all_be_fetched(&cx).await?;
             ops.shut_the_rest_down(&cx).await?;
             cx.log("nothing runs here any more: the host may go");
             wished.keep();
@@ -205,15 +205,24 @@ impl Ops {
         Ok(())
     }
 
-    /// Guests that have moved away may still fetch memory from here, which would be lost with the host. It has an end by itself.
+    /// Guests that have moved away may still fetch memory from here, which would be lost with the host.
     async fn let_all_be_fetched(&self, cx: &TaskContext) -> Result<(), OpsError> {
         let mut events = self.guests.events();
         let mut told: Option<Instant> = None;
+        let until = Instant::now() + FETCHED;
         loop {
             let here = self.guests.list().await.into_iter();
-            let serves = here.filter(|p| self.may_be_fetched_from(p)).map(|p| p.vmid.to_string());
+            let serves = here.filter(|p| self.is_or_will_be_fetched_from(p)).map(|p| p.vmid.to_string());
             let serves: Vec<String> = serves.collect();
             if serves.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                cx.warn(format!(
+                    "the nodes that they are on have not all of the memory of VMs {} after {} s: not waiting any longer",
+                    serves.join(", "),
+                    FETCHED.as_secs()
+                ));
                 return Ok(());
             }
             if told.is_none_or(|told| told.elapsed() >= TELL) {
@@ -247,6 +256,8 @@ impl Ops {
                 return Err(OpsError::failed("stopped: the host stays up"));
             }
         }
+        // What is fetched from here is nobody's to shut down, and has had all that time.
+        self.let_all_be_fetched(cx).await?;
         // HA has let these be: it is disarmed, or has given them up. What it is asked for stays as it is.
         let left = self.guests.list().await.into_iter().map(|p| self.shut_down(cx, p.vmid));
         join_all(left).await;

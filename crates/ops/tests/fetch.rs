@@ -210,6 +210,12 @@ async fn a_source_serves_on_when_the_lease_is_back() {
 /// A guest of n2 that is on its way here, under HA.
 async fn on_its_way() -> Node {
     let (node, _) = alone().await;
+    assert!(prepared(&node).await);
+    node
+}
+
+/// A copy of it is made that waits; whether it may fetch.
+async fn prepared(node: &Node) -> bool {
     node.record_guest(100, "n2", |own| (own.running, own.armed) = (true, true), "memory: 512\n").await;
     let request = IncomingRequest {
         vmid: vmid(100),
@@ -223,8 +229,17 @@ async fn on_its_way() -> Node {
         paused: false,
         fetch: true,
     };
-    assert!(node.ops.incoming(request).await.unwrap().fetches);
-    node
+    node.ops.incoming(request).await.unwrap().fetches
+}
+
+/// Were it taken for one that fetches, it would be killed sooner than others for good.
+#[tokio::test]
+async fn who_can_t_fetch_is_known_as_no_other() {
+    let (node, _) = alone().await;
+    // Its note can't be written.
+    std::fs::create_dir_all(node.dir.path().join("run/fetch-100.json/in-the-way")).unwrap();
+    assert!(!prepared(&node).await);
+    assert_eq!(node.fence.may_fetch(vmid(100)), Some(false));
 }
 
 fn note(node: &Node) -> bool {

@@ -645,7 +645,11 @@ impl GuestDriver for QemuDriver {
     }
 
     async fn cancel_migration(&self, vmid: Vmid) -> Answer<MigrationProgress> {
-        migration::cancel(&*self.guest(vmid).await?).await
+        let guest = self.guest(vmid).await?;
+        let ended = migration::cancel(&guest).await?;
+        // It answers in order: what it was told before, it has done.
+        guest.has_turned();
+        Ok(ended)
     }
 
     async fn resize_disk(&self, vmid: Vmid, device: &str, size: u64) -> Answer<()> {

@@ -201,6 +201,11 @@ impl Guest {
         noted
     }
 
+    /// No word to stop is on its way any more: whatever it says now is as it is.
+    pub fn has_turned(&self) {
+        self.turning.store(false, Ordering::Relaxed);
+    }
+
     /// Notes that its CPUs run, or may: they do not stand for that any more.
     pub fn note_goes(&self) {
         self.turning.store(false, Ordering::Relaxed);

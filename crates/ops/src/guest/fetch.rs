@@ -389,6 +389,14 @@ impl Ops {
         may_serve(process.state, process.epoch, process.stands, own.as_ref(), &self.me.name)
     }
 
+    /// The same, or it will be: its CPUs stand for that, it is another node's, and QEMU has not begun yet.
+    pub(crate) fn is_or_will_be_fetched_from(&self, process: &GuestProcess) -> bool {
+        let own = self.ownership(process.vmid).ok().flatten();
+        let handed_over = own
+            .is_some_and(|own| own.running && own.owner != self.me.name && own.epoch == process.epoch.next());
+        self.may_be_fetched_from(process) || (process.stands && handed_over)
+    }
+
     /// Whether a process of ours serves that copy.
     pub async fn serves(&self, copy: &ContinueRequest) -> bool {
         self.guests.state(copy.vmid).await.is_some_and(|p| p.epoch.next() == copy.epoch)
@@ -488,7 +496,6 @@ impl Ops {
         if self.fetch_source(vmid, copy.epoch).is_none() {
             return;
         }
-        self.forget_fetching(vmid);
         let told = async {
             let known = self.fence.status().await?.guests;
             if self.fetches(copy).await && known.iter().any(|g| (g.0, g.1) == (vmid, copy.epoch)) {
@@ -496,9 +503,14 @@ impl Ops {
             }
             Ok::<_, OpsError>(())
         };
-        // It would be ended sooner than others if it hung when the lease ends, and that is all.
-        if let Err(e) = told.await {
-            tracing::warn!("guest {vmid}: the fence process was not told that it has all of its memory: {e}");
+        match told.await {
+            Ok(()) => self.forget_fetching(vmid),
+            // It would be ended sooner than others if it hung when the lease ends, until the next round of reconciliation tells it.
+            Err(e) => {
+                tracing::warn!(
+                    "guest {vmid}: the fence process was not told that it has all of its memory: {e}"
+                );
+            }
         }
     }
 

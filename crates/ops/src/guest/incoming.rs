@@ -227,11 +227,28 @@ impl Ops {
             false => (false, None),
             true => match self.may_fetch(rq.vmid, rq.epoch, &rq.source).await {
                 Ok(()) => (true, None),
-                Err(e) => (false, Some(e.to_string())),
+                Err(e) => {
+                    self.will_not_fetch(rq.vmid, rq.epoch, rq.ha).await?;
+                    (false, Some(e.to_string()))
+                }
             },
         };
         self.await_handover(rq.vmid, rq.epoch, rq.source);
         Ok(Prepared { streams, fetches, why_not })
+    }
+
+    /// It was registered as one that may fetch memory, which it can't: it is no other than any.
+    async fn will_not_fetch(&self, vmid: Vmid, epoch: Epoch, ha: bool) -> Result<(), OpsError> {
+        if !ha {
+            return Ok(());
+        }
+        let told =
+            async { Ok::<_, OpsError>(self.fence.register(self.guests.prepare(vmid, epoch).await?).await?) };
+        if let Err(e) = told.await {
+            self.destroy_copy(vmid).await?;
+            return Err(e);
+        }
+        Ok(())
     }
 
     /// Executes a process that waits for the state of a guest, registered before where it is HA's, and has it lend disks. `fetches`:
