@@ -88,7 +88,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("sim", &["conf", "driver", "guest", "ha", "membership", "model"]),
-    ("testbed", &["driver", "model", "qemu", "storage", "transport"]),
+    ("testbed", &["driver", "model", "qemu", "sim", "storage", "transport"]),
     // It speaks to the API and holds no logic of the cluster's.
     ("cli", &["model", "sim", "testbed", "transport"]),
     ("tidy", &[]),

@@ -19,6 +19,7 @@ mod files;
 mod guests;
 mod hotplug;
 mod join;
+mod linear;
 mod links;
 mod machine;
 mod moves;
