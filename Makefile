@@ -45,7 +45,7 @@ test-e2e: ## real clusters, real guests, real faults (20 minutes)
 	@scripts/versions.sh
 	@scripts/test.sh e2e
 
-test-matrix: ## moves, cut off at each step by each fault (20 minutes); STEAD_MATRIX=live,*/*/target-off for some
+test-matrix: ## moves, cut off at each step by each fault (25 minutes); STEAD_MATRIX=live,*/*/target-off for some
 	@scripts/versions.sh
 	@scripts/test.sh matrix
 

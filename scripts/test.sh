@@ -4,7 +4,7 @@
 #   tier      what                                                  budget, warm
 #   check     lints, unit, property and simulation tests            240 s
 #   e2e       real clusters, real guests, real faults               1600 s
-#   matrix    moves, cut off at each step by each fault             1200 s
+#   matrix    moves, cut off at each step by each fault             1500 s
 #   clients   unmodified Proxmox VE clients                         240 s
 #   console   the console in Chromium                               240 s
 #
