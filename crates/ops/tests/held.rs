@@ -6,6 +6,7 @@ use stead_driver::fence::{Fence, Hold};
 use stead_driver::guest::RunState;
 use stead_model::{Epoch, GuestKind, Ownership, Vmid, paths};
 use stead_ops::guest::Asked;
+use stead_ops::guest::power::PowerAction;
 use stead_ops::store;
 use stead_ops_testing::{Node, member, name, root, uuid, vmid};
 
@@ -92,6 +93,41 @@ async fn a_guest_that_was_handed_over_meanwhile_is_destroyed() {
     assert_eq!(node.fence.ran().len(), ran, "never continued");
     assert_eq!(node.machines.state("n1", vmid(100)), None);
     assert_eq!(node.own(100).epoch, epoch.next());
+}
+
+/// Given to another cluster, or about to come from one: its process stands until its task has heard whose it is.
+#[tokio::test]
+async fn a_copy_that_is_not_recorded_as_running_is_its_task_s() {
+    let (node, _) = armed("memory: 512\nlock: migrate\n").await;
+    let held = lapse(&node).await;
+    let ran = node.fence.ran().len();
+    let own = Ownership { running: false, ..node.own(100) };
+    node.commit(Txn::new("test").put(paths::ownership(vmid(100)), store::bytes(&own).unwrap())).await;
+    let task = node.ops.guest_locks.lock(vmid(100)).await.unwrap();
+    node.ops.decide_held(&held).await;
+    assert!(node.machines.state("n1", vmid(100)).is_some(), "a definite no may still come");
+    drop(task);
+    node.ops.decide_held(&held).await;
+    assert_eq!(node.machines.state("n1", vmid(100)), None);
+    assert_eq!(node.fence.ran().len(), ran, "never continued");
+    let text = node.ops.guest_at(vmid(100)).unwrap().config.value;
+    assert!(text.contains("lock: migrate"), "{text}");
+}
+
+/// Whoever has unlocked it may have started another.
+#[tokio::test]
+async fn a_process_that_is_not_recorded_as_running_is_not_resumed() {
+    let (node, _) = armed("memory: 512\n").await;
+    node.commit(Txn::new("test").put(paths::HA_RESOURCES, "")).await;
+    node.machines.set_state("n1", vmid(100), RunState::Paused);
+    let own = Ownership { running: false, armed: false, ..node.own(100) };
+    node.commit(Txn::new("test").put(paths::ownership(vmid(100)), store::bytes(&own).unwrap())).await;
+    let ended = match node.ops.power(&root(), vmid(100), PowerAction::Resume, Asked::default()).await {
+        Ok(upid) => node.ended(&upid).await.0,
+        Err(e) => e.to_string(),
+    };
+    assert!(ended.contains("recorded as not running"), "{ended}");
+    assert_eq!(node.machines.state("n1", vmid(100)), Some(RunState::Paused));
 }
 
 #[tokio::test]

@@ -39,11 +39,24 @@ impl Ops {
                 );
                 Ok(())
             }
-            Claim::Owner | Claim::Old => {
+            Claim::Owner => self.end_unrecorded(vmid, epoch).await,
+            Claim::Old => {
                 tracing::warn!("guest {vmid}: its copy of epoch {epoch} is old: it is destroyed");
                 self.destroy_copy(vmid).await
             }
         }
+    }
+
+    /// Destroys a copy of a guest of this node whose record says that it does not run, unless a task has the guest's mutex: then it is
+    /// that one's, which is about to record that it runs, or waits for another cluster's word on it.
+    async fn end_unrecorded(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
+        let Some(_lock) = self.guest_locks.try_lock(vmid) else { return Ok(()) };
+        let own = self.ownership(vmid)?;
+        if claim(own.as_ref(), &self.me.name, epoch) == Claim::Owner && own.is_some_and(|o| o.running) {
+            return Err(OpsError::failed("it was recorded as running just now"));
+        }
+        tracing::warn!("guest {vmid}: its copy of epoch {epoch} is not recorded as running: it is destroyed");
+        self.destroy_copy(vmid).await
     }
 
     /// Whether a held copy is one that the guest's owner fetches from.
@@ -75,9 +88,14 @@ impl Ops {
     }
 
     /// A guest that was being migrated may have sent all of its state, and the proposal to hand it over may still be on
-    /// its way: it is taken back first, after which that proposal can't be committed.
+    /// its way: it is taken back first, after which that proposal can't be committed. What is taken back is what says that the guest runs:
+    /// one that was given to another cluster has the same lock, and does not.
     async fn thaw(&self, vmid: Vmid, epoch: Epoch) -> Result<(), OpsError> {
         let guest = self.guest_at(vmid)?;
+        let own = &guest.own.value;
+        if claim(Some(own), &self.me.name, epoch) != Claim::Owner || !own.running {
+            return Err(OpsError::failed("its record has changed meanwhile"));
+        }
         if super::config::parse(&guest.config.value)?.current.lock() == Some(super::migrate::LOCK) {
             self.take_back(&guest).await?;
         }

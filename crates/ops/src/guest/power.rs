@@ -479,8 +479,15 @@ impl Ops {
         Ok(())
     }
 
-    /// Continues a paused guest: one that the fence process guards, only under a good lease.
+    /// Continues a paused guest: one that the fence process guards, only under a good lease. A process of which the record does not say
+    /// that it runs is an old copy, or stands since its guest was given away.
     pub(super) async fn resume_now(&self, guest: &GuestAt) -> Result<(), OpsError> {
+        if !guest.own.value.running {
+            return Err(OpsError::failed(format!(
+                "VM {} is recorded as not running: the process that is there is not continued",
+                guest.vmid
+            )));
+        }
         if guest.own.value.armed {
             self.run_under_lease(guest.vmid, guest.own.value.epoch).await
         } else {
