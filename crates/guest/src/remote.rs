@@ -131,14 +131,79 @@ impl Runs {
         if !plain(cpu, ",=+") {
             return Some(format!("cpu: '{}' is no CPU", cpu.escape_debug()));
         }
-        let model = cpu.split(',').next().unwrap_or_default();
-        matches!(model, "host" | "max").then(|| {
-            format!(
-                "cpu: the VM has all that the CPU of its node can do ('{model}'), which is not known of another cluster: move it while it \
-                 does not run, or give it a model by name and start it anew"
-            )
-        })
+        unknown_cpu(cpu.split(',').next().unwrap_or_default())
     }
+}
+
+/// Why a VM that runs with that model goes to no other cluster.
+pub fn unknown_cpu(model: &str) -> Option<String> {
+    matches!(model, "host" | "max").then(|| {
+        format!(
+            "cpu: the VM has all that the CPU of its node can do ('{model}'), which is not known of another cluster: move it while it \
+             does not run, or give it a model by name and start it anew"
+        )
+    })
+}
+
+/// What the target reads of a VM that it was told to have, by a read as new as any commit before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Of the node and the epoch that it was made under.
+    pub is_ours: bool,
+    /// It is in the making.
+    pub is_made: bool,
+    /// Its ownership was written since it was told, as the target's own commit does and no unlocking by hand.
+    pub is_rewritten: bool,
+    /// It is recorded as running.
+    pub running: bool,
+}
+
+/// Whose a VM is that the target was told to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Landing {
+    /// The target's: its commit has landed.
+    Landed,
+    /// Nobody's yet.
+    Open,
+    /// Not the target's, and no commit of it can land any more.
+    Never,
+    /// It may have been the target's, and is whoever's now: nothing definite can be said.
+    Unclear,
+}
+
+/// What that read says. `proposed`: a commit of the target's may have landed; `runs`: that would have recorded the VM as running.
+pub fn landing(seen: Option<Seen>, proposed: bool, runs: bool) -> Landing {
+    match seen {
+        Some(s) if s.is_ours && s.is_made => Landing::Open,
+        _ if !proposed => Landing::Never,
+        Some(s) if s.is_ours && s.is_rewritten && (s.running || !runs) => Landing::Landed,
+        // Somebody has unlocked it, which no commit that was built on the lock survives.
+        Some(s) if s.is_ours && !s.is_rewritten => Landing::Never,
+        _ => Landing::Unclear,
+    }
+}
+
+/// The most bytes of another cluster's words that are shown here.
+const SHOWN: usize = 1 << 10;
+/// The most obstacles of it that are.
+const OBSTACLES: usize = 100;
+
+/// Words of another cluster, as they are fit for people and logs here: not too many, and none that do anything to a terminal.
+pub fn shown(text: &str) -> String {
+    let mut plain = String::new();
+    for c in text.chars() {
+        if plain.len() >= SHOWN {
+            return plain + "...";
+        }
+        match c {
+            c if c.is_control() => plain.extend(c.escape_default()),
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                plain.extend(c.escape_unicode());
+            }
+            c => plain.push(c),
+        }
+    }
+    plain
 }
 
 /// What the source says.
@@ -211,6 +276,23 @@ pub enum Answer {
         /// Why.
         why: String,
     },
+}
+
+impl Answer {
+    /// With words that are fit to be shown.
+    #[must_use]
+    pub fn shown(self) -> Self {
+        match self {
+            Self::Gone { why } => Self::Gone { why: shown(&why) },
+            Self::Obstacles { why } => {
+                let more = why.len().saturating_sub(OBSTACLES);
+                let mut why: Vec<String> = why.iter().take(OBSTACLES).map(|why| shown(why)).collect();
+                why.extend((more > 0).then(|| format!("and {more} more")));
+                Self::Obstacles { why }
+            }
+            other => other,
+        }
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's shape")]
@@ -366,6 +448,49 @@ mod tests {
         for (answer, text) in answers {
             assert_eq!(serde_json::to_string(&answer).unwrap(), text);
             assert_eq!(serde_json::from_str::<Answer>(text).unwrap(), answer);
+        }
+    }
+
+    #[test]
+    fn what_another_cluster_says_is_short_and_does_nothing_to_a_terminal() {
+        assert_eq!(shown("storage 'a' is full"), "storage 'a' is full");
+        assert_eq!(shown("a\u{1b}[2Jb\nc\u{202e}d"), "a\\u{1b}[2Jb\\nc\\u{202e}d");
+        let long = shown(&"x".repeat(4 << 20));
+        assert!(long.len() <= SHOWN + 3 && long.ends_with("..."), "{}", long.len());
+        assert_eq!(Answer::Gone { why: "a\nb".into() }.shown(), Answer::Gone { why: "a\\nb".into() });
+        let many = Answer::Obstacles { why: vec!["\r".into(); 1000] }.shown();
+        let Answer::Obstacles { why } = many else { panic!("{many:?}") };
+        assert_eq!((why.len(), why[0].as_str(), why[100].as_str()), (101, "\\r", "and 900 more"));
+    }
+
+    #[test]
+    fn a_vm_is_the_target_s_by_its_own_commit_alone() {
+        let open = Seen { is_ours: true, is_made: true, is_rewritten: false, running: false };
+        let unlocked = Seen { is_made: false, ..open };
+        let came = Seen { is_rewritten: true, ..unlocked };
+        let runs = Seen { running: true, ..came };
+        let elsewhere = Seen { is_ours: false, ..runs };
+        for (seen, proposed, live, wanted) in [
+            (Some(open), false, true, Landing::Open),
+            (Some(open), true, true, Landing::Open),
+            (Some(open), true, false, Landing::Open),
+            (Some(runs), true, true, Landing::Landed),
+            (Some(came), true, false, Landing::Landed),
+            // Its user has started it already.
+            (Some(runs), true, false, Landing::Landed),
+            // Somebody else's unlocking is no commit of ours.
+            (Some(unlocked), true, true, Landing::Never),
+            (Some(unlocked), true, false, Landing::Never),
+            (Some(unlocked), false, false, Landing::Never),
+            (None, false, true, Landing::Never),
+            (Some(elsewhere), false, true, Landing::Never),
+            // The commit may have landed before.
+            (None, true, false, Landing::Unclear),
+            (Some(elsewhere), true, true, Landing::Unclear),
+            (Some(Seen { is_made: true, ..elsewhere }), true, false, Landing::Unclear),
+            (Some(came), true, true, Landing::Unclear),
+        ] {
+            assert_eq!(landing(seen, proposed, live), wanted, "{seen:?} proposed {proposed} live {live}");
         }
     }
 

@@ -6,6 +6,7 @@
 //! that whatever ends half-way is removed by this task, or by whoever finds its lock.
 
 mod live;
+mod take;
 
 use super::carry::{Carried, SMALL, STALLED, answered, write_parts};
 use super::copies::file_of;
@@ -23,7 +24,7 @@ use stead_driver::storage::{Content, NewVolume};
 use stead_guest::carried::{self, Bridge};
 use stead_guest::clones::MAKING;
 use stead_guest::remote::{
-    Answer, Channel, GIVEN_UP, PROTOCOL, Runs, Say, Sent, bound, check_protocol, outfit,
+    Answer, Channel, GIVEN_UP, PROTOCOL, Runs, Say, Sent, bound, check_protocol, outfit, shown,
 };
 use stead_model::vmconfig::devices::as_disk;
 use stead_model::vmconfig::{Change, Settings, VmConfig};
@@ -42,8 +43,6 @@ const ASKING: Duration = Duration::from_secs(10);
 const BUFFER: usize = 1 << 20;
 /// Moves from other clusters to one node that may be under way at once.
 const AT_ONCE: usize = 32;
-/// Between two attempts to record what is not known to be recorded.
-const AGAIN: Duration = Duration::from_millis(500);
 /// Options that the system keeps, which say nothing to the host.
 const OWN: [&str; 3] = ["meta", "parent", "snaptime"];
 
@@ -59,15 +58,19 @@ pub struct Tunnels {
 pub struct Waits {
     /// At the target: how long nothing may be heard of the source.
     pub heard: Duration,
-    /// At the source: how long it is asked what became of a VM that was given away.
+    /// At the source: how long it is asked what became of a VM that was given away. At the target: how long it may be proposed that it is
+    /// there.
     pub outcome: Duration,
     /// At the source: how long nothing may be taken of what is sent.
     pub stalled: Duration,
+    /// At the source: how long nothing may be answered by what a VM waits for that runs.
+    pub mute: Duration,
 }
 
 impl Default for Waits {
     fn default() -> Self {
-        Self { heard: Duration::from_secs(60), outcome: Duration::from_secs(120), stalled: STALLED }
+        let [mute, heard, outcome] = [30, 60, 120].map(Duration::from_secs);
+        Self { heard, outcome, stalled: STALLED, mute }
     }
 }
 
@@ -85,12 +88,12 @@ struct Tunnel {
     /// The digest of its ticket: comparing digests tells nothing of what was compared.
     ticket: [u8; 32],
     channels: mpsc::Sender<(Channel, DuplexStream)>,
-    /// What became of it, and when.
-    ended: Mutex<Option<(Answer, Instant)>>,
+    /// What became of it, if that is known, and when.
+    ended: Mutex<Option<(Option<Answer>, Instant)>>,
 }
 
 impl Tunnel {
-    fn ended(&self) -> MutexGuard<'_, Option<(Answer, Instant)>> {
+    fn ended(&self) -> MutexGuard<'_, Option<(Option<Answer>, Instant)>> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -245,7 +248,7 @@ impl Ops {
         let (near, far) = tokio::io::duplex(BUFFER);
         let ended = tunnel.ended().as_ref().map(|(answer, _)| answer.clone());
         match (ended, channel) {
-            (Some(ended), Channel::Control) => drop(tokio::spawn(tell(far, ended))),
+            (Some(Some(ended)), Channel::Control) => drop(tokio::spawn(tell(far, ended))),
             (Some(_), _) => return Err(NoChannel::Ticket),
             // One that ends just now takes none: it is asked again.
             (None, channel) => {
@@ -282,6 +285,8 @@ struct Agreed {
     mirrored: BTreeMap<usize, String>,
     /// The process that waits for its memory.
     waiting: Option<Waiting>,
+    /// Nobody can tell whether it was this node's.
+    is_unclear: bool,
 }
 
 impl Agreed {
@@ -317,19 +322,22 @@ impl Arriving<'_> {
             Ok(()) => {
                 self.cx.log(format!("VM {vmid} is reserved for a VM of another cluster"));
                 let done = self.converse(&mut agreed, &mut control, &mut channels).await;
-                if let Err(e) = &done {
-                    self.undo(e, agreed.waiting.take()).await;
+                match &done {
+                    Err(e) if agreed.is_unclear => self.leave(e, agreed.waiting.take()).await,
+                    Err(e) => self.undo(e, agreed.waiting.take()).await,
+                    Ok(()) => {}
                 }
                 done
             }
             Err(e) => Err(e),
         };
         let answer = match &done {
-            Ok(()) => Answer::Committed,
-            Err(e) => Answer::Gone { why: e.to_string() },
+            Ok(()) => Some(Answer::Committed),
+            Err(_) if agreed.is_unclear => None,
+            Err(e) => Some(Answer::Gone { why: e.to_string() }),
         };
         *tunnel.ended() = Some((answer.clone(), Instant::now()));
-        if let Some(mut control) = control {
+        if let (Some(mut control), Some(answer)) = (control, answer) {
             // Whoever does not hear it asks.
             let _ = tokio::time::timeout(ASKING, control.send(&answer)).await;
         }
@@ -362,6 +370,17 @@ impl Arriving<'_> {
                 self.cx.warn(format!("VM {}, which is not whole, could not be removed yet: {e}", self.vmid));
             }
         }
+    }
+
+    /// Leaves what may be somebody's. The process has never run here, and is none of that.
+    async fn leave(&self, why: &OpsError, waiting: Option<Waiting>) {
+        if let Some(waiting) = waiting
+            && let Err(e) = self.ops.destroy_copy(self.vmid).await
+        {
+            let _lock = waiting.into_lock();
+            tracing::warn!("guest {}: a process that waited could not be ended yet: {e}", self.vmid);
+        }
+        self.cx.warn(format!("what there is of VM {} stays: {why}", self.vmid));
     }
 
     /// Carries out what the other side says, until the VM is this node's: then without an error, and in no other case.
@@ -423,7 +442,8 @@ impl Arriving<'_> {
         match say {
             Say::Hello { protocol, version } => {
                 let answer = greeted(protocol).map_err(OpsError::failed)?;
-                self.cx.log(format!("the other cluster speaks version {protocol} (Stead {version})"));
+                self.cx
+                    .log(format!("the other cluster speaks version {protocol} (Stead {})", shown(&version)));
                 agreed.greeted = true;
                 Ok(Some(answer))
             }
@@ -651,55 +671,6 @@ impl Arriving<'_> {
         });
         Ok(())
     }
-
-    /// The other side has given it away: it is this node's. Where nobody knows whether that is recorded it is asked until it is known.
-    async fn take_over(&self, agreed: &mut Agreed) -> Result<(), OpsError> {
-        agreed.check_come()?;
-        match (&agreed.runs, &agreed.waiting) {
-            (_, Some(waiting)) => self.check_received(waiting).await?,
-            (Some(_), None) => return Err(OpsError::failed("its memory has not come")),
-            (None, None) => {}
-        }
-        let mut proposed = false;
-        loop {
-            let done = match &agreed.waiting {
-                Some(waiting) => self.record_running(waiting, proposed).await,
-                None => self.unlock_arrived(proposed).await,
-            };
-            let e = match done {
-                Ok(()) => break,
-                Err(e) => e,
-            };
-            proposed |= matches!(e, OpsError::Undecided(_));
-            let is_read = self.ops.conf.barrier().await.is_ok();
-            let is_gone = is_read && matches!(self.ops.ownership(self.vmid), Ok(None));
-            if !proposed || is_gone {
-                return Err(e);
-            }
-            self.cx.log(format!("{e}; asking again"));
-            tokio::time::sleep(AGAIN).await;
-        }
-        if let Some(waiting) = agreed.waiting.take() {
-            self.go_on(waiting).await;
-        }
-        self.cx.log(format!("VM {} is on node '{}'", self.vmid, self.ops.me.name));
-        Ok(())
-    }
-
-    /// `proposed`: it may be so already.
-    async fn unlock_arrived(&self, proposed: bool) -> Result<(), OpsError> {
-        let _lock = self.ops.guest_locks.lock(self.vmid).await?;
-        let guest = self.ops.own_guest(self.vmid).await?;
-        let config = super::config::parse(&guest.config.value)?;
-        match config.current.lock() {
-            Some(MAKING) => {
-                let said = store::txn(&self.actor.who, format!("VM {} came from another cluster", self.vmid));
-                self.ops.commit_unlocked(&guest, config, said).await
-            }
-            _ if proposed => Ok(()),
-            _ => Err(OpsError::failed(format!("somebody has unlocked VM {} in the middle", self.vmid))),
-        }
-    }
 }
 
 impl Ops {
@@ -733,9 +704,9 @@ mod tests {
         ] {
             assert!(all.find(user, vmid, shown).is_none(), "{user} {vmid} {shown}");
         }
-        *tunnel.ended() = Some((Answer::Committed, Instant::now()));
+        *tunnel.ended() = Some((Some(Answer::Committed), Instant::now()));
         assert!(all.find("u@pve!t", a, &ticket).is_some(), "what became of it can be asked");
-        *tunnel.ended() = Some((Answer::Committed, Instant::now().checked_sub(KEPT).unwrap()));
+        *tunnel.ended() = Some((Some(Answer::Committed), Instant::now().checked_sub(KEPT).unwrap()));
         assert!(all.find("u@pve!t", a, &ticket).is_none());
         assert!(all.find("u@pve!t", a, &other).is_some(), "the other one goes on");
         let more = std::iter::from_fn(|| all.begin(b, "u@pve!t")).take(2 * AT_ONCE).count();

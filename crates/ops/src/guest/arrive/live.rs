@@ -5,27 +5,30 @@
 //! away, and the process is continued only after it says that it does.
 
 use super::{Agreed, Arriving, broke};
+use crate::OpsError;
 use crate::guest::tunnel::join;
-use crate::{OpsError, store};
 use std::path::PathBuf;
-use stead_conf::Check;
 use stead_driver::guest::{Incoming, RunState};
 use stead_guest::carried;
 use stead_guest::clones::MAKING;
-use stead_guest::remote::{Channel, Runs, Sent};
+use stead_guest::remote::{Channel, Runs, Sent, unknown_cpu};
+use stead_model::Epoch;
 use stead_model::vmconfig::VmConfig;
-use stead_model::{Epoch, Ownership, paths};
 use tokio::io::DuplexStream;
 use tokio::net::UnixStream;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinSet;
 
+/// Channels at once besides one for each disk: its memory's, and some that take another's place.
+const SPARE: usize = 4;
+
 /// A process that waits, with what makes it this task's alone.
 pub(super) struct Waiting {
     lock: OwnedMutexGuard<()>,
-    epoch: Epoch,
+    /// Of the VM that it was made for.
+    pub(super) epoch: Epoch,
     /// The fence process guards it.
-    guarded: bool,
+    pub(super) guarded: bool,
     paused: bool,
     /// Nobody writes its disks any more.
     settled: bool,
@@ -63,13 +66,14 @@ impl Arriving<'_> {
     /// What speaks against taking a VM that runs: whoever sends it has it run here.
     pub(super) fn live_obstacles(&self, config: &VmConfig, runs: &Runs) -> Vec<String> {
         let mut why = vec![];
-        why.extend(
-            self.actor
-                .require(&format!("/vms/{}", self.vmid), &["VM.PowerMgmt"])
-                .err()
-                .map(|e| e.to_string()),
-        );
+        // What it runs with counts more than what its configuration says.
+        for right in ["VM.PowerMgmt", "VM.Config.CPU", "VM.Config.HWType"] {
+            let refused = self.actor.require(&format!("/vms/{}", self.vmid), &[right]).err();
+            why.extend(refused.map(|e| e.to_string()));
+        }
         why.extend(runs.obstacle());
+        let model = config.current.cpu().ok().and_then(|cpu| cpu.model).filter(|_| runs.cpu.is_none());
+        why.extend(model.and_then(|model| unknown_cpu(&model)));
         let free =
             self.ops.status.node(&self.ops.me.name).map(|r| r.stats.maxmem.saturating_sub(r.stats.mem));
         if let (Ok(wanted), Some(free)) = (config.current.memory(), free)
@@ -115,6 +119,10 @@ impl Arriving<'_> {
         let Some(waiting) = &mut agreed.waiting else {
             return Err(OpsError::failed(format!("nothing awaits the channel '{}'", channel.name())));
         };
+        while waiting.streams.try_join_next().is_some() {}
+        if waiting.streams.len() >= agreed.mirrored.len() + SPARE {
+            return Err(OpsError::failed("the other cluster opens more channels than it has disks"));
+        }
         let (ops, vmid) = (self.ops.clone(), self.vmid);
         waiting.streams.spawn(async move {
             let carried = async {
@@ -159,28 +167,6 @@ impl Arriving<'_> {
             other => {
                 Err(OpsError::failed(format!("its process is {other:?}, and has not received its memory")))
             }
-        }
-    }
-
-    /// Records that the VM runs here, and is nobody's any more that makes it. `proposed`: it may be so already.
-    pub(super) async fn record_running(&self, waiting: &Waiting, proposed: bool) -> Result<(), OpsError> {
-        let (ops, vmid) = (self.ops, self.vmid);
-        let guest = ops.own_guest(vmid).await?;
-        let config = crate::guest::config::parse(&guest.config.value)?;
-        match config.current.lock() {
-            Some(MAKING) => {
-                let mut txn =
-                    store::txn(&self.actor.who, format!("VM {vmid} came from another cluster, and runs"));
-                let own = Ownership { running: true, armed: waiting.guarded, ..guest.own.value.clone() };
-                let record = store::bytes(&own)?;
-                store::put_over(&mut txn, &paths::ownership(vmid), Some(guest.own.revision), record);
-                // As with every start: a node that is given up runs nothing.
-                let me = ops.node_record(&ops.me.name)?;
-                txn.checks.push(Check::Revision(paths::node(&ops.me.name), me.revision));
-                ops.commit_unlocked(&guest, config, txn).await
-            }
-            _ if proposed && guest.own.value.running => Ok(()),
-            _ => Err(OpsError::failed(format!("somebody has unlocked VM {vmid} in the middle"))),
         }
     }
 
