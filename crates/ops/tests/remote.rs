@@ -47,6 +47,8 @@ enum Cut {
     Old,
     /// The memory of one that runs, after so many bytes.
     Memory(usize),
+    /// Nowhere, and nothing is taken of that memory after so many bytes, nor answered to it.
+    MuteMemory(usize),
 }
 
 /// The other cluster, in this process. Its user's rights, as the other cluster knows them.
@@ -119,7 +121,9 @@ impl RemoteLink for Link {
                 middle.read_exact(&mut part).await.unwrap();
                 far.write_all(&part).await.unwrap();
             });
-        } else if let (Cut::Stalled(bytes), "disk:0") = (cut, socket.as_str()) {
+        } else if let (Cut::Stalled(bytes), "disk:0") | (Cut::MuteMemory(bytes), "memory") =
+            (cut, socket.as_str())
+        {
             tokio::spawn(async move {
                 let (mut middle, _far) = (middle, far);
                 middle.read_exact(&mut vec![0; bytes]).await.unwrap();
@@ -396,6 +400,10 @@ async fn a_word_that_nobody_answers_leaves_it_locked_and_says_what_to_do() {
     let (status, log) =
         moved(&near, Link::new(&far, Cut::ForGood(3)), RemoteOptions { delete: true, ..options() }).await;
     assert!(status.contains("is not known") && status.contains("Never start both"), "{status}\n{log}");
+    // Whoever looks finds one of three, and the task's log says so before it may end.
+    for text in [&status, &log] {
+        assert!(text.contains("locked (create), it is not decided yet"), "{text}");
+    }
     is_given_away(&near).await;
     has_come(&far).await;
 }

@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use stead_guest::carried;
 pub use stead_guest::carried::{Bridge, BridgeMap, StorageMap};
-use stead_guest::remote::{Answer, Channel, PROTOCOL, Runs, Say, Sent, bound, outfit};
+use stead_guest::clones::MAKING;
+use stead_guest::remote::{Answer, Channel, PROTOCOL, Runs, Say, Sent, bound, outfit, shown};
 use stead_guest::request::{Request, Verdict};
 use stead_model::vmconfig::VmConfig;
 use stead_model::{Ownership, Remote, Upid, Vmid, VolumeId, cloudinit, paths};
@@ -30,6 +31,8 @@ use tokio::time::Instant;
 const CALL: Duration = Duration::from_secs(30);
 /// How long an answer by the tunnel may take: storages that answer slowly, and blocks that are written.
 const ANSWER: Duration = Duration::from_secs(180);
+/// How long the answer to the last word about a VM whose process stands may take before it is asked for by a new connection.
+const COMMIT: Duration = Duration::from_secs(20);
 /// So often the other side hears that somebody is there.
 const ALIVE: Duration = Duration::from_secs(10);
 /// Between two questions what became of the VM.
@@ -70,6 +73,15 @@ enum Fate {
     Not(String),
     /// Nobody can tell.
     Unknown(String),
+}
+
+/// The next answer. Its words are another cluster's, and are shown to people here.
+async fn answer(lines: &mut Lines) -> std::io::Result<Option<Answer>> {
+    Ok(lines.next::<Answer>().await?.map(Answer::shown))
+}
+
+fn unawaited(answer: &Answer) -> String {
+    format!("it answers with {}", shown(&format!("{answer:?}")))
 }
 
 /// A question that was not answered.
@@ -202,7 +214,7 @@ impl Departing<'_> {
             self.take_back().await;
             return Err(OpsError::failed(format!("migration aborted: {e}")));
         }
-        self.conclude(self.hand_over(&far, wire).await).await
+        self.conclude(self.hand_over(&far, wire, ANSWER).await).await
     }
 
     async fn or_cancelled<T>(&self, work: impl Future<Output = Result<T, OpsError>>) -> Result<T, OpsError> {
@@ -272,12 +284,16 @@ impl Departing<'_> {
         RemoteError::Strange { at: self.options.remote.to_string(), why: why.into() }.into()
     }
 
+    fn unawaited(&self, answer: &Answer) -> OpsError {
+        self.strange(unawaited(answer))
+    }
+
     /// What its tunnel carries is Stead's own.
     async fn check_is_stead(&self, ca: &str) -> Result<(), OpsError> {
         let version = self.call(ca, &Ask::get("/version", "say its version")).await?;
         match version["stead"].as_str() {
             Some(version) => {
-                self.cx.log(format!("the cluster at {} runs Stead {version}", self.options.remote));
+                self.cx.log(format!("the cluster at {} runs Stead {}", self.options.remote, shown(version)));
                 Ok(())
             }
             None => Err(self.strange("it is no cluster of Stead's: a VM moves to one of these alone")),
@@ -321,10 +337,10 @@ impl Departing<'_> {
             let mut lines = Lines::new(self.channel(far, far.opened.socket.clone()).await?);
             let hello = Say::Hello { protocol: PROTOCOL, version: self.ops.me.version.to_owned() };
             lines.send(&hello).await.map_err(|e| lost(at, e))?;
-            match lines.next::<Answer>().await.map_err(|e| lost(at, e))? {
+            match answer(&mut lines).await.map_err(|e| lost(at, e))? {
                 Some(Answer::Hello { protocol: PROTOCOL, live }) => Ok((lines, live)),
                 Some(Answer::Gone { why }) => Err(OpsError::Failed(why)),
-                Some(other) => Err(self.strange(format!("it greets with {other:?}"))),
+                Some(other) => Err(self.unawaited(&other)),
                 None => Err(lost(at, "it has closed the tunnel")),
             }
         };
@@ -363,7 +379,7 @@ impl Departing<'_> {
                 let new: Vec<String> = theirs.into_iter().filter(|w| !why.contains(w)).collect();
                 why.extend(new.into_iter().map(|w| format!("there: {w}")));
             }
-            Ok(other) => why.push(self.strange(format!("it answers with {other:?}")).to_string()),
+            Ok(other) => why.push(self.unawaited(&other).to_string()),
             Err(e) => why.push(e.to_string()),
         }
         Ok(why)
@@ -381,7 +397,7 @@ impl Departing<'_> {
         let limit = copies::limit(self.options.bwlimit).or(config.current.migrate_speed()?);
         let made = match self.say(wire, Say::Make).await? {
             Answer::Made { volumes: made } if made.len() == volumes.len() => made,
-            other => return Err(self.strange(format!("it answers with {other:?}"))),
+            other => return Err(self.unawaited(&other)),
         };
         let to = format!("the cluster at {}", self.options.remote);
         for (n, (from, name)) in
@@ -420,11 +436,10 @@ impl Departing<'_> {
         );
         self.ops.commit_released(guest, &config, txn).await?;
         self.cx.log(format!(
-            "all of it is there: VM {0} is given away. From here on it stays locked ({LOCK}) unless the other cluster says that it has it \
-             not. Should this log end here, look there: if there is a VM {1} that is not locked, it is this one; if there is none, unlock \
-             this one (stead vm unlock {0}). Never start both",
+            "all of it is there: VM {} is given away. From here on it stays locked ({LOCK}) unless the other cluster says that it has it \
+             not. Should this log end here, look there: {}. Never start both",
             self.vmid,
-            self.there()
+            self.what_to_do()
         ));
         Ok(())
     }
@@ -448,12 +463,23 @@ impl Departing<'_> {
         }
     }
 
-    /// Tells the other side that the VM is its own, and hears whether it is.
-    async fn hand_over(&self, far: &Far, wire: Wire) -> Fate {
-        let mut why = match wire.say(Say::Commit, ANSWER).await {
+    /// What a person who looks at the other cluster makes of it.
+    fn what_to_do(&self) -> String {
+        format!(
+            "if there is a VM {1} that is not locked, it is this one, and this one can be removed; if there is one that is locked \
+             ({MAKING}), it is not decided yet: wait until it is unlocked or gone, and start neither; if there is none, unlock this one \
+             (stead vm unlock {0})",
+            self.vmid,
+            self.there()
+        )
+    }
+
+    /// Tells the other side that the VM is its own, and hears whether it is. `limit`: how long the first answer may take.
+    async fn hand_over(&self, far: &Far, wire: Wire, limit: Duration) -> Fate {
+        let mut why = match wire.say(Say::Commit, limit).await {
             Ok(Answer::Committed) => return Fate::There,
             Ok(Answer::Gone { why }) => return Fate::Not(why),
-            Ok(other) => format!("it answers with {other:?}"),
+            Ok(other) => unawaited(&other),
             Err(e) => e,
         };
         drop(wire);
@@ -463,7 +489,7 @@ impl Departing<'_> {
             match self.outcome(far).await {
                 Ok(Answer::Committed) => return Fate::There,
                 Ok(Answer::Gone { why }) => return Fate::Not(why),
-                Ok(other) => why = format!("it answers with {other:?}"),
+                Ok(other) => why = unawaited(&other),
                 Err(e) => why = e.to_string(),
             }
             if Instant::now() >= until {
@@ -479,7 +505,7 @@ impl Departing<'_> {
         let asked = async {
             let (mut lines, _) = self.control(far).await?;
             lines.send(&Say::Outcome).await.map_err(|e| lost(at, e))?;
-            lines.next::<Answer>().await.map_err(|e| lost(at, e))?.ok_or_else(|| lost(at, "no answer"))
+            answer(&mut lines).await.map_err(|e| lost(at, e))?.ok_or_else(|| lost(at, "no answer"))
         };
         match tokio::time::timeout(CALL, asked).await {
             Ok(answer) => answer,
@@ -498,8 +524,8 @@ impl Departing<'_> {
             Fate::Unknown(why) => {
                 return Err(OpsError::failed(format!(
                     "whether VM {vmid} is at the cluster at {at} is not known: all of it was sent, and nobody answers whether it was taken \
-                     ({why}). Here it is whole, stopped and locked ({LOCK}). Look there: if there is a VM {there} that is not locked, it is \
-                     this one, and this one can be removed; if there is none, unlock it here (stead vm unlock {vmid}). Never start both"
+                     ({why}). Here it is whole, stopped and locked ({LOCK}). Look there: {}. Never start both",
+                    self.what_to_do()
                 )));
             }
         }
@@ -560,22 +586,22 @@ async fn speak(mut lines: Lines, mut asked: mpsc::Receiver<(Say, oneshot::Sender
                 continue;
             }
         };
-        let answer = async {
+        let heard = async {
             // It may have gone with a word of why.
             let sent = lines.send(&say).await;
-            match (lines.next::<Answer>().await, sent) {
+            match (answer(&mut lines).await, sent) {
                 (Ok(Some(answer)), _) => Ok(answer),
                 (Ok(None), _) => Err("it has closed the tunnel".to_owned()),
                 (Err(e), _) => Err(e.to_string()),
             }
         };
-        let answer = tokio::select! {
-            answer = answer => answer,
+        let heard = tokio::select! {
+            heard = heard => heard,
             // Whoever asked has given up: an answer that comes now would be taken for that to the next question.
             () = back.closed() => return,
         };
-        let ended = answer.is_err();
-        if back.send(answer).is_err() || ended {
+        let ended = heard.is_err();
+        if back.send(heard).is_err() || ended {
             return;
         }
     }

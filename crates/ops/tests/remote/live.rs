@@ -16,8 +16,13 @@ struct Story {
 
 impl Story {
     async fn begin() -> Self {
+        Self::of(LIVE).await
+    }
+
+    /// With another configuration.
+    async fn of(config: &str) -> Self {
         let (near, far) = (Node::start().await, Node::start().await);
-        near.record_guest(100, "n1", |_| {}, LIVE).await;
+        near.record_guest(100, "n1", |_| {}, config).await;
         fill(&near).await;
         std::fs::create_dir_all(near.dir.path().join("run")).unwrap();
         let upid = near.ops.start(&root(), vmid(100), Asked::default()).await.unwrap();
@@ -165,6 +170,30 @@ async fn a_word_that_nobody_answers_ends_its_process_and_leaves_it_locked() {
     story.is_given_away().await;
     story.runs_there().await;
     assert_eq!(volumes(&story.near, 100).await.len(), 2);
+}
+
+/// Its CPUs stand for that: it is waited for as long as a guest bears it.
+#[tokio::test]
+async fn a_target_that_takes_the_rest_and_says_nothing_leaves_it_here() {
+    let no_disk: String =
+        LIVE.lines().filter(|l| !l.starts_with("scsi0")).map(|l| format!("{l}\n")).collect();
+    for (config, bytes) in [(LIVE, 1 << 20), (LIVE, (1 << 20) - 100), (&no_disk, 1 << 20)] {
+        let story = Story::of(config).await;
+        let waits = Waits { mute: Duration::from_millis(100), ..Waits::default() };
+        story.near.ops.guest_locks.tunnels.set_waits(waits);
+        let (status, log) = story.moved(Cut::MuteMemory(bytes), live()).await;
+        assert!(status.contains("has not taken the rest of its memory"), "{status}\n{log}");
+        is_nothing(&story.far).await;
+        assert_eq!((story.here(), story.there()), (Some(RunState::Running), None), "{log}");
+        assert!(story.near.own(100).running && !story.twice.load(Ordering::Relaxed));
+    }
+    let story = Story::of(&no_disk).await;
+    let (status, log) = story.moved(Cut::Never, live()).await;
+    assert_eq!(
+        (status.as_str(), story.here(), story.there()),
+        ("OK", None, Some(RunState::Running)),
+        "{log}"
+    );
 }
 
 #[tokio::test]
@@ -318,10 +347,13 @@ async fn what_can_t_go_while_it_runs_is_named_before_anything_begins() {
     assert!(why.contains("keeps snapshots in its image"), "{why}");
     // Whoever sends it has it run there.
     let story = Story::begin().await;
-    let link = Link { actor: without("/vms/200", "VM.PowerMgmt"), ..Link::new(&story.far, Cut::Never) };
-    let why = refused(&story, link).await;
-    assert!(why.contains("(/vms/200, VM.PowerMgmt)"), "{why}");
-    story.has_stayed(&why).await;
+    // What it runs with counts, whatever its configuration says.
+    for right in ["VM.PowerMgmt", "VM.Config.CPU", "VM.Config.HWType"] {
+        let link = Link { actor: without("/vms/200", right), ..Link::new(&story.far, Cut::Never) };
+        let why = refused(&story, link).await;
+        assert!(why.contains(&format!("(/vms/200, {right})")), "{why}");
+        story.has_stayed(&why).await;
+    }
     // A version that does not know of it.
     let why = refused(&story, Link::new(&story.far, Cut::Old)).await;
     assert!(why.contains("takes only VMs that do not run"), "{why}");
@@ -350,10 +382,25 @@ async fn a_source_that_says_it_runs_brings_all_of_it() {
         ("scsi0: aa:1/x.raw\n", &plain, &runs, "in another way"),
         ("scsi0: aa:1/x.raw\n", &volumes, &Value::Null, "in another way"),
         ("scsi0: aa:1/x.raw\n", &volumes, &bad, "is no machine type"),
+        ("cpu: host\nscsi0: aa:1/x.raw\n", &volumes, &runs, "all that the CPU of its node can do"),
     ] {
         let answer = hand.say(&fits(config, volumes, runs)).await;
         assert!(answer.contains(why), "{answer}");
     }
+    // More channels than anything needs.
+    let far = Node::start().await;
+    let (mut hand, ticket, upid) = by_hand(&far).await;
+    hand.say(HELLO).await;
+    hand.say(&fits("scsi0: aa:1/x.raw\n", &volumes, &runs)).await;
+    hand.say(r#"{"say":"make"}"#).await;
+    assert!(hand.say(r#"{"say":"wait"}"#).await.contains("waits"));
+    let mut open = vec![];
+    for _ in 0..20 {
+        open.extend(far.ops.tunnel_channel(WHO, vmid(200), &ticket, "memory").await);
+    }
+    let (status, log) = far.ended(&upid).await;
+    assert!(status.contains("more channels than it has disks"), "{status}\n{log}");
+    is_nothing(&far).await;
     // What is said too early, or left out, ends it.
     for (says, why) in [
         (vec![r#"{"say":"commit"}"#], "its memory has not come"),

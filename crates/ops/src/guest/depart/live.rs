@@ -6,7 +6,7 @@
 //! that is answered: a definite *no* has it go on here. Who was not answered ends it. What becomes of it then is its user's to find
 //! out, and a process that stands could go on by mistake beside the one that runs there.
 
-use super::{Departing, Far, Fate, Wire, lost};
+use super::{COMMIT, Departing, Far, Fate, Wire, lost};
 use crate::guest::along::SETTLE;
 use crate::guest::carry::Carried;
 use crate::guest::copies::{self, Telling};
@@ -192,7 +192,7 @@ impl Away<'_> {
                 self.cx().log("a process there waits for the state");
                 Ok(Event::TargetReady)
             }
-            other => Err(self.by.strange(format!("it answers with {other:?}"))),
+            other => Err(self.by.unawaited(&other)),
         }
     }
 
@@ -206,15 +206,23 @@ impl Away<'_> {
         })
     }
 
-    async fn joined(&self, path: &Path, channel: Channel) -> Result<Tunnel, OpsError> {
+    /// `mute`: how long what is sent may be answered by nothing.
+    async fn joined(
+        &self,
+        path: &Path,
+        channel: Channel,
+        mute: Option<Duration>,
+    ) -> Result<Tunnel, OpsError> {
         let to = format!("the cluster at {}", self.by.options.remote);
-        joined(self.vmid(), to, path, self.opens(channel)).await
+        joined(self.vmid(), to, path, self.opens(channel), mute).await
     }
 
     /// Mirrors the disks, until they are in step.
     async fn mirror(&mut self) -> Result<Event, OpsError> {
         let mirrored = async {
-            let tunnel = self.by.or_cancelled(self.joined(&self.mirrors.0, Channel::Disks)).await?;
+            // What its guest writes waits for the other side, too.
+            let joined = self.joined(&self.mirrors.0, Channel::Disks, Some(self.mute()));
+            let tunnel = self.by.or_cancelled(joined).await?;
             self.mirrors.1 = Some(tunnel);
             let keys: Vec<&str> = self.disks.iter().map(|d| d.disk.as_str()).collect();
             self.cx().log(format!(
@@ -243,13 +251,10 @@ impl Away<'_> {
 
     /// Sends its memory, to its end or until its CPUs stand.
     async fn send(&mut self) -> Result<Event, OpsError> {
-        let tunnel = self.by.or_cancelled(self.joined(&self.memory.0, Channel::Memory)).await?;
+        let tunnel = self.by.or_cancelled(self.joined(&self.memory.0, Channel::Memory, None)).await?;
         self.memory.1 = Some(tunnel);
-        let how = Sending {
-            bytes_per_second: self.limit,
-            hold: !self.disks.is_empty(),
-            ..Sending::to(&self.memory.0)
-        };
+        // Held also without disks: from there on the VM stands, which nobody may have last.
+        let how = Sending { bytes_per_second: self.limit, hold: true, ..Sending::to(&self.memory.0) };
         self.ops().guests.migrate(self.vmid(), &how).await?;
         let event = self.follow(MigrationPhase::None).await;
         if !matches!(event, Ok(Event::Held)) {
@@ -258,10 +263,27 @@ impl Away<'_> {
         event
     }
 
-    /// Has what is held go on, to its end.
+    fn mute(&self) -> Duration {
+        self.ops().guest_locks.tunnels.waits().mute
+    }
+
+    /// Has what is held go on, to its end. The VM stands: what is not taken in time is taken back.
     async fn send_rest(&mut self) -> Result<Event, OpsError> {
         self.ops().guests.send_rest(self.vmid()).await?;
-        let event = self.follow(MigrationPhase::Held).await;
+        let limit = self.mute();
+        let event = match tokio::time::timeout(limit, self.follow(MigrationPhase::Held)).await {
+            Ok(event) => event,
+            Err(_) => {
+                // What was sent to its end all the same has come: whether it was taken is asked.
+                let now = self.ops().guests.cancel_migration(self.vmid()).await;
+                match now.map(|p| ended(self.cx(), &p)) {
+                    Ok(Event::Failed(_)) => Ok(Event::Failed(format!(
+                        "the other side has not taken the rest of its memory within {limit:?}, the VM standing"
+                    ))),
+                    other => other.map_err(OpsError::from),
+                }
+            }
+        };
         self.cut_memory();
         event
     }
@@ -304,7 +326,7 @@ impl Away<'_> {
             self.ops().guests.end_mirrors(self.vmid()).await?;
             match self.say(Say::Settle).await? {
                 Answer::Settled => Ok(()),
-                other => Err(self.by.strange(format!("it answers with {other:?}"))),
+                other => Err(self.by.unawaited(&other)),
             }
         };
         let late = || {
@@ -350,7 +372,7 @@ impl Away<'_> {
         // From here on its lock says whose it is.
         self.stays_locked = true;
         let fate = match self.by.give_away(&self.guest).await {
-            Ok(()) => self.by.hand_over(self.far, wire).await,
+            Ok(()) => self.by.hand_over(self.far, wire, COMMIT).await,
             // Where nobody knows whether that is recorded, the other side has not heard of it either.
             Err(e) => {
                 drop(wire);
@@ -421,7 +443,13 @@ impl Away<'_> {
     async fn finish(&self, result: Result<(), String>) -> Result<(), OpsError> {
         let vmid = self.vmid();
         if let Some(why) = &self.unknown {
-            self.cx().log("its process here was ended: what stands could go on beside what may run there");
+            let what = "what stands could go on beside what may run there";
+            match self.ops().guests.state(vmid).await {
+                None => self.cx().log(format!("its process here was ended: {what}")),
+                Some(_) => self.cx().warn(format!(
+                    "its process here could not be ended yet, and is when it answers. Don't unlock VM {vmid} before: {what}"
+                )),
+            }
             return self.by.conclude(Fate::Unknown(why.clone())).await;
         }
         match result {
