@@ -159,6 +159,13 @@ async fn autostart(ops: Arc<Ops>) {
     if done.has(Autostarted::ALL) {
         return;
     }
+    if ops.conf.view(|t| t.get(paths::RESTORED).is_some()) {
+        tracing::warn!(
+            "no guest starts with this node: the configuration was restored from a backup, and nobody has armed HA since ('stead ha arm')"
+        );
+        // Nor when the daemon starts anew after that: somebody has chosen by then.
+        return done.note(Autostarted::ALL);
+    }
     for (vmid, delay) in ops.starting_with_node().await {
         if done.has(&vmid.to_string()) {
             continue;
@@ -178,6 +185,27 @@ async fn autostart(ops: Arc<Ops>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stead_conf::Txn;
+    use stead_ha::Request;
+    use stead_ops_testing::{Node, root, vmid};
+
+    #[tokio::test]
+    async fn nothing_starts_with_its_node_after_a_restore_until_ha_is_armed() {
+        let node = Node::start().await;
+        let options = [("onboot".to_owned(), "1".to_owned())].into();
+        let upid = node.ops.create_vm(&root(), vmid(100), &options, false).unwrap();
+        assert_eq!(node.ended(&upid).await.0, "OK");
+        node.commit(Txn::new("x").put(paths::RESTORED, "{}")).await;
+        autostart(node.ops.clone()).await;
+        assert!(node.ops.guests.state(vmid(100)).await.is_none());
+        node.ops.ha_request("root@pam", &Request::Arm).await.unwrap();
+        assert!(node.ops.conf.view(|t| t.get(paths::RESTORED).is_none()));
+        autostart(node.ops.clone()).await;
+        assert!(node.ops.guests.state(vmid(100)).await.is_none(), "with the next boot");
+        std::fs::remove_file(node.ops.me.dir.join("autostarted")).unwrap();
+        autostart(node.ops.clone()).await;
+        assert!(node.ops.guests.state(vmid(100)).await.is_some());
+    }
 
     #[test]
     fn a_new_daemon_goes_on_with_the_starts_of_its_boot() {

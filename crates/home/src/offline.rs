@@ -9,9 +9,8 @@ use clap::Subcommand;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use stead_conf::{Backup, ClusterKey, Conf, Machine, Revision, check, succession};
-use stead_model::{Era, NodeName};
-use stead_ops::epochs::EpochPlan;
+use stead_conf::{Backup, ClusterKey, Conf, succession};
+use stead_ops::epochs::faults;
 
 /// What is done instead of being a daemon.
 #[derive(Debug, Subcommand)]
@@ -102,22 +101,42 @@ fn backup(dir: &Path, file: &Path) -> Result<()> {
 
 /// A file that is new, whole, and its owner's alone.
 fn write_private(file: &Path, data: &[u8]) -> Result<()> {
+    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut part = file.as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);
+    let out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
+    let mut out = out.with_context(|| {
+        format!(
+            "can't make {} (if it is there: left by a backup that was cut off? remove it)",
+            part.display()
+        )
+    })?;
     let written = (|| {
-        let mut out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
         out.write_all(data)?;
         out.sync_all()?;
-        // Unlike a rename, this takes no other file's place.
-        std::fs::hard_link(&part, file)
+        place(&part, file)
     })();
-    let _left = std::fs::remove_file(&part);
-    written.with_context(|| format!("can't write {}", file.display()))?;
-    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let Err(e) = written {
+        let _left = std::fs::remove_file(&part);
+        return Err(e).with_context(|| format!("can't write {}", file.display()));
+    }
     std::fs::File::open(folder)
         .and_then(|folder| folder.sync_all())
         .with_context(|| format!("can't write {}", folder.display()))
+}
+
+/// Gives a file its name, and takes no other file's place.
+fn place(part: &Path, file: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags};
+    match rustix::fs::renameat_with(CWD, part, CWD, file, RenameFlags::NOREPLACE) {
+        // A file system without it may have links; those that have none, as FAT, have it.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
+            std::fs::hard_link(part, file)?;
+            std::fs::remove_file(part)
+        }
+        done => Ok(done?),
+    }
 }
 
 /// How long ago something was, for people.
@@ -134,27 +153,6 @@ pub fn ago(at_ms: u64) -> String {
 pub fn read_backup(file: &Path) -> Result<Backup> {
     let data = std::fs::read(file).with_context(|| format!("can't read {}", file.display()))?;
     Backup::decode(&data).with_context(|| format!("{} can't be restored", file.display()))
-}
-
-/// What is wrong with a state: as the store has it, and as an epoch would begin with it.
-pub fn faults(machine: &Machine, key: &ClusterKey, node: &NodeName) -> Vec<String> {
-    let mut out = check::faults(machine, Some(key));
-    let plan = EpochPlan {
-        survivor: node.clone(),
-        era: Era::FIRST.next(1),
-        raft_id: stead_model::RaftId(1),
-        spared: vec![],
-        off: vec![],
-        by: String::new(),
-        at_ms: 0,
-    };
-    let tree = machine.tree();
-    if !tree.is_empty()
-        && let Err(e) = stead_ops::epochs::succession(tree, Revision(0), &plan)
-    {
-        out.push(e.to_string());
-    }
-    out
 }
 
 /// Refuses what is not sound.
@@ -226,10 +224,18 @@ mod tests {
         let backup = || StoreCommand::Backup { file: file.clone() };
         done(&home.0, backup()).await.unwrap();
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(!dir.path().join("all.backup.part").exists());
+        let part = dir.path().join("all.backup.part");
+        assert!(!part.exists());
         let kept = std::fs::read(&file).unwrap();
         assert!(done(&home.0, backup()).await.is_err(), "no file is written over");
         assert_eq!(std::fs::read(&file).unwrap(), kept);
+        // What another has left, or is at.
+        let other = dir.path().join("other.backup");
+        std::fs::write(dir.path().join("other.backup.part"), b"half").unwrap();
+        let refused = done(&home.0, StoreCommand::Backup { file: other.clone() }).await.unwrap_err();
+        assert!(format!("{refused:#}").contains("other.backup.part (if it is there"), "{refused:#}");
+        assert!(!other.exists() && std::fs::read(dir.path().join("other.backup.part")).unwrap() == b"half");
+        assert!(!part.exists(), "what was not given its name is removed");
         done(&home.0, StoreCommand::Check { file: Some(file.clone()) }).await.unwrap();
         done(&home.0, StoreCommand::Check { file: None }).await.unwrap();
         assert_eq!(std::fs::read(&store).unwrap(), before);

@@ -4,23 +4,27 @@
 //! ```text
 //!   conf.restored   the new store, made whole beside the old one
 //!   restore.json    from here on the new one counts: carried out at once, or by whoever comes next - a restore, or the daemon's start
-//!     conf          -> conf.replaced-…, if there was one
+//!     conf          -> conf.replaced-…, if there was one; node.json and tls/keys.json are copied there
 //!     conf.restored -> conf
 //!     tls/keys.json, members.json, node.json
 //!   restore.json    goes
 //! ```
 //!
-//! Each step can be repeated, so that whoever is killed in the middle leaves the old store, or the new one.
+//! Each step can be repeated, so that whoever is killed in the middle leaves the old store, or the new one. Who goes on later, knocks
+//! again at all who were said to be off.
+//!
+//! In the new state HA is disarmed, and nothing starts with its node, until an administrator has looked and arms HA.
 
 use crate::identity::{Home, Identity, Keys, key_text};
-use crate::offline::{Processes, ago, faults, read_backup, sound};
+use crate::offline::{Processes, ago, read_backup, sound};
+use crate::others::{self, Other};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use stead_conf::{Backup, succession};
 use stead_model::{NodeName, NodeRecord, paths};
-use stead_ops::epochs::{EpochPlan, named_exactly, next_numbers};
+use stead_ops::epochs::{EpochPlan, faults, named_exactly, next_numbers};
 use stead_transport::{ClusterCa, NodeKey, PeerIdentity};
 
 const PLAN: &str = "restore.json";
@@ -34,9 +38,13 @@ pub struct Restore {
     /// Which node of the backup's this machine is; the one that it has been before unless it is said
     #[arg(long = "as", value_name = "NODE")]
     pub name: Option<NodeName>,
-    /// Another node of the backup's, that is off; once for each of them
+    /// Another node, that is off; once for each of the backup's, of those that joined since, and, where this machine was
+    /// another one, for the machine that had its name
     #[arg(long, value_name = "NODE")]
     pub off: Vec<NodeName>,
+    /// Where this machine's store does not tell who has joined since the backup: whoever did is off
+    #[arg(long)]
+    pub unknown_off: bool,
     /// Where there is a store: keep it aside, and go on
     #[arg(long)]
     pub force: bool,
@@ -49,6 +57,9 @@ struct Pending {
     keys: Keys,
     /// Where the old store is kept.
     aside: String,
+    /// Who is off.
+    #[serde(default)]
+    off: Vec<Other>,
 }
 
 /// Makes a backup this node's store.
@@ -60,20 +71,38 @@ pub async fn run(dir: &Path, asked: &Restore, processes: Processes) -> Result<()
     let home = Home::open(dir)?;
     let _only = home.lock()?;
     // One that was cut off goes first: its store then lies in the way of this one.
+    knock(&home).await?;
     carry_out(&home)?;
     free(&home, asked.force, processes)?;
     let of = home.identity()?;
     let nodes = stead_ops::store::nodes(backup.tree());
     let me = who(&nodes, asked.name.as_ref().or(of.as_ref().map(|of| &of.name)))?.clone();
-    let others: Vec<NodeRecord> = nodes.into_iter().filter(|n| n.name != me.name).collect();
-    named_exactly(&others, &asked.off).context("guests run twice if another node is on (--off NODE)")?;
-    for node in &others {
-        if let Some(addr) = stead_ops::life::kernel_of(node).await {
-            bail!("node '{}' is not off: a machine answers at {}", node.name, addr.ip());
-        }
+    if let Some(of) = &of
+        && asked.name.is_none()
+        && !others::is_it(&home, &backup, Some(of), &me)
+    {
+        bail!(
+            "this machine is node '{}' of another cluster, or another '{}' than the backup's: that it is to become this one must be said \
+             (--as {})",
+            of.name,
+            of.name,
+            me.name
+        );
     }
+    let others = others::others(&home, &backup, of.as_ref(), &me, asked.unknown_off)?;
+    named_exactly(&others, &asked.off).with_context(|| match others.iter().any(|n| n.name == me.name) {
+        true => format!(
+            "guests run twice if another node is on (--off NODE), the machine that had the name '{}' before too",
+            me.name
+        ),
+        false => "guests run twice if another node is on (--off NODE)".to_owned(),
+    })?;
+    let off = others::doors(&others, of.as_ref(), &me);
+    others::silent(&off).await?;
+    let strange: Vec<&NodeName> =
+        others.iter().map(|n| &n.name).filter(|name| nodes.iter().all(|n| n.name != **name)).collect();
     let (revision, made) = (backup.head().revision, ago(backup.head().at_ms));
-    let aside = prepare(&home, backup, of.as_ref(), &me, &asked.off)?;
+    let aside = prepare(&home, backup, of.as_ref(), &me, off)?;
     carry_out(&home).context("the new store counts; the daemon does the rest when it starts")?;
     println!(
         "node '{}' has the configuration of revision {revision}, made {made}, and begins a cluster epoch of its own when its \
@@ -83,6 +112,12 @@ pub async fn run(dir: &Path, asked: &Restore, processes: Processes) -> Result<()
     if home.at(&aside).exists() {
         println!("what was there is kept in {}", home.at(&aside).display());
     }
+    for name in strange {
+        println!("the backup does not know node '{name}': leave it off until it is wiped, and join it anew");
+    }
+    println!(
+        "no guest starts by itself, on any node: HA is disarmed. Look at what the backup does not know, then: stead ha arm"
+    );
     Ok(())
 }
 
@@ -133,7 +168,7 @@ fn prepare(
     backup: Backup,
     of: Option<&Identity>,
     me: &NodeRecord,
-    off: &[NodeName],
+    off: Vec<Other>,
 ) -> Result<String> {
     sound(&faults(backup.machine(), backup.key(), &me.name))?;
     let keys = keys(home, &backup, of, me)?;
@@ -142,7 +177,7 @@ fn prepare(
         era: backup.head().era.next(uuid::Uuid::new_v4().as_u64_pair().0),
         raft_id: next_numbers(backup.tree())?,
         spared: vec![],
-        off: off.to_vec(),
+        off: off.iter().map(|o| o.name.clone()).filter(|name| *name != me.name).collect(),
         by: "root@pam".to_owned(),
         at_ms: stead_ops::clock::unix_ms(),
     };
@@ -155,11 +190,11 @@ fn prepare(
     };
     let made =
         succession::restore(backup, (&home.at(NEXT), plan.raft_id), plan.era, plan.at_ms, |tree, base| {
-            stead_ops::epochs::succession(tree, base, &plan)
+            stead_ops::epochs::restored(tree, base, &plan)
         });
     made.context("the new store can't be made")?;
     let aside = place(home, plan.era.number());
-    let pending = Pending { identity, keys, aside: aside.clone() };
+    let pending = Pending { identity, keys, aside: aside.clone(), off };
     home.write_json(PLAN, &pending).or_else(|e| {
         home.forget(PLAN).context("and what was written of it can't be removed")?;
         Err(e)
@@ -177,14 +212,10 @@ fn place(home: &Home, epoch: u64) -> String {
 
 /// This node's keys: its own, or, where it has none of this cluster's, new ones that the backup's CA signs.
 fn keys(home: &Home, backup: &Backup, of: Option<&Identity>, me: &NodeRecord) -> Result<Keys> {
-    let cluster_key = key_text(backup.key().expose());
-    let is_it = of.is_some_and(|of| of.name == me.name && of.uuid == me.uuid);
-    if is_it
-        && let Ok(keys) = home.keys()
-        && keys.cluster_key == cluster_key
-    {
-        return Ok(keys);
+    if others::is_it(home, backup, of, me) {
+        return home.keys();
     }
+    let cluster_key = key_text(backup.key().expose());
     let ca =
         backup.tree().text(paths::CA_CERT).context("the backup has no certificate of the cluster's CA")?;
     let sealed = backup.tree().get(paths::CA_KEY).context("the backup has no key of the cluster's CA")?;
@@ -198,13 +229,26 @@ fn keys(home: &Home, backup: &Backup, of: Option<&Identity>, me: &NodeRecord) ->
 }
 
 /// In their order.
-const STEPS: [fn(&Home, &Pending) -> Result<()>; 5] = [
+const STEPS: [fn(&Home, &Pending) -> Result<()>; 6] = [
     |home, pending| {
         let (conf, aside) = (home.at("conf"), home.at(&pending.aside));
         match home.at(NEXT).exists() && !aside.exists() && !is_empty(&conf)? {
             true => rename(&conf, &aside),
             false => Ok(()),
         }
+    },
+    // Who this machine was: nothing else has its key.
+    |home, pending| {
+        let aside = home.at(&pending.aside);
+        for (from, to) in [("node.json", "node.json"), ("tls/keys.json", "keys.json")] {
+            let Some(kept) = home.read_json::<serde_json::Value>(from)? else { continue };
+            if !aside.join(to).exists() {
+                std::fs::create_dir_all(&aside)
+                    .with_context(|| format!("can't make the folder {}", aside.display()))?;
+                home.write_json(&format!("{}/{to}", pending.aside), &kept)?;
+            }
+        }
+        Ok(())
     },
     |home, _| {
         let (next, conf) = (home.at(NEXT), home.at("conf"));
@@ -224,6 +268,15 @@ const STEPS: [fn(&Home, &Pending) -> Result<()>; 5] = [
     |home, _| home.forget("members.json"),
     |home, pending| home.save_identity(&pending.identity),
 ];
+
+/// Before a restore whose store counts is ended, if there is one: whoever was said to be off still is.
+///
+/// # Errors
+/// If one of them answers.
+pub async fn knock(home: &Home) -> Result<()> {
+    let Some(pending) = home.read_json::<Pending>(PLAN)? else { return Ok(()) };
+    others::silent(&pending.off).await.context("a restore is to be ended that was cut off (restore.json)")
+}
 
 /// Ends a restore whose store counts, if there is one.
 ///
@@ -342,7 +395,7 @@ pub(crate) mod tests {
     }
 
     fn asked(file: PathBuf) -> Restore {
-        Restore { file, name: None, off: vec![], force: false }
+        Restore { file, name: None, off: vec![], unknown_off: false, force: false }
     }
 
     /// It is the only one of a new epoch, and what it was is kept.
@@ -391,6 +444,9 @@ pub(crate) mod tests {
         }
         let other: NodeRecord = serde_json::from_slice(&tree.get("stead/nodes/n2").unwrap().data).unwrap();
         assert!(other.state.is_lost());
+        assert!(
+            tree.get(paths::RESTORED).is_some() && tree.text(paths::HA_STATUS).unwrap().contains("freeze")
+        );
     }
 
     #[tokio::test]
@@ -400,7 +456,13 @@ pub(crate) mod tests {
         let empty = dir.path().join("new");
         let refused = done(&empty, &asked(file.clone())).await.unwrap_err();
         assert!(format!("{refused:#}").contains("--as one of n1"), "{refused:#}");
-        let as_n1 = Restore { name: Some("n1".parse().unwrap()), ..asked(file.clone()) };
+        let mut as_n1 = Restore { name: Some("n1".parse().unwrap()), ..asked(file.clone()) };
+        let unknown = done(&empty, &as_n1).await.unwrap_err();
+        assert!(format!("{unknown:#}").contains("--unknown-off"), "who has joined since? {unknown:#}");
+        as_n1.unknown_off = true;
+        let unsaid = done(&empty, &as_n1).await.unwrap_err();
+        assert!(format!("{unsaid:#}").contains("the machine that had the name 'n1' before"), "{unsaid:#}");
+        as_n1.off = vec!["n1".parse().unwrap()];
         done(&empty, &as_n1).await.unwrap();
         let new = Home::open(&empty).unwrap();
         has_begun(&new, None);
@@ -409,6 +471,85 @@ pub(crate) mod tests {
         assert!(keys.cert.contains("BEGIN CERTIFICATE") && keys.cert != old.cert);
         // Again, over what it now has.
         assert!(done(&empty, &as_n1).await.is_err());
+    }
+
+    /// Makes a change in a stopped node's store.
+    fn since(home: &Home, txn: &Txn) {
+        let of = home.identity().unwrap().unwrap();
+        let machine = succession::look(&home.at("conf")).unwrap().machine;
+        let mut all = Txn::new("root@pam");
+        for (path, entry) in machine.tree().list("") {
+            all = all.put(path, entry.data.clone());
+        }
+        all.ops.extend(txn.ops.clone());
+        let machine = Machine::found(of.raft_id.0, &all, 0).unwrap();
+        std::fs::remove_dir_all(home.at("conf")).unwrap();
+        drop(Store::create(&home.at("conf"), of.raft_id.0, &machine).unwrap());
+    }
+
+    #[tokio::test]
+    async fn who_has_joined_since_the_backup_is_off_too() {
+        let (dir, home) = node(&["n1", "n2"]);
+        let file = file(dir.path(), &backup(&home));
+        // One is new, another came again as another machine, at an address where somebody is.
+        let there = tokio::net::TcpListener::bind("127.0.7.8:0").await.unwrap();
+        let (new, mut again) = (record("n3", 3), record("n2", 7));
+        again.addr = there.local_addr().unwrap();
+        let mut txn = Txn::new("x");
+        for (n, node) in [("n3", &new), ("n2", &again)] {
+            txn = txn.put(format!("stead/nodes/{n}"), serde_json::to_vec(node).unwrap());
+        }
+        since(&home, &txn);
+        let off = |names: &[&str]| names.iter().map(|n| n.parse().unwrap()).collect::<Vec<NodeName>>();
+        let mut asked = Restore { off: off(&["n2"]), force: true, ..asked(file) };
+        let unsaid = done(&home.0, &asked).await.unwrap_err();
+        assert!(format!("{unsaid:#}").contains("nobody has said so of n3"), "{unsaid:#}");
+        asked.off = off(&["n2", "n3"]);
+        let on = done(&home.0, &asked).await.unwrap_err();
+        assert!(format!("{on:#}").contains("node 'n2' is not off: a machine answers at 127.0.7.8"), "{on:#}");
+        drop(there);
+        done(&home.0, &asked).await.unwrap();
+        // A store that can't be read tells nothing.
+        std::fs::write(home.at("conf/conf.redb"), b"damaged").unwrap();
+        let unknown = done(&home.0, &asked).await.unwrap_err();
+        assert!(format!("{unknown:#}").contains("--unknown-off"), "{unknown:#}");
+        asked.off = off(&["n2"]);
+        asked.unknown_off = true;
+        done(&home.0, &asked).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_node_of_another_cluster_is_taken_by_word_alone_and_its_keys_are_kept() {
+        let (dir, home) = node(&["n1"]);
+        let file = file(dir.path(), &backup(&home));
+        let mut keys = home.keys().unwrap();
+        keys.cluster_key = key_text(&[8; 32]);
+        home.save_keys(&keys).unwrap();
+        let of = home.identity().unwrap().unwrap();
+        let mut asked = Restore { force: true, off: vec![of.name.clone()], ..asked(file) };
+        let refused = done(&home.0, &asked).await.unwrap_err();
+        assert!(format!("{refused:#}").contains("--as n1"), "{refused:#}");
+        assert!(home.keys().unwrap() == keys && home.identity().unwrap().unwrap() == of);
+        asked.name = Some(of.name.clone());
+        done(&home.0, &asked).await.unwrap();
+        let kept: Keys = home.read_json("conf.replaced-2/keys.json").unwrap().unwrap();
+        assert!(kept == keys, "the only copy of the node's key is gone");
+        assert_eq!(home.read_json("conf.replaced-2/node.json").unwrap(), Some(of));
+    }
+
+    #[tokio::test]
+    async fn who_ends_a_restore_that_was_cut_off_knocks_again() {
+        let (_dir, home) = node(&["n1", "n2"]);
+        let of = home.identity().unwrap();
+        let there = tokio::net::TcpListener::bind("127.0.7.9:0").await.unwrap();
+        let (me, mut other) = (record("n1", 1), record("n2", 2));
+        other.addr = there.local_addr().unwrap();
+        let off = others::doors(&[other], of.as_ref(), &me);
+        prepare(&home, backup(&home), of.as_ref(), &me, off).unwrap();
+        let on = knock(&home).await.unwrap_err();
+        assert!(format!("{on:#}").contains("node 'n2' is not off"), "{on:#}");
+        drop(there);
+        knock(&home).await.unwrap();
     }
 
     #[tokio::test]
@@ -427,7 +568,7 @@ pub(crate) mod tests {
         let key = ClusterKey::from([9; 32]);
         let txn = Txn::new("x").put(paths::CLUSTER, "no record");
         let odd = Backup::of(Machine::found(1, &txn, 0).unwrap(), key, "n1", Era::FIRST, 5);
-        assert!(prepare(&home, odd, None, &record("n1", 1), &[]).is_err());
+        assert!(prepare(&home, odd, None, &record("n1", 1), vec![]).is_err());
         assert!(!home.at(PLAN).exists() && !home.at("conf.replaced-2").exists());
         assert_eq!(std::fs::read(home.at("conf/conf.redb")).unwrap(), before);
     }
@@ -453,7 +594,7 @@ pub(crate) mod tests {
                 std::fs::create_dir(home.at(NEXT)).unwrap();
                 std::fs::write(home.at(NEXT).join("conf.redb.new"), b"half").unwrap();
                 let of = home.identity().unwrap();
-                prepare(&home, backup(&home), of.as_ref(), &record("n1", 1), &[]).unwrap();
+                prepare(&home, backup(&home), of.as_ref(), &record("n1", 1), vec![]).unwrap();
                 let pending = home.read_json::<Pending>(PLAN).unwrap().unwrap();
                 // Killed, begun again, and killed again.
                 for n in [steps, again] {
@@ -465,6 +606,7 @@ pub(crate) mod tests {
                 }
                 carry_out(&home).unwrap();
                 has_begun(&home, Some(&before));
+                assert_eq!(home.read_json("conf.replaced-2/node.json").unwrap(), of, "who it was");
                 carry_out(&home).unwrap();
                 has_begun(&home, Some(&before));
             }

@@ -14,6 +14,8 @@ pub const OWNERSHIP: &str = "stead/owner/";
 pub const PRIVATE: &str = "priv/";
 /// How much of the configuration's past is kept; its form is the replicated state's own (`stead_conf::HistoryLimits`).
 pub const HISTORY: &str = "stead/history";
+/// That the configuration is of a backup, and nothing starts by itself; gone when an administrator has armed HA.
+pub const RESTORED: &str = "stead/restored";
 /// Storages.
 pub const STORAGE_CFG: &str = "storage.cfg";
 /// Users, groups, tokens' comments, ACLs, pools.

@@ -68,6 +68,7 @@ fn main() -> Result<()> {
 async fn run(args: Args) -> Result<bool> {
     let home = Home::open(&args.dir)?;
     let _only = home.lock()?;
+    restore::knock(&home).await?;
     let started = bootstrap::start(&home, &args)?;
     let conf = started.conf.clone();
     let members = Members::new(conf.clone(), home.members()?);

@@ -358,7 +358,10 @@ impl Ops {
                 ahead_ms.unsigned_abs() / 1000
             )
         });
-        self.epoch_warnings().into_iter().chain(clocks).collect()
+        let restored = self.conf.view(|t| t.get(stead_model::paths::RESTORED).is_some()).then(|| {
+            "the configuration was restored from a backup: no guest starts by itself. Look at where guests are, then: stead ha arm".to_owned()
+        });
+        self.epoch_warnings().into_iter().chain(restored).chain(clocks).collect()
     }
 
     /// `/cluster/status`: the cluster, then its nodes.

@@ -372,6 +372,13 @@ impl Ops {
         let same = (request.era == self.me.era).then(|| self.conf.view(|t| t.revision().0));
         let base = same.or(after.map(|s| s.base)).unwrap_or(0);
         let At { value: mut node, revision } = self.node_record(from)?;
+        // Two machines of one name: the older one may be what a backup was restored beside.
+        if *from == self.me.name || (request.era != self.me.era && self.online(&node)) {
+            return Err(OpsError::failed(format!(
+                "a node '{from}' is online in cluster epoch {} already: another machine has this name",
+                self.me.era
+            )));
+        }
         let (raft_id, mut txn) = self.conf.view(|t| -> Result<_, OpsError> {
             let (next, old) = numbers(t)?;
             let mut txn =
@@ -619,6 +626,49 @@ pub fn succession(tree: &Tree, base: Revision, plan: &EpochPlan) -> Result<Vec<T
         out.push(txn);
     }
     Ok(out)
+}
+
+/// What an epoch changes in the tree of a backup: as [`succession`]; and nothing starts by itself until an administrator has looked,
+/// since the backup may not know where guests are by now. HA is disarmed, what was asked of it is not done, and
+/// [`paths::RESTORED`] keeps guests from starting with their nodes. To arm HA ends all that.
+///
+/// # Errors
+/// As [`succession`].
+pub fn restored(tree: &Tree, base: Revision, plan: &EpochPlan) -> Result<Vec<Txn>, OpsError> {
+    let mut out = succession(tree, base, plan)?;
+    let mut txn =
+        store::txn(&plan.by, "restored from a backup: HA is disarmed, and nothing starts by itself");
+    // A state that can't be read is worth no more than none: the manager begins anew when HA is armed.
+    let state = tree.get(paths::HA_STATUS).and_then(|e| serde_json::from_slice(&e.data).ok());
+    let mut state: stead_ha::ManagerState = state.unwrap_or_default();
+    state.rest();
+    txn.ops.push(Op::Put(paths::HA_STATUS.to_owned(), store::bytes(&state)?.into()));
+    txn.ops.extend(tree.list(crate::ha::COMMANDS).map(|(path, _)| Op::Delete(path.to_owned())));
+    let mark = serde_json::json!({"era": plan.era, "at_ms": plan.at_ms});
+    txn.ops.push(Op::Put(paths::RESTORED.to_owned(), store::bytes(&mark)?.into()));
+    out.push(txn);
+    Ok(out)
+}
+
+/// What is wrong with a state: as a store has it, and as a restore on `node` would begin with it.
+pub fn faults(machine: &stead_conf::Machine, key: &stead_conf::ClusterKey, node: &NodeName) -> Vec<String> {
+    let mut out = stead_conf::check::faults(machine, Some(key));
+    let plan = EpochPlan {
+        survivor: node.clone(),
+        era: Era::FIRST.next(1),
+        raft_id: RaftId(1),
+        spared: vec![],
+        off: vec![],
+        by: String::new(),
+        at_ms: 0,
+    };
+    let tree = machine.tree();
+    if !tree.is_empty()
+        && let Err(e) = restored(tree, Revision(0), &plan)
+    {
+        out.push(e.to_string());
+    }
+    out
 }
 
 /// The cluster's record, and its members: the others are lost, and all have new numbers.

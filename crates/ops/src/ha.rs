@@ -317,6 +317,10 @@ impl Ops {
             Request::Arm => "HA: arm".to_owned(),
         };
         let mut txn = store::txn(who, note);
+        // Somebody has looked: guests start with their nodes again.
+        if matches!(request, Request::Arm) && self.conf.view(|t| t.get(paths::RESTORED).is_some()) {
+            txn.ops.push(Op::Delete(paths::RESTORED.to_owned()));
+        }
         txn.ops.push(Op::Put(command_path(request), store::bytes(request)?.into()));
         self.conf.transact(txn).await?;
         Ok(())

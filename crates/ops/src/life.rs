@@ -34,12 +34,17 @@ impl Ops {
 
 /// At which of a node's addresses a machine answers, if at any: its daemon, or a kernel that refuses a connection.
 pub async fn kernel_of(node: &NodeRecord) -> Option<SocketAddr> {
-    let knocks = join_all(node.links().map(|(_, addr)| async move {
-        let (there, beside) = tokio::join!(is_on(addr), is_on(SocketAddr::new(addr.ip(), NOBODY)));
+    kernel_at(node.addrs()).await
+}
+
+/// At which of these addresses a machine answers, if at any.
+pub async fn kernel_at(addrs: Vec<SocketAddr>) -> Option<SocketAddr> {
+    let knocks = join_all(addrs.iter().map(|addr| async move {
+        let (there, beside) = tokio::join!(is_on(*addr), is_on(SocketAddr::new(addr.ip(), NOBODY)));
         there || beside
     }));
     let knocks = knocks.await;
-    node.links().zip(knocks).find(|(_, on)| *on).map(|((_, addr), _)| addr)
+    addrs.into_iter().zip(knocks).find(|(_, on)| *on).map(|(addr, _)| addr)
 }
 
 /// Whether a machine answers at an address.

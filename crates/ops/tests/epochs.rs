@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use stead_model::{Era, NodeName};
-use stead_ops::epochs::{Aside, AsideChange};
+use stead_ops::epochs::{Aside, AsideChange, RejoinRequest};
 use stead_ops::status::NodeReport;
 use stead_ops_testing::{Node, lost, member, name, report, root, uuid};
 
@@ -40,6 +40,20 @@ async fn what_another_member_has_heard_counts_as_long_as_it_says_so() {
     assert_eq!((node.ops.elsewhere(), node.ops.heard_elsewhere()), (heard(&["n2"]), heard(&[])));
     says(3, &[]);
     assert_eq!(node.ops.elsewhere(), heard(&[]));
+}
+
+#[tokio::test]
+async fn a_machine_whose_name_is_taken_in_this_epoch_is_not_let_in_again() {
+    let node = Node::of_three().await;
+    let back = |era| RejoinRequest { era, wished: true };
+    // n1 asks n1, and n3 is online; n2 is lost, and awaited.
+    for taken in ["n1", "n3"] {
+        let refused = node.ops.let_in_again(&name(taken), &back(Era::FIRST.next(7))).await.unwrap_err();
+        assert!(refused.to_string().contains("another machine has this name"), "{taken}: {refused}");
+    }
+    node.ops.let_in_again(&name("n2"), &back(Era::FIRST.next(7))).await.unwrap();
+    // An older copy of this very epoch: it was online a moment ago.
+    node.ops.let_in_again(&name("n3"), &back(node.ops.me.era)).await.unwrap();
 }
 
 #[tokio::test]

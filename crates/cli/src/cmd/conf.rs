@@ -15,7 +15,7 @@ use similar::TextDiff;
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stead_transport::{client, empty};
@@ -131,9 +131,13 @@ pub struct Restore {
     /// Which node of the backup's this machine is; the one that it has been unless it is said
     #[arg(long = "as", id = "as-node", value_name = "NODE")]
     pub name: Option<String>,
-    /// Another node of the backup's, of which you know that it is off; once for each of them
+    /// Another node, of which you know that it is off; once for each of the backup's, of those that joined since, and, where
+    /// this machine was another one, for the machine that had its name
     #[arg(long, value_name = "NODE")]
     pub off: Vec<String>,
+    /// Where this machine's store does not tell who has joined since the backup: you know that whoever did is off
+    #[arg(long)]
+    pub unknown_off: bool,
     /// Where there is a store: keep it aside, and go on
     #[arg(long)]
     pub force: bool,
@@ -151,10 +155,11 @@ pub fn by_store(command: &Command, connection: &Connection) -> Option<Result<(),
             words.push("check".into());
             words.extend(file.iter().map(Into::into));
         }
-        Command::Restore(Restore { file, name, off, force }) => {
+        Command::Restore(Restore { file, name, off, unknown_off, force }) => {
             words.extend(["restore".into(), file.into()]);
             words.extend(name.iter().flat_map(|name| ["--as".into(), name.into()]));
             words.extend(off.iter().flat_map(|node| ["--off".into(), node.into()]));
+            words.extend(unknown_off.then(|| "--unknown-off".into()));
             words.extend(force.then(|| "--force".into()));
         }
         _ => return None,
@@ -168,6 +173,14 @@ pub fn by_store(command: &Command, connection: &Connection) -> Option<Result<(),
 /// Streams the backup to a new file.
 async fn backup(cx: &Cx, file: &Path) -> Result<(), Failure> {
     let named = |e: std::io::Error| Failure::failed(format!("can't write {}: {e}", file.display()));
+    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let device = std::fs::metadata(folder).map_err(named)?.dev();
+    if is_own(&std::fs::read_to_string("/proc/self/mountinfo").map_err(named)?, device) {
+        return Err(Failure::usage(format!(
+            "{} lies in the configuration itself, which every node holds: choose a place outside of it",
+            file.display()
+        )));
+    }
     let mut request = Request::builder().uri("/api2/json/cluster/history/backup").body(empty());
     if let Ok(request) = &mut request {
         cx.api.sign(request);
@@ -179,7 +192,14 @@ async fn backup(cx: &Cx, file: &Path) -> Result<(), Failure> {
     }
     let mut part = file.as_os_str().to_owned();
     part.push(".part");
-    let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part).map_err(named)?;
+    let part = PathBuf::from(part);
+    let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
+    let mut out = out.map_err(|e| {
+        let left = "if it is there: left by a backup that was cut off? remove it";
+        Failure::failed(format!("can't make {} ({left}): {e}", part.display()))
+    })?;
+    let name = answer.headers().get(http::header::CONTENT_DISPOSITION);
+    let newest = !name.is_some_and(|name| name.to_str().is_ok_and(|name| name.contains("unconfirmed")));
     let mut body = answer.into_body();
     let written = async {
         while let Some(frame) = body.frame().await {
@@ -187,17 +207,43 @@ async fn backup(cx: &Cx, file: &Path) -> Result<(), Failure> {
             out.write_all(&data.unwrap_or_default()).map_err(named)?;
         }
         out.sync_all().map_err(named)?;
-        // Unlike a rename, this takes no other file's place.
-        std::fs::hard_link(&part, file).map_err(named)
+        place(&part, file).map_err(named)
     };
-    let written = written.await;
-    let _left = std::fs::remove_file(&part);
-    written?;
-    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let Err(e) = written.await {
+        let _left = std::fs::remove_file(&part);
+        return Err(e);
+    }
     std::fs::File::open(folder).and_then(|f| f.sync_all()).map_err(named)?;
-    let said =
-        format!("{} holds the configuration, with its secrets: 'stead conf check' reads it", file.display());
+    let what = match newest {
+        true => "the configuration",
+        false => {
+            "what this node has of the configuration, which is not known to be the newest (there is no majority)"
+        }
+    };
+    let said = format!("{} holds {what}, with its secrets: 'stead conf check' reads it", file.display());
     cx.format().done(&Value::Null, &said)
+}
+
+/// Whether a device is a mount of the configuration's files.
+fn is_own(mounts: &str, device: u64) -> bool {
+    let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    mounts.lines().any(|line| {
+        let Some((of, kind)) = line.split_once(" - ") else { return false };
+        of.split(' ').nth(2) == Some(&device) && kind.split(' ').next() == Some("fuse.stead")
+    })
+}
+
+/// Gives a file its name, and takes no other file's place.
+fn place(part: &Path, file: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags};
+    match rustix::fs::renameat_with(CWD, part, CWD, file, RenameFlags::NOREPLACE) {
+        // A file system without it may have links; those that have none, as FAT, have it.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
+            std::fs::hard_link(part, file)?;
+            std::fs::remove_file(part)
+        }
+        done => Ok(done?),
+    }
 }
 
 pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
@@ -350,6 +396,26 @@ mod tests {
         ] {
             assert!(moment(word).is_err(), "{word}");
         }
+    }
+
+    #[test]
+    fn the_configuration_s_own_mount_is_no_place_for_a_backup() {
+        let mounts = "40 1 0:55 / /etc/pve rw,nosuid - fuse.stead stead rw\n\
+            41 1 0:56 / /mnt rw - fuse.sshfs x rw\n42 1 259:2 / / rw - ext4 /dev/nvme0n1p2 rw\n";
+        let device = |minor| rustix::fs::makedev(0, minor);
+        assert!(is_own(mounts, device(55)));
+        assert!(!is_own(mounts, device(56)) && !is_own(mounts, rustix::fs::makedev(259, 2)));
+    }
+
+    #[test]
+    fn a_file_gets_a_name_that_is_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let [part, file] = ["part", "file"].map(|name| dir.path().join(name));
+        std::fs::write(&part, "new").unwrap();
+        place(&part, &file).unwrap();
+        std::fs::write(&part, "newer").unwrap();
+        assert!(place(&part, &file).unwrap_err().to_string().contains("File exists"));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "new");
     }
 
     #[test]

@@ -9,7 +9,9 @@
 
 use super::{Clerk, DISARMED, Round, in_order};
 use crate::agent::AgentMode;
-use crate::state::{Disarm, DisarmMode, NodeMemory, NodeStatus, NodeWord, Request, ServiceState, View};
+use crate::state::{
+    Disarm, DisarmMode, ManagerState, NodeMemory, NodeStatus, NodeWord, Request, ServiceState, View,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use stead_model::NodeName;
 
@@ -105,6 +107,21 @@ impl Clerk<'_, '_> {
         };
         let status = self.view.nodes.iter().map(|(n, v)| (n.clone(), shown(n, v.word))).collect();
         self.assign(|s| &mut s.node_status, status);
+    }
+}
+
+impl ManagerState {
+    /// Disarms HA at once, where no guest runs and none is on its way: all is frozen where it is, but for what was given up. Nothing is
+    /// started before HA is armed.
+    pub fn rest(&mut self) {
+        for s in self.service_status.values_mut().filter(|s| s.state != ServiceState::Error) {
+            self.last_uid += 1;
+            (s.state, s.target, s.uid, s.reason) =
+                (ServiceState::Freeze, None, self.last_uid, DISARMED.to_owned());
+            (s.timeout, s.retry_at) = (None, None);
+        }
+        self.imbalanced_since = None;
+        self.disarm = Some(Disarm { mode: DisarmMode::Freeze, ready: true, done: false });
     }
 }
 

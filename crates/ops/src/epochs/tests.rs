@@ -179,3 +179,20 @@ fn what_a_node_had_alone_is_named_in_one_line_and_counted() {
     assert!(many.contains("104.conf and 122 more alone"), "{many}");
     assert!(many.len() < stead_conf::MAX_NOTE, "{many}");
 }
+
+#[test]
+fn what_a_backup_s_state_would_do_by_itself_waits_and_what_was_asked_then_is_dropped() {
+    let mut tree = tree(&[(100, own("n1", 3, true, true))]);
+    let command = format!("{}100", crate::ha::COMMANDS);
+    let mut txn = store::txn("bob@pve", "move");
+    for (path, data) in [(command.as_str(), "{}"), (paths::HA_STATUS, "damaged")] {
+        store::put_over(&mut txn, path, None, data);
+    }
+    tree.apply(&txn).unwrap();
+    for txn in restored(&tree, Revision(1), &plan(&[])).unwrap() {
+        tree.apply(&txn).unwrap();
+    }
+    let state = store::record::<stead_ha::ManagerState>(&tree, paths::HA_STATUS).unwrap().unwrap().value;
+    assert!(state.disarm.is_some_and(|d| d.ready));
+    assert!(tree.get(&command).is_none() && tree.get(paths::RESTORED).is_some());
+}

@@ -456,6 +456,32 @@ fn disarmed_by_freezing_nothing_happens_until_armed() {
 }
 
 #[test]
+fn a_state_of_a_backup_rests_until_armed() {
+    let mut lab = Lab::new(3).with(&[(100, 1), (101, 2), (102, 1)]);
+    lab.want(sid(102), Stopped);
+    lab.settle();
+    // One was on its way when the backup was made.
+    lab.ask_move(sid(101), 3);
+    lab.step();
+    lab.view.requests.clear();
+    for n in 100..=102 {
+        lab.seen(sid(n)).process = Process::Absent;
+        lab.seen(sid(n)).armed = false;
+    }
+    lab.state.rest();
+    // Agents act by the state alone, before any manager has looked.
+    lab.settle();
+    assert_eq!((lab.running(), lab.is(sid(101))), (vec![], "freeze n2".into()));
+    lab.ask(Request::Disarm { mode: DisarmMode::Freeze });
+    lab.settle();
+    assert_eq!(lab.dropped.last().unwrap().1, "HA is disarmed already");
+    lab.ask(Request::Arm);
+    lab.settle();
+    assert_eq!(lab.running(), ["100@n1", "101@n3"], "where the records say");
+    assert_eq!(lab.is(sid(102)), "stopped n1");
+}
+
+#[test]
 fn disarmed_by_ignoring_users_do_as_they_like_and_arming_takes_it_as_it_is() {
     let mut lab = Lab::new(3).with(&[(100, 1)]);
     lab.ask(Request::Disarm { mode: DisarmMode::Ignore });

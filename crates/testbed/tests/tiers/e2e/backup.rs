@@ -24,6 +24,7 @@ fn a_backup_is_restored_on_one_node_and_the_others_come_back_to_it() {
         let node = cluster.node(0);
         api.put("/cluster/options", &[("description", "before")]).await?;
         cluster.create_tick_guest(0, VM).await?;
+        api.put(&format!("/nodes/n1/qemu/{VM}/config"), &[("onboot", "1")]).await?;
         let file = cluster.dir().join("all.backup");
         let file = file.to_str().context("a path")?;
         done(node, &["conf", "backup", file]).await?;
@@ -64,9 +65,14 @@ fn a_backup_is_restored_on_one_node_and_the_others_come_back_to_it() {
         described(&api, "before").await?;
         let row = cluster.guest_row(&api, VM).await?;
         ensure!(row["node"] == "n1", "{row}");
+        let warned = api.get("/cluster/status").await?.to_string();
+        ensure!(warned.contains("no guest starts by itself"), "{warned}");
         cluster.node(1).power_on()?;
         cluster.node(2).power_on()?;
         all_vote(&cluster, &api).await?;
+        let row = cluster.guest_row(&api, VM).await?;
+        ensure!(row["status"] == "stopped", "it was started by itself: {row}");
+        done(node, &["ha", "arm"]).await?;
         start(&cluster, &api, 0, VM).await?;
         for n in 1..3 {
             let api = stands(&cluster, n, "in epoch 2", is_second).await?;
