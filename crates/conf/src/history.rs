@@ -264,6 +264,10 @@ impl History {
     fn trim(&mut self, now_ms: u64, limits: HistoryLimits) {
         let too_old = limits.max_age_ms.map_or(0, |age| now_ms.saturating_sub(age));
         while let Some((&at, oldest)) = self.changes.first_key_value() {
+            // The latest tells who has said so.
+            if self.changes.len() == 1 {
+                return;
+            }
             let is_old = self.changes.len() > NEWEST && oldest.at_ms < too_old;
             if !is_old && self.bytes <= limits.max_bytes {
                 return;

@@ -220,12 +220,19 @@ impl Ops {
     }
 
     /// The whole configuration as a file's content, secrets and the cluster's key too. With a majority it holds all that was committed
-    /// anywhere before; without one, what this node has.
+    /// anywhere before; without one, what this node has, which may not be the newest: the second half tells.
     ///
     /// # Errors
-    /// If a majority does not answer in time, or the state can't be written down.
-    pub async fn backup(&self, actor: &Actor) -> Result<Vec<u8>, OpsError> {
-        if self.quorate() {
+    /// If a majority does not answer in time, this node's store is an older copy of itself, or the state can't be restored or written
+    /// down.
+    pub async fn backup(&self, actor: &Actor) -> Result<(Vec<u8>, bool), OpsError> {
+        if self.conf.status().borrow().lost {
+            return Err(OpsError::failed(
+                "this node's configuration is an older copy of what it has acknowledged: make the backup on another node",
+            ));
+        }
+        let newest = self.quorate();
+        if newest {
             self.conf.barrier().await?;
         }
         let backup = self.conf.backup(self.me.name.as_str(), self.me.era);
@@ -233,8 +240,16 @@ impl Ops {
         let failed = |why: &dyn std::fmt::Display| {
             OpsError::failed(format!("the configuration can't be backed up: {why}"))
         };
-        let encoded = tokio::task::spawn_blocking(move || backup.encode()).await.map_err(|e| failed(&e))?;
-        encoded.map_err(|e| failed(&e))
+        let node = self.me.name.clone();
+        let encoded = tokio::task::spawn_blocking(move || {
+            // What could not be restored is found out while there is time.
+            match crate::epochs::faults(backup.machine(), backup.key(), &node).as_slice() {
+                [] => backup.encode().map_err(|e| e.to_string()),
+                faults => Err(format!("{} things are wrong: {}", faults.len(), faults.join("; "))),
+            }
+        });
+        let encoded = encoded.await.map_err(|e| failed(&e))?;
+        Ok((encoded.map_err(|e| failed(&e))?, newest))
     }
 
     /// Writes a file as it was at a moment, or removes it if it was not there, as who edits files would. `over`: only if its
@@ -292,11 +307,13 @@ impl Ops {
 }
 
 /// What an actor needs beside Sys.Modify on `/`: what the API asks of who changes the same. What decides who may do what,
-/// and guests, whose nodes change them as root's files, are root's.
+/// guests, whose nodes change them as root's files, and what Stead does not read are root's.
 fn may_roll_back(actor: &Actor, path: &str) -> Result<(), OpsError> {
     actor.require("/", &["Sys.Modify"])?;
     let of_root = files::is_private(path)
         || files::is_guest(path)
+        // Who reads it, and what it does there, is not known here.
+        || !files::check::is_known(path)
         || [paths::USER_CFG, paths::FENCE_CFG].contains(&path);
     if of_root && !actor.root {
         return Err(OpsError::Forbidden { path: path.to_owned(), privilege: "root@pam".to_owned() });

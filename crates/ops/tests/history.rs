@@ -119,6 +119,11 @@ async fn who_goes_back_may_change_what_the_file_says() {
         let refused = ask(allow(all), path, to).await;
         assert!(matches!(refused, Err(OpsError::Forbidden { .. })), "{path}: {refused:?}");
     }
+    node.commit(Txn::new("x").put("firewall/cluster.fw", "enable: 1\n")).await;
+    let unknown = now(&node, "firewall/cluster.fw");
+    node.commit(Txn::new("x").put("firewall/cluster.fw", "enable: 0\n")).await;
+    let refused = ask(allow(all), "firewall/cluster.fw", unknown).await;
+    assert!(matches!(refused, Err(OpsError::Forbidden { .. })), "whoever reads it: {refused:?}");
     assert!(ask(allow(&[]), "notes/a", users).await.is_err());
     ask(allow(&["Sys.Modify", "Datastore.Allocate"]), "storage.cfg", storages).await.unwrap();
     assert_eq!(text(&node, "user.cfg").unwrap(), "");

@@ -76,7 +76,7 @@ endpoint! {
 
 endpoint! {
     /// Writes a file of the configuration as it was at a moment, or removes it if it was not there: a new change, checked as one that is
-    /// written by hand. Guests' files, `user.cfg` and `ha/fence.cfg` by root@pam alone; for other files that the API changes, what it asks
+    /// written by hand. Guests' files, `user.cfg`, `ha/fence.cfg` and what Stead does not read by root@pam alone; for other files that the API changes, what it asks
     /// for there is needed, too.
     Rollback = post("/cluster/history/rollback"), Anywhere, Access::All("/", &["Sys.Modify"]);
     fn call(cx, p: Back) -> Null {
@@ -96,8 +96,9 @@ endpoint! {
 }
 
 endpoint! {
-    /// Says how much of the configuration's past is kept. What is over it goes with the next change.
-    Limit = put("/cluster/history/status"), Anywhere, Access::All("/", &["Sys.Modify"]);
+    /// Says how much of the configuration's past is kept. What is over it goes with the next change, and with it who did what: so it is
+    /// root's to say.
+    Limit = put("/cluster/history/status"), Anywhere, Access::Root;
     fn call(cx, p: Limits) -> Null {
         cx.ops().limit_history(&cx.actor(), p.max_size, p.max_age).await?;
         Ok(Null)
@@ -106,12 +107,13 @@ endpoint! {
 
 endpoint! {
     /// The whole configuration as one file, from which 'stead conf restore' makes a node's store. It holds all secrets, and the cluster's
-    /// key. By the local socket alone.
+    /// key. By the local socket alone. Without a majority it is what this node has, and the file's name says *unconfirmed*.
     Backup = get("/cluster/history/backup"), Anywhere, Access::Root;
     fn call(cx, _p: Nothing) -> Bytes {
         here(cx)?;
-        let data = cx.ops().backup(&cx.actor()).await?;
-        let filename = Some("stead-configuration.backup".to_owned());
+        let (data, newest) = cx.ops().backup(&cx.actor()).await?;
+        let name = if newest { "stead-configuration.backup" } else { "stead-configuration-unconfirmed.backup" };
+        let filename = Some(name.to_owned());
         Ok(Bytes { content_type: "application/octet-stream", body: full(data), filename })
     }
 }
