@@ -46,19 +46,19 @@ impl Clients {
     async fn client(&self, api: ApiClient) {
         while !self.is_over.get() {
             match Self::look(&api).await {
-                Ok(seen) if self.change(&api, seen).await != Answer::Unknown => {}
+                Ok(seen) if self.change(&api, &seen).await != Answer::Unknown => {}
                 // It has a moment until it is asked again.
                 _ => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
     }
 
-    async fn change(&self, api: &ApiClient, (writer, digest): (u64, String)) -> Answer {
+    async fn change(&self, api: &ApiClient, (writer, digest): &(u64, String)) -> Answer {
         let name = self.names.get() + 1;
         self.names.set(name);
         let call = Call::Transact {
             name,
-            checks: vec![Check::Writer(FILE.into(), writer)],
+            checks: vec![Check::Writer(FILE.into(), *writer)],
             changes: vec![Change::Put(FILE.into(), name)],
         };
         let begin = self.now();
