@@ -374,6 +374,17 @@ fn the_history_keeps_what_the_tree_says_and_is_the_same_where_a_snapshot_was_rea
 }
 
 #[test]
+fn the_latest_change_stays_however_large() {
+    let mut machine = Machine::found(1, &Txn::new("x"), 0).unwrap();
+    let mut txn = Txn::new("x").put("stead/history", "max-bytes 1048576\n").put("a", vec![b'x'; 900_000]);
+    txn.ops.push(stead_conf::Op::Level(HistoryLimits::LEVEL));
+    machine.apply(2, proposal(1, 1, 1, txn)).unwrap();
+    machine.apply(3, proposal(1, 2, 2, Txn::new("bob@pve").put("a", vec![b'y'; 900_000]))).unwrap();
+    let all: Vec<&str> = machine.history().all().map(|c| c.author.as_str()).collect();
+    assert_eq!(all, ["bob@pve"], "with what was there before it is larger than all may be");
+}
+
+#[test]
 fn a_folder_lists_what_lies_directly_in_it() {
     let mut tree = Tree::new();
     let paths = ["a", "b/c", "b/d/e", "b/d/f", "b.x", "b0", "c/d/e/f"];

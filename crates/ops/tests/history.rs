@@ -130,6 +130,16 @@ async fn who_goes_back_may_change_what_the_file_says() {
 }
 
 #[tokio::test]
+async fn a_backup_that_could_not_be_restored_is_not_given() {
+    let node = Node::of_three().await;
+    let (data, newest) = node.ops.backup(&root()).await.unwrap();
+    assert!(stead_conf::Backup::decode(&data).is_ok() && newest);
+    node.commit(Txn::new("x").put("stead/nodes/n9", "no record")).await;
+    let refused = node.ops.backup(&root()).await.unwrap_err().to_string();
+    assert!(refused.contains("stead/nodes/n9"), "{refused}");
+}
+
+#[tokio::test]
 async fn how_much_is_kept_is_said_and_seen() {
     let node = Node::start().await;
     let before = node.ops.history_status();
