@@ -33,7 +33,8 @@ use stead_driver::guest::RunState;
 use stead_guest::copy::{Claim, claim};
 use stead_membership::epochs::Lookout;
 use stead_model::{
-    ClusterRecord, Epoch, Era, Lineage, NodeName, NodeRecord, NodeState, RaftId, Succession, Vmid, paths,
+    BootId, ClusterRecord, Epoch, Era, Lineage, NodeName, NodeRecord, NodeState, RaftId, Succession, Vmid,
+    paths,
 };
 
 /// Asks a member for its epoch; answered whatever the caller's is.
@@ -72,6 +73,9 @@ pub struct RejoinRequest {
     pub era: Era,
     /// An operator wishes it, whatever became of that epoch.
     pub wished: bool,
+    /// Its machine's boot: it may have been heard a moment ago, before it went to another epoch.
+    #[serde(default)]
+    pub boot: Option<BootId>,
 }
 
 /// What a node gets that is let in again.
@@ -373,7 +377,9 @@ impl Ops {
         let base = same.or(after.map(|s| s.base)).unwrap_or(0);
         let At { value: mut node, revision } = self.node_record(from)?;
         // Two machines of one name: the older one may be what a backup was restored beside.
-        if *from == self.me.name || (request.era != self.me.era && self.online(&node)) {
+        let heard = self.status.node(from).filter(|_| self.online(&node));
+        let is_another = heard.is_some_and(|report| request.boot != Some(report.boot));
+        if *from == self.me.name || (request.era != self.me.era && is_another) {
             return Err(OpsError::failed(format!(
                 "a node '{from}' is online in cluster epoch {} already: another machine has this name",
                 self.me.era
@@ -410,7 +416,7 @@ impl Ops {
             return Err(failed(&why));
         }
         let closed = self.guest_locks.close("this node goes over to another cluster epoch")?;
-        let request = RejoinRequest { era: self.me.era, wished };
+        let request = RejoinRequest { era: self.me.era, wished, boot: Some(self.me.boot.clone()) };
         let answer = crate::peers::call(&*self.peers, node, REJOIN_CALL, &request, Duration::from_secs(10));
         let mut answer: RejoinAnswer = answer.await.map_err(|e| failed(&e))?;
         // Back to an epoch that this one has followed: the other side knows nothing of what came after.

@@ -45,14 +45,17 @@ async fn what_another_member_has_heard_counts_as_long_as_it_says_so() {
 #[tokio::test]
 async fn a_machine_whose_name_is_taken_in_this_epoch_is_not_let_in_again() {
     let node = Node::of_three().await;
-    let back = |era| RejoinRequest { era, wished: true };
+    let back = |era| RejoinRequest { era, wished: true, boot: None };
     // n1 asks n1, and n3 is online; n2 is lost, and awaited.
     for taken in ["n1", "n3"] {
         let refused = node.ops.let_in_again(&name(taken), &back(Era::FIRST.next(7))).await.unwrap_err();
         assert!(refused.to_string().contains("another machine has this name"), "{taken}: {refused}");
     }
     node.ops.let_in_again(&name("n2"), &back(Era::FIRST.next(7))).await.unwrap();
-    // An older copy of this very epoch: it was online a moment ago.
+    // The machine itself, which was heard a moment ago.
+    let boot = Some(node.ops.status.node(&name("n3")).unwrap().boot);
+    node.ops.let_in_again(&name("n3"), &RejoinRequest { boot, ..back(Era::FIRST.next(7)) }).await.unwrap();
+    // An older copy of this very epoch.
     node.ops.let_in_again(&name("n3"), &back(node.ops.me.era)).await.unwrap();
 }
 
