@@ -622,6 +622,7 @@ async fn an_image_that_names_files_of_the_host_is_not_taken() {
     let mut answer = String::new();
     disk.read_to_string(&mut answer).await.unwrap();
     assert!(answer.contains("built on another image"), "{answer}");
+    drop(disk);
     assert!(far.ended(&upid).await.0.contains("built on another image"));
     is_nothing(&far).await;
 }

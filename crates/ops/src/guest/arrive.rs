@@ -8,8 +8,9 @@
 mod live;
 mod take;
 
-use super::carry::{Carried, SMALL, STALLED, answered, write_parts};
+use super::carry::{Carried, SMALL};
 use super::copies::file_of;
+use super::images::{STALLED, answered, write_parts};
 use crate::peers::Duplex;
 use crate::remote::Lines;
 use crate::{Actor, Ops, OpsError, store};

@@ -9,15 +9,14 @@
 //! What a guest that runs writes is only given room here, and is [`super::along`]'s.
 
 use super::along::mirrored;
+use super::images::{Pace, STALLED, answered, send_image, write_parts};
 use super::loose;
 use crate::peers::{Duplex, call};
 use crate::store::GuestAt;
 use crate::{Ops, OpsError};
-use rustix::fs::SeekFrom;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use stead_conf::Revision;
 use stead_driver::storage::{Content, NewVolume, VolumeInfo};
@@ -25,8 +24,6 @@ use stead_guest::carried::{self, StorageMap};
 use stead_model::vmconfig::VmConfig;
 use stead_model::{Epoch, NodeName, NodeRecord, StorageId, Vmid, VolumeId, cloudinit};
 use stead_tasks::TaskContext;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::mpsc;
 
 /// Asks a node to make room for volumes.
 pub const ROOM_CALL: &str = "guest/room";
@@ -37,16 +34,6 @@ pub const STREAM: &str = "guest/volume-stream/";
 
 /// How long a node may take to make room: storages that answer slowly, and blocks that are written.
 const ROOM: Duration = Duration::from_secs(120);
-/// Bytes that are sent as one.
-const PART: usize = 1 << 20;
-/// How long a stream may take nothing of what is sent, and as long again for each GiB until it is said to be kept.
-pub(super) const STALLED: Duration = Duration::from_secs(120);
-/// Bytes at most that are heard of how it went.
-const ANSWER: u64 = 64 << 10;
-/// Parts that are read ahead.
-const AHEAD: usize = 4;
-/// Says that an image is on disk.
-const KEPT: &str = "kept";
 /// What an image is made with, before it is what was sent.
 pub(super) const SMALL: u64 = 1 << 20;
 
@@ -65,6 +52,14 @@ pub struct Carried {
     /// the image.
     #[serde(default)]
     pub disk: Option<(String, u64)>,
+}
+
+impl Carried {
+    /// Tells a task how many bytes of it were sent.
+    pub(super) fn tell(&self, cx: &TaskContext, sent: u64) {
+        cx.progress(sent as f64 / self.size.max(1) as f64);
+        cx.log(format!("{} of {} MiB", sent >> 20, self.size >> 20));
+    }
 }
 
 /// Asks for room.
@@ -212,7 +207,9 @@ impl Ops {
     ) -> Result<u64, OpsError> {
         let path = self.resolve_volume(&from.volume).await?.path;
         let far = self.peers.open(target, &format!("{STREAM}{vmid}/{n}")).await?;
-        send_image(cx, far, path, from, &format!("node '{}'", target.name), (limit, STALLED)).await
+        let names = (from.volume.to_string(), format!("node '{}'", target.name));
+        let pace = Pace { limit, patience: STALLED };
+        send_image(far, &path, (&names.0, &names.1), pace, |sent| from.tell(cx, sent)).await
     }
 
     /// Tells a target that nothing comes. One that does not hear it finds out.
@@ -324,187 +321,4 @@ fn new_name(vmid: Vmid, wanted: &Carried) -> Result<VolumeId, OpsError> {
     let name = format!("{folder}/vm-{vmid}-disk-{mark:016x}.{format}");
     let name = name.trim_start_matches('/').to_owned();
     Ok(VolumeId { storage: wanted.storage.clone(), name })
-}
-
-/// Sends an image over a stream, and hears that it is kept there; says how many bytes that was. `to`: where, for people. At most so
-/// many bytes a second are sent, and nothing is waited for longer than so.
-pub(super) async fn send_image(
-    cx: &TaskContext,
-    mut far: Box<dyn Duplex>,
-    path: PathBuf,
-    from: &Carried,
-    to: &str,
-    (limit, patience): (Option<u64>, Duration),
-) -> Result<u64, OpsError> {
-    let lost =
-        |e: std::io::Error| OpsError::failed(format!("the stream of '{}' to {to} broke: {e}", from.volume));
-    let (parts, mut read) = mpsc::channel(AHEAD);
-    let reading = path.clone();
-    let reader = tokio::task::spawn_blocking(move || read_parts(&reading, &parts));
-    let (begun, mut sent, mut told) = (tokio::time::Instant::now(), 0_u64, begun_at());
-    while let Some((offset, part)) = read.recv().await {
-        let write = async {
-            far.write_u64(offset).await?;
-            far.write_u32(u32::try_from(part.len()).unwrap_or(u32::MAX)).await?;
-            far.write_all(&part).await
-        };
-        in_time(patience, write).await.map_err(lost)?;
-        sent += part.len() as u64;
-        if let Some(limit) = limit {
-            tokio::time::sleep_until(begun + Duration::from_secs_f64(sent as f64 / limit as f64)).await;
-        }
-        if told.elapsed() >= Duration::from_secs(1) {
-            told = begun_at();
-            cx.progress(sent as f64 / from.size.max(1) as f64);
-            cx.log(format!("{} of {} MiB", sent >> 20, from.size >> 20));
-        }
-    }
-    let size = reader.await.map_err(|e| OpsError::failed(e.to_string()))?.map_err(failed("read", &path))?;
-    let mut answer = String::new();
-    let end = async {
-        far.write_u64(size).await?;
-        far.write_u32(0).await?;
-        far.flush().await?;
-        // A few words, whoever it is.
-        (&mut far).take(ANSWER).read_to_string(&mut answer).await
-    };
-    // What was sent is written there first.
-    let gib = u32::try_from(sent >> 30).unwrap_or(u32::MAX);
-    in_time(patience.saturating_mul(gib.saturating_add(1)), end).await.map_err(lost)?;
-    match answer.as_str() {
-        KEPT => Ok(sent),
-        "" => Err(lost(std::io::ErrorKind::UnexpectedEof.into())),
-        why => Err(OpsError::failed(format!("{to} could not keep '{}': {why}", from.volume))),
-    }
-}
-
-async fn in_time<T>(
-    patience: Duration,
-    work: impl Future<Output = std::io::Result<T>>,
-) -> std::io::Result<T> {
-    let nothing = || {
-        std::io::Error::new(
-            std::io::ErrorKind::TimedOut,
-            format!("nothing was taken for {} s", patience.as_secs()),
-        )
-    };
-    tokio::time::timeout(patience, work).await.unwrap_or_else(|_| Err(nothing()))
-}
-
-/// Takes an image from a stream and says how it went; `keep` writes it.
-pub(super) async fn answered<D: Duplex, E: std::fmt::Display>(
-    mut stream: D,
-    keep: impl AsyncFnOnce(&mut D) -> Result<(), E>,
-) -> Result<(), E> {
-    let kept = keep(&mut stream).await;
-    let answer = match &kept {
-        Ok(()) => KEPT.to_owned(),
-        Err(e) => e.to_string(),
-    };
-    // A source that does not hear it takes it for a failure.
-    let _ = stream.write_all(answer.as_bytes()).await;
-    let _ = stream.shutdown().await;
-    kept
-}
-
-fn begun_at() -> std::time::Instant {
-    std::time::Instant::now()
-}
-
-/// Reads a file without its holes. Its size.
-fn read_parts(path: &PathBuf, to: &mpsc::Sender<(u64, Vec<u8>)>) -> std::io::Result<u64> {
-    let file = std::fs::File::open(path)?;
-    let size = rustix::fs::seek(&file, SeekFrom::End(0))?;
-    let mut at = 0;
-    while at < size {
-        at = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
-            Ok(data) => data,
-            // Nothing but a hole follows.
-            Err(rustix::io::Errno::NXIO) => break,
-            Err(e) => return Err(e.into()),
-        };
-        let end = rustix::fs::seek(&file, SeekFrom::Hole(at))?;
-        while at < end {
-            let mut part = vec![0; usize::try_from(end - at).unwrap_or(PART).min(PART)];
-            let n = file.read_at(&mut part, at)?;
-            if n == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            }
-            part.truncate(n);
-            if to.blocking_send((at, part)).is_err() {
-                // Nobody takes it any more, and says why.
-                return Ok(size);
-            }
-            at += n as u64;
-        }
-    }
-    Ok(size)
-}
-
-/// Writes what was sent over a file, to disk.
-pub(super) async fn write_parts(path: &Path, from: &mut impl Duplex) -> std::io::Result<()> {
-    let file = tokio::fs::File::options().write(true).truncate(true).open(path).await?;
-    let file = std::sync::Arc::new(file.into_std().await);
-    let mut part = Vec::with_capacity(PART);
-    loop {
-        let offset = from.read_u64().await?;
-        let size = from.read_u32().await? as usize;
-        if size > PART {
-            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a part is too large"));
-        }
-        let file = file.clone();
-        if size == 0 {
-            let end = move || file.set_len(offset).and_then(|()| file.sync_all());
-            return tokio::task::spawn_blocking(end).await.map_err(std::io::Error::other)?;
-        }
-        part.resize(size, 0);
-        from.read_exact(&mut part).await?;
-        let write = move || file.write_all_at(&part, offset).map(|()| part);
-        part = tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other)??;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::MetadataExt;
-
-    #[tokio::test]
-    async fn a_file_goes_over_with_its_holes() {
-        let folder = tempfile::tempdir().unwrap();
-        let [from, to] = ["from", "to"].map(|n| folder.path().join(n));
-        let size: u64 = 64 << 20;
-        let file = std::fs::File::create(&from).unwrap();
-        for (at, byte) in [(0, 1_u8), (7 << 20, 2), (40 << 20, 3)] {
-            file.write_all_at(&vec![byte; (2 << 20) + 5], at).unwrap();
-        }
-        file.set_len(size).unwrap();
-        // What was there before is not there then.
-        std::fs::write(&to, vec![9; 1 << 20]).unwrap();
-        let (near, mut far) = tokio::io::duplex(1 << 16);
-        let (parts, mut read) = mpsc::channel(AHEAD);
-        let reading = from.clone();
-        let reader = tokio::task::spawn_blocking(move || read_parts(&reading, &parts));
-        let sent = tokio::spawn(async move {
-            let mut near = near;
-            while let Some((offset, part)) = read.recv().await {
-                near.write_u64(offset).await.unwrap();
-                near.write_u32(part.len() as u32).await.unwrap();
-                near.write_all(&part).await.unwrap();
-            }
-            near.write_u64(size).await.unwrap();
-            near.write_u32(0).await.unwrap();
-        });
-        write_parts(&to, &mut far).await.unwrap();
-        sent.await.unwrap();
-        assert_eq!(reader.await.unwrap().unwrap(), size);
-        assert!(std::fs::read(&from).unwrap() == std::fs::read(&to).unwrap());
-        assert!(std::fs::metadata(&to).unwrap().blocks() * 512 < 10 << 20, "its holes were filled");
-        // Cut short, it is no volume.
-        let (mut near, mut far) = tokio::io::duplex(1 << 16);
-        near.write_u64(0).await.unwrap();
-        near.write_u32(9).await.unwrap();
-        drop(near);
-        assert!(write_parts(&to, &mut far).await.is_err());
-    }
 }

@@ -7,7 +7,8 @@
 mod live;
 
 use super::along::mirrored;
-use super::carry::{Carried, send_image};
+use super::carry::Carried;
+use super::images::{Pace, send_image};
 use super::migrate::LOCK;
 use super::{Asked, copies};
 use crate::remote::{Ask, Lines, RemoteError};
@@ -406,8 +407,9 @@ impl Departing<'_> {
             self.cx.log(format!("sending '{}' to '{name}' there: {} MiB", from.volume, from.size >> 20));
             let path = self.ops.resolve_volume(&from.volume).await?.path;
             let io = self.channel(far, Channel::Disk(n).name()).await?;
-            let pace = (limit, self.ops.guest_locks.tunnels.waits().stalled);
-            let bytes = match send_image(self.cx, io, path, from, &to, pace).await {
+            let pace = Pace { limit, patience: self.ops.guest_locks.tunnels.waits().stalled };
+            let (volume, tell) = (from.volume.to_string(), |sent| from.tell(self.cx, sent));
+            let bytes = match send_image(io, &path, (&volume, &to), pace, tell).await {
                 Ok(bytes) => bytes,
                 // It may have said why it takes no more of it.
                 Err(e) => match wire.say(Say::Outcome, CALL).await {

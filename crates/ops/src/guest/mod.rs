@@ -18,6 +18,7 @@ pub mod fetch;
 mod held;
 mod hook;
 mod hotplug;
+mod images;
 pub mod import;
 pub mod incoming;
 pub mod lock;
