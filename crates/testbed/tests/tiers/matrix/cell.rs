@@ -333,6 +333,10 @@ async fn goes_on(bed: &Bed, kind: &Kind, api: &ApiClient, found: &Found) -> Resu
         let start = async || match order(bed, api, now.node, "status/start", &[]).await {
             // What was to go on has, meanwhile.
             Err(e) if format!("{e:#}").contains("already running") => Ok(Some(())),
+            Err(e) if format!("{e:#}").contains("locked (rollback)") => {
+                ordered(bed, api, now.node, kind.call, &[]).await.context("going back again")?;
+                Ok(None)
+            }
             done => done.map(Some),
         };
         until("it starts", SETTLED, start).await?;
