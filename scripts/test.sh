@@ -3,7 +3,7 @@
 #
 #   tier      what                                                  budget, warm
 #   check     lints, unit, property and simulation tests            240 s
-#   e2e       real clusters, real guests, real faults               1600 s
+#   e2e       real clusters, real guests, real faults               1900 s
 #   matrix    moves, cut off at each step by each fault             1500 s
 #   clients   unmodified Proxmox VE clients                         240 s
 #   console   the console in Chromium                               240 s
@@ -91,7 +91,7 @@ run_console() { nextest console; }
 budget_of() {
     case $1 in
     check) say "${STEAD_CHECK_BUDGET:-240}" ;;
-    e2e) say 1600 ;;
+    e2e) say 1900 ;;
     matrix) say 1500 ;;
     clients | console) say 240 ;;
     *) die "there is no tier '$1'" ;;
