@@ -4,7 +4,7 @@ use crate::clock::boottime;
 use std::sync::Arc;
 use std::time::Duration;
 use stead_conf::{MemberError, RaftStatus};
-use stead_membership::voters::{Change, Members, Voters};
+use stead_membership::voters::{Change, Members, Patience, Voters};
 use stead_model::paths;
 use stead_ops::{Ops, store};
 
@@ -22,10 +22,12 @@ fn seen(raft: &RaftStatus) -> Members {
     }
 }
 
-/// Runs for as long as the daemon does; acts while this node leads.
-pub async fn run(ops: Arc<Ops>) {
+/// Runs for as long as the daemon does; acts while this node leads. `silent`: after how long a silent voter is replaced, where that is
+/// not to be as ever.
+pub async fn run(ops: Arc<Ops>, silent: Option<Duration>) {
+    let patience = silent.map(Patience::of).unwrap_or_default();
     let mut watch = ops.conf.watch();
-    let mut voters = Voters::default();
+    let mut voters = Voters::new(patience);
     loop {
         let status = ops.conf.status().borrow().clone();
         if !status.is_leader {
@@ -33,7 +35,8 @@ pub async fn run(ops: Arc<Ops>) {
         }
         if status.is_leader
             && status.quorate
-            && let Some(change) = voters.next(boottime(), &ops.node_records(), &seen(&status))
+            && let Some(change) =
+                voters.next(boottime(), &ops.node_records(), &ops.node_places(), &seen(&status))
         {
             tracing::info!("cluster members: {change:?}");
             let done = match change {
@@ -59,13 +62,15 @@ pub async fn run(ops: Arc<Ops>) {
         let changed = async {
             loop {
                 match watch.next().await {
-                    Some(event) if !store::touches(&event, paths::NODES) => {}
+                    Some(event)
+                        if !store::touches(&event, paths::NODES)
+                            && !store::touches(&event, paths::PLACES) => {}
                     Some(_) => return true,
                     None => return false,
                 }
             }
         };
-        // A change of the nodes, or a second: learners catch up without a commit.
+        // A change of the nodes, or of where they stand, or a second: learners catch up without a commit.
         if tokio::time::timeout(Duration::from_secs(1), changed).await == Ok(false) {
             return;
         }

@@ -222,6 +222,8 @@ fn of_hardware(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<nodes::hardware::Pci>::new())
         .with(Of::<nodes::hardware::Mdev>::new())
         .with(Of::<nodes::hardware::Usb>::new())
+        .with(Of::<nodes::place::Read>::new())
+        .with(Of::<nodes::place::Change>::new())
         .with(Of::<cluster::mapping::pci::List>::new())
         .with(Of::<cluster::mapping::pci::Add>::new())
         .with(Of::<cluster::mapping::pci::Read>::new())

@@ -204,7 +204,7 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 31] = [
+const BEYOND: [(&str, &str); 33] = [
     ("POST", "/nodes/{node}/qemu/{vmid}/quick_migrate"),
     ("GET", "/cluster/qemu/common"),
     ("GET", "/cluster/config/expected"),
@@ -233,6 +233,8 @@ const BEYOND: [(&str, &str); 31] = [
     ("GET", "/cluster/history/backup"),
     ("POST", "/cluster/config/nodes/{node}/confirm-off"),
     ("POST", "/nodes/{node}/depart"),
+    ("GET", "/nodes/{node}/place"),
+    ("PUT", "/nodes/{node}/place"),
     ("GET", "/cluster/ha/resources/{sid}/history"),
     ("POST", "/cluster/ha/resources/{sid}/stop"),
     ("PUT", "/cluster/ha/status/maintenance/{node}"),

@@ -4,17 +4,30 @@
 //! that has been silent for [`REPLACE_AFTER`] gives its vote to a learner that has not, so that the next loss finds a full
 //! number of votes; members without a record go. A node that left Raft by its own wish stays out, also where its
 //! record is still there since a leader died in between.
+//!
+//! Where it is said where nodes stand ([`Place`]), votes are spread over sites, and over racks second: whoever gets or
+//! loses a vote is chosen so, and a vote moves for that alone, too. That happens only while every voter answers, only if the votes are
+//! better spread afterwards, and only when it has been called for all of [`UNEVEN`]: as every step leaves them better spread than
+//! before, there is an end to it. The leader's own vote never moves, and need not: of the best spreads one always has it (a domain gets
+//! none only where there are more domains than votes, and then it is all the same which).
 
+pub mod spread;
+
+use self::spread::{Domains, Unevenness};
 use crate::Moment;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use stead_model::{NodeRecord, RaftId};
+use stead_model::{NodeName, NodeRecord, Place, RaftId};
 
 /// The most voters that there are.
 pub const MAX_VOTERS: usize = 7;
 /// A voter that has answered nothing for so long loses its vote, if another node can have it. Longer than a machine takes
 /// to boot: a restart moves no votes.
 pub const REPLACE_AFTER: Duration = Duration::from_secs(300);
+/// For so long the same move of a vote must be called for by where nodes stand alone: who says that of many nodes, one after another,
+/// moves no votes to and fro.
+pub const UNEVEN: Duration = Duration::from_secs(10);
 
 /// What to change next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +47,28 @@ pub enum Change {
     },
     /// Takes a node out for good.
     Remove(RaftId),
+}
+
+/// How long voters are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// After so long a voter that answers nothing loses its vote.
+    pub silent: Duration,
+    /// After so long a vote moves to where it is better spread.
+    pub uneven: Duration,
+}
+
+impl Patience {
+    /// With silent voters for so long, and at most so long with where votes lie.
+    pub fn of(silent: Duration) -> Self {
+        Self { silent, uneven: UNEVEN.min(silent) }
+    }
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self::of(REPLACE_AFTER)
+    }
 }
 
 /// What the leader knows of Raft's members.
@@ -63,11 +98,26 @@ pub fn wanted_voters(nodes: usize) -> usize {
 /// The leader's memory. A new leader, and one that leads again, waits anew.
 #[derive(Debug, Clone, Default)]
 pub struct Voters {
+    patience: Patience,
     silent_since: BTreeMap<RaftId, Moment>,
     left: BTreeSet<RaftId>,
+    /// What would spread the votes better, and since when.
+    called_for: Option<(Moment, Change)>,
+}
+
+/// The cluster as the leader sees it.
+struct Seen<'a> {
+    nodes: &'a [NodeRecord],
+    raft: &'a Members,
+    domains: Domains,
 }
 
 impl Voters {
+    /// One that waits so long.
+    pub fn new(patience: Patience) -> Self {
+        Self { patience, ..Self::default() }
+    }
+
     /// A node turned out to have been a member once that never will be again.
     pub fn has_left(&mut self, id: RaftId) {
         self.left.insert(id);
@@ -76,11 +126,19 @@ impl Voters {
     /// This node does not lead (any more): it hears nobody.
     pub fn not_leading(&mut self) {
         self.silent_since.clear();
+        self.called_for = None;
     }
 
     /// The one next change, if one is due. One at a time: each is committed before the next is thought of.
-    pub fn next(&mut self, now: Moment, nodes: &[NodeRecord], raft: &Members) -> Option<Change> {
+    pub fn next(
+        &mut self,
+        now: Moment,
+        nodes: &[NodeRecord],
+        places: &BTreeMap<NodeName, Place>,
+        raft: &Members,
+    ) -> Option<Change> {
         self.listen(now, raft);
+        let called_for = self.called_for.take();
         let known = |id: RaftId| nodes.iter().any(|n| n.raft_id == id);
         let member = |id: RaftId| raft.voters.contains(&id) || raft.learners.contains(&id);
         let all = || raft.voters.iter().chain(&raft.learners).copied();
@@ -91,21 +149,27 @@ impl Voters {
             return Some(Change::AddLearner(n.raft_id));
         }
         let wanted = wanted_voters(nodes.iter().filter(|n| !self.left.contains(&n.raft_id)).count());
-        let silent = raft.voters.iter().copied().find(|id| self.is_gone(now, *id, raft.me));
-        let ready = |id: &RaftId| {
-            let alive = nodes.iter().any(|n| n.raft_id == *id && !n.state.is_lost());
-            alive && raft.caught_up.contains(id)
-        };
+        let seen = Seen { nodes, raft, domains: Domains::new(nodes, places) };
         // Three voters from two at once would need two steps; the first makes four eyes of two, no worse than before.
-        let learner = raft.learners.iter().copied().find(ready);
         if raft.voters.len() < wanted {
-            return learner.map(Change::Promote);
+            let best = seen.ready().min_by_key(|id| (seen.with(None, Some(*id)), *id));
+            return best.map(Change::Promote);
         }
         if raft.voters.len() > wanted.max(1) {
-            let last = raft.voters.iter().copied().rfind(|id| *id != raft.me);
-            return silent.or(last).map(Change::Demote);
+            let use_of = |id: &RaftId| (!self.is_gone(now, *id, raft.me), raft.active.contains(id));
+            let rank = |id: &RaftId| (use_of(id), seen.with(Some(*id), None), Reverse(*id));
+            return seen.others().min_by_key(rank).map(Change::Demote);
         }
-        Some(Change::Replace { old: silent?, new: learner? })
+        if let Some((_, old, new)) = seen.swap(seen.others().filter(|id| self.is_gone(now, *id, raft.me))) {
+            return Some(Change::Replace { old, new });
+        }
+        let change = seen.evener()?;
+        let since = called_for.filter(|(_, before)| *before == change).map_or(now, |(since, _)| since);
+        if now >= since + self.patience.uneven {
+            return Some(change);
+        }
+        self.called_for = Some((since, change));
+        None
     }
 
     fn listen(&mut self, now: Moment, raft: &Members) {
@@ -116,102 +180,50 @@ impl Voters {
     }
 
     fn is_gone(&self, now: Moment, id: RaftId, me: RaftId) -> bool {
-        id != me && self.silent_since.get(&id).is_some_and(|since| now >= *since + REPLACE_AFTER)
+        id != me && self.silent_since.get(&id).is_some_and(|since| now >= *since + self.patience.silent)
+    }
+}
+
+impl Seen<'_> {
+    /// The voters but the leader.
+    fn others(&self) -> impl Iterator<Item = RaftId> {
+        self.raft.voters.iter().copied().filter(|id| *id != self.raft.me)
+    }
+
+    /// It answers, holds nearly all of the log, and is not lost.
+    fn is_well(&self, id: RaftId) -> bool {
+        let alive = self.nodes.iter().any(|n| n.raft_id == id && !n.state.is_lost());
+        alive && self.raft.caught_up.contains(&id)
+    }
+
+    /// Learners that can have a vote.
+    fn ready(&self) -> impl Iterator<Item = RaftId> {
+        self.raft.learners.iter().copied().filter(|id| self.is_well(*id))
+    }
+
+    /// How votes would be spread without one's, and with another's.
+    fn with(&self, old: Option<RaftId>, new: Option<RaftId>) -> Unevenness {
+        let stay = self.raft.voters.iter().copied().filter(|id| Some(*id) != old);
+        self.domains.unevenness(stay.chain(new))
+    }
+
+    /// Of these votes the one to move, and to whom, so that they are spread best.
+    fn swap(&self, olds: impl Iterator<Item = RaftId>) -> Option<(Unevenness, RaftId, RaftId)> {
+        let news: Vec<RaftId> = self.ready().collect();
+        let swaps = olds.flat_map(|old| news.iter().map(move |new| (old, *new)));
+        swaps.map(|(old, new)| (self.with(Some(old), Some(new)), old, new)).min()
+    }
+
+    /// The move that spreads the votes best, if it makes them better spread than they are. None while a voter is silent: the vote that
+    /// would move may be needed.
+    fn evener(&self) -> Option<Change> {
+        if !self.others().all(|id| self.raft.active.contains(&id)) {
+            return None;
+        }
+        let (then, old, new) = self.swap(self.others())?;
+        (then < self.with(None, None)).then_some(Change::Replace { old, new })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use stead_model::NodeState;
-
-    const NOW: Moment = Duration::from_secs(1000);
-
-    fn nodes(n: u64) -> Vec<NodeRecord> {
-        let boot: stead_model::BootId = "22222222-2222-4222-8222-222222222222".parse().unwrap();
-        let node = |n| NodeRecord {
-            name: format!("n{n}").parse().unwrap(),
-            uuid: "11111111-1111-4111-8111-111111111111".parse().unwrap(),
-            raft_id: RaftId(n),
-            addr: "127.0.0.1:8006".parse().unwrap(),
-            links: stead_model::link::Links::new(),
-            state: NodeState::Member { boot: boot.clone() },
-            version: String::new(),
-            witness: false,
-            off: None,
-            restart: None,
-        };
-        (1..=n).map(node).collect()
-    }
-
-    /// As node 1 sees it, which leads; who has caught up is active.
-    fn raft(voters: &[u64], learners: &[u64], caught_up: &[u64]) -> Members {
-        let ids = |v: &[u64]| v.iter().copied().map(RaftId).collect::<Vec<_>>();
-        let caught_up: BTreeSet<RaftId> = ids(caught_up).into_iter().collect();
-        let active = caught_up.clone().into_iter().chain([RaftId(1)]).collect();
-        Members { me: RaftId(1), voters: ids(voters), learners: ids(learners), active, caught_up }
-    }
-
-    fn next(nodes: &[NodeRecord], raft: &Members) -> Option<Change> {
-        Voters::default().next(NOW, nodes, raft)
-    }
-
-    #[test]
-    fn voters_are_odd_from_three_nodes_on() {
-        let wanted: Vec<usize> = (1..=9).map(wanted_voters).collect();
-        assert_eq!(wanted, [1, 2, 3, 3, 5, 5, 7, 7, 7]);
-    }
-
-    #[test]
-    fn a_node_learns_before_it_votes_and_a_removed_one_goes() {
-        let three = nodes(3);
-        assert_eq!(next(&three, &raft(&[1], &[], &[])), Some(Change::AddLearner(RaftId(2))));
-        assert_eq!(next(&three[..2], &raft(&[1], &[2], &[])), None);
-        assert_eq!(next(&three[..2], &raft(&[1], &[2], &[2])), Some(Change::Promote(RaftId(2))));
-        assert_eq!(next(&three, &raft(&[1, 2, 3], &[], &[2, 3])), None);
-        assert_eq!(next(&three[..2], &raft(&[1, 2], &[3], &[2])), Some(Change::Remove(RaftId(3))));
-    }
-
-    #[test]
-    fn a_node_that_left_raft_is_not_asked_back_and_holds_up_nobody() {
-        let four = nodes(4);
-        let mut voters = Voters::default();
-        voters.has_left(RaftId(2));
-        // The leader died before the record was removed, and another node has just been let in.
-        assert_eq!(voters.next(NOW, &four, &raft(&[1, 3], &[], &[3])), Some(Change::AddLearner(RaftId(4))));
-        assert_eq!(voters.next(NOW, &four, &raft(&[1, 3], &[4], &[3, 4])), Some(Change::Promote(RaftId(4))));
-        assert_eq!(voters.next(NOW, &four[..3], &raft(&[1, 3], &[], &[3])), None);
-    }
-
-    #[test]
-    fn a_silent_voter_gives_its_vote_to_one_that_answers() {
-        let four = nodes(4);
-        let silent = raft(&[1, 2, 3], &[4], &[3, 4]);
-        let mut voters = Voters::default();
-        assert_eq!(voters.next(NOW, &four, &silent), None, "it may be booting");
-        let almost = NOW + REPLACE_AFTER - Duration::from_secs(1);
-        assert_eq!(voters.next(almost, &four, &silent), None);
-        let replaced = Some(Change::Replace { old: RaftId(2), new: RaftId(4) });
-        assert_eq!(voters.next(NOW + REPLACE_AFTER, &four, &silent), replaced);
-        // Heard in between: it waits anew.
-        assert_eq!(voters.next(almost, &four, &raft(&[1, 2, 3], &[4], &[2, 3, 4])), None);
-        assert_eq!(voters.next(NOW + REPLACE_AFTER, &four, &silent), None);
-        // Another led in between, who may have heard it.
-        voters.not_leading();
-        assert_eq!(voters.next(NOW + 2 * REPLACE_AFTER, &four, &silent), None);
-        // Nobody can take it: it keeps it, and is a voter again when it is back.
-        let later = NOW + 3 * REPLACE_AFTER;
-        assert_eq!(voters.next(later, &four, &raft(&[1, 2, 3], &[4], &[3])), None);
-    }
-
-    #[test]
-    fn the_leader_keeps_its_vote_and_a_vote_too_many_goes() {
-        let mut voters = Voters::default();
-        let (four, too_many) = (nodes(4), raft(&[1, 2, 3, 4], &[], &[2, 3, 4]));
-        assert_eq!(voters.next(NOW, &four, &too_many), Some(Change::Demote(RaftId(4))));
-        let silent = raft(&[1, 2, 3, 4], &[], &[3, 4]);
-        voters.next(NOW, &four, &silent);
-        assert_eq!(voters.next(NOW + REPLACE_AFTER, &four, &silent), Some(Change::Demote(RaftId(2))));
-        assert_eq!(voters.next(NOW, &nodes(1), &raft(&[1], &[], &[])), None);
-    }
-}
+mod tests;

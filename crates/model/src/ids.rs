@@ -144,6 +144,16 @@ text_id!(
     }
 );
 text_id!(
+    /// The name of a site or a rack.
+    DomainName, "name of a site or rack", |s| {
+        let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        match s.len() <= 64 && s.starts_with(|c: char| c.is_ascii_alphanumeric()) && s.chars().all(named) {
+            true => Ok(()),
+            false => Err("it must have 1 to 64 letters, digits, '-', '_' and '.', and begin with a letter or digit"),
+        }
+    }
+);
+text_id!(
     /// `user@realm`.
     UserId, "user ID", |s| {
         let Some((user, realm)) = s.rsplit_once('@') else { return Err("it must be of the form user@realm") };

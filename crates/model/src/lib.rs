@@ -20,6 +20,7 @@ pub mod network;
 pub mod ova;
 pub mod ownership;
 pub mod paths;
+pub mod place;
 pub mod property;
 pub mod remote;
 pub mod schema;
@@ -41,11 +42,12 @@ pub use ha_options::{
     StorageLossPolicy,
 };
 pub use ids::{
-    BootId, DeviceId, Epoch, GuestKind, IdError, NodeName, NodeUuid, RaftId, ServiceId, StorageId, TokenId,
-    Upid, UserId, Vmid, VolumeId,
+    BootId, DeviceId, DomainName, Epoch, GuestKind, IdError, NodeName, NodeUuid, RaftId, ServiceId,
+    StorageId, TokenId, Upid, UserId, Vmid, VolumeId,
 };
 pub use mapping::{Mapping, MappingEntry, MappingError, MappingKind, Mappings};
 pub use ownership::Ownership;
+pub use place::Place;
 pub use property::PropertyString;
 pub use remote::Remote;
 pub use sectionconfig::SectionConfig;

@@ -8,6 +8,8 @@ pub const CLUSTER: &str = "stead/cluster";
 pub const NODES: &str = "stead/nodes/";
 /// Below it: a record a node of what its CPU can do.
 pub const CPUS: &str = "stead/cpu/";
+/// Below it: of nodes of which that is said, where they stand.
+pub const PLACES: &str = "stead/place/";
 /// Below it: an ownership record a guest. Outside history and rollback.
 pub const OWNERSHIP: &str = "stead/owner/";
 /// Below it: secrets. Sealed; outside history, events and logs.
@@ -61,6 +63,11 @@ pub fn node(name: &NodeName) -> String {
 /// What a node's CPU can do.
 pub fn cpu(name: &NodeName) -> String {
     format!("{CPUS}{name}")
+}
+
+/// Where a node stands.
+pub fn place(name: &NodeName) -> String {
+    format!("{PLACES}{name}")
 }
 
 /// A guest's ownership record.

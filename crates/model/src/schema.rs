@@ -4,8 +4,8 @@
 //! Booleans go out as 0 and 1; see the API's framework.
 
 use crate::{
-    BootId, DeviceId, Epoch, GuestKind, NodeName, NodeUuid, RaftId, ServiceId, StorageId, TokenId, Upid,
-    UserId, Vmid, VolumeId,
+    BootId, DeviceId, DomainName, Epoch, GuestKind, NodeName, NodeUuid, RaftId, ServiceId, StorageId,
+    TokenId, Upid, UserId, Vmid, VolumeId,
 };
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -67,6 +67,7 @@ written_as! {
     GuestKind => {"type": "string", "enum": ["qemu", "lxc"]},
     NodeName => {"type": "string", "format": "pve-node"},
     DeviceId => {"type": "string", "format": "pve-configid"},
+    DomainName => {"type": "string", "format": "stead-domain"},
     StorageId => {"type": "string", "format": "pve-storage-id"},
     UserId => {"type": "string", "format": "pve-userid"},
     TokenId => {"type": "string", "format": "pve-authid"},

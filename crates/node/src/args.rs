@@ -44,6 +44,10 @@ pub struct Args {
     /// changed once this machine is in a cluster.
     #[arg(long)]
     pub witness: bool,
+    /// For tests: after how many seconds of silence a voter loses its vote, instead of 300. Votes that are badly spread wait no longer,
+    /// either.
+    #[arg(long, value_name = "SECONDS", hide = true)]
+    pub replace_voters_after: Option<u64>,
     /// Never use hardware acceleration.
     #[arg(long)]
     pub no_kvm: bool,

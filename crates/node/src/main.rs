@@ -141,7 +141,8 @@ async fn run(args: Args) -> Result<bool> {
     let server =
         serve(&home, &args, &ops, tls, peers.clone(), Rpc { ops: ops.clone(), grant: grant.clone() }).await?;
     let leases = Arc::new(stead_agents::restart::Restart::default());
-    start_agents(&ops, grant, lease, flushes, leases.clone());
+    let replace_voters = args.replace_voters_after.map(Duration::from_secs);
+    start_agents(&ops, grant, lease, flushes, leases.clone(), replace_voters);
     finish_tasks(&ops, &tasks);
     tokio::spawn(links::follow(ops.clone(), members, peers, server.clone(), tell));
     tracing::info!("node '{}' serves {} and {}", ops.me.name, args.listen, home.at("run/api.sock").display());
@@ -216,12 +217,13 @@ fn start_agents(
     lease: watch::Sender<Lease>,
     flushes: mpsc::Receiver<tokio::sync::oneshot::Sender<()>>,
     leases: Arc<stead_agents::restart::Restart>,
+    replace_voters: Option<Duration>,
 ) {
     let (reports, reported) = watch::channel(stead_agents::ha::Reports::default());
     let (storages, seen) = watch::channel(vec![]);
     tokio::spawn(stead_agents::storages::run(ops.clone(), storages));
     tokio::spawn(stead_agents::report::run(ops.clone(), flushes, reported, seen));
-    tokio::spawn(stead_agents::members::run(ops.clone()));
+    tokio::spawn(stead_agents::members::run(ops.clone(), replace_voters));
     tokio::spawn(stead_agents::epochs::run(ops.clone()));
     tokio::spawn(stead_agents::ha::manage(ops.clone(), grant.clone()));
     tokio::spawn(stead_agents::ha::foresee(ops.clone(), grant.clone()));

@@ -6,7 +6,7 @@ use crate::{Actor, Ops, OpsError};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use stead_api_derive::Schema;
-use stead_model::{NodeName, NodeRecord, StorageId, Vmid};
+use stead_model::{DomainName, NodeName, NodeRecord, Place, StorageId, Vmid};
 
 /// What `resources` may be narrowed to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +75,9 @@ pub struct StatusEntry {
     /// Of the cluster: the same in one line, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outlook: Option<String>,
+    /// Of the cluster: how its votes lie over sites or racks, in one line, where nodes are said to stand at several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread: Option<String>,
     /// Of the cluster: its epoch, which an operator raises when a majority is lost for good.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epoch: Option<String>,
@@ -105,6 +108,12 @@ pub struct StatusEntry {
     /// Of a node: it votes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub votes: Option<bool>,
+    /// Of a node: the site that it stands at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub site: Option<DomainName>,
+    /// Of a node: the rack that it stands in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rack: Option<DomainName>,
 }
 
 /// What a resource is.
@@ -381,12 +390,17 @@ impl Ops {
             leader,
             survives: outlook.as_ref().map(|o| o.survives),
             outlook: outlook.map(|o| o.to_string()),
+            spread: self.spread(),
             epoch: Some(self.me.era.to_string()),
             warnings: Some(self.warnings()).filter(|w| !w.is_empty()),
             ..StatusEntry::default()
         }];
-        out.extend(nodes.iter().map(|n| StatusEntry {
+        let mut places = self.node_places();
+        let mut placed = |n: &NodeRecord| places.remove(&n.name).unwrap_or_default();
+        out.extend(nodes.iter().map(|n| (n, placed(n))).map(|(n, Place { site, rack })| StatusEntry {
             kind: MemberKind::Node,
+            site,
+            rack,
             id: format!("node/{}", n.name),
             name: n.name.to_string(),
             nodeid: Some(n.raft_id.0),

@@ -578,6 +578,7 @@ impl Ops {
         txn.ops.push(Op::Delete(paths::node(name)));
         self.disconnect_fence(&mut txn, name);
         self.forget_cpu(&mut txn, name);
+        self.forget_place(&mut txn, name);
         let word = crate::confirm_off::path(name);
         if self.conf.view(|t| t.get(&word).is_some()) {
             txn.ops.push(Op::Delete(word));

@@ -221,6 +221,7 @@ impl Ops {
         txn.ops.push(Op::Delete(paths::node(name)));
         self.disconnect_fence(&mut txn, name);
         self.forget_cpu(&mut txn, name);
+        self.forget_place(&mut txn, name);
         self.conf.view(|t| crate::guest::loose::forget(t, &mut txn, name));
         self.conf.transact(txn).await?;
         self.status.forget(name);

@@ -35,6 +35,7 @@ pub mod life;
 pub mod links;
 pub mod mapping;
 pub mod peers;
+pub mod place;
 pub mod profile;
 pub mod remote;
 pub mod report;

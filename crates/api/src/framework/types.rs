@@ -3,7 +3,9 @@
 use super::params::{Kind, Param, ParamSchema, boolean};
 use std::net::IpAddr;
 use stead_access::AuthId;
-use stead_model::{DeviceId, GuestKind, NodeName, ServiceId, StorageId, Upid, UserId, Vmid, VolumeId};
+use stead_model::{
+    DeviceId, DomainName, GuestKind, NodeName, ServiceId, StorageId, Upid, UserId, Vmid, VolumeId,
+};
 
 impl Param for String {
     fn describe(s: ParamSchema) -> ParamSchema {
@@ -63,6 +65,7 @@ parsed! {
     NodeName, "pve-node";
     StorageId, "pve-storage-id";
     DeviceId, "pve-configid";
+    DomainName, "stead-domain";
     UserId, "pve-userid";
     AuthId, "pve-authid";
     VolumeId, "pve-volume-id";

@@ -3,6 +3,7 @@
 pub mod bulk;
 pub mod capabilities;
 pub mod hardware;
+pub mod place;
 pub mod qemu;
 pub mod storage;
 pub mod tasks;

@@ -18,7 +18,7 @@ use stead_transport::join::TokenRecord;
 pub const CLUSTER_PASSWORD: &str =
     "set STEAD_CLUSTER_PASSWORD to root@pam's password in the cluster, or give --join-token";
 
-const NODES: [Column; 8] = [
+const NODES: [Column; 10] = [
     ("NODE", "name", Kind::Text),
     ("ID", "nodeid", Kind::Number),
     ("ADDRESS", "ip", Kind::Text),
@@ -26,6 +26,8 @@ const NODES: [Column; 8] = [
     ("ONLINE", "online", Kind::Truth),
     ("LOST", "lost", Kind::Truth),
     ("VOTES", "votes", Kind::Number),
+    ("SITE", "site", Kind::Text),
+    ("RACK", "rack", Kind::Text),
     ("HERE", "local", Kind::Truth),
 ];
 
@@ -460,9 +462,11 @@ async fn status(cx: &Cx) -> Result<(), Failure> {
     }
     let outlook = of(&status, "cluster").first().and_then(|c| c["outlook"].as_str());
     let outlook = outlook.map(|line| format!("\n\n{line}")).unwrap_or_default();
+    let spread = of(&status, "cluster").first().and_then(|c| c["spread"].as_str());
+    let spread = spread.map(|line| format!("\n\n{line}")).unwrap_or_default();
     let warnings = of(&status, "cluster").first().map(|c| rows(&c["warnings"])).unwrap_or_default();
     let warnings: String = warnings.iter().map(|line| format!("\n\nwarning: {}", text(line))).collect();
-    output::print(&format!("{}\n\n{}{outlook}{warnings}", information(&status), nodes(&status)))
+    output::print(&format!("{}\n\n{}{outlook}{spread}{warnings}", information(&status), nodes(&status)))
 }
 
 /// The cluster in a few lines, as `pvecm status` does.

@@ -28,6 +28,25 @@ pub enum Command {
         /// Its name (default: the node that is spoken to)
         node: Option<String>,
     },
+    /// Show at which site and in which rack a node stands, or say it: votes are spread over sites and racks
+    #[command(
+        after_help = "What is lost at once is a site (a building, its power, its line) or a rack within one. A witness stands \
+                      somewhere, too. How the votes lie then, and what may be lost, shows 'stead cluster status'.\n\nExamples:\n  \
+                      stead node place pve1 --site north --rack r1\n  stead node place pve1\n  stead node place pve1 --delete rack"
+    )]
+    Place {
+        /// The node, or a witness
+        node: String,
+        /// The site
+        #[arg(long)]
+        site: Option<String>,
+        /// The rack, in that site
+        #[arg(long)]
+        rack: Option<String>,
+        /// What is not said any more: site, rack, separated by commas
+        #[arg(long, value_name = "WHAT")]
+        delete: Option<String>,
+    },
     /// List the devices of a node that it could give to a VM
     #[command(after_help = "Examples:\n  stead node devices pve1 pci\n  stead node devices pve1 usb")]
     Devices {
@@ -206,6 +225,7 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
         Command::MigrateAll { all, target } => {
             all.ask(cx, "migrateall", &[("target", Some(target))], "moved the guests").await
         }
+        Command::Place { node, site, rack, delete } => place(cx, &node, [site, rack, delete]).await,
         Command::Devices { node, bus } => devices(cx, &node, bus).await,
         Command::List => cx.format().list(&cx.api.get("/nodes").await?, &COLUMNS),
         Command::Show { node } => {
@@ -239,6 +259,20 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
             cx.answer(&answer, &format!("node '{node}' counts as off")).await
         }
     }
+}
+
+async fn place(cx: &Cx, node: &str, said: [Option<String>; 3]) -> Result<(), Failure> {
+    let path = format!("/nodes/{}/place", escape(node));
+    let mut p = Params::new();
+    for (key, value) in ["site", "rack", "delete"].into_iter().zip(said) {
+        put(&mut p, key, value);
+    }
+    if p.is_empty() {
+        return cx.format().object(&cx.api.get(&path).await?);
+    }
+    let said =
+        format!("where node '{node}' stands is changed; 'stead cluster status' shows how the votes lie");
+    cx.format().done(&cx.api.put(&path, &p).await?, &said)
 }
 
 async fn given_or_local(cx: &Cx, node: Option<String>) -> Result<String, Failure> {
