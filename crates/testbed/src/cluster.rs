@@ -34,6 +34,8 @@ pub enum Shape {
 
 /// How long a daemon may take to answer after its start.
 const UP_WITHIN: Duration = Duration::from_secs(30);
+/// So many daemons start at once: more would take each other's time until none is up within its own.
+const START_AT_ONCE: usize = 8;
 /// How long a join may take.
 const JOINED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -155,14 +157,17 @@ impl Builder {
             bed,
             _block: block,
         };
-        for node in &cluster.nodes {
-            node.power_on()?;
-        }
-        if self.shape == Shape::Machine {
-            cluster.install().await?;
-        }
-        for node in &cluster.nodes {
-            cluster.wait_up(node).await?;
+        let at_once = if self.shape == Shape::Machine { cluster.nodes.len() } else { START_AT_ONCE };
+        for some in cluster.nodes.chunks(at_once) {
+            for node in some {
+                node.power_on()?;
+            }
+            if self.shape == Shape::Machine {
+                cluster.install().await?;
+            }
+            for node in some {
+                cluster.wait_up(node).await?;
+            }
         }
         Ok(cluster)
     }

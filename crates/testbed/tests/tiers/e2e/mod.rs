@@ -32,5 +32,6 @@ mod standstill;
 mod storages;
 mod story;
 mod tpm;
+mod votes;
 mod witness;
 mod word;
