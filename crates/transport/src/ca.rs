@@ -3,10 +3,15 @@
 //! A node makes its own key and sends a signing request; the key never leaves it. Of the request only the public
 //! key is taken: name, UUID and addresses are what the cluster knows about the node, not what it claims.
 //! A certificate names its node by a URI `stead:node:UUID`, since names and addresses may be used again.
+//!
+//! The CA's certificate is made anew for the same key and under the same name ([`ClusterCa::renewed`]): what it has signed
+//! stays good by the new one, and what it signs from then on is good by the old one until that ends. So there is no moment
+//! at which anybody must know two CAs.
 
+use crate::renewal::{Due, Validity, renewal_due};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -156,7 +161,7 @@ impl PeerIdentity {
     }
 }
 
-fn parse<'a>(cert: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CaError> {
+pub(crate) fn parse<'a>(cert: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CaError> {
     match X509Certificate::from_der(cert) {
         Ok((_, parsed)) => Ok(parsed),
         Err(e) => Err(CaError::NotANode(e.to_string())),
@@ -169,9 +174,43 @@ pub fn certificate(pem: &str) -> Result<CertificateDer<'static>, CaError> {
         .map_err(|e| CaError::Pem { what: "certificate", why: e.to_string() })
 }
 
-/// The moment a certificate ends, in seconds since 1970: a node asks for a new one well before.
+/// The moment a certificate ends, in seconds since 1970: a node makes a new one well before.
 pub fn not_after(cert: &CertificateDer<'_>) -> Result<i64, CaError> {
     Ok(parse(cert)?.validity().not_after.timestamp())
+}
+
+/// Whether two certificates are of the same name and for the same key, as those of a CA are that was made anew.
+///
+/// # Errors
+/// If one of them can't be read.
+pub fn same_subject_and_key(one: &CertificateDer<'_>, other: &CertificateDer<'_>) -> Result<bool, CaError> {
+    let (a, b) = (parse(one)?, parse(other)?);
+    Ok(a.subject().as_raw() == b.subject().as_raw() && a.public_key().raw == b.public_key().raw)
+}
+
+/// A moment as certificates have it.
+fn seconds(at: SystemTime) -> i64 {
+    match at.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_secs()).map_or(i64::MIN, |s| -s),
+    }
+}
+
+/// The same the other way.
+fn moment(seconds: i64) -> SystemTime {
+    let away = Duration::from_secs(seconds.unsigned_abs());
+    if seconds < 0 { SystemTime::UNIX_EPOCH - away } else { SystemTime::UNIX_EPOCH + away }
+}
+
+/// A number that no certificate had before. Left to itself, one would follow from the key: two of one CA would have the same,
+/// which browsers refuse.
+fn serial() -> Result<SerialNumber, CaError> {
+    let mut random = [0; 16];
+    let filled = crate::tls::provider().secure_random.fill(&mut random);
+    filled.map_err(|_| CaError::Request("there are no random bytes for its number".into()))?;
+    // Positive, and never zero.
+    random[0] = random[0] & 0x7f | 0x40;
+    Ok(SerialNumber::from_slice(&random))
 }
 
 /// The moment a certificate begins, in seconds since 1970.
@@ -242,16 +281,55 @@ impl ClusterCa {
     pub fn create(cluster_name: &str, cluster_uuid: &str, now: SystemTime) -> Result<Self, CaError> {
         let make = |source| CaError::Make { what: "cluster's CA", source };
         let key = KeyPair::generate().map_err(make)?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = common_name(&format!("{cluster_name} cluster CA"));
-        params.distinguished_name.push(DnType::OrganizationName, "Stead");
-        params.distinguished_name.push(DnType::OrganizationalUnitName, cluster_uuid);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.not_before = (now - BACKDATED).into();
-        params.not_after = (now + CA_VALIDITY).into();
-        let cert_pem = params.self_signed(&key).map_err(make)?.pem();
+        let mut name = common_name(&format!("{cluster_name} cluster CA"));
+        name.push(DnType::OrganizationName, "Stead");
+        name.push(DnType::OrganizationalUnitName, cluster_uuid);
+        let cert_pem = ca_params(name, seconds(now - BACKDATED), seconds(now + CA_VALIDITY))?;
+        let cert_pem = cert_pem.self_signed(&key).map_err(make)?.pem();
         Self::load(&cert_pem, &key.serialize_pem())
+    }
+
+    /// Whether the CA's certificate is to be made anew.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub fn due(&self, now: SystemTime) -> Result<Option<Due>, CaError> {
+        Ok(renewal_due(seconds(now), self.validity()?, CA_VALIDITY))
+    }
+
+    /// The same CA, good for ten years from now: a new certificate for its key, under its name. It begins no later than the old
+    /// one and ends no earlier, so that whatever was good by that is good by this.
+    ///
+    /// # Errors
+    /// If its certificate can't be read, or has a name that a CA made here never has.
+    pub fn renewed(&self, now: SystemTime) -> Result<Self, CaError> {
+        let make = |source| CaError::Make { what: "cluster's CA", source };
+        let (old, key) = (certificate(&self.cert_pem)?, KeyPair::from_pem(&self.key_pem).map_err(make)?);
+        let mut name = DistinguishedName::new();
+        for part in parse(&old)?.subject().iter_attributes() {
+            let kind = match part.attr_type().to_id_string().as_str() {
+                "2.5.4.3" => DnType::CommonName,
+                "2.5.4.10" => DnType::OrganizationName,
+                "2.5.4.11" => DnType::OrganizationalUnitName,
+                other => return Err(CaError::Unusable(format!("its name has a part {other}"))),
+            };
+            let text = part.as_str().map_err(|e| CaError::Unusable(e.to_string()))?;
+            name.push(kind, text);
+        }
+        let was = self.validity()?;
+        let begins = was.not_before.min(seconds(now - BACKDATED));
+        let ends = was.not_after.max(seconds(now + CA_VALIDITY));
+        let cert_pem = ca_params(name, begins, ends)?.self_signed(&key).map_err(make)?.pem();
+        if !same_subject_and_key(&old, &certificate(&cert_pem)?)? {
+            return Err(CaError::Unusable("its name can't be written as it was".into()));
+        }
+        Self::load(&cert_pem, &self.key_pem)
+    }
+
+    /// When its certificate is good.
+    fn validity(&self) -> Result<Validity, CaError> {
+        let cert = certificate(&self.cert_pem)?;
+        Ok(Validity { not_before: not_before(&cert)?, not_after: not_after(&cert)? })
     }
 
     /// A CA that was kept: certificate and key, PEM.
@@ -275,7 +353,7 @@ impl ClusterCa {
         &self.key_pem
     }
 
-    /// Signs a node's certificate (PEM): valid as server and as client.
+    /// Signs a node's certificate (PEM): valid as server and as client, for two years from now.
     ///
     /// `request` is what [`NodeKey::signing_request`] gave; `ips` are the addresses that clients use.
     /// It ends no later than the CA itself.
@@ -286,11 +364,29 @@ impl ClusterCa {
         ips: &[IpAddr],
         now: SystemTime,
     ) -> Result<String, CaError> {
+        let ca_ends = self.validity()?.not_after;
+        if ca_ends <= seconds(now) {
+            return Err(CaError::Unusable("it has expired".into()));
+        }
+        let (begins, ends) = (now - BACKDATED, now + NODE_VALIDITY);
+        let validity = Validity { not_before: seconds(begins), not_after: seconds(ends).min(ca_ends) };
+        self.sign_for(request, node, ips, validity)
+    }
+
+    /// The same, good for as long as is said: as another one was, whose time is not to change.
+    pub fn sign_for(
+        &self,
+        request: &str,
+        node: &PeerIdentity,
+        ips: &[IpAddr],
+        validity: Validity,
+    ) -> Result<String, CaError> {
         let request = CertificateSigningRequestParams::from_pem(request)
             .map_err(|e| CaError::Request(e.to_string()))?;
         let make = |source| CaError::Make { what: "node's certificate", source };
         let uri = format!("{NODE_URI}{}", node.uuid);
         let mut params = CertificateParams::default();
+        params.serial_number = Some(serial()?);
         params.distinguished_name = common_name(node.name.as_str());
         params.subject_alt_names = vec![
             SanType::DnsName(node.name.as_str().try_into().map_err(make)?),
@@ -301,20 +397,22 @@ impl ClusterCa {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        params.not_before = (now - BACKDATED).into();
-        params.not_after = self.last_moment(now)?.into();
+        params.not_before = moment(validity.not_before).into();
+        params.not_after = moment(validity.not_after).into();
         Ok(params.signed_by(&request.public_key, &self.issuer).map_err(make)?.pem())
     }
+}
 
-    fn last_moment(&self, now: SystemTime) -> Result<SystemTime, CaError> {
-        let ca_ends = u64::try_from(not_after(&certificate(&self.cert_pem)?)?)
-            .map_err(|_| CaError::Unusable("it ended before 1970".into()))?;
-        let ca_ends = SystemTime::UNIX_EPOCH + Duration::from_secs(ca_ends);
-        if ca_ends <= now {
-            return Err(CaError::Unusable("it has expired".into()));
-        }
-        Ok(ca_ends.min(now + NODE_VALIDITY))
-    }
+/// What a CA's certificate says.
+fn ca_params(name: DistinguishedName, begins: i64, ends: i64) -> Result<CertificateParams, CaError> {
+    let mut params = CertificateParams::default();
+    params.serial_number = Some(serial()?);
+    params.distinguished_name = name;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = moment(begins).into();
+    params.not_after = moment(ends).into();
+    Ok(params)
 }
 
 fn common_name(name: &str) -> DistinguishedName {
@@ -326,6 +424,7 @@ fn common_name(name: &str) -> DistinguishedName {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Facts;
 
     const UUID: &str = "7a3c1f52-8f0e-4d9b-9d5f-0d4f1c2b3a49";
 
@@ -370,6 +469,84 @@ mod tests {
         assert_eq!(not_after(&cert).unwrap(), not_after(&ca_cert).unwrap());
         let after = now + CA_VALIDITY + Duration::from_secs(1);
         assert!(matches!(ca.sign(&request, &node(), &[], after), Err(CaError::Unusable(_))));
+    }
+
+    /// Whether a certificate is good by a CA's, by that moment.
+    fn good(cert: &str, ca: &str, at: SystemTime) -> bool {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate(ca).unwrap()).unwrap();
+        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let at = rustls::pki_types::UnixTime::since_unix_epoch(since);
+        crate::trust::check_signed(&certificate(cert).unwrap(), &roots, at).is_ok()
+    }
+
+    const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
+    #[test]
+    fn a_ca_that_was_made_anew_stands_for_what_the_old_one_has_signed_and_the_other_way_round() {
+        let begin = SystemTime::now();
+        let old = ClusterCa::create("prod", UUID, begin).unwrap();
+        assert_eq!(old.due(begin).unwrap(), None);
+        assert_eq!(old.due(begin + YEAR * 6).unwrap(), None);
+        let late = begin + YEAR * 7;
+        assert_eq!(old.due(late).unwrap(), Some(Due::EndsSoon));
+        let new = old.renewed(late).unwrap();
+        assert_eq!(new.due(late).unwrap(), None);
+        assert_eq!(new.due(late + YEAR * 6).unwrap(), None);
+        let request = NodeKey::generate().unwrap().signing_request(&"n".parse().unwrap()).unwrap();
+        let signed = [&old, &new].map(|ca| ca.sign(&request, &node(), &[], late).unwrap());
+        for (cert, ca) in [(0, &old), (0, &new), (1, &old), (1, &new)] {
+            assert!(good(&signed[cert], ca.cert_pem(), late), "{cert}");
+        }
+        let another = ClusterCa::create("prod", UUID, begin).unwrap();
+        assert!(!good(&signed[1], another.cert_pem(), late));
+        // Browsers refuse two certificates of one issuer and number.
+        let number = |pem: &str| parse(&certificate(pem).unwrap()).unwrap().raw_serial().to_vec();
+        assert_ne!(number(old.cert_pem()), number(new.cert_pem()));
+        assert_ne!(number(&signed[0]), number(&ca_signs_again(&old, &request, late)));
+    }
+
+    fn ca_signs_again(ca: &ClusterCa, request: &str, now: SystemTime) -> String {
+        ca.sign(request, &node(), &[], now).unwrap()
+    }
+
+    #[test]
+    fn a_ca_that_has_ended_can_be_made_anew_and_a_wrong_clock_takes_nothing_from_it() {
+        let begin = SystemTime::now();
+        let ca = ClusterCa::create("prod", UUID, begin).unwrap();
+        let after = begin + YEAR * 12;
+        assert_eq!(ca.due(after).unwrap(), Some(Due::Ended));
+        let ca = ca.renewed(after).unwrap();
+        // The clock was wrong: what is made by the right one is good all the same.
+        assert_eq!(ca.due(begin).unwrap(), None);
+        let before = begin - YEAR * 20;
+        assert_eq!(ca.due(before).unwrap(), Some(Due::NotBegun));
+        let ca = ca.renewed(before).unwrap();
+        for now in [before, begin, after, after + YEAR * 6] {
+            assert_eq!(ca.due(now).unwrap(), None);
+        }
+        let request = NodeKey::generate().unwrap().signing_request(&"n".parse().unwrap()).unwrap();
+        assert!(good(&ca.sign(&request, &node(), &[], begin).unwrap(), ca.cert_pem(), begin));
+    }
+
+    #[test]
+    fn names_can_change_while_the_time_stays() {
+        let now = SystemTime::now();
+        let ca = ClusterCa::create("prod", UUID, now).unwrap();
+        let request = NodeKey::generate().unwrap().signing_request(&"n".parse().unwrap()).unwrap();
+        let old =
+            Facts::of(&ca.sign(&request, &node(), &["192.0.2.1".parse().unwrap()], now).unwrap()).unwrap();
+        let ips = ["192.0.2.9".parse().unwrap(), "2001:db8::9".parse().unwrap()];
+        let new = Facts::of(&ca.sign_for(&request, &node(), &ips, old.validity).unwrap()).unwrap();
+        assert_eq!(new.validity, old.validity);
+        assert_eq!(new.addresses, ips.into());
+        assert_eq!(new.names, ["pve1", &format!("stead:node:{UUID}"), "192.0.2.9", "2001:db8::9"]);
+        assert_eq!(
+            (new.subject.as_str(), new.key_kind.as_str(), new.key_bits),
+            ("/CN=pve1", "id-ecPublicKey", 256)
+        );
+        assert_eq!(new.issuer, format!("/CN=prod cluster CA/O=Stead/OU={UUID}"));
+        assert_ne!(new.fingerprint, old.fingerprint);
     }
 
     #[test]

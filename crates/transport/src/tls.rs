@@ -109,6 +109,22 @@ struct Loaded {
     fingerprint: Fingerprint,
 }
 
+/// Credentials that fit together and are not in use yet.
+pub struct Prepared(Loaded);
+
+impl Prepared {
+    /// Whose they are.
+    pub fn identity(&self) -> &PeerIdentity {
+        &self.0.identity
+    }
+}
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prepared").field("identity", &self.0.identity).finish_non_exhaustive()
+    }
+}
+
 /// A handle on the node's TLS; clones share it, and [`Tls::replace`] reaches all of them.
 #[derive(Clone)]
 pub struct Tls {
@@ -139,9 +155,22 @@ impl Tls {
         credentials: &Credentials,
         public: Option<&PublicCertificate>,
     ) -> Result<(), TlsError> {
-        let loaded = load(credentials, public, &self.members)?;
-        *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
+        self.switch(self.prepare(credentials, public)?);
         Ok(())
+    }
+
+    /// Reads credentials and checks that they fit together, for [`Self::switch`]: so that they can be kept on a disk in between.
+    pub fn prepare(
+        &self,
+        credentials: &Credentials,
+        public: Option<&PublicCertificate>,
+    ) -> Result<Prepared, TlsError> {
+        load(credentials, public, &self.members).map(Prepared)
+    }
+
+    /// Takes what was prepared into use: new connections use it, existing ones go on.
+    pub fn switch(&self, prepared: Prepared) {
+        *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(prepared.0);
     }
 
     /// Who this node is by its certificate.

@@ -216,6 +216,30 @@ async fn wrong_fingerprint_and_wrong_ca_are_told_apart() {
     assert_eq!(public(one.peer.addrs[&0], Trust::Insecure).whole(get("/")).await.unwrap().body, "/ Public");
 }
 
+/// One node after the other has the CA's new certificate: each knows the others at any time, by connections that are open
+/// meanwhile as by new ones, and so do clients that have the old file or the new one.
+#[tokio::test]
+async fn nodes_know_each_other_while_the_ca_s_certificate_is_made_anew() {
+    let (old, both) = (ca(), members(&[1, 2]));
+    let new = old.renewed(SystemTime::now() + Duration::from_secs(8 * 365 * 86_400)).unwrap();
+    let one = node(tls(&old, 1, &both), tell_who()).await;
+    let two = tls(&old, 2, &both);
+    let (kept_open, anew) = (PeerClient::new(two.clone()), || PeerClient::new(two.clone()));
+    let seen = format!("/x Peer({:?})", identity(2));
+    assert_eq!(who(&kept_open, &one.peer).await.unwrap(), seen);
+    for (first, second) in [(&new, &old), (&new, &new), (&old, &new)] {
+        one.tls.replace(&credentials(first, 1), None).unwrap();
+        two.replace(&credentials(second, 2), None).unwrap();
+        assert_eq!(who(&anew(), &one.peer).await.unwrap(), seen);
+        assert_eq!(who(&kept_open, &one.peer).await.unwrap(), seen);
+        assert_eq!(kept_open.connections(&one.peer.uuid), 1, "the same connection");
+        for file in [&old, &new] {
+            let client = public(one.peer.addrs[&0], Trust::ca_pem(file.cert_pem()).unwrap());
+            assert_eq!(client.whole(get("/x")).await.unwrap().body, "/x Public");
+        }
+    }
+}
+
 #[tokio::test]
 async fn certificates_are_exchanged_while_running() {
     let (ca, all) = (ca(), members(&[1]));
