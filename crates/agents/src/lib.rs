@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod balloon;
+pub mod certificates;
 pub mod clock;
 pub mod epochs;
 pub mod events;

@@ -159,6 +159,7 @@ fn take_clock(ops: &Ops, ahead_ms: Option<i64>) {
         _ => {}
     }
     ops.status.is_ahead(ahead_ms.unwrap_or(0));
+    ops.status.knows_clock(ahead_ms.is_some());
 }
 
 /// Hands a report on to every node but its own and this one; ends when each has it or did not answer in time.

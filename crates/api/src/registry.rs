@@ -5,7 +5,7 @@ use crate::framework::{Access, Index, Of, Registry};
 use crate::{access, cluster, nodes, pools, storage, version};
 
 /// Where indexes are: path, the key that names a child, who may.
-const INDEXES: [(&str, &str, Access); 20] = [
+const INDEXES: [(&str, &str, Access); 21] = [
     ("/access", "subdir", Access::Authenticated),
     ("/cluster", "name", Access::Authenticated),
     ("/cluster/bulk-action/guest", "name", Access::Authenticated),
@@ -17,6 +17,7 @@ const INDEXES: [(&str, &str, Access); 20] = [
     ("/cluster/qemu", "name", Access::Authenticated),
     ("/nodes/{node}/capabilities/qemu", "name", Access::Authenticated),
     ("/nodes/{node}/capabilities", "name", Access::Authenticated),
+    ("/nodes/{node}/certificates", "name", Access::Authenticated),
     ("/nodes/{node}/hardware/pci/{pci-id-or-mapping}", "method", Access::Authenticated),
     ("/nodes/{node}/hardware", "type", Access::Authenticated),
     ("/nodes/{node}", "name", Access::Authenticated),
@@ -73,6 +74,7 @@ fn of_cluster(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<cluster::config::AddNode>::new())
         .with(Of::<cluster::config::SetLinks>::new())
         .with(Of::<cluster::config::ReadLinks>::new())
+        .with(Of::<cluster::config::Renew>::new())
         .with(Of::<cluster::qdevice::Read>::new())
         .with(Of::<cluster::config::RemoveNode>::new())
         .with(Of::<cluster::off::Confirm>::new())
@@ -131,6 +133,7 @@ fn at_nodes(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<nodes::Power>::new())
         .with(Of::<nodes::Depart>::new())
         .with(Of::<nodes::Version>::new())
+        .with(Of::<nodes::certificates::Info>::new())
         .with(Of::<nodes::bulk::PostStart>::new())
         .with(Of::<nodes::bulk::PostStop>::new())
         .with(Of::<nodes::bulk::PostSuspend>::new())

@@ -204,7 +204,7 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 33] = [
+const BEYOND: [(&str, &str); 34] = [
     ("POST", "/nodes/{node}/qemu/{vmid}/quick_migrate"),
     ("GET", "/cluster/qemu/common"),
     ("GET", "/cluster/config/expected"),
@@ -213,6 +213,7 @@ const BEYOND: [(&str, &str); 33] = [
     ("GET", "/cluster/config/aside"),
     ("DELETE", "/cluster/config/aside/{node}"),
     ("GET", "/cluster/config/links"),
+    ("POST", "/cluster/config/certificates"),
     ("PUT", "/cluster/config/nodes/{node}"),
     ("GET", "/cluster/ha/fence/devices"),
     ("POST", "/cluster/ha/fence/devices"),

@@ -350,6 +350,34 @@ mod tests {
         assert!(home.carry_out_join().unwrap().is_none());
     }
 
+    /// Whoever is killed anywhere in between leaves all of the old keys, or all of the new ones.
+    #[test]
+    fn keys_are_the_old_ones_or_the_new_ones() {
+        let (_dir, home) = home();
+        let keys = |n: u32| Keys {
+            ca: format!("ca {n}"),
+            cert: format!("{n}").repeat(2000),
+            key: format!("key {n}"),
+            cluster_key: String::new(),
+        };
+        home.save_keys(&keys(1)).unwrap();
+        // Cut off before it had its name.
+        std::fs::write(home.at("tls/keys.json.new"), b"{\"ca\": \"ca 2\", \"cert\"").unwrap();
+        assert!(home.keys().unwrap() == keys(1));
+        home.save_keys(&keys(2)).unwrap();
+        assert!(home.keys().unwrap() == keys(2));
+        // At any moment: what is read is one of the two.
+        let writer = std::thread::spawn({
+            let home = home.clone();
+            move || (0..200).for_each(|n| home.save_keys(&keys(1 + n % 2)).unwrap())
+        });
+        while !writer.is_finished() {
+            let read = home.keys().unwrap();
+            assert!(read == keys(1) || read == keys(2));
+        }
+        writer.join().unwrap();
+    }
+
     #[test]
     fn guests_that_come_along_are_kept_until_they_have_arrived() {
         let (_dir, home) = home();

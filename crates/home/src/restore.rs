@@ -221,7 +221,11 @@ fn keys(home: &Home, backup: &Backup, of: Option<&Identity>, me: &NodeRecord) ->
     let sealed = backup.tree().get(paths::CA_KEY).context("the backup has no key of the cluster's CA")?;
     let ca_key = String::from_utf8(backup.key().unseal(paths::CA_KEY, &sealed.data)?)?;
     let now = SystemTime::now();
-    let ca = ClusterCa::load(ca, &ca_key)?;
+    let mut ca = ClusterCa::load(ca, &ca_key)?;
+    // A backup may be as old as that; the daemon does the same to the one in the configuration.
+    if ca.due(now)?.is_some() {
+        ca = ca.renewed(now)?;
+    }
     let key = NodeKey::generate()?;
     let peer = PeerIdentity { name: me.name.clone(), uuid: me.uuid.clone() };
     let cert = ca.sign(&key.signing_request(&me.name)?, &peer, &[me.addr.ip()], now)?;

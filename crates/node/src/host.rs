@@ -12,15 +12,16 @@ use std::io::Write;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use stead_model::{NodeName, Upid, UserId, Vmid};
 use stead_ops::admin::{Admin, HostPower, JoinRequest};
+use stead_ops::certificates::Kept;
 use stead_ops::epochs::{Aside, EpochPlan, RejoinAnswer};
 use stead_ops::join::{Host, JoinMaterial, JoinWish};
 use stead_ops::links::LinkWish;
 use stead_ops::{Actor, Ops, OpsError};
 use stead_transport::join::{JoinAuth, TokenRecord};
-use stead_transport::{Fingerprint, JoinInfo, Tls};
+use stead_transport::{Credentials, Fingerprint, JoinInfo, NodeKey, Tls, ca};
 use tokio::sync::Notify;
 
 /// Written by the Debian package on a machine that was given to Stead.
@@ -38,6 +39,8 @@ pub struct Daemon {
     pub tls: Tls,
     /// The cluster's key.
     pub key: [u8; 32],
+    /// What the folder has in `tls/keys.json`.
+    pub keys: Mutex<Keys>,
     /// Asks the main task to start anew.
     pub restart: Arc<Notify>,
 }
@@ -59,6 +62,26 @@ impl Daemon {
         let (members, guests) = (join.members.clone(), join.guests.clone());
         self.home.save_join(&PendingJoin { identity, keys, members, guests })
     }
+}
+
+/// Takes new certificates into use: first on the disk, whole, then for new connections. Refused if they are not this node's, for its
+/// key and of its CA; whatever goes wrong, the old ones stay on both.
+fn take_certificates(home: &Home, tls: &Tls, keys: &mut Keys, kept: &Kept) -> Result<()> {
+    let [old, new] = [&keys.ca, &kept.ca].map(|pem| ca::certificate(pem));
+    if !ca::same_subject_and_key(&old?, &new?)? {
+        anyhow::bail!("it is of another CA than this node's");
+    }
+    let credentials =
+        Credentials { ca_pem: kept.ca.clone(), cert_pem: kept.cert.clone(), key_pem: keys.key.clone() };
+    let prepared = tls.prepare(&credentials, None)?;
+    if *prepared.identity() != tls.identity() {
+        anyhow::bail!("it is another node's: {:?}", prepared.identity());
+    }
+    let next = Keys { ca: kept.ca.clone(), cert: kept.cert.clone(), ..keys.clone() };
+    home.save_keys(&next)?;
+    *keys = next;
+    tls.switch(prepared);
+    Ok(())
 }
 
 impl Host for Daemon {
@@ -121,6 +144,22 @@ impl Host for Daemon {
 
     fn seal_key(&self) -> [u8; 32] {
         self.key
+    }
+
+    fn certificates(&self) -> Kept {
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        Kept { ca: keys.ca.clone(), cert: keys.cert.clone() }
+    }
+
+    fn signing_request(&self) -> Result<String, String> {
+        let key = self.keys.lock().unwrap_or_else(PoisonError::into_inner).key.clone();
+        let made = NodeKey::from_pem(&key).and_then(|key| key.signing_request(&self.identity.name));
+        made.map_err(|e| e.to_string())
+    }
+
+    fn keep_certificates(&self, kept: &Kept) -> Result<(), String> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        take_certificates(&self.home, &self.tls, &mut keys, kept).map_err(|e| format!("{e:#}"))
     }
 }
 
@@ -235,5 +274,95 @@ impl Admin for NodeAdmin {
         self.check_power()?;
         let power = self.power.clone();
         self.ops.depart(actor, what, move || Self::switch(&power, what)).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, SystemTime};
+    use stead_model::{Era, NodeUuid, RaftId};
+    use stead_transport::{ClusterCa, PeerIdentity};
+
+    const UUID: &str = "11111111-1111-4111-8111-111111111111";
+    const OTHER: &str = "22222222-2222-4222-8222-222222222222";
+
+    fn kept(ca: &ClusterCa, key: &NodeKey, name: &str, uuid: &str) -> Kept {
+        let me = PeerIdentity { name: name.parse().unwrap(), uuid: uuid.parse().unwrap() };
+        let request = key.signing_request(&me.name).unwrap();
+        let cert = ca.sign(&request, &me, &[], SystemTime::now()).unwrap();
+        Kept { ca: ca.cert_pem().to_owned(), cert }
+    }
+
+    struct Stage {
+        _dir: tempfile::TempDir,
+        ca: ClusterCa,
+        key: NodeKey,
+        daemon: Daemon,
+    }
+
+    fn stage() -> Stage {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path()).unwrap();
+        let ca = ClusterCa::create("test", UUID, SystemTime::now()).unwrap();
+        let key = NodeKey::generate().unwrap();
+        let Kept { ca: ca_pem, cert } = kept(&ca, &key, "n1", UUID);
+        let keys =
+            Keys { ca: ca_pem.clone(), cert: cert.clone(), key: key.to_pem(), cluster_key: "00".into() };
+        home.save_keys(&keys).unwrap();
+        let credentials = Credentials { ca_pem, cert_pem: cert, key_pem: key.to_pem() };
+        let tls = Tls::new(&credentials, None, Arc::new(|_: &NodeUuid| true)).unwrap();
+        let identity = Identity {
+            version: 1,
+            name: "n1".parse().unwrap(),
+            uuid: UUID.parse().unwrap(),
+            raft_id: RaftId(1),
+            era: Era::FIRST,
+        };
+        let (keys, restart) = (Mutex::new(keys), Arc::default());
+        let daemon = Daemon { home, identity, tls, key: [0; 32], keys, restart };
+        Stage { _dir: dir, ca, key, daemon }
+    }
+
+    #[test]
+    fn a_new_certificate_is_on_the_disk_and_shown() {
+        let Stage { _dir, ca, key, daemon } = stage();
+        let before = daemon.fingerprint();
+        let later = SystemTime::now() + Duration::from_secs(7 * 365 * 86_400);
+        let new = kept(&ca.renewed(later).unwrap(), &key, "n1", UUID);
+        daemon.keep_certificates(&new).unwrap();
+        assert_eq!(daemon.certificates(), new);
+        let on_disk = daemon.home.keys().unwrap();
+        assert_eq!((&on_disk.ca, &on_disk.cert, on_disk.key), (&new.ca, &new.cert, key.to_pem()));
+        assert_ne!(daemon.fingerprint(), before);
+        assert_eq!(daemon.fingerprint(), Fingerprint::of(&ca::certificate(&new.cert).unwrap()));
+        // What a request asks for is for this key.
+        assert!(daemon.signing_request().is_ok());
+    }
+
+    #[test]
+    fn what_is_not_this_node_s_is_refused_and_changes_nothing() {
+        let Stage { _dir, ca, key, daemon } = stage();
+        let (before, shown) = (daemon.home.keys().unwrap(), daemon.fingerprint());
+        let foreign = ClusterCa::create("test", UUID, SystemTime::now()).unwrap();
+        let other_key = NodeKey::generate().unwrap();
+        let good = kept(&ca, &key, "n1", UUID);
+        for bad in [
+            kept(&foreign, &key, "n1", UUID),
+            Kept { cert: kept(&foreign, &key, "n1", UUID).cert, ..good.clone() },
+            Kept { ca: foreign.cert_pem().to_owned(), ..good.clone() },
+            kept(&ca, &other_key, "n1", UUID),
+            kept(&ca, &key, "n1", OTHER),
+            kept(&ca, &key, "n2", UUID),
+            Kept { cert: String::new(), ..good.clone() },
+            Kept { cert: good.cert.replace("CERTIFICATE", "LETTER"), ..good.clone() },
+        ] {
+            daemon.keep_certificates(&bad).unwrap_err();
+            assert!(daemon.home.keys().unwrap() == before && daemon.fingerprint() == shown);
+        }
+        // The disk takes nothing: what is shown stays as what is kept.
+        std::fs::create_dir(daemon.home.at("tls/keys.json.new")).unwrap();
+        daemon.keep_certificates(&good).unwrap_err();
+        assert!(daemon.home.keys().unwrap() == before && daemon.fingerprint() == shown);
     }
 }

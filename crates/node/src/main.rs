@@ -84,6 +84,7 @@ async fn run(args: Args) -> Result<bool> {
         identity: started.identity.clone(),
         tls: tls.clone(),
         key,
+        keys: std::sync::Mutex::new(keys),
         restart: restart.clone(),
     };
     let fence = FenceClient::new(&home.at("run/fenced.sock"));
@@ -118,6 +119,7 @@ async fn run(args: Args) -> Result<bool> {
         cds: Arc::new(stead_storage::Xorriso::new(&home.at("run/cd"))),
         storage_types: vec![Arc::new(stead_ops::kept_open::KeptOpen::new(stead_storage::DirType))],
         epochs: stead_ops::epochs::Epochs::default(),
+        certificates: stead_ops::certificates::Certificates::default(),
         peers: Arc::new(Link::new(peers.clone())),
         remotes: Arc::new(stead_agents::remote::Remotes),
         status: stead_ops::status::ClusterStatus::default(),
@@ -225,6 +227,7 @@ fn start_agents(
     tokio::spawn(stead_agents::report::run(ops.clone(), flushes, reported, seen));
     tokio::spawn(stead_agents::members::run(ops.clone(), replace_voters));
     tokio::spawn(stead_agents::epochs::run(ops.clone()));
+    tokio::spawn(stead_agents::certificates::run(ops.clone()));
     tokio::spawn(stead_agents::ha::manage(ops.clone(), grant.clone()));
     tokio::spawn(stead_agents::ha::foresee(ops.clone(), grant.clone()));
     tokio::spawn(stead_agents::events::run(ops.clone()));

@@ -24,7 +24,7 @@ use stead_ops::remote::{Ask, RemoteError, RemoteLink};
 use stead_ops::status::{NodeReport, NodeStats};
 use stead_ops::{Actor, Flush, Lease, Me, Ops, store};
 use stead_tasks::Tasks;
-use stead_transport::{ClusterCa, Fingerprint};
+use stead_transport::{ClusterCa, Fingerprint, NodeKey, PeerIdentity};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// This node's boot, and that of other members.
@@ -128,15 +128,38 @@ impl RemoteLink for Elsewhere {
     }
 }
 
-/// What a join has left for the daemon to carry.
-#[derive(Default)]
+/// What a join has left for the daemon to carry, and the node's certificates.
 pub struct Kept {
+    /// The CA's certificate and the node's.
+    pub certificates: Mutex<Option<stead_ops::certificates::Kept>>,
+    /// No certificate can be kept.
+    pub full: std::sync::atomic::AtomicBool,
+    key: NodeKey,
     /// Guests that wait for their place in the cluster.
     pub carried: Mutex<Vec<(Vmid, String)>>,
     /// The cluster epoch that was to begin.
     pub epoch: Mutex<Option<EpochPlan>>,
     /// What the node had alone, until it is told.
     pub aside: Mutex<Vec<Aside>>,
+}
+
+impl Kept {
+    /// With a certificate of that CA's, for that address.
+    fn of(ca: &ClusterCa, addr: SocketAddr) -> Self {
+        let key = NodeKey::generate().unwrap();
+        let me = PeerIdentity { name: name("n1"), uuid: UUID.parse().unwrap() };
+        let request = key.signing_request(&me.name).unwrap();
+        let cert = ca.sign(&request, &me, &[addr.ip()], SystemTime::now()).unwrap();
+        let kept = stead_ops::certificates::Kept { ca: ca.cert_pem().to_owned(), cert };
+        Self {
+            certificates: Mutex::new(Some(kept)),
+            full: false.into(),
+            key,
+            carried: Mutex::default(),
+            epoch: Mutex::default(),
+            aside: Mutex::default(),
+        }
+    }
 }
 
 impl Host for Kept {
@@ -172,6 +195,19 @@ impl Host for Kept {
     }
     fn seal_key(&self) -> [u8; 32] {
         [5; 32]
+    }
+    fn certificates(&self) -> stead_ops::certificates::Kept {
+        self.certificates.lock().unwrap().clone().unwrap()
+    }
+    fn signing_request(&self) -> Result<String, String> {
+        self.key.signing_request(&name("n1")).map_err(|e| e.to_string())
+    }
+    fn keep_certificates(&self, kept: &stead_ops::certificates::Kept) -> Result<(), String> {
+        if self.full.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err("the disk is full".into());
+        }
+        *self.certificates.lock().unwrap() = Some(kept.clone());
+        Ok(())
     }
 }
 
@@ -255,6 +291,7 @@ fn found(
     dir: &std::path::Path,
     addr: SocketAddr,
     storages: &str,
+    ca: &ClusterCa,
     more: impl FnOnce(Txn, &ClusterKey) -> Txn,
 ) -> Conf {
     let key = ClusterKey::generate().unwrap();
@@ -267,7 +304,6 @@ fn found(
         lineage: stead_model::Lineage::default(),
     };
     let node = record("n1", 1, UUID, addr, member());
-    let ca = ClusterCa::create("test", UUID, SystemTime::now()).unwrap();
     let mut txn = stead_ops::join::found(&cluster, &node, ca.cert_pem(), storages).unwrap();
     txn = txn.put(paths::CA_KEY, key.seal(paths::CA_KEY, ca.key_pem().as_bytes()).unwrap());
     let txn = more(txn, &key);
@@ -291,12 +327,13 @@ impl Node {
         more: impl FnOnce(Txn, &ClusterKey) -> Txn,
     ) -> (Self, Flushes) {
         let dir = tempfile::tempdir().unwrap();
-        let conf = found(dir.path(), addr, storages, more);
+        let ca = ClusterCa::create("test", UUID, SystemTime::now()).unwrap();
+        let conf = found(dir.path(), addr, storages, &ca, more);
         conf.status().wait_for(|s| s.quorate && s.is_leader).await.unwrap();
         let (lease, leased) = watch::channel(Lease { held: true });
         let (flush, flushes) = mpsc::channel(16);
         let (machines, fence) = (FakeMachines::default(), Arc::new(FakeFence::leased()));
-        let (host, cds) = (Arc::new(Kept::default()), Arc::new(FakeCds::default()));
+        let (host, cds) = (Arc::new(Kept::of(&ca, addr)), Arc::new(FakeCds::default()));
         let storages = Fakes(Arc::default(), dir.path().to_owned());
         let remotes = Arc::new(Elsewhere::default());
         let peers = Arc::new(Peers::default());
@@ -320,6 +357,7 @@ impl Node {
             cds: cds.clone(),
             storage_types: vec![Arc::new(storages.clone())],
             epochs: stead_ops::epochs::Epochs::default(),
+            certificates: stead_ops::certificates::Certificates::default(),
             peers: peers.clone(),
             remotes: remotes.clone(),
             status: stead_ops::status::ClusterStatus::default(),

@@ -370,7 +370,8 @@ impl Ops {
         let restored = self.conf.view(|t| t.get(stead_model::paths::RESTORED).is_some()).then(|| {
             "the configuration was restored from a backup: no guest starts by itself. Look at where guests are, then: stead ha arm".to_owned()
         });
-        self.epoch_warnings().into_iter().chain(restored).chain(clocks).collect()
+        let certificates = self.certificate_warnings();
+        self.epoch_warnings().into_iter().chain(restored).chain(clocks).chain(certificates).collect()
     }
 
     /// `/cluster/status`: the cluster, then its nodes.

@@ -13,6 +13,7 @@
 //! The task goes on across the daemon's new start, and ends when the guests have arrived. A node that was let in and
 //! never came keeps its guests where they were; asking again, or its removal, gives their numbers back.
 
+use crate::certificates::Kept;
 use crate::clock::unix_ms;
 use crate::epochs::{Aside, EpochPlan, NEXT_RAFT, RejoinAnswer, numbers};
 use crate::links::LinkWish;
@@ -25,7 +26,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use stead_conf::{Check, Op, Tree, Txn, TxnError};
 use stead_driver::guest::GuestError;
 use stead_model::storage_cfg::StorageCfg;
@@ -38,7 +39,7 @@ use stead_transport::join::{
     Admits, ClusterFacts, JOIN_PROTOCOL, JoinAnswer, JoinAuth, JoinClient, JoinError, JoinRequest, JoinToken,
     Member, TokenRecord, vet_join,
 };
-use stead_transport::{ClusterCa, Fingerprint, JoinInfo, JoinRefusal, NodeKey, PeerIdentity};
+use stead_transport::{Fingerprint, JoinInfo, JoinRefusal, NodeKey, PeerIdentity};
 
 /// The task that joins; it is resumed after the daemon's new start.
 pub const JOIN_WORKER: &str = "clusterjoin";
@@ -101,6 +102,13 @@ pub trait Host: Send + Sync {
     fn fingerprint(&self) -> Fingerprint;
     /// The key that seals the cluster's secrets.
     fn seal_key(&self) -> [u8; 32];
+    /// The CA's certificate and the node's, as they are kept.
+    fn certificates(&self) -> Kept;
+    /// A signing request by the node's key, which stays where it is.
+    fn signing_request(&self) -> Result<String, String>;
+    /// Keeps these certificates, whole, and shows them to new connections. Refused if they are not this node's, for its key, and of its
+    /// CA; the old ones stay then.
+    fn keep_certificates(&self, kept: &Kept) -> Result<(), String>;
 }
 
 /// How to find and convince the cluster that is to be joined.
@@ -300,15 +308,8 @@ impl Ops {
         let mut ips = request.ips.clone();
         ips.push(request.addr.ip());
         ips.extend(request.links.values());
-        ca.sign(&request.csr, &identity, &ips, SystemTime::now()).map_err(|e| failed(e.to_string()))
-    }
-
-    fn cluster_ca(&self) -> Result<ClusterCa, OpsError> {
-        let (cert, _) = self.file(paths::CA_CERT)?;
-        let key = self.conf.secret(paths::CA_KEY).map_err(|e| OpsError::failed(e.to_string()))?;
-        let key = key.ok_or_else(|| OpsError::failed("the cluster CA's key is missing"))?;
-        let key = String::from_utf8(key).map_err(|_| OpsError::failed("the cluster CA's key is damaged"))?;
-        ClusterCa::load(&cert, &key).map_err(|e| OpsError::failed(e.to_string()))
+        // By the cluster's clock: others are to find it good, whatever this node's says.
+        ca.sign(&request.csr, &identity, &ips, self.cluster_time()).map_err(|e| failed(e.to_string()))
     }
 
     /// Records a node that was let in, with its number in Raft; none: something has changed since it was vetted.

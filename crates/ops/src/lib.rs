@@ -9,6 +9,7 @@ pub mod actor;
 pub mod admin;
 pub mod admit;
 pub mod bulk;
+pub mod certificates;
 pub mod clock;
 pub mod cluster;
 pub mod confirm_off;
@@ -134,6 +135,8 @@ pub struct Ops {
     pub storage_types: Vec<Arc<dyn StorageType>>,
     /// Members of other cluster epochs.
     pub epochs: epochs::Epochs,
+    /// This node's certificate.
+    pub certificates: certificates::Certificates,
     /// Other nodes.
     pub peers: Arc<dyn peers::PeerLink>,
     /// Other clusters.

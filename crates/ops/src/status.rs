@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use stead_ha::Outlook;
 use stead_model::{BootId, NodeName, Vmid};
 use stead_transport::Fingerprint;
+use tokio::sync::watch;
 
 /// After this long without a report, a node's guests count as unknown.
 pub const STALE_AFTER: Duration = Duration::from_secs(8);
@@ -173,6 +174,8 @@ pub struct ClusterStatus {
     ahead_ms: Arc<AtomicI64>,
     /// The other nodes' clocks. Every node notes them, so that whoever begins to lead knows them.
     clocks: Arc<RwLock<Clocks>>,
+    /// Whether it is known how far this node's clock is ahead.
+    told_clock: Arc<watch::Sender<bool>>,
 }
 
 /// A clock that is farther from the cluster's than this is set wrong: a report is under way for less than four seconds, by
@@ -244,6 +247,16 @@ impl ClusterStatus {
     /// Notes how far this node's clock is ahead; 0 also when nobody can tell.
     pub fn is_ahead(&self, ms: i64) {
         self.ahead_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// Notes whether it is known how far this node's clock is ahead.
+    pub fn knows_clock(&self, known: bool) {
+        self.told_clock.send_if_modified(|was| std::mem::replace(was, known) != known);
+    }
+
+    /// Whether it is known how far this node's clock is ahead.
+    pub fn clock_told(&self) -> watch::Receiver<bool> {
+        self.told_clock.subscribe()
     }
 
     /// What was noted last of this node's clock: how many milliseconds it is ahead.

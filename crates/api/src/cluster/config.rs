@@ -14,6 +14,7 @@ use stead_model::schema::Schema as _;
 use stead_model::{NodeName, NodeRecord, Upid};
 use stead_ops::admin::JoinRequest;
 use stead_ops::admit::{Admission, Expected};
+use stead_ops::certificates::Renewal;
 use stead_ops::links::{LinkStatus, LinkWish};
 
 /// What the API for joining is like; raised when a joining node must know something new.
@@ -96,6 +97,15 @@ fn links(given: &BTreeMap<String, String>) -> Result<LinkWish, Error> {
         Ok((link_number(name)?, addr))
     };
     Ok(LinkWish(given.iter().map(read).collect::<Result<_, Error>>()?))
+}
+
+#[derive(Params)]
+pub struct Renewals {
+    /// This node's alone; all members' without it.
+    node: Option<NodeName>,
+    /// Also those that are good still, and where the nodes' clocks disagree.
+    #[param(default = "0")]
+    force: bool,
 }
 
 #[derive(Params)]
@@ -280,5 +290,14 @@ endpoint! {
     ReadLinks = get("/cluster/config/links"), Anywhere, Access::All("/", &["Sys.Audit"]);
     fn call(cx, _p: Nothing) -> Json<Vec<LinkStatus>> {
         Ok(Json(cx.ops().links()))
+    }
+}
+
+endpoint! {
+    /// Has the members make their certificates anew where that is due, and the CA's: what they do by themselves, at once. Each node
+    /// signs its own, for the key that it has. Beyond Proxmox VE, where it is the command `pvecm updatecerts` on each node.
+    Renew = post("/cluster/config/certificates"), Anywhere, ROOT;
+    fn call(cx, p: Renewals) -> Json<Vec<Renewal>> {
+        Ok(Json(cx.ops().renew_certificates(&cx.actor(), p.node.as_ref(), p.force).await?))
     }
 }

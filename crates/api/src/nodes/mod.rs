@@ -2,6 +2,7 @@
 
 pub mod bulk;
 pub mod capabilities;
+pub mod certificates;
 pub mod hardware;
 pub mod place;
 pub mod qemu;

@@ -39,6 +39,14 @@ const LINKS: [Column; 5] = [
     ("SINCE", "since", Kind::Time),
 ];
 
+const RENEWALS: [Column; 5] = [
+    ("NODE", "node", Kind::Text),
+    ("RENEWED", "renewed", Kind::Truth),
+    ("GOOD UNTIL", "notafter", Kind::Time),
+    ("FINGERPRINT", "fingerprint", Kind::Text),
+    ("ERROR", "error", Kind::Text),
+];
+
 const ASIDES: [Column; 5] = [
     ("NODE", "node", Kind::Text),
     ("WHEN", "at", Kind::Time),
@@ -156,6 +164,21 @@ pub enum Command {
         #[arg(long, value_name = "N")]
         delete: Vec<u8>,
     },
+    /// Make the nodes' certificates anew where that is due, and the cluster CA's
+    #[command(
+        after_help = "The nodes do so by themselves, long before their certificates end; this is for when they could not. A majority \
+                      must be in contact, which does not depend on any certificate's end. Each node signs its own; the others' go \
+                      on meanwhile, as open connections do. Clients that trust a fingerprint must be given the new one.\n\n\
+                      Examples:\n  stead cluster renew-certificates\n  stead cluster renew-certificates --node pve1 --force"
+    )]
+    RenewCertificates {
+        /// This node's alone
+        #[arg(long)]
+        node: Option<String>,
+        /// Also those that are good still, and where the nodes' clocks disagree
+        #[arg(long)]
+        force: bool,
+    },
     /// Show the options of the whole cluster, or change them
     #[command(
         after_help = "Examples:\n  stead cluster options\n  stead cluster options next-id=lower=200,upper=1000\n  stead cluster options --delete next-id"
@@ -237,6 +260,7 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
         Command::Status => status(cx).await,
         Command::Links => links(cx).await,
         Command::SetLinks { node, links, delete } => set_links(cx, &node, &links, &delete).await,
+        Command::RenewCertificates { node, force } => renew(cx, node.as_deref(), force).await,
         Command::Options { settings, delete } => options(cx, &settings, delete).await,
     }
 }
@@ -269,6 +293,19 @@ async fn links(cx: &Cx) -> Result<(), Failure> {
         }
     }
     cx.format().list(&links, &LINKS)
+}
+
+/// Has certificates made anew. One that could not be is a failure, after all were shown.
+pub async fn renew(cx: &Cx, node: Option<&str>, force: bool) -> Result<(), Failure> {
+    let mut p = Params::new();
+    put(&mut p, "node", node);
+    put(&mut p, "force", force.then_some("1"));
+    let done = cx.api.post("/cluster/config/certificates", &p).await?;
+    cx.format().list(&done, &RENEWALS)?;
+    match rows(&done).iter().any(|row| row["error"].is_string()) {
+        true => Err(Failure::failed("not all certificates could be looked after")),
+        false => Ok(()),
+    }
 }
 
 async fn set_links(cx: &Cx, node: &str, links: &[String], delete: &[u8]) -> Result<(), Failure> {

@@ -56,6 +56,12 @@ pub enum Command {
         #[arg(value_enum)]
         bus: Bus,
     },
+    /// Show the certificates that a node shows to clients
+    #[command(after_help = "See 'stead cluster renew-certificates --help'.")]
+    Certificates {
+        /// The node (default: the node that is spoken to)
+        node: Option<String>,
+    },
     /// Start the guests of a node that start with it (`onboot`), in their order
     #[command(
         after_help = "Examples:\n  stead node start-all pve1\n  stead node start-all pve1 --force --vms 100,101"
@@ -143,6 +149,13 @@ pub enum Bus {
     Usb,
 }
 
+const CERTIFICATES: [Column; 5] = [
+    ("FILE", "filename", Kind::Text),
+    ("SUBJECT", "subject", Kind::Text),
+    ("GOOD FROM", "notbefore", Kind::Time),
+    ("UNTIL", "notafter", Kind::Time),
+    ("FINGERPRINT", "fingerprint", Kind::Text),
+];
 const PCI_COLUMNS: [Column; 5] = [
     ("ADDRESS", "id", Kind::Text),
     ("CLASS", "class", Kind::Text),
@@ -227,6 +240,11 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
         }
         Command::Place { node, site, rack, delete } => place(cx, &node, [site, rack, delete]).await,
         Command::Devices { node, bus } => devices(cx, &node, bus).await,
+        Command::Certificates { node } => {
+            let node = given_or_local(cx, node).await?;
+            let all = cx.api.get(&format!("/nodes/{}/certificates/info", escape(&node))).await?;
+            cx.format().list(&all, &CERTIFICATES)
+        }
         Command::List => cx.format().list(&cx.api.get("/nodes").await?, &COLUMNS),
         Command::Show { node } => {
             let node = given_or_local(cx, node).await?;

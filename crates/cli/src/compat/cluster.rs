@@ -17,6 +17,7 @@ pvecm: the cluster
   pvecm nodes
   pvecm delnode NODE                          remove a node that is off
   pvecm expected 1                            give up a lost majority; all other nodes must be off
+  pvecm updatecerts [--force]                 make this node's certificate anew, if that is due
   pvecm apiver                                the version of the API for joining
 ";
 
@@ -81,6 +82,15 @@ pub async fn pvecm(cx: &Cx, verb: &str, mut words: Words) -> Result<(), Failure>
             let votes =
                 votes.parse().map_err(|_| Failure::usage(format!("'{votes}' is no number of votes")))?;
             cluster::expected(cx, votes, vec![], false).await
+        }
+        "updatecerts" => {
+            let force = take(&mut words.params, "force").is_some_and(|v| v != "0");
+            // There are no hosts' keys to be merged, and nothing that could be said less of.
+            take(&mut words.params, "unmerge-known-hosts");
+            take(&mut words.params, "silent");
+            words.nothing()?;
+            let node = cx.api.local_node().await?;
+            cluster::renew(cx, Some(&node), force).await
         }
         "apiver" => {
             words.nothing()?;

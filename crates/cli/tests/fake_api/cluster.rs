@@ -246,3 +246,19 @@ async fn names_for_what_nodes_have_are_made_and_held_against_them() {
         ]
     );
 }
+
+#[tokio::test]
+async fn certificates_are_made_anew_and_a_node_that_could_not_is_a_failure() {
+    let good = json!({"node": "pve1", "renewed": 1, "notafter": 1_900_000_000, "fingerprint": "AB:CD"});
+    let fake = Fake::new(&[("POST /cluster/config/certificates", json!([good]))]).await;
+    let ended = fake.run(&["stead", "cluster", "renew-certificates"]).await;
+    assert!(ended.code == 0 && ended.out.contains("AB:CD"), "{ended:?}");
+    let ended = fake.run(&["pvecm", "updatecerts", "--force"]).await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let asked = ["POST /cluster/config/certificates", "POST /cluster/config/certificates node=pve1&force=1"];
+    assert_eq!(fake.changes(), asked);
+    let bad = json!({"node": "pve2", "renewed": 0, "error": "the nodes' clocks disagree"});
+    let fake = Fake::new(&[("POST /cluster/config/certificates", json!([good, bad]))]).await;
+    let ended = fake.run(&["stead", "cluster", "renew-certificates", "--force"]).await;
+    assert!(ended.code != 0 && ended.out.contains("clocks disagree"), "{ended:?}");
+}
