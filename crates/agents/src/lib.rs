@@ -22,4 +22,5 @@ pub mod rpc;
 pub mod stats;
 pub mod storages;
 pub mod streams;
+pub mod whereabouts;
 pub mod witness;
