@@ -51,6 +51,7 @@ pub struct Builder {
     witness: bool,
     links: u8,
     watchdog: bool,
+    spare: Option<&'static str>,
 }
 
 /// Where a testbed's nodes are.
@@ -74,6 +75,13 @@ impl Builder {
     #[must_use]
     pub fn witness(mut self) -> Self {
         self.witness = true;
+        self
+    }
+
+    /// Gives the last of the nodes the name of another, which is to be gone by the time that this one joins. Loopback shape only.
+    #[must_use]
+    pub fn spare(mut self, name: &'static str) -> Self {
+        self.spare = Some(name);
         self
     }
 
@@ -155,7 +163,7 @@ impl Builder {
             password,
             shared,
             bed,
-            _block: block,
+            block,
         };
         let at_once = if self.shape == Shape::Machine { cluster.nodes.len() } else { START_AT_ONCE };
         for some in cluster.nodes.chunks(at_once) {
@@ -181,9 +189,10 @@ impl Builder {
     fn node(&self, place: &Place<'_>, n: u8) -> Result<Node> {
         let ip = if self.shape == Shape::Loopback { place.block.ip(n) } else { netns::node_ip(n) };
         let listen = addr::socket(ip, place.port);
-        let name = format!("n{n}");
-        let dir = place.bed.join(&name);
-        let power = place.bed.join(format!("{name}.power"));
+        let folder = format!("n{n}");
+        let name = self.spare.filter(|_| n == self.nodes).map_or_else(|| folder.clone(), str::to_owned);
+        let dir = place.bed.join(&folder);
+        let power = place.bed.join(format!("{folder}.power"));
         let password = place.bed.join("password");
         if let Some(bytes) = self.disk {
             own_disk(&dir, bytes, self.shape)?;
@@ -228,6 +237,7 @@ impl Builder {
         }
         Node::new(Plan {
             name,
+            folder,
             number: n,
             bed: place.bed.to_owned(),
             listen,
@@ -265,7 +275,7 @@ pub struct Cluster {
     password: String,
     shared: PathBuf,
     bed: Bed,
-    _block: addr::Block,
+    block: addr::Block,
 }
 
 impl Cluster {
@@ -281,6 +291,7 @@ impl Cluster {
             witness: false,
             links: 1,
             watchdog: false,
+            spare: None,
         }
     }
 
@@ -322,6 +333,11 @@ impl Cluster {
     /// Keeps the logs when the testbed ends.
     pub fn keep_logs(&mut self) {
         self.bed.keep();
+    }
+
+    /// An address of this testbed's that no node was given, with the nodes' port, for [`Node::move_to`]. Loopback shape only.
+    pub fn free_addr(&self, n: usize) -> SocketAddr {
+        addr::socket(self.block.ip(100 + n as u8), self.nodes[n].addr().port())
     }
 
     /// The further links of a node, as parameters.

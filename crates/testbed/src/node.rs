@@ -43,6 +43,8 @@ const ENDED_WITHIN: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) name: String,
+    /// What its folder, its log and its power switch are called.
+    pub(crate) folder: String,
     /// From 1.
     pub(crate) number: u8,
     pub(crate) bed: PathBuf,
@@ -80,6 +82,8 @@ struct State {
     ended: Vec<Instant>,
     /// How wrong its clock is from the next start of its daemon on, as `faketime` puts it: `+3y`.
     clock: Option<String>,
+    /// Where its port is from the next start of its daemon on, if it has moved.
+    moved: Option<SocketAddr>,
 }
 
 /// The library that shows a program another time of day. The clock that leases count by is not concerned.
@@ -98,9 +102,9 @@ fn wrong_clock(ahead: &str) -> Result<[(&'static str, String); 3]> {
 impl Node {
     /// Prepares the node; it is off.
     pub(crate) fn new(plan: Plan) -> Result<Self> {
-        let dir = plan.bed.join(&plan.name);
+        let dir = plan.bed.join(&plan.folder);
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let switch_path = plan.bed.join(format!("{}.power", plan.name));
+        let switch_path = plan.bed.join(format!("{}.power", plan.folder));
         let inner = Arc::new(Inner { plan, dir, state: Mutex::default(), changed: Condvar::new() });
         let reset = Arc::clone(&inner);
         let switch = Switch::start(&switch_path, move || {
@@ -123,7 +127,12 @@ impl Node {
 
     /// Where its one port is.
     pub fn addr(&self) -> SocketAddr {
-        self.inner.plan.listen
+        self.inner.lock().moved.unwrap_or(self.inner.plan.listen)
+    }
+
+    /// Gives it another address, from the next start of its daemon on. Loopback shape only.
+    pub fn move_to(&self, addr: SocketAddr) {
+        self.inner.lock().moved = Some(addr);
     }
 
     /// The daemon's output.
@@ -304,7 +313,7 @@ impl Node {
         if state.daemon.is_some() {
             return Ok(());
         }
-        let child = self.inner.spawn(state.clock.as_ref())?;
+        let child = self.inner.spawn(&state)?;
         state.daemon = Some(Pid::from_child(&child));
         drop(state);
         let inner = Arc::clone(&self.inner);
@@ -360,7 +369,7 @@ impl Inner {
     }
 
     fn log(&self) -> PathBuf {
-        self.plan.bed.join(format!("{}.log", self.plan.name))
+        self.plan.bed.join(format!("{}.log", self.plan.folder))
     }
 
     fn power_off(&self) -> Result<()> {
@@ -411,13 +420,19 @@ impl Inner {
         Ok(())
     }
 
-    fn spawn(&self, clock: Option<&String>) -> Result<Child> {
+    fn spawn(&self, state: &State) -> Result<Child> {
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut command = match &self.plan.machine {
             Some(machine) => machine.command()?,
             None => {
                 let mut command = Command::new(&self.plan.daemon);
-                command.args(&self.plan.arguments);
+                let mut arguments = self.plan.arguments.clone();
+                if let Some(addr) = state.moved
+                    && let Some(at) = arguments.iter().position(|a| a == "--listen")
+                {
+                    arguments[at + 1] = addr.to_string();
+                }
+                command.args(arguments);
                 command
             }
         };
@@ -431,7 +446,7 @@ impl Inner {
             .stderr(log)
             // Ctrl-C at the terminal is the testbed's to handle, not the nodes'.
             .process_group(0);
-        if let Some(ahead) = clock {
+        if let Some(ahead) = &state.clock {
             command.envs(wrong_clock(ahead)?);
         }
         if let Some(network) = &self.plan.network {
@@ -458,7 +473,7 @@ impl Inner {
             let asked = self.plan.machine.is_none()
                 || ended.is_ok_and(|status| status.code() == Some(machine::REBOOT));
             let again = state.wanted && asked && state.ended.len() <= RESTARTS_A_MINUTE;
-            match again.then(|| self.spawn(state.clock.as_ref())) {
+            match again.then(|| self.spawn(&state)) {
                 Some(Ok(next)) => {
                     state.daemon = Some(Pid::from_child(&next));
                     child = next;

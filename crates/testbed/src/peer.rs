@@ -138,6 +138,7 @@ fn node(
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
     }
     Node::new(Plan {
+        folder: name.clone(),
         name,
         number,
         bed: bed.to_owned(),

@@ -23,6 +23,7 @@ mod linear;
 mod links;
 mod machine;
 mod moves;
+mod names;
 mod network;
 mod postcopy;
 mod power;
