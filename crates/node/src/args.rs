@@ -46,7 +46,7 @@ pub struct Args {
     pub witness: bool,
     /// For tests: after how many seconds of silence a voter loses its vote, instead of 300. Votes that are badly spread wait no longer,
     /// either.
-    #[arg(long, value_name = "SECONDS", hide = true)]
+    #[arg(long, value_name = "SECONDS", hide = true, value_parser = clap::value_parser!(u64).range(1..))]
     pub replace_voters_after: Option<u64>,
     /// Never use hardware acceleration.
     #[arg(long)]

@@ -28,8 +28,9 @@ endpoint! {
 
 endpoint! {
     /// Says at which site and in which rack a node, or a witness, stands. Who votes follows from it: votes are spread over sites,
-    /// and over racks second, and move one after another, ten seconds after the last such change.
-    Change = put("/nodes/{node}/place"), Anywhere, Access::All("/nodes/{node}", &["Sys.Modify"]);
+    /// and over racks second, and move one after another, ten seconds after the last such change. As it decides whose loss the whole cluster
+    /// survives, it takes the right to change all of it.
+    Change = put("/nodes/{node}/place"), Anywhere, Access::All("/", &["Sys.Modify"]);
     fn call(cx, p: NewPlace) -> Null {
         let place = Place { site: p.site, rack: p.rack };
         cx.ops().set_place(&cx.actor(), &p.node, place, &p.delete).await?;

@@ -89,7 +89,7 @@ impl std::fmt::Display for Outlook {
         write!(f, "votes by {level}: {}; ", lie.join(", "))?;
         let decisive: Vec<String> = self.decisive().map(|name| named(name.as_ref(), level)).collect();
         if decisive.is_empty() {
-            return write!(f, "a majority is left whichever {level} is lost");
+            return write!(f, "with all of them on, a majority is left whichever {level} is lost");
         }
         write!(f, "no majority is left when {} is lost", decisive.join(" or "))?;
         match self.votes.len() {
@@ -127,7 +127,7 @@ mod tests {
         let three = [("a", "1"), ("", "1"), ("b", "1")];
         assert_eq!(
             told(&three, &[1, 2, 3]).unwrap(),
-            "votes by site: no site 1, 'a' 1, 'b' 1; a majority is left whichever site is lost"
+            "votes by site: no site 1, 'a' 1, 'b' 1; with all of them on, a majority is left whichever site is lost"
         );
         let racks = [("a", "1"), ("a", "2"), ("a", "3"), ("a", "3")];
         assert_eq!(
