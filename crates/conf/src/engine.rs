@@ -322,13 +322,19 @@ impl RaftEngine {
         members.voters == [raft.id] && members.voters_outgoing.is_empty()
     }
 
-    /// See the module's header: a sole voter may elect itself only when all is on disk; and who is held not at all.
+    /// See the module's header: a sole voter may elect itself only when all is on disk; and who abstains not at all.
     fn must_wait(&self) -> bool {
         let unsaved = self.unsaved != self.saved && self.sole_voter();
-        !self.leads() && (self.held || unsaved)
+        !self.leads() && (self.abstains() || unsaved)
     }
 
-    /// Who is held does not stand for election, but must notice as others do that its leader is silent: until then it votes for
+    /// Who is held stands for no election, and neither does who has taken a state that is not on its disk: for an election
+    /// raft-rs reads all entries after the one applied last, and panics where the state has taken their place.
+    fn abstains(&self) -> bool {
+        self.held || self.node.store().truncated.0 > self.node.raft.raft_log.applied
+    }
+
+    /// Who abstains does not stand for election, but must notice as others do that its leader is silent: until then it votes for
     /// nobody else.
     fn tick_held(&mut self) {
         self.quiet += 1;
@@ -372,7 +378,7 @@ impl RaftEngine {
 
 impl Engine for RaftEngine {
     fn tick(&mut self) {
-        if self.held && !self.leads() {
+        if self.abstains() && !self.leads() {
             return self.tick_held();
         }
         if !self.must_wait() {
@@ -728,4 +734,54 @@ fn from_messages(messages: Vec<raft::eraftpb::Message>) -> Result<Vec<Message>, 
         });
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(meta: SnapshotMeta) -> Message {
+        Message {
+            kind: MessageKind::Snapshot,
+            from: 2,
+            to: 1,
+            term: 1,
+            log_term: 0,
+            index: 0,
+            entries: vec![],
+            commit: 0,
+            commit_term: 0,
+            reject: false,
+            reject_hint: 0,
+            request_snapshot: 0,
+            context: Bytes::new(),
+            snapshot: Some(meta),
+        }
+    }
+
+    /// A disk takes its time to write a state that came from the leader, which then falls silent.
+    #[test]
+    fn who_has_a_state_that_is_not_on_its_disk_stands_for_no_election() {
+        let members = Members { voters: [1, 2, 3].into(), ..Members::default() };
+        let hard = Hard { term: 1, vote: 0, commit: 5 };
+        let durable =
+            Durable { hard, truncated: (5, 1), entries: vec![], members: members.clone(), applied: 5 };
+        let timing = Timing { heartbeat: 2, election: 14, spread: 10, patience: 0, seed: 1 };
+        let mut engine = RaftEngine::new(1, timing, &durable).unwrap();
+        engine.step(snapshot(SnapshotMeta { index: 40, term: 1, members })).unwrap();
+        let mut number = 0;
+        for _ in 0..100 {
+            while let Some(ready) = engine.ready().unwrap() {
+                number = ready.number;
+            }
+            engine.tick();
+            assert_eq!(engine.node.raft.state, StateRole::Follower);
+        }
+        engine.persisted(number);
+        engine.applied(40);
+        for _ in 0..100 {
+            engine.tick();
+        }
+        assert_ne!(engine.node.raft.state, StateRole::Follower, "then it does");
+    }
 }

@@ -36,7 +36,7 @@ impl Rates {
             transfer: some([0, 0, SECOND, 4 * SECOND]),
             member: some([0, SECOND / 2, SECOND, 4 * SECOND]),
             refused: some([0, 0, 0, 5]),
-            slow_disk: some([500, 3000, 3000, 100_000]),
+            slow_disk: some([500, 3000, 100_000, 2 * SECOND]),
             question: some([10_000, 20_000, 60_000, 150_000]),
             nodes: some([1, 3, 3, 5]),
             weather: Weather::roll(dice),
