@@ -1,8 +1,9 @@
 //! Searches seeds for a broken invariant of the replicated configuration, and shows that the search finds planted
-//! bugs. `STEAD_SEEDS` sets how many seeds the long search runs, `STEAD_SEED` runs a single one.
+//! bugs. `STEAD_SEEDS` sets how many seeds the long search runs and `STEAD_FIRST` where it begins, `STEAD_SEED` runs a single one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 use stead_sim::conf::{Bug, Failure, Figures, Plan, election, election_by_witness, run};
 
 /// Every so many seeds run the real store over modelled sectors.
@@ -16,44 +17,55 @@ fn plan(seed: u64, bug: Bug) -> Plan {
     Plan { seed, bug, pages: seed.is_multiple_of(PAGES_EVERY) }
 }
 
-/// Runs seeds on two threads until one fails.
+/// Runs seeds on all CPUs until one fails.
 fn search(seeds: u64, bug: Bug) -> Result<Figures, Failure> {
-    let next = AtomicU64::new(0);
+    search_from(0, seeds, bug, |_, _| {})
+}
+
+/// So many seeds from one on. `tell` is called after each with how many there were, and what has happened in them.
+fn search_from(
+    first: u64,
+    seeds: u64,
+    bug: Bug,
+    tell: impl Fn(u64, Figures) + Sync,
+) -> Result<Figures, Failure> {
+    let (next, end) = (AtomicU64::new(first), first + seeds);
     let found: Mutex<Option<Failure>> = Mutex::new(None);
-    let total = Mutex::new(Figures::default());
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                let mut sum = Figures::default();
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds {
-                        break;
-                    }
-                    match run(plan(seed, bug)) {
-                        Ok(figures) => sum = add(sum, figures),
-                        Err(failure) => {
-                            next.store(seeds, Ordering::Relaxed);
-                            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-                            if found.as_ref().is_none_or(|known| known.seed > failure.seed) {
-                                *found = Some(failure);
-                            }
-                        }
-                    }
-                }
+    let total = Mutex::new((0, Figures::default()));
+    let work = || loop {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        if seed >= end {
+            break;
+        }
+        match run(plan(seed, bug)) {
+            Ok(figures) => {
                 let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
-                *total = add(*total, sum);
-            });
+                *total = (total.0 + 1, add(total.1, figures));
+                tell(total.0, total.1);
+            }
+            Err(failure) => {
+                next.store(end, Ordering::Relaxed);
+                let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                if found.as_ref().is_none_or(|known| known.seed > failure.seed) {
+                    *found = Some(failure);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(work);
         }
     });
     match found.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(failure) => Err(failure),
-        None => Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        None => Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner).1),
     }
 }
 
 fn add(a: Figures, b: Figures) -> Figures {
     Figures {
+        time_us: a.time_us + b.time_us,
         events: a.events + b.events,
         frames: a.frames + b.frames,
         commits: a.commits + b.commits,
@@ -78,7 +90,7 @@ fn conf_holds_its_invariants() {
         return;
     }
     let seeds = 600;
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let figures = search(seeds, Bug::None).unwrap_or_else(|failure| panic!("{failure}"));
     println!("{seeds} seeds in {:?}: {figures:#?}", began.elapsed());
     // A search that does not reach what it is for would hold everything.
@@ -99,12 +111,29 @@ fn conf_holds_its_invariants() {
     }
 }
 
-/// The long search: seeds beyond those of every `make check`.
+/// The long search: seeds beyond those of every `make check`. `STEAD_FIRST` is the first one, so that a search can be made in
+/// parts; it says how far it is every half minute.
 #[test]
 fn search_conf() {
-    let seeds = number("STEAD_SEEDS").unwrap_or(100_000);
-    let figures = search(seeds, Bug::None).unwrap_or_else(|failure| panic!("{failure}"));
-    println!("{seeds} seeds: {figures:#?}");
+    let (first, seeds) = (number("STEAD_FIRST").unwrap_or(0), number("STEAD_SEEDS").unwrap_or(100_000));
+    let (began, told) = (Instant::now(), AtomicU64::new(0));
+    let line = |done: u64, figures: Figures| {
+        let (hours, spent) = (figures.time_us as f64 / 3.6e9, began.elapsed().as_secs_f64());
+        println!(
+            "{done} of {seeds} seeds from {first} on: {hours:.1} simulated hours ({:.1} s a seed), {:.0} seeds/s",
+            hours * 3600.0 / (done as f64).max(1.0),
+            done as f64 / spent.max(1e-9)
+        );
+    };
+    let tell = |done, figures| {
+        let halves = began.elapsed().as_secs() / 30;
+        if told.fetch_max(halves, Ordering::Relaxed) < halves {
+            line(done, figures);
+        }
+    };
+    let figures = search_from(first, seeds, Bug::None, tell).unwrap_or_else(|failure| panic!("{failure}"));
+    line(seeds, figures);
+    println!("{figures:#?}");
 }
 
 #[test]

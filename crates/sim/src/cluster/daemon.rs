@@ -1,15 +1,13 @@
-//! A node's daemon: elections, rounds, proposals, and the grantor's shell.
-//!
-//! Elections are simplified to what the layers above can notice: a candidate gathers votes from whomever it reaches in
-//! that instant, and voters that heard a leader lately refuse. Rounds are real messages, so that a leader can be
-//! deposed while one is on its way, and learn of it late or never.
+//! A node's daemon: what it does from time to time, what it says and hears, and the grantor's shell.
 
+use super::modelled::{Purpose, Round};
 use super::moves::Moving;
 use super::script::Part;
 use super::store::{Tree, Txn};
 use super::tasks::{Ask, Reported, Told};
 use super::world::{Call, Event, World};
 use super::{Plant, tasks};
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
@@ -18,9 +16,10 @@ use stead_membership::grantor::{DeclareFailure, Grantor, GrantorCommand, Member}
 use stead_membership::{Heartbeat, HeartbeatAnswer, Moment, Outcome, RESTART_LEASE, Refusal, wire};
 use stead_model::{BootId, Epoch, FenceProfile, NodeName, NodeState, Vmid};
 
-const APPEND: Duration = Duration::from_millis(100);
-const ELECTION: Duration = Duration::from_millis(700);
-const ROUND: Duration = Duration::from_secs(3);
+/// For how long voters wait for a leader at least, in the model.
+pub(super) const ELECTION: Duration = Duration::from_millis(700);
+/// For how long a question to the cluster waits for its answer.
+pub(super) const ROUND: Duration = Duration::from_secs(3);
 
 /// For how long a node that goes down waits for a lease.
 const HELPLESS: Duration = Duration::from_secs(10);
@@ -49,6 +48,8 @@ pub(super) enum Msg {
         term: u64,
         id: u64,
     },
+    /// Of the real consensus.
+    Frame(Bytes),
     Beat(Heartbeat),
     Answer(HeartbeatAnswer),
     Report(Reported),
@@ -102,22 +103,6 @@ pub(super) enum Msg {
     },
 }
 
-/// Why a round is held.
-#[derive(Debug, Clone)]
-enum Purpose {
-    Confirm(u64),
-    Ask { from: usize, id: u64, life: u64, ask: Ask },
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct Round {
-    acks: BTreeSet<usize>,
-    /// The last index when it began.
-    index: usize,
-    until: Duration,
-    purpose: Purpose,
-}
-
 /// What a daemon has in memory.
 #[derive(Debug, Clone)]
 pub(super) struct Daemon {
@@ -130,10 +115,10 @@ pub(super) struct Daemon {
     pub leads: Option<u64>,
     /// Since when.
     pub led_since: Duration,
-    heard: Duration,
-    patience: Duration,
-    acked: BTreeMap<usize, Duration>,
-    rounds: BTreeMap<u64, Round>,
+    pub heard: Duration,
+    pub patience: Duration,
+    pub acked: BTreeMap<usize, Duration>,
+    pub rounds: BTreeMap<u64, Round>,
     /// The index as of which the grantor knows the members.
     told: Option<usize>,
     /// The members as the grantor knows them.
@@ -189,13 +174,13 @@ impl Daemon {
     }
 
     /// How many of the voters a leader knows to follow, itself among them.
-    fn followed(&self, now: Duration, voters: usize) -> usize {
+    pub fn followed(&self, now: Duration, voters: usize) -> usize {
         let fresh = |at: &Duration| now - *at < ROUND / 2;
         self.acked.range(..voters).filter(|(_, at)| fresh(at)).count() + 1
     }
 
     /// Whether something that is done every so often is due; notes that it was done.
-    fn is_due(&mut self, what: &'static str, now: Duration, every: Duration) -> bool {
+    pub fn is_due(&mut self, what: &'static str, now: Duration, every: Duration) -> bool {
         let due = self.due.get(what).is_none_or(|at| now >= *at);
         if due {
             self.due.insert(what, now + every);
@@ -214,17 +199,9 @@ impl Daemon {
 }
 
 impl World {
-    fn majority(&self) -> usize {
-        self.voters / 2 + 1
-    }
-
     /// What a daemon does from time to time.
     pub fn tick(&mut self, node: usize) {
-        if self.leads(node).is_some() {
-            self.lead(node);
-        } else {
-            self.stand(node);
-        }
+        self.agree(node);
         self.grant_step(node);
         self.expire(node);
         self.expire_moves(node);
@@ -349,46 +326,12 @@ impl World {
         self.ask(node, Ask::Propose(Txn::Unmark(name, revision)), tasks::Then::Nothing);
     }
 
-    /// Gives the lead to whoever is elected next.
-    pub fn step_down(&mut self, node: usize) {
-        self.depose(node);
-        let now = self.now;
-        if let Some(d) = self.daemon(node) {
-            d.heard = now + ELECTION;
-        }
-    }
-
-    /// Whether enough nodes answer a leader.
-    pub fn has_majority(&self, node: usize) -> bool {
-        let now = self.now;
-        self.nodes[node].daemon.as_ref().is_some_and(|d| d.followed(now, self.voters) >= self.majority())
-    }
-
     pub fn leads(&self, node: usize) -> Option<u64> {
         self.nodes[node].daemon.as_ref().and_then(|d| d.leads)
     }
 
-    /// A leader keeps its followers, or learns that it has too few.
-    fn lead(&mut self, node: usize) {
-        let (now, last) = (self.now, self.store.last());
-        let newest = self.store.term;
-        let n = &mut self.nodes[node];
-        let Some(d) = n.daemon.as_mut() else { return };
-        let Some(term) = d.leads else { return };
-        if d.followed(now, self.voters) < self.voters / 2 + 1 {
-            return self.depose(node);
-        }
-        // What a leader of an older term knows ends where the newer one began; it has no way to commit more.
-        let commit = if term == newest { last } else { n.applied };
-        n.applied = n.applied.max(commit);
-        if d.is_due("append", now, APPEND) {
-            for to in (0..self.nodes.len()).filter(|to| *to != node) {
-                self.send(node, to, Msg::Append { term, commit });
-            }
-        }
-    }
-
-    fn depose(&mut self, node: usize) {
+    /// It leads no more.
+    pub fn depose(&mut self, node: usize) {
         self.note(|| format!("n{}: leads no more", node + 1));
         let Some(d) = self.daemon(node) else { return };
         (d.leads, d.leader) = (None, None);
@@ -405,49 +348,12 @@ impl World {
         }
     }
 
-    /// Stands for election, if no leader was heard for long enough.
-    fn stand(&mut self, node: usize) {
-        if node >= self.voters {
-            return;
-        }
-        let now = self.now;
-        // Where nothing is left to chance, the nodes' numbers part them.
-        let apart = if self.plan.calm {
-            Duration::from_millis(100) * u32::try_from(node).unwrap_or(7)
-        } else {
-            self.ms(node, 0, 700)
-        };
-        let patience = ELECTION + apart;
+    /// It leads from now on.
+    pub fn begins_to_lead(&mut self, node: usize, term: u64) {
         let n = &mut self.nodes[node];
-        let Some(d) = n.daemon.as_mut() else { return };
-        if now.saturating_sub(d.heard) < d.patience {
-            return;
-        }
-        d.patience = patience;
-        d.heard = now;
-        let voters: Vec<usize> =
-            (0..self.voters).filter(|v| *v == node || self.would_vote(*v, node)).collect();
-        if voters.len() < self.majority() {
-            return;
-        }
-        let term = voters.iter().map(|v| self.nodes[*v].term).max().unwrap_or(0).max(self.store.term) + 1;
-        self.note(|| format!("n{}: is elected for term {term}", node + 1));
-        self.store.term = term;
-        for voter in voters {
-            self.nodes[voter].term = term;
-            if voter != node && self.leads(voter).is_some() {
-                self.depose(voter);
-            }
-            let Some(d) = self.daemon(voter) else { continue };
-            (d.heard, d.leader) = (now, Some(node));
-        }
-        let last = self.store.last();
-        let n = &mut self.nodes[node];
-        n.applied = last;
-        let at = n.clock(now);
+        let at = n.clock(self.now);
         let Some(d) = n.daemon.as_mut() else { return };
         (d.leads, d.told) = (Some(term), None);
-        d.acked = (0..self.cut.len()).filter(|v| *v != node).map(|v| (v, now)).collect();
         d.reports.clear();
         self.set_members(node);
         let since = if self.plan.plant == Plant::NewLeaderNoWait {
@@ -459,13 +365,6 @@ impl World {
         d.led_since = self.now;
         let out = d.grantor.lead(since, term);
         self.grant(node, out);
-    }
-
-    fn would_vote(&self, voter: usize, candidate: usize) -> bool {
-        let n = &self.nodes[voter];
-        let linked = !self.cut[voter][candidate] && !self.cut[candidate][voter];
-        let awake = n.daemon.as_ref().filter(|d| n.executes(self.now) && d.paused_until <= self.now);
-        linked && awake.is_some_and(|d| d.leads.is_none() && self.now.saturating_sub(d.heard) >= ELECTION / 2)
     }
 
     /// A message has arrived.
@@ -486,16 +385,9 @@ impl World {
             Msg::Round { term, id } if self.accepts(node, term) => {
                 self.send(node, from, Msg::RoundAck { term, id });
             }
-            Msg::RoundAck { term, id } => {
-                let enough = self.majority();
-                let Some(d) = self.daemon(node).filter(|d| d.leads == Some(term)) else { return };
-                let Some(round) = d.rounds.get_mut(&id) else { return };
-                round.acks.insert(from);
-                if round.acks.len() + 1 >= enough {
-                    self.complete(node, id, term);
-                }
-            }
+            Msg::RoundAck { term, id } => self.round_acked(node, from, term, id),
             Msg::Append { .. } | Msg::Round { .. } => {}
+            Msg::Frame(frame) => self.frame(node, frame),
             Msg::Beat(beat) if self.grants_uncounted(node, &beat) => {}
             Msg::Beat(beat) => {
                 let at = self.nodes[node].clock(now);
@@ -527,80 +419,6 @@ impl World {
         }
     }
 
-    /// Takes the term of whoever speaks, unless it is an old one.
-    fn accepts(&mut self, node: usize, term: u64) -> bool {
-        if term < self.nodes[node].term {
-            return false;
-        }
-        self.nodes[node].term = term;
-        if self.leads(node).is_some_and(|mine| mine < term) {
-            self.depose(node);
-        }
-        true
-    }
-
-    fn begin_round(&mut self, node: usize, purpose: Purpose) {
-        let (until, index) = (self.now + ROUND, self.store.last());
-        let Some(d) = self.daemon(node) else { return };
-        let Some(term) = d.leads else { return };
-        d.next_id += 1;
-        let id = d.next_id;
-        d.rounds.insert(id, Round { acks: BTreeSet::new(), index, until, purpose });
-        for to in (0..self.voters).filter(|to| *to != node) {
-            self.send(node, to, Msg::Round { term, id });
-        }
-    }
-
-    fn complete(&mut self, node: usize, id: u64, term: u64) {
-        let Some(round) = self.daemon(node).and_then(|d| d.rounds.remove(&id)) else { return };
-        match round.purpose {
-            Purpose::Confirm(confirm) => {
-                self.set_members(node);
-                let Some(d) = self.daemon(node) else { return };
-                let out = d.grantor.confirmed(confirm, term);
-                self.grant(node, out);
-            }
-            Purpose::Ask { from, id, life, ask: Ask::Barrier } => {
-                self.send(node, from, Msg::Told { id, life, told: Told::Done(round.index) });
-            }
-            Purpose::Ask { ask: Ask::Propose(_), .. } if self.now < self.stalls => {
-                let life = self.nodes[node].daemon.as_ref().map_or(0, |d| d.life);
-                let delay = self.ms(node, 100, 5000);
-                self.after(delay, Event::Commit { node, life, term, round: Box::new(round) });
-            }
-            Purpose::Ask { ask: Ask::Propose(_), .. } => self.conclude(node, term, round),
-        }
-    }
-
-    /// A majority has a proposal.
-    pub fn conclude(&mut self, node: usize, term: u64, round: Round) {
-        let Purpose::Ask { from, id, life, ask: Ask::Propose(txn) } = round.purpose else { return };
-        // Whatever a deposed leader has not committed is lost with it; nobody hears of it.
-        if self.store.term != term {
-            return;
-        }
-        let (index, new) = self.store.propose((from, life, id), &txn);
-        if let Some(index) = index {
-            self.nodes[node].applied = self.nodes[node].applied.max(index);
-        }
-        if new {
-            self.committed(&txn);
-            if self.spring(node) {
-                return;
-            }
-        }
-        let told = index.map_or(Told::Refused, Told::Done);
-        self.send(node, from, Msg::Told { id, life, told });
-    }
-
-    fn asked(&mut self, node: usize, from: usize, id: u64, life: u64, ask: Ask) {
-        if self.leads(node).is_some() {
-            self.begin_round(node, Purpose::Ask { from, id, life, ask });
-        } else {
-            self.send(node, from, Msg::Told { id, life, told: Told::Unknown });
-        }
-    }
-
     /// Asks the leader for a barrier or a commit; what then, when it is known.
     pub fn ask(&mut self, node: usize, ask: Ask, then: tasks::Then) {
         let until = self.now + ROUND;
@@ -608,20 +426,8 @@ impl World {
         let Some(d) = self.daemon(node) else { return };
         d.next_id += 1;
         let (id, life) = (d.next_id, d.life);
-        let leader = d.leader;
         d.waiting.insert(id, (then, until));
-        match leader {
-            _ if slow => self.late(node, id, life, ask),
-            Some(leader) => self.send(node, leader, Msg::Ask { id, life, ask }),
-            None => {}
-        }
-    }
-
-    /// Forwards a proposal some time from now.
-    fn late(&mut self, node: usize, id: u64, life: u64, ask: Ask) {
-        let delay = self.ms(node, 100, 4000);
-        let msg = Box::new(Msg::Late { id, life, ask });
-        self.after(delay, Event::Deliver { from: node, to: node, msg });
+        self.ask_conf(node, id, life, ask, slow);
     }
 
     fn expire(&mut self, node: usize) {
@@ -639,10 +445,22 @@ impl World {
             let Some(d) = self.daemon(node) else { return };
             d.rounds.remove(&id);
             if let Purpose::Confirm(round) = purpose {
-                let out = d.grantor.unconfirmed(round);
-                self.grant(node, out);
+                self.confirmed(node, round, None);
             }
         }
+    }
+
+    /// A round of the grantor's has ended: this node led in that term, or it is not known whether it does.
+    pub fn confirmed(&mut self, node: usize, round: u64, term: Option<u64>) {
+        if term.is_some() {
+            self.set_members(node);
+        }
+        let Some(d) = self.daemon(node) else { return };
+        let out = match term {
+            Some(term) => d.grantor.confirmed(round, term),
+            None => d.grantor.unconfirmed(round),
+        };
+        self.grant(node, out);
     }
 
     fn set_members(&mut self, node: usize) {
@@ -707,7 +525,7 @@ impl World {
                     let out = d.grantor.confirmed(round, term);
                     self.grant(node, out);
                 }
-                GrantorCommand::Confirm { round } => self.begin_round(node, Purpose::Confirm(round)),
+                GrantorCommand::Confirm { round } => self.confirm(node, round),
                 GrantorCommand::SettleProfile(previous) => {
                     self.ask(node, Ask::Propose(Txn::Settle(previous)), tasks::Then::Nothing);
                 }

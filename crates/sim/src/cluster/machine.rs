@@ -15,6 +15,7 @@ const ASKS_AGAIN: Duration = Duration::from_millis(500);
 impl World {
     pub fn power_on(&mut self, node: usize) {
         self.note(|| format!("n{}: has power, and boots", node + 1));
+        self.conf_starts(node);
         self.nodes[node].power_on(self.now, &self.store);
         self.fence(node);
         self.begin_ticking(node);
@@ -23,6 +24,7 @@ impl World {
     pub fn begin_ticking(&mut self, node: usize) {
         let life = self.nodes[node].lives;
         self.after(Duration::from_millis(1), Event::Tick { node, life });
+        self.conf_began(node);
     }
 
     /// The machine is reset, and boots some time later.

@@ -6,7 +6,7 @@
 //!
 //! | modelled | as |
 //! |---|---|
-//! | the configuration (`store`) | a linearizable log; elections, rounds and proposals by messages that can be late, lost or doubled; a proposal may hang, or be forwarded late by a node that was deposed meanwhile |
+//! | the configuration (`store`, `modelled`; with [`Conf::Real`] it is the real driver, `real`) | a linearizable log; elections, rounds and proposals by messages that can be late, lost or doubled; a proposal may hang, or be forwarded late by a node that was deposed meanwhile |
 //! | a machine (`node`, `machine`) | clock that errs by up to 1 %, power, watchdog that counts by itself, daemon and fence process that can be paused, killed and started again |
 //! | a storage that all share (`storage`; in every fifth history) | each node may lose it, or find that it hangs: then guests there do not end |
 //! | fence devices (`power`; in every other history) | two outlets a machine, which work, fail silently, are slow, or are gone with the machine's power; agents that outlive the daemon that started them; somebody who turns machines on again |
@@ -19,6 +19,7 @@
 
 mod cables;
 mod config;
+mod consensus;
 mod daemon;
 mod dice;
 mod faults;
@@ -26,11 +27,14 @@ mod hands;
 mod invariants;
 pub mod lab;
 mod machine;
+mod modelled;
 mod moves;
 mod node;
 mod owners;
 mod plant;
 mod power;
+mod real;
+mod records;
 mod scene;
 mod script;
 mod search;
@@ -38,12 +42,14 @@ mod storage;
 mod store;
 mod tasks;
 mod tell;
+mod users;
 mod watch;
 mod world;
 
 #[cfg(test)]
 mod tests;
 
+pub use consensus::Conf;
 pub use lab::Lab;
 pub use plant::Plant;
 pub use scene::{PlayError, play};
@@ -68,6 +74,8 @@ pub struct Plan {
     pub plant: Plant,
     /// Nothing is left to chance: every delay is as short as it can be, clocks do not err.
     pub calm: bool,
+    /// Who keeps the configuration.
+    pub conf: Conf,
     /// By how much clocks err at most, in a thousand. What is promised rests on 10.
     pub drift: u32,
 }
@@ -81,6 +89,7 @@ impl Default for Plan {
             healing: Duration::from_secs(150),
             plant: Plant::None,
             calm: false,
+            conf: Conf::default(),
             drift: 10,
         }
     }

@@ -47,9 +47,14 @@ impl Owners {
 
     /// Writes a guest's owner. That counts as a revision, unless it is the guest's first.
     pub fn write(&mut self, vmid: Vmid, own: Ownership) {
+        let revision = self.entry(vmid).map_or(0, |(_, revision)| revision + 1);
+        self.write_at(vmid, own, revision);
+    }
+
+    /// Writes a guest's owner, as of a revision.
+    pub fn write_at(&mut self, vmid: Vmid, own: Ownership, revision: u64) {
         let piece = Rc::make_mut(self.pieces.entry(vmid.get() / PIECE).or_default());
         let old = piece.get(&vmid);
-        let revision = old.map_or(0, |(_, revision)| revision + 1);
         if old.is_none_or(|(o, _)| o.owner != own.owner) {
             let of = Rc::make_mut(&mut self.of);
             if let Some(all) = old.and_then(|(o, _)| of.get_mut(&o.owner)) {

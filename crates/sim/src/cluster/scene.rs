@@ -9,6 +9,7 @@ use super::config::{Config, Edit};
 use super::dice::Dice;
 use super::node::Node;
 use super::store::{Tree, Txn};
+use super::tasks::{Ask, Then};
 use super::world::{Event, World, new_node};
 use super::{Plan, Plant};
 use crate::scenario::command::{Named, ServiceCommand};
@@ -490,7 +491,10 @@ impl World {
         match edit {
             Edit::Profile(_) if self.plan.plant == Plant::ProfileShrunk => {
                 let forgotten = self.store.newest().previous.map(Txn::Settle);
-                if let Some(index) = forgotten.and_then(|txn| self.store.commit(&txn)) {
+                let Some(forgotten) = forgotten else { return };
+                if self.real.is_some() {
+                    self.ask(leader, Ask::Propose(forgotten), Then::Nothing);
+                } else if let Some(index) = self.store.commit(&forgotten) {
                     self.nodes[leader].applied = index;
                 }
             }

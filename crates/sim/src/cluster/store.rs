@@ -211,7 +211,12 @@ pub struct Store {
 impl Store {
     /// A store with one entry.
     pub fn new(first: Tree) -> Self {
-        Self { log: BTreeMap::from([(0, Rc::new(first))]), last: 0, done: BTreeMap::new(), term: 0 }
+        Self::beginning(0, first)
+    }
+
+    /// A store whose first entry has that index.
+    pub fn beginning(index: usize, first: Tree) -> Self {
+        Self { log: BTreeMap::from([(index, Rc::new(first))]), last: index, done: BTreeMap::new(), term: 0 }
     }
 
     /// The last index.
@@ -241,12 +246,14 @@ impl Store {
     /// Appends the change if its precondition holds. Returns the index.
     pub fn commit(&mut self, txn: &Txn) -> Option<usize> {
         let mut tree = self.newest().clone();
-        if !apply(&mut tree, txn) {
-            return None;
-        }
+        apply(&mut tree, txn).then(|| self.append(tree))
+    }
+
+    /// Appends what came of a change. Returns the index.
+    pub fn append(&mut self, tree: Tree) -> usize {
         self.last += 1;
         self.log.insert(self.last, Rc::new(tree));
-        Some(self.last)
+        self.last
     }
 
     /// Forgets entries at which no node stands, when they have become many for what they hold.
@@ -271,7 +278,8 @@ impl Store {
     }
 }
 
-fn apply(tree: &mut Tree, txn: &Txn) -> bool {
+/// Makes the change if its precondition holds. Says whether it did.
+pub fn apply(tree: &mut Tree, txn: &Txn) -> bool {
     match txn {
         Txn::Mark(node, boot, revision) => {
             let as_seen = tree.is_member(node, boot) && tree.node_revision(node) == *revision;

@@ -59,6 +59,7 @@ pub(super) struct Task {
 #[derive(Debug, Clone)]
 pub(super) enum Then {
     Nothing,
+    Edited,
     Declared(NodeName),
     Marked,
     Enter,
@@ -121,6 +122,7 @@ impl World {
         let done = matches!(told, Told::Done(_));
         match then {
             Then::Nothing => {}
+            Then::Edited => self.edit_answered(),
             Then::Declared(lost) => match told {
                 Told::Done(_) => self.declared(node, &lost),
                 Told::Refused => self.declare_failed(node, &lost, DeclareFailure::Refused),

@@ -86,6 +86,73 @@ fn every_planted_mistake_is_found() {
     }
 }
 
+/// The same over the real consensus. Its histories are dearer.
+#[test]
+fn no_guest_runs_twice_over_the_real_consensus() {
+    let plan = Plan { conf: Conf::Real, ..Plan::default() };
+    let seeds = number("STEAD_REAL_SEEDS", 100);
+    let progress = hold(0, seeds, plan);
+    for reached in [progress.recoveries, progress.resets, progress.thaws, 4 * progress.moves] {
+        assert!(reached > seeds * 9 / 20, "{progress:?}");
+    }
+    hold(10_000, seeds / 5, Plan { nodes: 9, guests: 4, ..plan });
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|s| s.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn a_seed_is_one_history_over_the_real_consensus() {
+    let plan = Plan { conf: Conf::Real, ..Plan::default() };
+    for seed in [7, 40] {
+        let (one, two) = (run(seed, &plan), run(seed, &plan));
+        assert_eq!(one, two);
+        let told = replay(seed, &plan, &Cut::default(), true);
+        assert_eq!((told.events, told.acts), (one.events, one.acts), "telling changes nothing");
+    }
+}
+
+/// Mistakes of each kind are found over it too: in who counts as lost, in leadership, in a recovery's checks, on a node that comes
+/// back, in the manager.
+#[test]
+fn planted_mistakes_are_found_over_the_real_consensus() {
+    for (plant, first, by) in [
+        (Plant::SilenceIsLoss, 0, "owner"),
+        (Plant::LossIsSettled, 100, "owner"),
+        (Plant::NewLeaderNoWait, 0, "owner"),
+        (Plant::EpochUnchecked, 10, "reasons"),
+        (Plant::ArmedBeforeRegistered, 0, "leased"),
+        (Plant::ThawUnasked, 10, "owner"),
+        (Plant::NobodyEnters, 0, "healed"),
+        (Plant::RulesUnseen, 70, "rules"),
+        (Plant::RestartUnmarked, 130, "owner"),
+    ] {
+        let found = find(first, 2000, plant.plan(Plan { conf: Conf::Real, ..Plan::default() })).found;
+        let found = found.unwrap_or_else(|| panic!("{plant:?} was not found"));
+        assert_eq!(found.breach.invariant, by, "{plant:?} was found by something else: {found:?}");
+    }
+}
+
+/// What is found over it is shrunk, and replays.
+#[test]
+fn what_is_found_over_the_real_consensus_is_shrunk() {
+    let plan = Plant::ThawUnasked.plan(Plan { conf: Conf::Real, ..Plan::default() });
+    let seed = find(10, 2000, plan).found.map(|f| f.seed).unwrap_or_else(|| panic!("nothing was found"));
+    let (cut, told) = shrink(seed, &plan).unwrap_or_else(|| panic!("it does not replay"));
+    let left = cut.only.as_ref().map_or(usize::MAX, BTreeSet::len);
+    assert!(left < 8, "{left} acts are left");
+    assert_eq!(replay(seed, &plan, &cut, true), told);
+}
+
+/// More seeds than a check has time for.
+#[test]
+fn search_long_over_the_real_consensus() {
+    let seeds = number("STEAD_SEEDS", 10_000);
+    hold(0, seeds / 10, Plan { conf: Conf::Real, ..Plan::default() });
+    hold(0, seeds / 40, Plan { nodes: 5, guests: 6, conf: Conf::Real, ..Plan::default() });
+}
+
 /// The promise rests on clocks that err by 1 % at most. It does not hold for worse ones.
 #[test]
 fn clocks_beyond_the_bound_break_the_promise() {

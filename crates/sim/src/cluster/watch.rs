@@ -44,7 +44,8 @@ impl Event {
             | Self::Stopping { node, .. }
             | Self::Enters { node, .. }
             | Self::Sent { node, .. }
-            | Self::Streamed { node, .. } => Some(*node),
+            | Self::Streamed { node, .. }
+            | Self::Driver { node, .. } => Some(*node),
             Self::Deliver { to, .. } => Some(*to),
             // An agent strikes one machine and answers another.
             Self::Act(_) | Self::Edits | Self::Commit { .. } | Self::Look | Self::Agent { .. } => None,

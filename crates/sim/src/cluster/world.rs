@@ -1,17 +1,22 @@
 //! Virtual time, the network, and what happens on a machine.
 
 use super::config::{Config, Edit};
-use super::daemon::{Daemon, Msg, Round};
+use super::consensus::Conf;
+use super::daemon::{Daemon, Msg};
 use super::dice::{Dice, Stream};
+use super::modelled::Round;
 use super::node::{Node, boot_id};
+use super::real::{Real, Turn};
 use super::scene::Scene;
 use super::script::{self, Act, Ambush};
 use super::store::{Store, Tree, Txn};
 use super::tasks::Task;
 use super::watch::Watch;
 use super::{Cut, Plan, invariants};
+use crate::conf::panicked;
 use crate::scenario::{Failing, Kind};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +24,6 @@ use stead_ha::ManagerState;
 use stead_membership::Outcome as Granted;
 use stead_membership::voters::MAX_VOTERS;
 use stead_model::{Epoch, NodeName, NodeState, Ownership, ServiceId, StorageId, Vmid};
-
-/// How often users try to make changes for which there is no leader.
-const RETRY: Duration = Duration::from_millis(200);
 
 /// How often it is looked whether a process answers again.
 const HUNG: Duration = Duration::from_millis(500);
@@ -83,8 +85,13 @@ pub fn run(seed: u64, plan: &Plan) -> Outcome {
 pub fn replay(seed: u64, plan: &Plan, cut: &Cut, tells: bool) -> Outcome {
     let mut world = World::new(seed, *plan, cut);
     world.tells = tells;
-    world.start();
-    world.run();
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        world.start();
+        world.run();
+    }));
+    if let Err(panic) = ended {
+        world.breaks("panic", panicked(panic.as_ref()));
+    }
     world.outcome()
 }
 
@@ -225,6 +232,12 @@ pub(super) enum Event {
     },
     /// The cluster heals: is all well?
     Look,
+    /// A daemon's driver of the real consensus goes on.
+    Driver {
+        node: usize,
+        life: u64,
+        turn: Turn,
+    },
 }
 
 #[derive(Clone)]
@@ -240,6 +253,8 @@ pub(super) struct World {
     pub voters: usize,
     pub watch: Watch,
     pub store: Store,
+    /// The real consensus, if that is to keep the configuration.
+    pub real: Option<Box<Real>>,
     /// Links that are cut: from, to.
     pub cut: Vec<Vec<bool>>,
     /// Messages lost, in a thousand.
@@ -319,6 +334,9 @@ impl World {
             }
         }
         world.script = script;
+        if plan.conf == Conf::Real {
+            world.make_real(seed);
+        }
         world
     }
 
@@ -338,6 +356,7 @@ impl World {
             watch: Watch::default(),
             nodes,
             store,
+            real: None,
             loss: 0,
             late: 0,
             twice: 0,
@@ -563,34 +582,6 @@ impl World {
         }
     }
 
-    /// A user wants this: it is committed where there is a leader that can, now or later.
-    pub fn edit(&mut self, edit: Edit) {
-        self.edits.push_back(edit);
-        self.commit_edits();
-    }
-
-    /// Commits what users wait for, where there is a leader that can.
-    pub fn commit_edits(&mut self) {
-        if self.edits.is_empty() {
-            return;
-        }
-        let leader = (0..self.nodes.len()).find(|n| self.leads(*n) == Some(self.store.term));
-        let Some(leader) = leader.filter(|n| self.has_majority(*n)) else {
-            return self.after(RETRY, Event::Edits);
-        };
-        while let Some(edit) = self.edits.pop_front() {
-            // The operator has looked: what is said is true.
-            let untrue = matches!(&edit, Edit::Off(n) if self.index(n).is_none_or(|n| self.nodes[n].on));
-            let txn = Txn::User(edit.clone());
-            let index = if untrue { None } else { self.store.commit(&txn) };
-            if let Some(index) = index {
-                self.nodes[leader].applied = index;
-                self.committed(&txn);
-                self.edited(leader, &edit);
-            }
-        }
-    }
-
     fn handle(&mut self, event: Event) {
         match event {
             Event::Tick { node, life } => {
@@ -643,6 +634,11 @@ impl World {
                 }
             }
             Event::Edits => self.commit_edits(),
+            Event::Driver { node, life, turn } => match self.daemon_waits(node, life) {
+                Some(later) => self.at(later, Event::Driver { node, life, turn }),
+                None if self.daemon_is(node, life) => self.turn(node, turn),
+                None => {}
+            },
             Event::PowerOn { node } if !self.nodes[node].on && self.nodes[node].is_fed() => {
                 self.power_on(node);
             }
@@ -654,6 +650,7 @@ impl World {
             Event::Restarts { node, life } => self.restarts(node, life),
             Event::StartDaemon { node, boots } => {
                 if self.is_boot(node, boots) && self.nodes[node].daemon.is_none() {
+                    self.conf_starts(node);
                     self.nodes[node].start_daemon(self.now, &self.store);
                     self.begin_ticking(node);
                 }

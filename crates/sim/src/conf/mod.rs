@@ -16,11 +16,12 @@ mod elections;
 mod faults;
 pub mod invariants;
 pub mod network;
-mod node;
+pub(crate) mod node;
 mod workload;
 mod world;
 
 pub use elections::{election, election_by_witness};
+pub(crate) use world::panicked;
 pub use world::{Figures, run};
 
 /// A mistake that a host of the driver could make.

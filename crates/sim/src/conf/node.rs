@@ -6,9 +6,10 @@ use super::disk::SimDisk;
 use super::invariants::Invariants;
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 use stead_conf::driver::{Command, Driver, Input, Outcome, Persist, RequestId, Settings};
-use stead_conf::{CommittedEntry, Machine, Members, Op, RaftStatus};
+use stead_conf::{Committed, CommittedEntry, Machine, Members, Op, RaftStatus};
 use stead_model::RaftId;
 
 /// The consensus' tick, in microseconds.
@@ -58,6 +59,8 @@ pub enum Wish {
     },
     /// Something was given to an idle disk.
     Write,
+    /// A commit was applied.
+    Seen(Arc<Committed>),
     Done(RequestId, Outcome),
 }
 
@@ -111,6 +114,24 @@ impl Node {
         });
         self.paused_until = 0;
         Ok(())
+    }
+
+    /// Gives all that waits to the disk, if that is idle. Says whether it begins to write.
+    pub fn begin_write(&mut self) -> bool {
+        let Some(running) = &mut self.running else { return false };
+        let begins = running.writing.is_empty() && !running.queue.is_empty();
+        if begins {
+            running.writing = running.queue.drain(..).collect();
+        }
+        begins
+    }
+
+    /// What was being written is on stable storage. Gives the number of the last of it.
+    pub fn written(&mut self) -> Result<u64, String> {
+        let Some(running) = &mut self.running else { return Ok(0) };
+        let batch = std::mem::take(&mut running.writing);
+        self.disk.write(&batch)?;
+        Ok(batch.last().map_or(0, |persist| persist.number))
     }
 
     /// The power goes: what was not synced is lost, or not.
@@ -168,7 +189,9 @@ impl Running {
                 match command {
                     Command::Persist(persist) => self.persist(now, persist, bug, &mut wishes),
                     Command::Send { to, frame } => wishes.push(Wish::Send { to, frame }),
-                    Command::Apply(entries) => self.apply(id, now, entries, bug, invariants)?,
+                    Command::Apply(entries) => {
+                        self.apply(id, now, entries, bug, invariants, &mut wishes)?;
+                    }
                     Command::Install(machine) => self.install(id, now, *machine, invariants)?,
                     Command::Encode => self.encode(now, bug)?,
                     Command::Done(request, outcome) => wishes.push(Wish::Done(request, outcome)),
@@ -197,6 +220,7 @@ impl Running {
         entries: Vec<(u64, CommittedEntry)>,
         bug: Bug,
         invariants: &mut Invariants,
+        wishes: &mut Vec<Wish>,
     ) -> Result<(), String> {
         let mut applied = Vec::with_capacity(entries.len());
         for (index, entry) in entries {
@@ -206,6 +230,7 @@ impl Running {
             let told = |revision: u64| bug != Bug::DroppedEvent || !revision.is_multiple_of(50);
             if let Some(event) = done.event.as_ref().filter(|event| told(event.revision.0)) {
                 invariants.commit(id, event)?;
+                wishes.push(Wish::Seen(Arc::clone(event)));
             }
             invariants.agree.state(id, index, &self.machine)?;
             applied.push(done);

@@ -8,6 +8,7 @@ use super::node::{Node, Running, TICK, Wish};
 use super::workload::{self, Asked};
 use super::{Bug, Failure, Plan};
 use bytes::Bytes;
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use stead_conf::driver::{Input, MemberChange, Outcome, RequestId};
@@ -24,6 +25,8 @@ const MOST_NODES: u64 = 8;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Figures {
+    /// How much was simulated, in microseconds.
+    pub time_us: u64,
     pub events: u64,
     pub frames: u64,
     pub commits: u64,
@@ -122,18 +125,22 @@ pub fn run(plan: Plan) -> Result<Figures, Failure> {
         let mut world = World::new(plan)?;
         let result = world.play();
         at_us = world.now;
-        result.map(|()| Figures { leaders: world.invariants.leaders.count(), ..world.invariants.figures })
+        let leaders = world.invariants.leaders.count();
+        result.map(|()| Figures { time_us: world.now, leaders, ..world.invariants.figures })
     }));
     let what = match result {
         Ok(Ok(figures)) => return Ok(figures),
         Ok(Err(what)) => what,
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            format!("panic: {}", text.unwrap_or_default())
-        }
+        Err(panic) => panicked(panic.as_ref()),
     };
     Err(Failure { seed: plan.seed, at_us, what })
+}
+
+/// What a panic says.
+pub fn panicked(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("panic: {}", text.unwrap_or_default())
 }
 
 impl World {
@@ -273,15 +280,8 @@ impl World {
         }
         node.start(now, bug, seed)?;
         let life = node.life;
-        let (revision, index) = match &node.running {
-            Some(running) => (running.machine.tree().revision().0, running.machine.applied()),
-            None => return Ok(()),
-        };
-        self.invariants.watches.reset(id, revision);
-        if let Some(running) = &self.nodes[usize::try_from(id - 1).unwrap_or(0)].running
-            && index > 0
-        {
-            self.invariants.agree.state(id, index, &running.machine)?;
+        if let Some(running) = &self.nodes[usize::try_from(id - 1).unwrap_or(0)].running {
+            self.invariants.begins(id, &running.machine)?;
         }
         let phase = self.dice.below(TICK);
         self.schedule(phase, Event::Tick { node: id, life });
@@ -308,6 +308,7 @@ impl World {
                     }
                 }
                 Wish::Write => self.begin_write(id)?,
+                Wish::Seen(_) => {}
                 Wish::Done(request, outcome) => self.answered(id, life, request, outcome)?,
             }
         }
@@ -339,11 +340,7 @@ impl World {
         let after = self.dice.between(100, slow);
         let node = self.node(id)?;
         let life = node.life;
-        if let Some(running) = &mut node.running
-            && running.writing.is_empty()
-            && !running.queue.is_empty()
-        {
-            running.writing = running.queue.drain(..).collect();
+        if node.begin_write() {
             self.schedule(after, Event::Disk { node: id, life });
         }
         Ok(())
@@ -359,10 +356,7 @@ impl World {
             // A node whose disk refuses a write stops at once.
             return self.crash(id);
         }
-        let Some(running) = &mut node.running else { return Ok(()) };
-        let batch = std::mem::take(&mut running.writing);
-        node.disk.write(&batch)?;
-        let last = batch.last().map_or(0, |persist| persist.number);
+        let last = node.written()?;
         if self.plan.bug != Bug::EarlyReport {
             self.input(id, Input::Persisted(last))?;
         }
@@ -413,9 +407,9 @@ impl World {
     }
 
     fn members(&self) -> Vec<(u64, u64)> {
-        let leader = self.nodes.iter().find(|node| node.status().is_some_and(|status| status.is_leader));
-        let Some(running) = leader.and_then(|leader| leader.running.as_ref()) else { return Vec::new() };
-        let members = running.machine.members().all();
+        // By who has applied most: a leader whose disk is slow knows last of a removal that the others have committed.
+        let machines = self.nodes.iter().filter_map(|node| Some(&node.running.as_ref()?.machine));
+        let members = machines.max_by_key(|m| m.applied()).map(|m| m.members().all()).unwrap_or_default();
         let revision = |node: &Node| node.running.as_ref().map(|running| running.machine.tree().revision().0);
         self.nodes
             .iter()

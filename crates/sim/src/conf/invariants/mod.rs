@@ -10,7 +10,7 @@ pub mod reads;
 pub mod watches;
 
 use super::Figures;
-use stead_conf::{Committed, RaftStatus};
+use stead_conf::{Committed, Machine, RaftStatus};
 
 /// All of them, with what they remember.
 #[derive(Debug, Default)]
@@ -34,6 +34,13 @@ pub struct Invariants {
 }
 
 impl Invariants {
+    /// A node begins with what its disk has.
+    pub fn begins(&mut self, node: u64, machine: &Machine) -> Result<(), String> {
+        self.watches.reset(node, machine.tree().revision().0);
+        let index = machine.applied();
+        if index == 0 { Ok(()) } else { self.agree.state(node, index, machine) }
+    }
+
     /// A node has applied a commit.
     pub fn commit(&mut self, node: u64, event: &Committed) -> Result<(), String> {
         self.watches.commit(node, event.revision.0)?;
