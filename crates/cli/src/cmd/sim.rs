@@ -10,7 +10,7 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use stead_sim::cluster::{Cut, Finding, Outcome, Plan, Plant, Progress, Search, replay, shrink};
+use stead_sim::cluster::{Conf, Cut, Finding, Outcome, Plan, Plant, Progress, Search, replay, shrink};
 use stead_sim::serve::Server;
 use stead_sim::{cluster, scenario};
 
@@ -26,7 +26,7 @@ pub enum Command {
     /// Search random faults for one that breaks a promise of HA
     #[command(
         after_help = "Examples:\n  stead sim search --seeds 100000\n  stead sim search --hours 1000 --nodes 5 --guests 6\n  \
-        stead sim search --plant lost-not-sticky\n\n\
+        stead sim search --plant lost-not-sticky\n  stead sim search --conf real --seeds 1000\n\n\
         A seed is one history of a cluster: faults and users' changes drawn at random for --length seconds, then all faults \
         end and the cluster heals. The same seed is always the same history. What is found is shrunk to a short story.\n\n\
         Exit code: 0 nothing is broken; 1 something is, and the command that replays it is printed; 2 called wrongly."
@@ -95,6 +95,9 @@ pub struct Shape {
     /// By how many thousandths clocks err at most. The promise rests on 10: beyond it guests can run twice
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=500), value_name = "PER MILLE")]
     pub drift: u32,
+    /// Who keeps the configuration: a model of it, or on each node the real driver over a modelled disk
+    #[arg(long, default_value = "model", value_parser = ["model", "real"], value_name = "model|real")]
+    pub conf: String,
     /// Plant a mistake, to see that it is found (see 'stead sim search --list-plants')
     #[arg(long, value_name = "NAME", value_parser = plant)]
     pub plant: Option<Plant>,
@@ -213,9 +216,14 @@ impl Shape {
             guests: self.guests,
             faults: Duration::from_secs(self.length.into()),
             drift: self.drift,
+            conf: if self.is_real() { Conf::Real } else { Conf::Modelled },
             ..Plan::default()
         };
         self.plant.map_or(plan, |plant| plant.plan(plan))
+    }
+
+    fn is_real(&self) -> bool {
+        self.conf == "real"
     }
 
     /// The options that differ from the defaults, as they are written.
@@ -230,6 +238,9 @@ impl Shape {
         say("guests", self.guests, 3);
         say("length", self.length, 60);
         say("drift", self.drift, 10);
+        if self.is_real() {
+            out.push_str(" --conf real");
+        }
         if let Some(plant) = self.plant {
             out.push_str(&format!(" --plant {}", plant.name()));
         }
