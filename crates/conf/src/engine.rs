@@ -152,6 +152,9 @@ pub(crate) trait Engine {
     fn progress(&self, id: u64) -> Option<Progress>;
 }
 
+/// Bytes of entries in messages from which on a proposal gets a message of its own.
+const MERGED: usize = 1 << 20;
+
 /// The log since its last compaction. All of it is in memory; the disk follows.
 #[derive(Debug, Default)]
 struct Log {
@@ -402,7 +405,14 @@ impl Engine for RaftEngine {
     }
 
     fn propose(&mut self, data: Vec<u8>) -> bool {
-        self.leads() && self.node.propose(Vec::new(), data).is_ok()
+        // What is proposed before the next `ready` goes to a follower as one message, as far as one may have. Not otherwise: to a follower
+        // that is behind, the whole log would go as one.
+        let waiting = self.node.raft.msgs.iter().flat_map(|message| message.entries.iter());
+        let small = waiting.map(|entry| entry.data.len()).sum::<usize>() < MERGED;
+        self.node.set_batch_append(small);
+        let taken = self.leads() && self.node.propose(Vec::new(), data).is_ok();
+        self.node.set_batch_append(false);
+        taken
     }
 
     fn change(&mut self, change: &LogChange) -> bool {

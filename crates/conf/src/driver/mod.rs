@@ -95,7 +95,7 @@ impl Settings {
             patience: 0,
             timeout,
             supports: crate::machine::SUPPORTED_LEVEL,
-            compact_entries: 8192,
+            compact_entries: 65_536,
             compact_bytes: 4 << 20,
             keep_entries: 1024,
             chunk: 256 << 10,
@@ -284,9 +284,10 @@ pub enum HaltReason {
 }
 
 /// What waits for the disk.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Waiting {
     persist: u64,
+    since: Duration,
     ready: Option<u64>,
     /// Sent once it is there.
     after: Vec<Message>,
@@ -473,9 +474,9 @@ impl Driver {
         if ready.sync {
             self.log_bytes += ready.entries.iter().map(entry_bytes).sum::<u64>();
             persist.entries = ready.entries;
-            let persist = self.persist(persist);
+            let (persist, since) = (self.persist(persist), self.now);
             let (ready, after) = (Some(ready.number), ready.after);
-            self.waiting.push_back(Waiting { persist, ready, after, installed, compaction: false });
+            self.waiting.push_back(Waiting { persist, since, ready, after, installed, compaction: false });
         } else if let Some(last) = self.waiting.iter_mut().rev().find(|waiting| !waiting.compaction) {
             // Nothing of its own to write, but what it says may rely on what is being written.
             last.ready = Some(ready.number);
@@ -626,7 +627,7 @@ impl Driver {
         }
         match frame.body {
             Body::Raft(message) => self.message(from, message),
-            Body::Propose(proposal) => self.proposed(from, &proposal),
+            Body::Propose(proposal) => self.proposed(from, *proposal),
             Body::Refused { boot, seq, refusal } => self.refused(boot, seq, refusal),
             Body::Member { token, change } => self.member_asked(from, token, change),
             Body::MemberRefused { token, fault } => self.member_refused(token, fault),
@@ -718,9 +719,8 @@ impl Driver {
         let truncate = self.engine.term_of(cut).map(|term| (cut, term));
         self.engine.compact(cut);
         let state = Some(StoredState { index, image });
-        let persist = self.persist(Persist { state, truncate, ..Persist::default() });
-        let waiting = Waiting { persist, ready: None, after: Vec::new(), installed: None, compaction: true };
-        self.waiting.push_back(waiting);
+        let (persist, since) = (self.persist(Persist { state, truncate, ..Persist::default() }), self.now);
+        self.waiting.push_back(Waiting { persist, since, compaction: true, ..Waiting::default() });
     }
 
     /// A snapshot that came in replaces everything.
