@@ -134,13 +134,16 @@ pub(crate) trait Engine {
     fn applied(&mut self, index: u64);
     /// Forgets the log up to an index that is applied.
     fn compact(&mut self, index: u64);
+    /// Up to where the log can be forgotten if, up to `index`, so many entries are to be kept, with so many bytes at most.
+    fn keeping(&self, index: u64, entries: u64, bytes: u64) -> u64;
     /// Whether a follower needs a snapshot that is not there yet.
     fn wants_snapshot(&mut self) -> bool;
     /// A snapshot can be sent now.
     fn offer_snapshot(&mut self, index: u64, members: &Members);
+    /// It no longer can: whoever needs one makes the engine want another.
+    fn withdraw_snapshot(&mut self);
     fn snapshot_sent(&mut self, to: u64, arrived: bool);
     fn term_of(&self, index: u64) -> Option<u64>;
-    fn first(&self) -> u64;
     fn last(&self) -> u64;
     fn committed(&self) -> u64;
     fn term(&self) -> u64;
@@ -502,6 +505,17 @@ impl Engine for RaftEngine {
         self.node.mut_store().compact(index);
     }
 
+    fn keeping(&self, index: u64, entries: u64, bytes: u64) -> u64 {
+        let log = self.node.store();
+        let mut left = bytes;
+        let kept = (log.truncated.0 + 1..=index).rev().take(usize::try_from(entries).unwrap_or(usize::MAX));
+        let kept = kept.take_while(|index| {
+            let size = log.at(*index).map_or(0, |entry| entry.data.len() as u64);
+            left.checked_sub(size).inspect(|rest| left = *rest).is_some()
+        });
+        index - kept.count() as u64
+    }
+
     fn wants_snapshot(&mut self) -> bool {
         self.node.store().wanted.take()
     }
@@ -516,6 +530,10 @@ impl Engine for RaftEngine {
         self.node.mut_store().offer = Some(offer);
     }
 
+    fn withdraw_snapshot(&mut self) {
+        self.node.mut_store().offer = None;
+    }
+
     fn snapshot_sent(&mut self, to: u64, arrived: bool) {
         let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
         self.node.report_snapshot(to, status);
@@ -523,10 +541,6 @@ impl Engine for RaftEngine {
 
     fn term_of(&self, index: u64) -> Option<u64> {
         self.node.raft.raft_log.term(index).ok()
-    }
-
-    fn first(&self) -> u64 {
-        self.node.store().truncated.0 + 1
     }
 
     fn last(&self) -> u64 {

@@ -72,7 +72,8 @@ pub struct Settings {
     pub compact_entries: u64,
     /// ... or this many bytes more, or as many as the state itself has, whichever is more.
     pub compact_bytes: u64,
-    /// How many applied entries are kept at least, so that a node that was away shortly needs no snapshot.
+    /// How many applied entries are kept, so that a node that was away shortly needs no snapshot; fewer where they have more than
+    /// `compact_bytes`, and more than a quarter of the state.
     pub keep_entries: u64,
     /// Bytes of a snapshot in one frame.
     pub chunk: usize,
@@ -455,6 +456,7 @@ impl Driver {
             self.take(ready)?;
         }
         if self.engine.wants_snapshot() {
+            self.transfers.want();
             self.encode();
         }
         Ok(())
@@ -707,12 +709,12 @@ impl Driver {
             self.compacting &= self.waiting.iter().any(|waiting| waiting.compaction);
             return;
         }
-        self.transfers.offer(index, image.clone());
-        self.engine.offer_snapshot(index, members);
+        self.offer(index, members, &image);
         if !self.compacting || self.waiting.iter().any(|waiting| waiting.compaction) {
             return;
         }
-        let cut = index.saturating_sub(self.settings.keep_entries).max(self.engine.first() - 1);
+        let bytes = self.settings.compact_bytes.max(image.len() as u64 / 4);
+        let cut = self.engine.keeping(index, self.settings.keep_entries, bytes);
         self.state_index = index;
         self.state_bytes = image.len() as u64;
         self.log_bytes = 0;
