@@ -3,7 +3,7 @@
 #
 #   deps.sh demo   what `make demo` needs
 #   deps.sh all    what the tests need too
-#   deps.sh bench  what `make bench` compares Stead with: libvirt, none of whose services is started
+#   deps.sh bench  what `make bench` compares Stead with: libvirt and etcd, none of whose services is started
 #
 # YES=1 asks nothing. On Debian 12, QEMU comes from the backports (the suite is added at the address that apt is
 # configured with) where they can be reached, otherwise from Debian 12 itself. Elsewhere than on Debian it only lists.
@@ -48,6 +48,7 @@ bench_programs='
 ip|iproute2|nodes in network namespaces
 libvirtd|libvirt-daemon libvirt-daemon-driver-qemu|what live migration is compared with
 virsh|libvirt-clients|what live migration is compared with
+etcd|etcd-server|what the configuration is compared with
 '
 programs=$demo_programs
 [ "$wanted" = all ] && programs+=$test_programs
@@ -166,7 +167,15 @@ for p in "${packages[@]}"; do
     *) rest+=("$p") ;;
     esac
 done
+# Benchmarks start daemons of their own: none is to run beside them, now or after the next boot.
+never_start() { # units
+    local unit
+    for unit in "$@"; do
+        [ -e "/etc/systemd/system/$unit" ] || "${root[@]}" ln -s /dev/null "/etc/systemd/system/$unit"
+    done
+}
 if [ ${#rest[@]} -gt 0 ]; then
+    case " ${rest[*]} " in *" etcd-server "*) never_start etcd.service ;; esac
     "${root[@]}" apt-get install -y -qq --no-install-recommends "${rest[@]}"
 fi
 if [ ${#qemu[@]} -gt 0 ]; then
@@ -181,10 +190,7 @@ if [ ${#qemu[@]} -gt 0 ]; then
     fi
 fi
 if [ ${#libvirt[@]} -gt 0 ]; then
-    # Benchmarks start daemons of their own: none is to run beside them, now or after the next boot.
-    for unit in {libvirtd,virtlogd,libvirt-guests}.service libvirtd{,-ro,-admin,-tcp,-tls}.socket virtlogd{,-admin}.socket; do
-        [ -e "/etc/systemd/system/$unit" ] || "${root[@]}" ln -s /dev/null "/etc/systemd/system/$unit"
-    done
+    never_start {libvirtd,virtlogd,libvirt-guests}.service libvirtd{,-ro,-admin,-tcp,-tls}.socket virtlogd{,-admin}.socket
     # As new as QEMU, of which it has to know.
     suite=()
     if [ "$codename" = bookworm ]; then

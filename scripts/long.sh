@@ -19,6 +19,7 @@ case ${1:-} in
 bench)
     # Figures are taken from optimised programs, and nothing is compiled while they are.
     cargo build --locked --workspace --bins --release
+    cargo build --locked --release -p stead-agents --example conf-bench
     cargo nextest run --locked -p stead-testbed --profile bench --no-run
     cargo run --locked -q -p stead-testbed --example guest-image
     report=$(target_dir)/bench.md

@@ -4,6 +4,7 @@
 //! - [`machine`]: nodes with a systemd and the Debian package of their own.
 //! - [`netns`], [`addr`], [`power`], [`procs`], [`bed`]: what they stand on. Nothing here can touch the machine's own
 //!   network or power: networks are cut in namespaces of the test's own, and a node's power switch is a socket.
+//! - [`delay`]: slow links between nodes.
 //! - [`peer`]: machines without Stead, for what it is compared with.
 //! - [`bmc`]: service processors that press the nodes' switches.
 //! - [`guest`]: the guests that tests run; [`poll`]: a client that follows one; [`watch`]: what its users see; [`api`]: a
@@ -16,6 +17,7 @@ mod bed;
 pub mod bmc;
 pub mod cluster;
 pub mod control;
+pub mod delay;
 pub mod demo;
 pub mod guest;
 pub mod machine;

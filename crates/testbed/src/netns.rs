@@ -17,7 +17,7 @@
 use crate::procs::run;
 use anyhow::{Context, Result, ensure};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -65,7 +65,8 @@ pub(crate) fn own_mounts(command: &mut Command) -> &mut Command {
 pub struct NetNs(Arc<OwnedFd>);
 
 impl NetNs {
-    fn new() -> Result<Self> {
+    /// Makes one.
+    pub(crate) fn new() -> Result<Self> {
         let made = std::thread::spawn(|| -> Result<OwnedFd> {
             // SAFETY: as above; the thread ends at once and the namespace lives on in the descriptor.
             unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
@@ -74,6 +75,12 @@ impl NetNs {
         });
         let fd = made.join().map_err(|_| anyhow::anyhow!("the thread that makes a namespace died"))??;
         Ok(Self(Arc::new(fd)))
+    }
+
+    /// Moves the calling thread into it.
+    pub(crate) fn enter(&self) -> Result<()> {
+        let moved = move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network));
+        moved.context("entering a network namespace")
     }
 
     /// Lets the command run in it.
@@ -104,6 +111,8 @@ pub struct Network {
     /// The switch's own namespace, since faults may be made from other threads.
     switch: NetNs,
     nodes: Vec<NetNs>,
+    /// Where the other ends of nodes' cables are that are not in the switch ([`crate::delay`]).
+    elsewhere: Mutex<BTreeMap<u8, NetNs>>,
     /// Pairs (from, to), counted from 1, over which nothing passes.
     broken: Mutex<BTreeSet<(u8, u8)>>,
 }
@@ -118,7 +127,7 @@ impl Network {
         switch.ip("addr add 10.86.0.1/16 dev sw0")?;
         switch.ip("link set sw0 up")?;
         let nodes: Vec<NetNs> = (1..=nodes).map(|n| Self::plug(&switch, n)).collect::<Result<_>>()?;
-        let network = Self { switch, nodes, broken: Mutex::default() };
+        let network = Self { switch, nodes, elsewhere: Mutex::default(), broken: Mutex::default() };
         (1..links).try_for_each(|link| network.add_switch(link))?;
         Ok(network)
     }
@@ -155,6 +164,32 @@ impl Network {
         &self.nodes[usize::from(n) - 1]
     }
 
+    /// How many nodes there are.
+    pub(crate) fn count(&self) -> u8 {
+        self.nodes.len() as u8
+    }
+
+    /// Unplugs node `n` from the first switch and plugs it into another namespace, which gets all other nodes' addresses on that link. From
+    /// this thread's namespace the node is still reached at its own, by a link of its own.
+    pub(crate) fn replug(&self, n: u8, into: &NetNs) -> Result<()> {
+        let (ip, node) = (node_ip(n), self.node(n));
+        self.switch.ip(&format!("link add t{n} type veth peer name test netns {}", node.path()))?;
+        self.switch.ip(&format!("addr add 10.99.{n}.1/24 dev t{n}"))?;
+        self.switch.ip(&format!("link set t{n} up"))?;
+        node.ip(&format!("addr add 10.99.{n}.2/24 dev test"))?;
+        node.ip("link set test up")?;
+        self.switch.ip(&format!("route add {ip}/32 via 10.99.{n}.2 dev t{n}"))?;
+        self.switch.ip(&format!("link set vn{n} nomaster netns {}", into.path()))?;
+        into.ip("link set lo up")?;
+        for other in (1..=self.count()).filter(|other| *other != n) {
+            into.ip(&format!("addr add {}/16 dev vn{n}", node_ip(other)))?;
+        }
+        into.ip(&format!("link set vn{n} up"))?;
+        node.ip("neigh flush dev vmbr0")?;
+        self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).insert(n, into.clone());
+        Ok(())
+    }
+
     /// Switches a whole switch on or off, counted from 0.
     pub fn switch(&self, link: u8, on: bool) -> Result<()> {
         self.switch.ip(&format!("link set sw{link} {}", if on { "up" } else { "down" }))
@@ -162,7 +197,9 @@ impl Network {
 
     /// Plugs node `n` in or out of the first switch; guests on it are cut off with it.
     pub fn link(&self, n: u8, up: bool) -> Result<()> {
-        self.switch.ip(&format!("link set vn{n} {}", if up { "up" } else { "down" }))
+        let elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = elsewhere.get(&n).unwrap_or(&self.switch);
+        at.ip(&format!("link set vn{n} {}", if up { "up" } else { "down" }))
     }
 
     /// Drops what goes from one node to another, counted from 1.

@@ -11,18 +11,18 @@ const UPLOAD_MIB: usize = 256;
 
 /// MiB of one process.
 #[derive(Debug, Clone, Copy)]
-struct Memory {
+pub(super) struct Memory {
     /// Resident, what is shared with others included.
-    rss: f64,
+    pub(super) rss: f64,
     /// Resident, what is shared counted by shares.
-    pss: f64,
+    pub(super) pss: f64,
     /// Its own: heap and stacks.
-    anonymous: f64,
+    pub(super) anonymous: f64,
 }
 
 impl Memory {
     /// That of a program which a node runs once.
-    fn of(node: &Node, program: &str) -> Result<Self> {
+    pub(super) fn of(node: &Node, program: &str) -> Result<Self> {
         let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pid_of(node, program)?))?;
         let mib = |key: &str| {
             let line = text.lines().find(|l| l.starts_with(key)).with_context(|| format!("no {key}"))?;

@@ -4,6 +4,7 @@
 //! wrong was seen on the way. What it finds is printed, and appended to the file that `STEAD_BENCH_REPORT` names.
 //! `STEAD_BENCH_RUNS` sets how often each measurement is repeated.
 
+mod conf;
 mod events;
 pub mod failover;
 pub mod hand;
