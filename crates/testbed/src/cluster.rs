@@ -155,16 +155,8 @@ impl Builder {
 
         let place = Place { bed: bed.dir(), block: &block, port, forward, network: network.as_ref() };
         let nodes: Result<Vec<Node>> = (1..=self.nodes).map(|n| self.node(&place, n)).collect();
-        let cluster = Cluster {
-            nodes: nodes?,
-            links: self.links,
-            network,
-            forward,
-            password,
-            shared,
-            bed,
-            block,
-        };
+        let cluster =
+            Cluster { nodes: nodes?, links: self.links, network, forward, password, shared, bed, block };
         let at_once = if self.shape == Shape::Machine { cluster.nodes.len() } else { START_AT_ONCE };
         for some in cluster.nodes.chunks(at_once) {
             for node in some {

@@ -22,6 +22,8 @@ use std::time::Duration;
 const MAX_UNDER_WAY: u64 = 4096;
 /// How many of others may wait at the leader; what is more is dropped, and sent again by its origin.
 const MAX_HANDED: usize = 32_768;
+/// And how many bytes of them.
+const MAX_HANDED_BYTES: usize = 64 << 20;
 /// Bytes of proposals that go into the log, and to each follower, at once. More of them than one follow, and each is small
 /// enough to go by all links of a node.
 const ROUND: usize = 48 << 10;
@@ -69,6 +71,7 @@ pub(super) struct Proposals {
     queue: VecDeque<Queued>,
     /// As leader: proposals of others that are not in the log yet, and whose they are.
     handed: VecDeque<(u64, Proposal)>,
+    handed_bytes: usize,
     /// As leader: proposals that are in the log and not applied, with the term of the check.
     logged: BTreeSet<ProposalId>,
     logged_in: u64,
@@ -83,6 +86,7 @@ impl Proposals {
             pending: BTreeMap::new(),
             queue: VecDeque::new(),
             handed: VecDeque::new(),
+            handed_bytes: 0,
             logged: BTreeSet::new(),
             logged_in: 0,
         }
@@ -90,6 +94,26 @@ impl Proposals {
 
     fn floor(&self) -> u64 {
         self.pending.keys().next().copied().unwrap_or(self.next)
+    }
+
+    fn has_room(&self) -> bool {
+        self.handed.len() < MAX_HANDED && self.handed_bytes < MAX_HANDED_BYTES
+    }
+
+    fn take_handed(&mut self) -> Option<(u64, Proposal)> {
+        let next = self.handed.pop_front()?;
+        self.handed_bytes = self.handed_bytes.saturating_sub(next.1.txn.size());
+        Some(next)
+    }
+
+    fn put_back(&mut self, from: u64, proposal: Proposal) {
+        self.handed_bytes += proposal.txn.size();
+        self.handed.push_front((from, proposal));
+    }
+
+    fn drop_handed(&mut self) {
+        self.handed.clear();
+        self.handed_bytes = 0;
     }
 
     /// A proposal was applied: it is in the log no more.
@@ -130,7 +154,7 @@ impl Driver {
         }
         if !self.engine.leads() {
             // Their origins send them to whoever leads.
-            self.proposals.handed.clear();
+            self.proposals.drop_handed();
             return self.hand_over_proposals();
         }
         if self.is_full() {
@@ -138,9 +162,13 @@ impl Driver {
         }
         let mut bytes = 0;
         while bytes < ROUND
-            && let Some((from, proposal)) = self.proposals.handed.pop_front()
+            && let Some((from, proposal)) = self.proposals.take_handed()
         {
-            bytes += self.propose_of(from, &proposal);
+            match self.propose_of(from, &proposal) {
+                Some(more) => bytes += more,
+                // It and what has come after it have their turn before anything of this node's.
+                None => return self.proposals.put_back(from, proposal),
+            }
         }
         let (now, term) = (self.now, self.engine.term());
         for (seq, proposal) in self.due_proposals() {
@@ -231,7 +259,8 @@ impl Driver {
         if self.proposals.logged.contains(&id) {
             return Ok(Some(0));
         }
-        let Ok(data) = codec::pack(codec::PROPOSAL, proposal) else { return Ok(None) };
+        // What can't be written is in nobody's way: its origin hears that nothing is known of it.
+        let Ok(data) = codec::pack(codec::PROPOSAL, proposal) else { return Ok(Some(0)) };
         let bytes = data.len();
         if !self.engine.propose(data) {
             return Ok(None);
@@ -262,22 +291,25 @@ impl Driver {
 
     /// Another node hands a proposal over.
     pub(super) fn proposed(&mut self, from: u64, proposal: Proposal) {
-        if self.engine.leads() && self.proposals.handed.len() < MAX_HANDED {
+        let is_its_own = proposal.id.origin == from && self.members.contains(from);
+        if self.engine.leads() && is_its_own && self.proposals.has_room() {
+            self.proposals.handed_bytes += proposal.txn.size();
             self.proposals.handed.push_back((from, proposal));
         }
     }
 
-    /// As leader: puts another node's proposal into the log; its bytes there.
-    fn propose_of(&mut self, from: u64, proposal: &Proposal) -> usize {
-        if proposal.id.origin != from || !self.members.contains(from) {
-            return 0;
+    /// As leader: puts another node's proposal into the log; its bytes there. None if it cannot now.
+    fn propose_of(&mut self, from: u64, proposal: &Proposal) -> Option<usize> {
+        // It may have left since.
+        if !self.members.contains(from) {
+            return Some(0);
         }
         let ProposalId { boot, seq, .. } = proposal.id;
         match self.propose(proposal) {
-            Ok(bytes) => bytes.unwrap_or(0),
+            Ok(bytes) => bytes,
             Err(refusal) => {
                 self.send(from, Body::Refused { boot, seq, refusal });
-                0
+                Some(0)
             }
         }
     }

@@ -30,9 +30,9 @@ impl World {
     /// Brings a question to the cluster, now or some time later. The answer is [`World::told`], or never comes.
     pub fn ask_conf(&mut self, node: usize, id: u64, life: u64, ask: Ask, slow: bool) {
         if self.real.is_some() {
-            self.ask_driver(node, id, ask, slow)
+            self.ask_driver(node, id, ask, slow);
         } else {
-            self.hand_over(node, id, life, ask, slow)
+            self.hand_over(node, id, life, ask, slow);
         }
     }
 
