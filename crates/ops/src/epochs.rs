@@ -376,10 +376,10 @@ impl Ops {
         let same = (request.era == self.me.era).then(|| self.conf.view(|t| t.revision().0));
         let base = same.or(after.map(|s| s.base)).unwrap_or(0);
         let At { value: mut node, revision } = self.node_record(from)?;
-        // Two machines of one name: the older one may be what a backup was restored beside.
+        // Two machines of one name: the older one may be what a backup was restored beside, or a copy of the other's disk.
         let heard = self.status.node(from).filter(|_| self.online(&node));
         let is_another = heard.is_some_and(|report| request.boot != Some(report.boot));
-        if *from == self.me.name || (request.era != self.me.era && is_another) {
+        if *from == self.me.name || is_another {
             return Err(OpsError::failed(format!(
                 "a node '{from}' is online in cluster epoch {} already: another machine has this name",
                 self.me.era

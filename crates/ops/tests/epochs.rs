@@ -51,12 +51,22 @@ async fn a_machine_whose_name_is_taken_in_this_epoch_is_not_let_in_again() {
         let refused = node.ops.let_in_again(&name(taken), &back(Era::FIRST.next(7))).await.unwrap_err();
         assert!(refused.to_string().contains("another machine has this name"), "{taken}: {refused}");
     }
+    // An older copy of this very epoch: never in the place of the machine that is alive, which keeps its number.
+    let own = node.ops.me.era;
+    let before = node.ops.node_record(&name("n3")).unwrap().value;
+    for boot in [None, Some(uuid(9).as_str().parse().unwrap())] {
+        let copy = RejoinRequest { boot, ..back(own) };
+        let refused = node.ops.let_in_again(&name("n3"), &copy).await.unwrap_err();
+        assert!(refused.to_string().contains("another machine has this name"), "{refused}");
+    }
+    assert_eq!(node.ops.node_record(&name("n3")).unwrap().value, before);
     node.ops.let_in_again(&name("n2"), &back(Era::FIRST.next(7))).await.unwrap();
     // The machine itself, which was heard a moment ago.
     let boot = Some(node.ops.status.node(&name("n3")).unwrap().boot);
     node.ops.let_in_again(&name("n3"), &RejoinRequest { boot, ..back(Era::FIRST.next(7)) }).await.unwrap();
-    // An older copy of this very epoch.
-    node.ops.let_in_again(&name("n3"), &back(node.ops.me.era)).await.unwrap();
+    let boot = Some(node.ops.status.node(&name("n3")).unwrap().boot);
+    node.ops.let_in_again(&name("n3"), &RejoinRequest { boot, ..back(own) }).await.unwrap();
+    node.ops.let_in_again(&name("n2"), &back(own)).await.unwrap();
 }
 
 #[tokio::test]
