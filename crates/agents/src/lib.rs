@@ -22,5 +22,4 @@ pub mod rpc;
 pub mod stats;
 pub mod storages;
 pub mod streams;
-pub mod whereabouts;
 pub mod witness;

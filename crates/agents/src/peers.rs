@@ -5,10 +5,9 @@ use serde_json::Value;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use stead_model::NodeRecord;
-use stead_ops::contacts::Contacts;
 use stead_ops::peers::{Duplex, PeerError, PeerLink};
 use stead_ops::status::LinkReport;
-use stead_transport::{ClientError, PeerClient, Purpose};
+use stead_transport::{ClientError, Peer, PeerClient, Purpose};
 
 /// One heartbeat in so many goes by every link at once: one that has died behind another's back is noticed.
 const EVERY_LINK: u32 = 10;
@@ -17,14 +16,13 @@ const EVERY_LINK: u32 = 10;
 #[derive(Debug)]
 pub struct Link {
     client: PeerClient,
-    contacts: Contacts,
     heartbeats: AtomicU32,
 }
 
 impl Link {
-    /// Over this client, to where members are.
-    pub fn new(client: PeerClient, contacts: Contacts) -> Self {
-        Self { client, contacts, heartbeats: AtomicU32::new(0) }
+    /// Over this client.
+    pub fn new(client: PeerClient) -> Self {
+        Self { client, heartbeats: AtomicU32::new(0) }
     }
 }
 
@@ -45,7 +43,7 @@ impl PeerLink for Link {
         body: Value,
         limit: Duration,
     ) -> Result<Value, PeerError> {
-        let peer = self.contacts.peer(to);
+        let peer = Peer::from(to);
         let answer = if call == "heartbeat" {
             let every = self.heartbeats.fetch_add(1, Ordering::Relaxed).is_multiple_of(EVERY_LINK);
             self.client.heartbeat(&peer, call, &body, limit, every).await
@@ -57,7 +55,7 @@ impl PeerLink for Link {
 
     async fn open(&self, to: &NodeRecord, call: &str) -> Result<Box<dyn Duplex>, PeerError> {
         let stream =
-            self.client.open(&self.contacts.peer(to), Purpose::Bulk, call).await.map_err(|e| error(to, e))?;
+            self.client.open(&Peer::from(to), Purpose::Bulk, call).await.map_err(|e| error(to, e))?;
         Ok(Box::new(stream))
     }
 

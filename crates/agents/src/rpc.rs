@@ -11,7 +11,6 @@ use stead_membership::wire::Heartbeat;
 use stead_model::{NodeName, Vmid};
 use stead_ops::bulk::{ACT_CALL, STOP_CALL, WAIT_CALL};
 use stead_ops::certificates::RENEW_CALL;
-use stead_ops::contacts::HERE_CALL;
 use stead_ops::epochs::{EPOCH_CALL, REJOIN_CALL};
 use stead_ops::events::Lines;
 use stead_ops::files::guests::FILE_CALL;
@@ -54,7 +53,6 @@ impl Rpc {
                 let answer = self.grant.heartbeat(beat).await;
                 give(call, &answer.ok_or_else(|| OpsError::failed("leases are not granted here now"))?)
             }
-            HERE_CALL => give(call, &ops.hear_where(from, &take(call, body)?)?),
             RENEW_CALL => give(call, &ops.renew_own(&take(call, body)?).await?),
             EPOCH_CALL => give(call, &ops.epoch_answer()),
             REJOIN_CALL => give(call, &ops.let_in_again(from, &take(call, body)?).await?),

@@ -75,7 +75,6 @@ fn of_cluster(r: Registry<Backend>) -> Registry<Backend> {
         .with(Of::<cluster::config::SetLinks>::new())
         .with(Of::<cluster::config::ReadLinks>::new())
         .with(Of::<cluster::config::Renew>::new())
-        .with(Of::<cluster::config::Meet>::new())
         .with(Of::<cluster::qdevice::Read>::new())
         .with(Of::<cluster::config::RemoveNode>::new())
         .with(Of::<cluster::off::Confirm>::new())

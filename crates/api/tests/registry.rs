@@ -204,7 +204,7 @@ fn known() -> Option<BTreeMap<(String, String), Value>> {
 }
 
 /// What Stead has and Proxmox VE has not.
-const BEYOND: [(&str, &str); 35] = [
+const BEYOND: [(&str, &str); 34] = [
     ("POST", "/nodes/{node}/qemu/{vmid}/quick_migrate"),
     ("GET", "/cluster/qemu/common"),
     ("GET", "/cluster/config/expected"),
@@ -214,7 +214,6 @@ const BEYOND: [(&str, &str); 35] = [
     ("DELETE", "/cluster/config/aside/{node}"),
     ("GET", "/cluster/config/links"),
     ("POST", "/cluster/config/certificates"),
-    ("POST", "/cluster/config/meet"),
     ("PUT", "/cluster/config/nodes/{node}"),
     ("GET", "/cluster/ha/fence/devices"),
     ("POST", "/cluster/ha/fence/devices"),

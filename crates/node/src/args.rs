@@ -18,7 +18,7 @@ pub struct Args {
     /// The node's name; default: the host's name. It cannot be changed after the first start.
     #[arg(long)]
     pub name: Option<NodeName>,
-    /// Address and port of the one TLS port, as other nodes reach it. When it changes, the node tells the others.
+    /// Address and port of the one TLS port, as other nodes reach it.
     #[arg(long, default_value = "127.0.0.1:8006")]
     pub listen: SocketAddr,
     /// What the fence process may do as its last resort: `none`, `socket:PATH` (a test bed's switch), `watchdog:PATH` (one with a watchdog) or `host`

@@ -1,4 +1,4 @@
-//! The port at this node's further links, and who the others are: both follow the configuration, and where others are what they say.
+//! The port at this node's further links, and who the others are: both follow the configuration.
 
 use crate::members::Members;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,9 +9,8 @@ use std::time::Duration;
 use stead_agents::raft::Directory;
 use stead_model::link::Links;
 use stead_model::{NodeUuid, paths};
-use stead_ops::contacts::Contacts;
 use stead_ops::{Ops, store};
-use stead_transport::{PeerClient, Server};
+use stead_transport::{Peer, PeerClient, Server};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -85,8 +84,8 @@ fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// The nodes by their numbers in Raft, as far as they are known.
-pub fn directory(members: &Members, contacts: &Contacts) -> Directory {
-    members.all().iter().map(|n| (n.raft_id, contacts.peer(n))).collect()
+pub fn directory(members: &Members) -> Directory {
+    members.all().iter().map(|n| (n.raft_id, Peer::from(n))).collect()
 }
 
 /// Follows the members: tells who they are, serves this node's links, cuts the connections of nodes that were removed.
@@ -98,7 +97,6 @@ pub async fn follow(
     tell: watch::Sender<Directory>,
 ) {
     let mut watch = ops.conf.watch();
-    let mut contacts = ops.contacts.watch();
     let mut listening = Listening {
         server: server.clone(),
         port: ops.me.addr.port(),
@@ -114,19 +112,15 @@ pub async fn follow(
             tracing::info!("node {gone} was removed: {cut} connections cut");
         }
         known = now;
-        tell.send_replace(directory(&members, &ops.contacts));
+        tell.send_replace(directory(&members));
         let own = all.into_iter().find(|n| n.uuid == ops.me.uuid).map(|n| n.links).unwrap_or_default();
         client.set_own_links(&own);
         let again = if listening.follow(&own) { Duration::MAX } else { AGAIN };
         let changed = async {
             loop {
-                tokio::select! {
-                    event = watch.next() => match event {
-                        Some(event) if !store::touches(&event, paths::NODES) => {}
-                        other => return other.is_some(),
-                    },
-                    // They end with the use cases.
-                    told = contacts.changed() => return told.is_ok(),
+                match watch.next().await {
+                    Some(event) if !store::touches(&event, paths::NODES) => {}
+                    other => return other.is_some(),
                 }
             }
         };

@@ -77,7 +77,6 @@ async fn run(args: Args) -> Result<bool> {
         Credentials { ca_pem: keys.ca.clone(), cert_pem: keys.cert.clone(), key_pem: keys.key.clone() };
     let tls = Tls::new(&credentials, None, Arc::new(members.clone()))?;
     let peers = PeerClient::of_epoch(tls.clone(), started.identity.era)?;
-    let contacts = stead_ops::contacts::Contacts::default();
     let restart = Arc::new(Notify::new());
     let key = *identity::cluster_key(&keys.cluster_key)?.expose();
     let daemon = host::Daemon {
@@ -121,8 +120,7 @@ async fn run(args: Args) -> Result<bool> {
         storage_types: vec![Arc::new(stead_ops::kept_open::KeptOpen::new(stead_storage::DirType))],
         epochs: stead_ops::epochs::Epochs::default(),
         certificates: stead_ops::certificates::Certificates::default(),
-        contacts: contacts.clone(),
-        peers: Arc::new(Link::new(peers.clone(), contacts.clone())),
+        peers: Arc::new(Link::new(peers.clone())),
         remotes: Arc::new(stead_agents::remote::Remotes),
         status: stead_ops::status::ClusterStatus::default(),
         events: stead_ops::events::Events::new(unix_ms),
@@ -134,7 +132,7 @@ async fn run(args: Args) -> Result<bool> {
         departure: stead_ops::departure::Departure::default(),
     });
 
-    let (tell, directory) = watch::channel(links::directory(&members, &contacts));
+    let (tell, directory) = watch::channel(links::directory(&members));
     tokio::spawn(stead_agents::raft::send(
         conf.clone(),
         peers.clone(),
@@ -205,13 +203,7 @@ async fn serve(
     });
     let server = Server::new(tls, router.handler(), Limits::default());
     let listener =
-        TcpListener::bind(args.listen).await.with_context(|| {
-            format!(
-                "can't listen on {}. If this machine has got another address, say so with --listen (STEAD_LISTEN in \
-                 /etc/default/stead): the other nodes are told",
-                args.listen
-            )
-        })?;
+        TcpListener::bind(args.listen).await.with_context(|| format!("can't listen on {}", args.listen))?;
     let local = home.at("run/api.sock");
     // Left over from an earlier daemon: the lock says that none is there now.
     let _ = std::fs::remove_file(&local);
@@ -236,7 +228,6 @@ fn start_agents(
     tokio::spawn(stead_agents::members::run(ops.clone(), replace_voters));
     tokio::spawn(stead_agents::epochs::run(ops.clone()));
     tokio::spawn(stead_agents::certificates::run(ops.clone()));
-    tokio::spawn(stead_agents::whereabouts::run(ops.clone()));
     tokio::spawn(stead_agents::ha::manage(ops.clone(), grant.clone()));
     tokio::spawn(stead_agents::ha::foresee(ops.clone(), grant.clone()));
     tokio::spawn(stead_agents::events::run(ops.clone()));

@@ -21,7 +21,7 @@ use stead_ops::{Ops, OpsError};
 use stead_transport::join::{JOIN_PATH, JoinRefusal, JoinRequest, TOKEN_SCHEME, refusal_response};
 use stead_transport::stream::accept_upgrade;
 use stead_transport::{
-    ClientError, ConnInfo, ConnKind, EPOCH, Handler, PeerClient, PeerIdentity, Purpose, full,
+    ClientError, ConnInfo, ConnKind, EPOCH, Handler, Peer, PeerClient, PeerIdentity, Purpose, full,
 };
 
 /// The longest body of a call between nodes: a report of a thousand guests fits well.
@@ -92,8 +92,7 @@ impl Cluster for Others {
     async fn forward(&self, node: &NodeName, request: Request<Body>) -> Result<Response<Body>, Error> {
         let record = self.ops.member(node)?;
         let limit = if is_file(&request) { FILE_LIMIT } else { ANSWER_LIMIT };
-        let sent =
-            self.client.request_within(limit, &self.ops.contacts.peer(&record), Purpose::Bulk, request).await;
+        let sent = self.client.request_within(limit, &Peer::from(&record), Purpose::Bulk, request).await;
         let answer = sent.map_err(|e| {
             Error::new(
                 595,

@@ -358,7 +358,6 @@ impl Node {
             storage_types: vec![Arc::new(storages.clone())],
             epochs: stead_ops::epochs::Epochs::default(),
             certificates: stead_ops::certificates::Certificates::default(),
-            contacts: stead_ops::contacts::Contacts::default(),
             peers: peers.clone(),
             remotes: remotes.clone(),
             status: stead_ops::status::ClusterStatus::default(),

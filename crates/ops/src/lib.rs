@@ -13,7 +13,6 @@ pub mod certificates;
 pub mod clock;
 pub mod cluster;
 pub mod confirm_off;
-pub mod contacts;
 pub mod cpu;
 pub mod cpu_models;
 pub mod datacenter;
@@ -136,8 +135,6 @@ pub struct Ops {
     pub storage_types: Vec<Arc<dyn StorageType>>,
     /// Members of other cluster epochs.
     pub epochs: epochs::Epochs,
-    /// Members that are elsewhere than the configuration says.
-    pub contacts: contacts::Contacts,
     /// This node's certificate.
     pub certificates: certificates::Certificates,
     /// Other nodes.

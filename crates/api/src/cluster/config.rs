@@ -109,14 +109,6 @@ pub struct Renewals {
 }
 
 #[derive(Params)]
-pub struct Whereabouts {
-    /// A member.
-    node: NodeName,
-    /// Where it is now: `IP[:PORT]`. Without a port, that which it had.
-    address: String,
-}
-
-#[derive(Params)]
 pub struct OneNode {
     /// The node.
     node: NodeName,
@@ -307,14 +299,5 @@ endpoint! {
     Renew = post("/cluster/config/certificates"), Anywhere, ROOT;
     fn call(cx, p: Renewals) -> Json<Vec<Renewal>> {
         Ok(Json(cx.ops().renew_certificates(&cx.actor(), p.node.as_ref(), p.force).await?))
-    }
-}
-
-endpoint! {
-    /// Tells this node where a member is that is not where the configuration says, and that member where this one is: for when the
-    /// addresses of several nodes have changed at once. Whoever answers there must show that member's certificate. Beyond Proxmox VE.
-    Meet = post("/cluster/config/meet"), Anywhere, ROOT;
-    fn call(cx, p: Whereabouts) -> Json<String> {
-        Ok(Json(cx.ops().meet(&p.node, &p.address).await?.to_string()))
     }
 }

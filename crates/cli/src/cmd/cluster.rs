@@ -164,18 +164,6 @@ pub enum Command {
         #[arg(long, value_name = "N")]
         delete: Vec<u8>,
     },
-    /// Tell this node where others are now, after the addresses of several have changed at once
-    #[command(
-        after_help = "A node whose address has changed tells the others by itself. Where so many have changed that the nodes don't find \
-                      each other, this is said on one of them; each then hears of all others. Whoever answers there must show the \
-                      node's own certificate.\n\nExample, as root on pve1, after its own daemon was started at its new address:\n  \
-                      stead cluster meet pve2=192.0.2.12 pve3=192.0.2.13"
-    )]
-    Meet {
-        /// Nodes, and where they are now
-        #[arg(value_name = "NODE=IP[:PORT]", required = true)]
-        nodes: Vec<String>,
-    },
     /// Make the nodes' certificates anew where that is due, and the cluster CA's
     #[command(
         after_help = "The nodes do so by themselves, long before their certificates end; this is for when they could not. A majority \
@@ -272,7 +260,6 @@ pub async fn run(cx: &Cx, command: Command) -> Result<(), Failure> {
         Command::Status => status(cx).await,
         Command::Links => links(cx).await,
         Command::SetLinks { node, links, delete } => set_links(cx, &node, &links, &delete).await,
-        Command::Meet { nodes } => meet(cx, &nodes).await,
         Command::RenewCertificates { node, force } => renew(cx, node.as_deref(), force).await,
         Command::Options { settings, delete } => options(cx, &settings, delete).await,
     }
@@ -306,28 +293,6 @@ async fn links(cx: &Cx) -> Result<(), Failure> {
         }
     }
     cx.format().list(&links, &LINKS)
-}
-
-/// Says where nodes are, each of them; what fails is told in the end.
-async fn meet(cx: &Cx, nodes: &[String]) -> Result<(), Failure> {
-    let read = |word: &String| match word.split_once('=') {
-        Some((node, at)) if !node.is_empty() && !at.is_empty() => Ok((node.to_owned(), at.to_owned())),
-        _ => {
-            Err(Failure::usage(format!("'{word}' names no node and address: expected e.g. pve2=192.0.2.12")))
-        }
-    };
-    let nodes = nodes.iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
-    let mut failed = None;
-    for (node, at) in nodes {
-        let p = vec![("node".to_owned(), node.clone()), ("address".to_owned(), at)];
-        match cx.api.post("/cluster/config/meet", &p).await {
-            Ok(answer) => {
-                cx.format().done(&answer, &format!("node '{node}' answers at {}", text(&answer)))?;
-            }
-            Err(e) => failed = Some(failed.unwrap_or(e)),
-        }
-    }
-    failed.map_or(Ok(()), Err)
 }
 
 /// Has certificates made anew. One that could not be is a failure, after all were shown.

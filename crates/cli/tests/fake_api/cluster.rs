@@ -262,19 +262,3 @@ async fn certificates_are_made_anew_and_a_node_that_could_not_is_a_failure() {
     let ended = fake.run(&["stead", "cluster", "renew-certificates", "--force"]).await;
     assert!(ended.code != 0 && ended.out.contains("clocks disagree"), "{ended:?}");
 }
-
-#[tokio::test]
-async fn nodes_are_met_where_they_are() {
-    let fake = Fake::new(&[("POST /cluster/config/meet", json!("192.0.2.12:8006"))]).await;
-    let ended = fake.run(&["stead", "cluster", "meet", "pve2=192.0.2.12", "pve3=192.0.2.13:8007"]).await;
-    assert!(ended.code == 0 && ended.out.contains("192.0.2.12:8006"), "{ended:?}");
-    assert_eq!(
-        fake.changes(),
-        [
-            "POST /cluster/config/meet node=pve2&address=192.0.2.12",
-            "POST /cluster/config/meet node=pve3&address=192.0.2.13%3A8007",
-        ]
-    );
-    let ended = fake.run(&["stead", "cluster", "meet", "pve2"]).await;
-    assert!(ended.code == 2 && ended.err.contains("pve2=192.0.2.12"), "{ended:?}");
-}
