@@ -41,6 +41,8 @@ pub struct Daemon {
     pub key: [u8; 32],
     /// What the folder has in `tls/keys.json`.
     pub keys: Mutex<Keys>,
+    /// Whoever changes them holds this: the disk takes its time.
+    pub keeping: Mutex<()>,
     /// Asks the main task to start anew.
     pub restart: Arc<Notify>,
 }
@@ -158,8 +160,12 @@ impl Host for Daemon {
     }
 
     fn keep_certificates(&self, kept: &Kept) -> Result<(), String> {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        take_certificates(&self.home, &self.tls, &mut keys, kept).map_err(|e| format!("{e:#}"))
+        // One at a time; nobody who reads them waits for the disk.
+        let _turn = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        take_certificates(&self.home, &self.tls, &mut keys, kept).map_err(|e| format!("{e:#}"))?;
+        *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = keys;
+        Ok(())
     }
 }
 
@@ -320,7 +326,7 @@ mod tests {
             era: Era::FIRST,
         };
         let (keys, restart) = (Mutex::new(keys), Arc::default());
-        let daemon = Daemon { home, identity, tls, key: [0; 32], keys, restart };
+        let daemon = Daemon { home, identity, tls, key: [0; 32], keys, keeping: Mutex::default(), restart };
         Stage { _dir: dir, ca, key, daemon }
     }
 

@@ -85,6 +85,7 @@ async fn run(args: Args) -> Result<bool> {
         tls: tls.clone(),
         key,
         keys: std::sync::Mutex::new(keys),
+        keeping: std::sync::Mutex::default(),
         restart: restart.clone(),
     };
     let fence = FenceClient::new(&home.at("run/fenced.sock"));

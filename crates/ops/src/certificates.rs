@@ -17,9 +17,11 @@
 //! |---|---|
 //! | one of three or more | nothing: the others' median counts |
 //! | one of two | nothing is made until somebody has set it right, or says `--force` |
-//! | all, by the same | certificates by that clock; when it is right again they are due at once, since they have not begun or have ended |
+//! | all, by the same, behind | nothing: one that has not begun is not replaced, since the clock may be what is wrong |
+//! | all, by the same, ahead | certificates by that clock; when it is right again they have not begun, and an operator says `--force` |
 
 use crate::peers::call;
+use crate::status::is_clock_wrong;
 use crate::store::{self, At};
 use crate::{Actor, Ops, OpsError};
 use futures_util::future::join_all;
@@ -30,7 +32,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use stead_api_derive::Schema;
 use stead_model::{NodeName, NodeRecord, paths};
-use stead_transport::ca::NODE_VALIDITY;
+use stead_transport::ca::{CA_VALIDITY, NODE_VALIDITY};
 use stead_transport::renewal::{Due, Validity, renewal_due};
 use stead_transport::{ClusterCa, Facts, PeerIdentity};
 
@@ -40,6 +42,9 @@ pub const RENEW_CALL: &str = "certificates/renew";
 const CLOCKS: Duration = Duration::from_secs(15);
 /// How long another node may take.
 const ANSWER: Duration = Duration::from_secs(25);
+/// How many seconds a time that was settled may be from the cluster's when something is signed by it: other nodes are waited for
+/// in between.
+const APART: u64 = 120;
 /// How often the CA's certificate is made anew again, when another node has been quicker.
 const ATTEMPTS: usize = 3;
 /// With less than this part of its life left, somebody should look at why a certificate was not made anew.
@@ -137,7 +142,9 @@ impl std::fmt::Display for Why {
 
 /// Whether a node's certificate is to be made anew; without `now`, for another reason than time.
 fn due(facts: &Facts, addresses: &BTreeSet<IpAddr>, now: Option<i64>) -> Option<Why> {
+    // A clock that is behind would put one that has ended long since in the place of a good one.
     let by_time = now.and_then(|now| renewal_due(now, facts.validity, NODE_VALIDITY));
+    let by_time = by_time.filter(|due| *due != Due::NotBegun);
     let by_name = (facts.addresses != *addresses).then_some(Why::Addresses);
     by_time.map(Why::Time).or(by_name)
 }
@@ -173,27 +180,51 @@ impl Ops {
                 return Err(failed("the other nodes' clocks have not been heard yet; try again in a moment"));
             }
         }
-        let wrong = self.status.wrong_clocks();
-        if !wrong.is_empty() && wrong.len() * 2 >= self.status.all().len() {
+        self.clocks_agree()?;
+        Ok(self.cluster_time())
+    }
+
+    /// Refuses while nobody can tell which clock is right. This node's own is judged by what it was told last: what it has reported
+    /// may be older.
+    fn clocks_agree(&self) -> Result<(), OpsError> {
+        let (me, mut wrong) = (&self.me.name, self.status.wrong_clocks());
+        wrong.retain(|(node, _)| node != me);
+        let heard = 1 + self.status.all().iter().filter(|r| r.node != *me).count();
+        let own = self.status.ahead_ms();
+        if !self.others().is_empty() && is_clock_wrong(own) {
+            wrong.push((me.clone(), own));
+        }
+        if !wrong.is_empty() && wrong.len() * 2 >= heard {
             let names: Vec<String> = wrong.iter().map(|(node, _)| format!("'{node}'")).collect();
             return Err(OpsError::failed(format!(
                 "the nodes' clocks disagree (see {}), and nobody can tell which one is right: set them right first",
                 names.join(", ")
             )));
         }
-        Ok(self.cluster_time())
+        Ok(())
+    }
+
+    /// Refuses if what was taken for the cluster's time is no longer so: something is about to be signed by it.
+    fn still_settled(&self, now: SystemTime) -> Result<(), OpsError> {
+        self.clocks_agree()?;
+        match seconds(self.cluster_time()).abs_diff(seconds(now)) > APART {
+            true => Err(failed("the cluster's clock has changed meanwhile; try again")),
+            false => Ok(()),
+        }
     }
 
     /// Whether this node's certificate, or the CA's, is to be made anew, as far as that can be told without asking anybody.
-    /// `by_time`: also since it ends.
+    /// `by_time`: also since it ends; what has ended is due in any case.
     pub fn certificate_is_due(&self, by_time: bool) -> Result<bool, OpsError> {
         let kept = self.host.certificates();
         let (ca, _) = self.file(paths::CA_CERT)?;
         let facts = Facts::of(&kept.cert).map_err(failed)?;
         let record = self.node_record(&self.me.name)?.value;
         let now = self.cluster_time();
-        let ca_due = by_time && self.cluster_ca()?.due(now).map_err(failed)?.is_some();
-        let own = due(&facts, &addresses(&record), by_time.then(|| seconds(now)));
+        let ca_due = self.cluster_ca()?.due(now).map_err(failed)?;
+        let ca_due = ca_due.is_some_and(|due| by_time || due == Due::Ended);
+        let has_ended = seconds(now) >= facts.validity.not_after;
+        let own = due(&facts, &addresses(&record), (by_time || has_ended).then(|| seconds(now)));
         Ok(ca_due || own.is_some() || kept.ca != ca)
     }
 
@@ -229,17 +260,20 @@ impl Ops {
             Err(_) if due(&facts, &known, None).is_some() => None,
             Err(e) => return Err(e),
         };
-        let ca = self.lasting_ca(&request.by, now).await?;
+        let ca = self.lasting_ca(request, now).await?;
         let why = match request.force {
             true => Some(Why::Asked),
             false => due(&facts, &known, now.map(seconds)),
         };
         if let Some(why) = why {
             let anew = now.filter(|_| why != Why::Addresses);
-            self.sign_own(&ca, &known, anew, facts.validity)?;
+            if let Some(now) = anew.filter(|_| !request.force) {
+                self.still_settled(now)?;
+            }
+            self.sign_own(&ca, &known, anew, facts.validity).await?;
             tracing::info!("this node's certificate was made anew: {why}");
         } else if kept.ca != ca.cert_pem() {
-            self.keep(&Kept { ca: ca.cert_pem().to_owned(), ..kept })?;
+            self.keep(Kept { ca: ca.cert_pem().to_owned(), ..kept }).await?;
         }
         let facts = Facts::of(&self.host.certificates().cert).map_err(failed)?;
         Ok(Renewal {
@@ -252,7 +286,7 @@ impl Ops {
     }
 
     /// Signs this node's certificate, for its present key: good for two years from `now`, or for as long as the old one.
-    fn sign_own(
+    async fn sign_own(
         &self,
         ca: &ClusterCa,
         known: &BTreeSet<IpAddr>,
@@ -266,11 +300,14 @@ impl Ops {
             Some(now) => ca.sign(&request, &me, &ips, now),
             None => ca.sign_for(&request, &me, &ips, was),
         };
-        self.keep(&Kept { ca: ca.cert_pem().to_owned(), cert: cert.map_err(failed)? })
+        self.keep(Kept { ca: ca.cert_pem().to_owned(), cert: cert.map_err(failed)? }).await
     }
 
-    fn keep(&self, kept: &Kept) -> Result<(), OpsError> {
-        let done = self.host.keep_certificates(kept);
+    async fn keep(&self, kept: Kept) -> Result<(), OpsError> {
+        let host = self.host.clone();
+        // It is synced to the disk.
+        let done =
+            tokio::task::spawn_blocking(move || host.keep_certificates(&kept)).await.map_err(failed)?;
         done.map_err(|why| OpsError::failed(format!("the new certificate could not be kept: {why}")))?;
         // Its fingerprint is in the reports.
         self.flush.soon();
@@ -278,15 +315,23 @@ impl Ops {
     }
 
     /// The cluster's CA, its certificate made anew if that is due.
-    async fn lasting_ca(&self, by: &str, now: Option<SystemTime>) -> Result<ClusterCa, OpsError> {
+    async fn lasting_ca(
+        &self,
+        request: &RenewRequest,
+        now: Option<SystemTime>,
+    ) -> Result<ClusterCa, OpsError> {
         let mut refused = None;
         for _ in 0..ATTEMPTS {
             let (_, revision) = self.file(paths::CA_CERT)?;
             let ca = self.cluster_ca()?;
             let Some(now) = now else { return Ok(ca) };
             let Some(why) = ca.due(now).map_err(failed)? else { return Ok(ca) };
+            if !request.force {
+                self.still_settled(now)?;
+            }
             let new = ca.renewed(now).map_err(failed)?;
-            let mut txn = store::txn(by, format!("certificate of the cluster's CA made anew: {why}"));
+            let mut txn =
+                store::txn(&request.by, format!("certificate of the cluster's CA made anew: {why}"));
             store::put_over(&mut txn, paths::CA_CERT, revision, new.cert_pem());
             match self.conf.transact(txn).await {
                 Ok(_) => {
@@ -366,22 +411,30 @@ impl Ops {
         let Kept { ca, cert } = self.host.certificates();
         let now = seconds(self.cluster_time());
         let trouble = self.certificates.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let all = [(format!("of node '{}'", self.me.name), cert), ("of the cluster's CA".to_owned(), ca)];
-        let warning = |(whose, pem): (String, String)| {
+        let all = [
+            (format!("of node '{}'", self.me.name), cert, NODE_VALIDITY),
+            ("of the cluster's CA".to_owned(), ca, CA_VALIDITY),
+        ];
+        let warning = |(whose, pem, full): (String, String, Duration)| {
             let Validity { not_before, not_after } = Facts::of(&pem).ok()?.validity;
             let left = not_after.saturating_sub(now);
+            // As what is due goes by it: one that is longer than its kind is not due before.
+            let full = i64::try_from(full.as_secs()).unwrap_or(i64::MAX);
+            let life = not_after.saturating_sub(not_before).clamp(0, full);
+            let mut force = "";
             let state = if left <= 0 {
                 "has ended".to_owned()
             } else if now < not_before {
+                force = " --force";
                 "has not begun yet".to_owned()
-            } else if left < not_after.saturating_sub(not_before) / WARN {
+            } else if left < life / WARN {
                 format!("ends in {} days", left / 86_400)
             } else {
                 return None;
             };
             let why = trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
             Some(format!(
-                "the certificate {whose} {state} and was not made anew{why}: run 'stead cluster renew-certificates'"
+                "the certificate {whose} {state} and was not made anew{why}: run 'stead cluster renew-certificates{force}'"
             ))
         };
         all.into_iter().filter_map(warning).collect()

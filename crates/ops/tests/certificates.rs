@@ -77,7 +77,11 @@ async fn when_all_has_ended_everything_is_made_anew_and_by_the_right_clock_again
     let committed = ca(&node);
     later(&node, 0);
     assert!(node.ops.cluster_status().unwrap()[0].warnings.as_ref().unwrap()[0].contains("has not begun"));
-    assert!(renew(&node, false).await.unwrap().renewed);
+    let ahead = own(&node);
+    assert!(!node.ops.certificate_is_due(true).unwrap());
+    assert!(!renew(&node, false).await.unwrap().renewed, "it may be this clock that is wrong");
+    assert_eq!(own(&node), ahead);
+    assert!(renew(&node, true).await.unwrap().renewed);
     let again = own(&node).validity;
     assert!((again.not_after - first.validity.not_after).abs() < DAY);
     assert_eq!(ca(&node), committed, "the CA's is good for both");
@@ -126,7 +130,7 @@ async fn of_two_clocks_that_disagree_none_counts_unless_somebody_says_so() {
     later(&node, 3 * YEAR);
     let before = own(&node);
     let why = renew(&node, false).await.unwrap_err().to_string();
-    assert!(why.contains("clocks disagree (see 'n2')"), "{why}");
+    assert!(why.contains("clocks disagree (see 'n2', 'n1')"), "{why}");
     assert_eq!(own(&node), before);
     // Names depend on no clock.
     change(&node, |n| n.addr = "192.0.2.77:8006".parse().unwrap()).await;
@@ -137,7 +141,52 @@ async fn of_two_clocks_that_disagree_none_counts_unless_somebody_says_so() {
     // Of three the one that is wrong is outvoted.
     node.record_node("n3", 3, uuid(3).as_str(), member()).await;
     node.report_of("n3");
+    later(&node, 0);
     renew(&node, false).await.unwrap();
+}
+
+/// What this node has reported of its clock was before it was told that it is wrong.
+#[tokio::test]
+async fn a_node_knows_its_own_clock_by_what_it_was_told_last() {
+    let node = Node::start().await;
+    node.record_node("n2", 2, uuid(2).as_str(), member()).await;
+    node.report_of("n2");
+    node.report_of("n1");
+    node.ops.status.knows_clock(true);
+    later(&node, 3 * YEAR);
+    let before = own(&node);
+    let why = renew(&node, false).await.unwrap_err().to_string();
+    assert!(why.contains("clocks disagree (see 'n1')"), "{why}");
+    assert_eq!(own(&node), before);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_behind_replaces_nothing_and_what_has_ended_is_always_due() {
+    let node = Node::start().await;
+    let before = own(&node);
+    later(&node, -30 * YEAR);
+    assert!(!renew(&node, false).await.unwrap().renewed);
+    assert_eq!(own(&node), before);
+    later(&node, YEAR + YEAR / 2);
+    assert!(!node.ops.certificate_is_due(false).unwrap(), "it has time");
+    later(&node, 3 * YEAR);
+    assert!(node.ops.certificate_is_due(false).unwrap(), "it has ended");
+}
+
+#[tokio::test]
+async fn one_that_is_longer_than_its_kind_warns_by_its_kind() {
+    let node = Node::start().await;
+    later(&node, 7 * YEAR);
+    renew(&node, false).await.unwrap();
+    let of_ca = |node: &Node| {
+        let all = node.ops.cluster_status().unwrap()[0].warnings.clone().unwrap();
+        all.into_iter().any(|w| w.contains("cluster's CA"))
+    };
+    // It lives for seventeen years, and those of its kind for ten.
+    later(&node, 14 * YEAR + YEAR / 2);
+    assert!(!of_ca(&node));
+    later(&node, 15 * YEAR + YEAR / 2);
+    assert!(of_ca(&node));
 }
 
 #[tokio::test]

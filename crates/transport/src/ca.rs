@@ -317,7 +317,8 @@ impl ClusterCa {
             name.push(kind, text);
         }
         let was = self.validity()?;
-        let begins = was.not_before.min(seconds(now - BACKDATED));
+        // A clock that begins anew in 1970 puts nothing before that: some can't read it.
+        let begins = was.not_before.min(seconds(now - BACKDATED)).max(0);
         let ends = was.not_after.max(seconds(now + CA_VALIDITY));
         let cert_pem = ca_params(name, begins, ends)?.self_signed(&key).map_err(make)?.pem();
         if !same_subject_and_key(&old, &certificate(&cert_pem)?)? {
@@ -369,7 +370,7 @@ impl ClusterCa {
             return Err(CaError::Unusable("it has expired".into()));
         }
         let (begins, ends) = (now - BACKDATED, now + NODE_VALIDITY);
-        let validity = Validity { not_before: seconds(begins), not_after: seconds(ends).min(ca_ends) };
+        let validity = Validity { not_before: seconds(begins).max(0), not_after: seconds(ends).min(ca_ends) };
         self.sign_for(request, node, ips, validity)
     }
 
