@@ -2,7 +2,7 @@
  * What the endpoints that the console calls take. Made by `npm run api` from crates/api/openapi.json; not to be
  * edited. It stays whole, as it is made.
  *
- * Document: 3b97cad8388d3f5e2645c999cec07e57b95472db3124e10a167bbf48e5234b44
+ * Document: f3554cee88a6020d2c344cf6441ad62ba0b49278c7f7de6974e209228a128ae2
  */
 
 export interface paths {
@@ -229,6 +229,8 @@ export interface paths {
                                 survives?: 0 | 1;
                                 /** @description Of the cluster: the same in one line, for people. */
                                 outlook?: string;
+                                /** @description Of the cluster: how its votes lie over sites or racks, in one line, where nodes are said to stand at several. */
+                                spread?: string;
                                 /** @description Of the cluster: its epoch, which an operator raises when a majority is lost for good. */
                                 epoch?: string;
                                 /** @description Of the cluster: what somebody should look at, a line each; not there where all is well. */
@@ -261,6 +263,16 @@ export interface paths {
                                  * @enum {integer}
                                  */
                                 votes?: 0 | 1;
+                                /**
+                                 * Format: stead-domain
+                                 * @description Of a node: the site that it stands at.
+                                 */
+                                site?: string;
+                                /**
+                                 * Format: stead-domain
+                                 * @description Of a node: the rack that it stands in.
+                                 */
+                                rack?: string;
                             }[];
                         };
                     };
