@@ -134,16 +134,13 @@ pub(crate) trait Engine {
     fn applied(&mut self, index: u64);
     /// Forgets the log up to an index that is applied.
     fn compact(&mut self, index: u64);
-    /// Up to where the log can be forgotten if, up to `index`, so many entries are to be kept, with so many bytes at most.
-    fn keeping(&self, index: u64, entries: u64, bytes: u64) -> u64;
     /// Whether a follower needs a snapshot that is not there yet.
     fn wants_snapshot(&mut self) -> bool;
     /// A snapshot can be sent now.
     fn offer_snapshot(&mut self, index: u64, members: &Members);
-    /// It no longer can: whoever needs one makes the engine want another.
-    fn withdraw_snapshot(&mut self);
     fn snapshot_sent(&mut self, to: u64, arrived: bool);
     fn term_of(&self, index: u64) -> Option<u64>;
+    fn first(&self) -> u64;
     fn last(&self) -> u64;
     fn committed(&self) -> u64;
     fn term(&self) -> u64;
@@ -154,9 +151,6 @@ pub(crate) trait Engine {
     fn change_pending(&self) -> bool;
     fn progress(&self, id: u64) -> Option<Progress>;
 }
-
-/// Bytes of entries in messages from which on a proposal gets a message of its own.
-const MERGED: usize = 1 << 20;
 
 /// The log since its last compaction. All of it is in memory; the disk follows.
 #[derive(Debug, Default)]
@@ -408,14 +402,7 @@ impl Engine for RaftEngine {
     }
 
     fn propose(&mut self, data: Vec<u8>) -> bool {
-        // What is proposed before the next `ready` goes to a follower as one message, as far as one may have. Not otherwise: to a follower
-        // that is behind, the whole log would go as one.
-        let waiting = self.node.raft.msgs.iter().flat_map(|message| message.entries.iter());
-        let small = waiting.map(|entry| entry.data.len()).sum::<usize>() < MERGED;
-        self.node.set_batch_append(small);
-        let taken = self.leads() && self.node.propose(Vec::new(), data).is_ok();
-        self.node.set_batch_append(false);
-        taken
+        self.leads() && self.node.propose(Vec::new(), data).is_ok()
     }
 
     fn change(&mut self, change: &LogChange) -> bool {
@@ -505,17 +492,6 @@ impl Engine for RaftEngine {
         self.node.mut_store().compact(index);
     }
 
-    fn keeping(&self, index: u64, entries: u64, bytes: u64) -> u64 {
-        let log = self.node.store();
-        let mut left = bytes;
-        let kept = (log.truncated.0 + 1..=index).rev().take(usize::try_from(entries).unwrap_or(usize::MAX));
-        let kept = kept.take_while(|index| {
-            let size = log.at(*index).map_or(0, |entry| entry.data.len() as u64);
-            left.checked_sub(size).inspect(|rest| left = *rest).is_some()
-        });
-        index - kept.count() as u64
-    }
-
     fn wants_snapshot(&mut self) -> bool {
         self.node.store().wanted.take()
     }
@@ -530,10 +506,6 @@ impl Engine for RaftEngine {
         self.node.mut_store().offer = Some(offer);
     }
 
-    fn withdraw_snapshot(&mut self) {
-        self.node.mut_store().offer = None;
-    }
-
     fn snapshot_sent(&mut self, to: u64, arrived: bool) {
         let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
         self.node.report_snapshot(to, status);
@@ -541,6 +513,10 @@ impl Engine for RaftEngine {
 
     fn term_of(&self, index: u64) -> Option<u64> {
         self.node.raft.raft_log.term(index).ok()
+    }
+
+    fn first(&self) -> u64 {
+        self.node.store().truncated.0 + 1
     }
 
     fn last(&self) -> u64 {
@@ -761,4 +737,51 @@ fn from_messages(messages: Vec<raft::eraftpb::Message>) -> Result<Vec<Message>, 
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    fn snapshot(meta: SnapshotMeta) -> Message {
+        Message {
+            kind: MessageKind::Snapshot,
+            from: 2,
+            to: 1,
+            term: 1,
+            log_term: 0,
+            index: 0,
+            entries: vec![],
+            commit: 0,
+            commit_term: 0,
+            reject: false,
+            reject_hint: 0,
+            request_snapshot: 0,
+            context: Bytes::new(),
+            snapshot: Some(meta),
+        }
+    }
+
+    /// A disk takes its time to write a state that came from the leader, which then falls silent.
+    #[test]
+    fn who_has_a_state_that_is_not_on_its_disk_stands_for_no_election() {
+        let members = Members { voters: [1, 2, 3].into(), ..Members::default() };
+        let hard = Hard { term: 1, vote: 0, commit: 5 };
+        let durable =
+            Durable { hard, truncated: (5, 1), entries: vec![], members: members.clone(), applied: 5 };
+        let timing = Timing { heartbeat: 2, election: 14, spread: 10, patience: 0, seed: 1 };
+        let mut engine = RaftEngine::new(1, timing, &durable).unwrap();
+        engine.step(snapshot(SnapshotMeta { index: 40, term: 1, members })).unwrap();
+        let mut number = 0;
+        for _ in 0..100 {
+            while let Some(ready) = engine.ready().unwrap() {
+                number = ready.number;
+            }
+            engine.tick();
+            assert_eq!(engine.node.raft.state, StateRole::Follower);
+        }
+        engine.persisted(number);
+        engine.applied(40);
+        for _ in 0..100 {
+            engine.tick();
+        }
+        assert_ne!(engine.node.raft.state, StateRole::Follower, "then it does");
+    }
+}

@@ -366,16 +366,13 @@ impl Machine {
     /// it is: what is in it may mean something else than it seems to here.
     pub fn decode(image: &[u8]) -> Result<Self, MachineFault> {
         let image: Image = codec::unpack(codec::IMAGE, image)?;
-        let history = History::from_image(image.history);
-        let mut tree = Tree::from_image(image.tree);
-        // What a file holds is what its last change has made: in memory once, as where it was applied.
-        tree.share(|path| history.of(path).next_back()?.new.as_ref());
+        let tree = Tree::from_image(image.tree);
         if tree.level() > SUPPORTED_LEVEL {
             return Err(MachineFault::Level { level: tree.level(), supported: SUPPORTED_LEVEL });
         }
         Ok(Self {
             tree,
-            history,
+            history: History::from_image(image.history),
             sessions: image.sessions,
             members: image.members,
             removed: image.removed,

@@ -284,10 +284,9 @@ impl Store {
         let transaction = self.db.begin_write()?;
         {
             let mut log = transaction.open_table(LOG)?;
-            let has_state = batch.iter().any(|persist| persist.state.is_some());
-            let mut state = if has_state { Some(transaction.open_table(STATE)?) } else { None };
+            let mut state = transaction.open_table(STATE)?;
             for persist in batch {
-                put(&mut self.head, &mut log, state.as_mut(), persist)?;
+                put(&mut self.head, &mut log, &mut state, persist)?;
             }
             let row = codec::pack(codec::HEAD, &self.head)?;
             transaction.open_table(HEAD)?.insert("head", row.as_slice())?;
@@ -306,7 +305,7 @@ impl Disk for Store {
 fn put(
     head: &mut Head,
     log: &mut redb::Table<'_, u64, &'static [u8]>,
-    state: Option<&mut redb::Table<'_, u64, &'static [u8]>>,
+    state: &mut redb::Table<'_, u64, &'static [u8]>,
     persist: &Persist,
 ) -> Result<(), Fault> {
     if let Some(hard) = persist.hard {
@@ -316,10 +315,7 @@ fn put(
         log.retain(|_, _| false)?;
     }
     if let Some(first) = persist.entries.first() {
-        // What replaces nothing, as nearly always, need not look for what it replaces.
-        if first.index <= head.last {
-            log.retain_in(first.index.., |_, _| false)?;
-        }
+        log.retain_in(first.index.., |_, _| false)?;
         for entry in &persist.entries {
             log.insert(entry.index, codec::pack(codec::LOG, entry)?.as_slice())?;
             head.last = entry.index;
@@ -330,7 +326,7 @@ fn put(
         head.truncated = (index, term);
         head.last = if persist.reset && persist.entries.is_empty() { index } else { head.last.max(index) };
     }
-    if let (Some(stored), Some(state)) = (&persist.state, state) {
+    if let Some(stored) = &persist.state {
         state.retain(|_, _| false)?;
         head.state_pieces = 0;
         for part in stored.image.chunks(PIECE) {

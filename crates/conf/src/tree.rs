@@ -311,15 +311,6 @@ impl Tree {
         TreeImage { entries: Cow::Borrowed(&self.entries), revision: self.revision, level: self.level }
     }
 
-    /// Lets values be the same memory as equal ones that are held elsewhere.
-    pub(crate) fn share<'a>(&mut self, held: impl Fn(&str) -> Option<&'a Bytes>) {
-        for (path, entry) in &mut self.entries {
-            if let Some(same) = held(path).filter(|same| **same == entry.data) {
-                entry.data = same.clone();
-            }
-        }
-    }
-
     pub(crate) fn from_image(image: TreeImage<BTreeMap<String, Entry>>) -> Self {
         let mut tree = Self { revision: image.revision, level: image.level, ..Self::default() };
         for (path, entry) in image.entries {

@@ -462,13 +462,3 @@ fn the_history_tells_what_each_path_held_or_that_it_does_not_know() {
         Err(PastError::Never(_))
     ));
 }
-
-#[test]
-fn a_state_that_is_read_holds_what_a_file_and_its_history_share_once() {
-    let initial = Txn::new("root@pam").put("a", "one").put("stead/owner/7", "two");
-    let machine = Machine::found(1, &initial, 0).unwrap();
-    let machine = Machine::decode(&machine.encode().unwrap()).unwrap();
-    let last = machine.history().of("a").next_back().unwrap().new.clone().unwrap();
-    assert_eq!(machine.tree().get("a").unwrap().data.as_ptr(), last.as_ptr());
-    assert_eq!(machine.tree().text("stead/owner/7"), Some("two"));
-}

@@ -72,8 +72,7 @@ pub struct Settings {
     pub compact_entries: u64,
     /// ... or this many bytes more, or as many as the state itself has, whichever is more.
     pub compact_bytes: u64,
-    /// How many applied entries are kept, so that a node that was away shortly needs no snapshot; fewer where they have more than
-    /// `compact_bytes`, and more than a quarter of the state.
+    /// How many applied entries are kept at least, so that a node that was away shortly needs no snapshot.
     pub keep_entries: u64,
     /// Bytes of a snapshot in one frame.
     pub chunk: usize,
@@ -96,7 +95,7 @@ impl Settings {
             patience: 0,
             timeout,
             supports: crate::machine::SUPPORTED_LEVEL,
-            compact_entries: 65_536,
+            compact_entries: 8192,
             compact_bytes: 4 << 20,
             keep_entries: 1024,
             chunk: 256 << 10,
@@ -285,10 +284,9 @@ pub enum HaltReason {
 }
 
 /// What waits for the disk.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Waiting {
     persist: u64,
-    since: Duration,
     ready: Option<u64>,
     /// Sent once it is there.
     after: Vec<Message>,
@@ -456,7 +454,6 @@ impl Driver {
             self.take(ready)?;
         }
         if self.engine.wants_snapshot() {
-            self.transfers.want();
             self.encode();
         }
         Ok(())
@@ -476,9 +473,9 @@ impl Driver {
         if ready.sync {
             self.log_bytes += ready.entries.iter().map(entry_bytes).sum::<u64>();
             persist.entries = ready.entries;
-            let (persist, since) = (self.persist(persist), self.now);
+            let persist = self.persist(persist);
             let (ready, after) = (Some(ready.number), ready.after);
-            self.waiting.push_back(Waiting { persist, since, ready, after, installed, compaction: false });
+            self.waiting.push_back(Waiting { persist, ready, after, installed, compaction: false });
         } else if let Some(last) = self.waiting.iter_mut().rev().find(|waiting| !waiting.compaction) {
             // Nothing of its own to write, but what it says may rely on what is being written.
             last.ready = Some(ready.number);
@@ -629,7 +626,7 @@ impl Driver {
         }
         match frame.body {
             Body::Raft(message) => self.message(from, message),
-            Body::Propose(proposal) => self.proposed(from, *proposal),
+            Body::Propose(proposal) => self.proposed(from, &proposal),
             Body::Refused { boot, seq, refusal } => self.refused(boot, seq, refusal),
             Body::Member { token, change } => self.member_asked(from, token, change),
             Body::MemberRefused { token, fault } => self.member_refused(token, fault),
@@ -709,20 +706,21 @@ impl Driver {
             self.compacting &= self.waiting.iter().any(|waiting| waiting.compaction);
             return;
         }
-        self.offer(index, members, &image);
+        self.transfers.offer(index, image.clone());
+        self.engine.offer_snapshot(index, members);
         if !self.compacting || self.waiting.iter().any(|waiting| waiting.compaction) {
             return;
         }
-        let bytes = self.settings.compact_bytes.max(image.len() as u64 / 4);
-        let cut = self.engine.keeping(index, self.settings.keep_entries, bytes);
+        let cut = index.saturating_sub(self.settings.keep_entries).max(self.engine.first() - 1);
         self.state_index = index;
         self.state_bytes = image.len() as u64;
         self.log_bytes = 0;
         let truncate = self.engine.term_of(cut).map(|term| (cut, term));
         self.engine.compact(cut);
         let state = Some(StoredState { index, image });
-        let (persist, since) = (self.persist(Persist { state, truncate, ..Persist::default() }), self.now);
-        self.waiting.push_back(Waiting { persist, since, compaction: true, ..Waiting::default() });
+        let persist = self.persist(Persist { state, truncate, ..Persist::default() });
+        let waiting = Waiting { persist, ready: None, after: Vec::new(), installed: None, compaction: true };
+        self.waiting.push_back(waiting);
     }
 
     /// A snapshot that came in replaces everything.

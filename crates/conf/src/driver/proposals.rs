@@ -20,13 +20,6 @@ use std::time::Duration;
 
 /// How many proposals a node may have under way; further ones queue. Bounds what sessions must remember.
 const MAX_UNDER_WAY: u64 = 4096;
-/// How many of others may wait at the leader; what is more is dropped, and sent again by its origin.
-const MAX_HANDED: usize = 32_768;
-/// And how many bytes of them.
-const MAX_HANDED_BYTES: usize = 64 << 20;
-/// Bytes of proposals that go into the log, and to each follower, at once. More of them than one follow, and each is small
-/// enough to go by all links of a node.
-const ROUND: usize = 48 << 10;
 
 #[derive(Debug)]
 struct Pending {
@@ -69,9 +62,6 @@ pub(super) struct Proposals {
     next: u64,
     pending: BTreeMap<u64, Pending>,
     queue: VecDeque<Queued>,
-    /// As leader: proposals of others that are not in the log yet, and whose they are.
-    handed: VecDeque<(u64, Proposal)>,
-    handed_bytes: usize,
     /// As leader: proposals that are in the log and not applied, with the term of the check.
     logged: BTreeSet<ProposalId>,
     logged_in: u64,
@@ -85,8 +75,6 @@ impl Proposals {
             next: 1,
             pending: BTreeMap::new(),
             queue: VecDeque::new(),
-            handed: VecDeque::new(),
-            handed_bytes: 0,
             logged: BTreeSet::new(),
             logged_in: 0,
         }
@@ -94,26 +82,6 @@ impl Proposals {
 
     fn floor(&self) -> u64 {
         self.pending.keys().next().copied().unwrap_or(self.next)
-    }
-
-    fn has_room(&self) -> bool {
-        self.handed.len() < MAX_HANDED && self.handed_bytes < MAX_HANDED_BYTES
-    }
-
-    fn take_handed(&mut self) -> Option<(u64, Proposal)> {
-        let next = self.handed.pop_front()?;
-        self.handed_bytes = self.handed_bytes.saturating_sub(next.1.txn.size());
-        Some(next)
-    }
-
-    fn put_back(&mut self, from: u64, proposal: Proposal) {
-        self.handed_bytes += proposal.txn.size();
-        self.handed.push_front((from, proposal));
-    }
-
-    fn drop_handed(&mut self) {
-        self.handed.clear();
-        self.handed_bytes = 0;
     }
 
     /// A proposal was applied: it is in the log no more.
@@ -152,91 +120,35 @@ impl Driver {
             let proposal = Proposal { id, floor: 0, needs: FIRST_LEVEL, at_ms, txn };
             self.proposals.pending.insert(seq, Pending { request, proposal, since, sent: None, first: 0 });
         }
-        if !self.engine.leads() {
-            // Their origins send them to whoever leads.
-            self.proposals.drop_handed();
-            return self.hand_over_proposals();
-        }
-        if self.is_full() {
+        let leader = self.engine.leader();
+        if leader == 0 || self.proposals.pending.is_empty() {
             return;
         }
-        let mut bytes = 0;
-        while bytes < ROUND
-            && let Some((from, proposal)) = self.proposals.take_handed()
-        {
-            match self.propose_of(from, &proposal) {
-                Some(more) => bytes += more,
-                // It and what has come after it have their turn before anything of this node's.
-                None => return self.proposals.put_back(from, proposal),
-            }
-        }
-        let (now, term) = (self.now, self.engine.term());
-        for (seq, proposal) in self.due_proposals() {
-            if bytes >= ROUND {
-                return;
-            }
-            match self.propose(&proposal) {
-                Ok(Some(more)) => {
-                    bytes += more;
-                    if let Some(pending) = self.proposals.pending.get_mut(&seq) {
-                        pending.mark_sent(now, term);
-                    }
-                }
-                Ok(None) => return,
-                Err(refusal) => self.refuse(seq, refusal),
-            }
-        }
-    }
-
-    /// Whether what comes now does better to wait, as leader: while the disk is at it, all that comes gathers, and goes in one piece
-    /// to log and followers. It could not be on this disk earlier. A disk that takes long holds nobody up: the others commit
-    /// without it.
-    fn is_full(&self) -> bool {
-        let writing = self.waiting.iter().find(|waiting| !waiting.compaction);
-        writing
-            .is_some_and(|waiting| waiting.since < self.now && self.now < waiting.since + self.settings.tick)
-    }
-
-    /// The proposals that are to be handed over now, or again.
-    fn due_proposals(&mut self) -> Vec<(u64, Proposal)> {
         let (term, now, again) = (self.engine.term(), self.now, self.settings.election());
         let due = |pending: &Pending| match pending.sent {
             None => true,
             Some((at, sent_in)) => sent_in != term || now >= at + again,
         };
+        let due: Vec<u64> =
+            self.proposals.pending.iter().filter(|(_, pending)| due(pending)).map(|(seq, _)| *seq).collect();
         let floor = self.proposals.floor();
-        let pending = self.proposals.pending.iter_mut().filter(|(_, pending)| due(pending));
-        let mut bytes = 0;
-        let fits = |(_, pending): &(&u64, &mut Pending)| {
-            let before = bytes;
-            bytes += pending.proposal.txn.size();
-            before < ROUND
-        };
-        pending
-            .take_while(fits)
-            .map(|(seq, pending)| {
-                pending.proposal.floor = floor;
-                (*seq, pending.proposal.clone())
-            })
-            .collect()
-    }
-
-    /// To another node that leads, if one is known.
-    fn hand_over_proposals(&mut self) {
-        let (leader, now, term) = (self.engine.leader(), self.now, self.engine.term());
-        if leader == 0 {
-            return;
-        }
-        loop {
-            let due = self.due_proposals();
-            if due.is_empty() {
-                return;
-            }
-            for (seq, proposal) in due {
-                if let Some(pending) = self.proposals.pending.get_mut(&seq) {
-                    pending.mark_sent(now, term);
-                }
+        for seq in due {
+            let Some(pending) = self.proposals.pending.get_mut(&seq) else { continue };
+            pending.proposal.floor = floor;
+            let proposal = pending.proposal.clone();
+            if leader != self.settings.id {
+                pending.mark_sent(now, term);
                 self.send(leader, Body::Propose(Box::new(proposal)));
+                continue;
+            }
+            match self.propose(&proposal) {
+                Ok(true) => {
+                    if let Some(pending) = self.proposals.pending.get_mut(&seq) {
+                        pending.mark_sent(now, term);
+                    }
+                }
+                Ok(false) => break,
+                Err(refusal) => self.refuse(seq, refusal),
             }
         }
     }
@@ -247,8 +159,8 @@ impl Driver {
         }
     }
 
-    /// As leader: puts a proposal into the log, unless it is there already, and gives its bytes there. None if it cannot now.
-    fn propose(&mut self, proposal: &Proposal) -> Result<Option<usize>, Refusal> {
+    /// As leader: puts a proposal into the log, unless it is there already. False if it cannot now.
+    fn propose(&mut self, proposal: &Proposal) -> Result<bool, Refusal> {
         self.check_levels(proposal)?;
         let term = self.engine.term();
         if self.proposals.logged_in != term {
@@ -257,16 +169,14 @@ impl Driver {
         }
         let id = proposal.id;
         if self.proposals.logged.contains(&id) {
-            return Ok(Some(0));
+            return Ok(true);
         }
-        // What can't be written is in nobody's way: its origin hears that nothing is known of it.
-        let Ok(data) = codec::pack(codec::PROPOSAL, proposal) else { return Ok(Some(0)) };
-        let bytes = data.len();
-        if !self.engine.propose(data) {
-            return Ok(None);
+        let Ok(data) = codec::pack(codec::PROPOSAL, proposal) else { return Ok(false) };
+        let taken = self.engine.propose(data);
+        if taken {
+            self.proposals.logged.insert(id);
         }
-        self.proposals.logged.insert(id);
-        Ok(Some(bytes))
+        Ok(taken)
     }
 
     /// A feature level is committed only if every member is known to understand it.
@@ -290,27 +200,13 @@ impl Driver {
     }
 
     /// Another node hands a proposal over.
-    pub(super) fn proposed(&mut self, from: u64, proposal: Proposal) {
-        let is_its_own = proposal.id.origin == from && self.members.contains(from);
-        if self.engine.leads() && is_its_own && self.proposals.has_room() {
-            self.proposals.handed_bytes += proposal.txn.size();
-            self.proposals.handed.push_back((from, proposal));
-        }
-    }
-
-    /// As leader: puts another node's proposal into the log; its bytes there. None if it cannot now.
-    fn propose_of(&mut self, from: u64, proposal: &Proposal) -> Option<usize> {
-        // It may have left since.
-        if !self.members.contains(from) {
-            return Some(0);
+    pub(super) fn proposed(&mut self, from: u64, proposal: &Proposal) {
+        if !self.engine.leads() || proposal.id.origin != from || !self.members.contains(from) {
+            return;
         }
         let ProposalId { boot, seq, .. } = proposal.id;
-        match self.propose(proposal) {
-            Ok(bytes) => bytes,
-            Err(refusal) => {
-                self.send(from, Body::Refused { boot, seq, refusal });
-                Some(0)
-            }
+        if let Err(refusal) = self.propose(proposal) {
+            self.send(from, Body::Refused { boot, seq, refusal });
         }
     }
 

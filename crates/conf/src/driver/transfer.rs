@@ -3,7 +3,7 @@
 
 use super::Driver;
 use crate::engine::Engine;
-use crate::machine::{Machine, MachineFault, Members};
+use crate::machine::{Machine, MachineFault};
 use crate::wire::{Body, Chunk, Message, MessageKind, SnapshotMeta};
 use bytes::{Bytes, BytesMut};
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,19 +80,16 @@ struct Arrived {
 /// All snapshots under way.
 #[derive(Debug, Default)]
 pub(super) struct Transfers {
-    /// Whether the state is encoded to be sent, too, and not only to be stored.
-    wanted: bool,
-    /// A state that can be sent, as of an index, and since when. It is as large as all of the configuration: kept no longer than needed.
-    offer: Option<(u64, Bytes, Duration)>,
+    offer: Option<(u64, Bytes)>,
     outgoing: BTreeMap<u64, Outgoing>,
     incoming: Option<Incoming>,
     arrived: Option<Arrived>,
 }
 
 impl Transfers {
-    /// The state that is encoded next is to be sent.
-    pub fn want(&mut self) {
-        self.wanted = true;
+    /// The state as of an index, to be sent to whoever needs it.
+    pub fn offer(&mut self, index: u64, image: Bytes) {
+        self.offer = Some((index, image));
     }
 
     /// A snapshot that came in whole and that the engine has taken.
@@ -108,19 +105,11 @@ impl Transfers {
 }
 
 impl Driver {
-    /// The state as of an index, to be sent to whoever needs it, if anybody does.
-    pub(super) fn offer(&mut self, index: u64, members: &Members, image: &Bytes) {
-        if std::mem::take(&mut self.transfers.wanted) {
-            self.transfers.offer = Some((index, image.clone(), self.now));
-            self.engine.offer_snapshot(index, members);
-        }
-    }
-
     /// The engine wants a snapshot sent.
     pub(super) fn start_transfer(&mut self, message: &Message) {
         let Some(meta) = &message.snapshot else { return };
-        let offer = self.transfers.offer.clone().filter(|(index, ..)| *index == meta.index);
-        let Some((index, image, _)) = offer else {
+        let Some((index, image)) = self.transfers.offer.clone().filter(|(index, _)| *index == meta.index)
+        else {
             self.engine.snapshot_sent(message.to, false);
             return;
         };
@@ -209,9 +198,8 @@ impl Driver {
         for to in stuck {
             self.push_chunks(to);
         }
-        let idle = self.transfers.outgoing.is_empty() && !self.encoding;
-        if idle && self.transfers.offer.take_if(|(.., since)| now >= *since + again).is_some() {
-            self.engine.withdraw_snapshot();
+        if self.transfers.outgoing.is_empty() && !self.encoding {
+            self.transfers.offer.take_if(|(index, _)| *index + 1 < self.engine.first());
         }
     }
 
